@@ -1,0 +1,80 @@
+"""Files of the pipeline: whole or not there at all, and `.pt` payloads that say what they are."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lpvit import __version__
+from lpvit.errors import LpvitError
+
+FORMAT_VERSION = 1
+
+
+@contextmanager
+def replace_atomically(path: str | Path) -> Iterator[Path]:
+    """Yields a neighbouring path to write to; it takes the place of ``path`` only when all went well.
+
+    Raises:
+        LpvitError: The disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        if not _is_about_the_disk(error):
+            raise
+        raise LpvitError(f"{path}: cannot be written ({_reason(error)}); free some space or choose another folder") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save(payload: dict[str, Any], path: str | Path, kind: str, provenance: dict[str, Any] | None = None) -> None:
+    """Writes tensors and plain values as a `.pt` file that carries its kind, format version and origin.
+
+    Args:
+        payload: Tensors, numbers, strings, and lists, tuples or dicts of them (loadable with ``weights_only``).
+        path: Target file.
+        kind: What the file holds, for example ``dense``; `load` asks for it.
+        provenance: How it came about, for people.
+    """
+    import torch
+
+    header = {"kind": kind, "format": FORMAT_VERSION, "lpvit": __version__, "torch": torch.__version__}
+    with replace_atomically(path) as partial:
+        torch.save({**header, "provenance": provenance or {}, "payload": payload}, partial)
+
+
+def load(path: str | Path, kind: str) -> dict[str, Any]:
+    """Reads the payload that `save` wrote, on the CPU.
+
+    Raises:
+        LpvitError: The file is missing, damaged, of another kind or of another format version.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = (content["kind"], content["format"])
+    except Exception as error:  # torch raises a different type for every kind of damage
+        raise LpvitError(f"{path}: cannot be read as an artifact of lpvit ({type(error).__name__}); delete it and rerun") from None
+    if found != (kind, FORMAT_VERSION):
+        raise LpvitError(
+            f"{path}: holds '{found[0]}' in format {found[1]}, expected '{kind}' in format {FORMAT_VERSION}; delete it and rerun"
+        )
+    return content["payload"]
+
+
+def _is_about_the_disk(error: OSError | RuntimeError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG)
+    return "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)  # torch.save on a full disk
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "no space left on device"

@@ -1,0 +1,274 @@
+"""The configuration as closed, typed models. Imports no torch, so that a dry-run stays fast.
+
+Each section of ``config/config.yaml`` names decisions (a dataset, a budget, ...); an experiment chooses one name
+from each. The descriptions below are the README's reference of configuration keys.
+"""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from lpvit.errors import LpvitError
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # becomes a folder
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dataset(Section):
+    """Labelled images with a training and a validation split."""
+
+    source: Literal["folder", "digits"] = Field(
+        "folder", description="`folder`: one folder of images per class; `digits`: the set that scikit-learn ships"
+    )
+    root: Path | None = Field(None, description="folder that holds the splits (`folder` only)")
+    train: str = Field("train", description="training split, a folder below `root`")
+    validation: str = Field("val", description="validation split, a folder below `root`")
+    loader: Literal["dali", "memory", "timm"] = Field(
+        "dali", description="`dali`: JPEG folders; `memory`: small sets, decoded once; `timm`: whatever Pillow reads"
+    )
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="an image that cannot be decoded stops the run, or is left out and counted"
+    )
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> "Dataset":
+        if self.source == "folder" and self.root is None:
+            raise ValueError("root: missing; a dataset with source 'folder' needs the folder that holds its splits")
+        if self.source == "digits" and (self.root is not None or self.loader != "memory"):
+            raise ValueError("source 'digits' takes no root and needs 'loader: memory'")
+        return self
+
+
+class Model(Section):
+    """A timm model and where its dense weights come from."""
+
+    timm: str = Field(description="model name in timm, for example `deit_small_patch16_224`")
+    options: dict[str, Any] = Field({}, description="keyword arguments for `timm.create_model`, for example `depth`")
+    data_config: dict[str, Any] = Field(
+        {}, description="overrides of the model's timm data config: `mean`, `std`, `interpolation`, `crop_pct`, ..."
+    )
+    weights: Literal["pretrained", "checkpoint", "train", "random"] = Field(
+        "pretrained", description="timm's weights, a local `checkpoint`, training by `recipe`, or none (for tests)"
+    )
+    checkpoint: Path | None = Field(None, description="`.safetensors`, or `.pt`/`.pth` holding a state dict")
+    recipe: str | None = Field(None, description="recipe that trains the dense model (`weights: train`)")
+    seed: int = Field(0, ge=0, description="seed of the initial weights (`train`, `random`)")
+
+    @model_validator(mode="after")
+    def _weights_have_their_source(self) -> "Model":
+        if (self.weights == "checkpoint") != (self.checkpoint is not None):
+            raise ValueError("checkpoint: give a path together with 'weights: checkpoint', and only then")
+        if (self.weights == "train") != (self.recipe is not None):
+            raise ValueError("recipe: give a recipe together with 'weights: train', and only then")
+        return self
+
+
+class Calibration(Section):
+    """Training images that the statistics and curves are measured on."""
+
+    images: int = Field(gt=0, description="number of images, class-balanced")
+    seed: int = Field(0, ge=0, description="seed of the draw")
+
+
+class Pruning(Section):
+    """How blocks are scored and how the distortion of pruning them is measured."""
+
+    block_shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
+        description="rows (output features) and columns (input features) of a block"
+    )
+    saliency: Literal["taylor", "l1"] = Field(
+        "taylor", description="score of a block: mean |w g| (LPViT) or mean |w|; the lowest are pruned first"
+    )
+    distortion: Literal["taylor", "empirical"] = Field(
+        "taylor", description="curve of a layer: predicted from the averaged gradient, or measured by masking"
+    )
+    order: Literal[1, 2] = Field(2, description="order of the Taylor expansion (`distortion: taylor`)")
+    points: int = Field(101, ge=2, description="sparsities at which a curve is sampled, evenly from 0 to 1")
+    layers: tuple[str, ...] = Field(
+        ("qkv", "proj", "fc1", "fc2"),
+        description="prunable layers: `qkv`, `proj`, `fc1`, `fc2`, and on request `patch_embed`, `head`, `reduction`",
+    )
+    batch_size: int = Field(64, gt=0, description="images per pass")
+
+
+class Budget(Section):
+    """What may stay, and who decides where."""
+
+    macs: Fraction | None = Field(
+        None, description="share of the dense model's MACs in linear layers (patch embedding and heads included) to keep"
+    )
+    sparsity: Share | None = Field(None, description="share of the prunable weights to remove")
+    allocator: Literal["lagrangian", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"] = Field(
+        "lagrangian", description="rule that gives every layer its sparsity"
+    )
+    min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that always stays")
+    smoothing: Fraction = Field(
+        0.5, description="weight of the newest point in the exponential smoothing of curves (`lpvit`); 1 is none"
+    )
+    stencil_step: int = Field(4, gt=0, description="step, in curve points, of the five-point slope (`lpvit`)")
+    power_beta: Literal["off", "auto"] | Annotated[float, Field(ge=0)] = Field(
+        "off", description="weight of the power term (`lpvit`)"
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "Budget":
+        if (self.macs is None) == (self.sparsity is None):
+            raise ValueError("give exactly one of 'macs' and 'sparsity'")
+        if self.sparsity is not None and self.sparsity > 1 - self.min_keep_ratio:
+            raise ValueError(
+                f"sparsity: {self.sparsity:g} is impossible while min_keep_ratio {self.min_keep_ratio:g} always stays"
+            )
+        return self
+
+
+class Recipe(Section):
+    """Training: from scratch for a dense model, or with frozen masks for a pruned one."""
+
+    epochs: int = Field(gt=0, description="passes over the training split")
+    batch_size: int = Field(gt=0, description="images per optimiser step, over all processes")
+    learning_rate: float = Field(gt=0, description="peak learning rate at this batch size (no rescaling is done)")
+    min_learning_rate: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine")
+    warmup_epochs: float = Field(0, ge=0, description="epochs of linear warm-up")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay; not for biases and norms")
+    clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
+    drop_path: Share = Field(0.0, description="stochastic depth rate")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0 is off")
+    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="range of the area of a random crop")
+    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="range of the aspect ratio of a random crop")
+    horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    color_jitter: float = Field(0.0, ge=0, description="strength of colour jitter; timm uses it without RandAugment")
+    rand_augment: str | None = Field(None, description="timm's policy string, for example `rand-m9-mstd0.5-inc1`")
+    random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle")
+    repeated_augmentation: int = Field(1, gt=0, description="times an image is repeated in an epoch of equal length")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null is off")
+    distillation: Literal["none", "soft", "hard"] = Field("none", description="loss against the teacher")
+    teacher: str | None = Field(None, description="`dense` (the model before pruning) or a timm model name")
+    teacher_checkpoint: Path | None = Field(None, description="local weights of a timm teacher; else timm's own")
+    distillation_alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation loss")
+    distillation_temperature: float = Field(1.0, gt=0, description="temperature of soft distillation")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast of the forward pass")
+    seed: int = Field(0, ge=0, description="seed of data order, augmentation and dropout")
+
+    @model_validator(mode="after")
+    def _distillation_has_a_teacher(self) -> "Recipe":
+        if (self.distillation == "none") != (self.teacher is None):
+            raise ValueError("teacher: give a teacher together with 'distillation: soft' or 'hard', and only then")
+        if self.teacher_checkpoint is not None and self.teacher in (None, "dense"):
+            raise ValueError("teacher_checkpoint: only a timm teacher takes a checkpoint")
+        return self
+
+
+class Experiment(Section):
+    """One choice from each section; its artifacts lie in the folder that these names spell."""
+
+    dataset: str = Field(description="name in `datasets`")
+    model: str = Field(description="name in `models`")
+    calibration: str = Field(description="name in `calibrations`")
+    pruning: str = Field(description="name in `prunings`")
+    budget: str = Field(description="name in `budgets`")
+    recipe: str | None = Field(None, description="name in `recipes`; null evaluates without fine-tuning")
+
+
+class Compute(Section):
+    """Where and how wide the stages run. Changing it reruns nothing."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU where there is one")
+    threads: int = Field(2, gt=0, description="CPU threads of a stage, and of its loader")
+    processes: int = Field(1, gt=0, description="processes that train side by side (one per GPU)")
+    evaluation_batch_size: int = Field(256, gt=0, description="images per pass of an evaluation")
+
+
+class Config(Section):
+    """The whole file."""
+
+    results: Path = Field(Path("results"), description="folder of all artifacts")
+    report: Name = Field("main", description="folder of this config's tables and figures in `results/report`")
+    compute: Compute = Field(default_factory=Compute, description="device, threads, processes")
+    datasets: dict[Name, Dataset] = Field(description="images")
+    models: dict[Name, Model] = Field(description="dense models")
+    calibrations: dict[Name, Calibration] = Field(description="calibration sets")
+    prunings: dict[Name, Pruning] = Field(description="block shapes, saliencies, curves")
+    budgets: dict[Name, Budget] = Field(description="budgets and allocators")
+    recipes: dict[Name, Recipe] = Field({}, description="trainings")
+    experiments: dict[Name, Experiment] = Field(min_length=1, description="choices of names")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Config":
+        problems = [
+            f"{place}: no '{name}' in {section}{_nearest(name, getattr(self, section))}"
+            for place, section, name in self._references()
+            if name not in getattr(self, section)
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _references(self) -> Iterator[tuple[str, str, str]]:
+        for key, model in self.models.items():
+            if model.recipe is not None:
+                yield f"models.{key}.recipe", "recipes", model.recipe
+        for key, experiment in self.experiments.items():
+            for field in ("dataset", "model", "calibration", "pruning", "budget", "recipe"):
+                if (name := getattr(experiment, field)) is not None:
+                    yield f"experiments.{key}.{field}", f"{field}s", name
+
+
+def parse_config(raw: Mapping[str, Any]) -> Config:
+    """Checks a configuration and fills in its defaults.
+
+    Args:
+        raw: The parsed YAML.
+
+    Raises:
+        LpvitError: One line per problem; an unknown key comes with the nearest known one.
+    """
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise LpvitError("\n".join(_explain(error, raw))) from None
+
+
+def _explain(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[str]:
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _model_at(problem["loc"][:-1]).model_fields
+            yield f"config: {place}: unknown key{_nearest(str(problem['loc'][-1]), known)}"
+        elif problem["type"] == "missing":
+            yield f"config: {place}: missing"
+        elif problem["type"] == "value_error":
+            for line in str(problem["ctx"]["error"]).splitlines():
+                yield f"config: {place + ': ' if place else ''}{line}"
+        else:
+            yield f"config: {place}: {problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "datasets": Dataset,
+    "models": Model,
+    "calibrations": Calibration,
+    "prunings": Pruning,
+    "budgets": Budget,
+    "recipes": Recipe,
+    "experiments": Experiment,
+    "compute": Compute,
+}
+
+
+def _model_at(location: tuple[int | str, ...]) -> type[Section]:
+    return _SECTIONS[str(location[0])] if location else Config
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known) or 'none'}"

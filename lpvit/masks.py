@@ -1,0 +1,72 @@
+"""Which blocks stay: built from scores and an allocation, applied to weights, verified.
+
+O, I = output and input features of a layer; R, C = rows and columns of its grid of blocks.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lpvit.blocks import BlockGrid
+from lpvit.models import weight_matrix
+
+KeepMasks = Mapping[str, Tensor]  # layer -> (R, C), bool, True where the block stays
+
+
+def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str, Tensor]:
+    """Keeps the most salient blocks of every layer, as many as the allocation says.
+
+    Args:
+        blocks: Scores, schema ``BLOCKS``.
+        allocation: Schema ``ALLOCATION``.
+
+    Returns:
+        One keep mask (R, C) per layer of the allocation. Ties fall to the block that stands first.
+    """
+    kept = dict(zip(allocation["layer"], allocation["blocks_kept"], strict=True))
+    masks = {}
+    for layer, of_layer in blocks.groupby("layer", sort=False):
+        ranking = np.argsort(-of_layer["saliency"].to_numpy(), kind="stable")[: kept[layer]]
+        rows, columns = of_layer["row"].to_numpy(), of_layer["column"].to_numpy()
+        mask = torch.zeros(rows.max() + 1, columns.max() + 1, dtype=torch.bool)
+        mask[rows[ranking], columns[ranking]] = True
+        masks[str(layer)] = mask
+    return masks
+
+
+def expand_keep_masks(model: nn.Module, keep_masks: KeepMasks, block_shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Masks of single weights: parameter name -> bool, in the shape and on the device of that parameter."""
+    expanded = {}
+    for layer, keep_mask in keep_masks.items():
+        module = model.get_submodule(layer)
+        matrix = weight_matrix(module)
+        grid = BlockGrid((matrix.shape[0], matrix.shape[1]), block_shape)
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        expanded[f"{layer}.weight"] = grid.expand(keep_mask.to(weight.device)).reshape(weight.shape)
+    return expanded
+
+
+@torch.no_grad()
+def zero_pruned(parameters: Mapping[str, Tensor], expanded: Mapping[str, Tensor]) -> None:
+    """Sets the pruned weights to exactly zero, in place.
+
+    Args:
+        parameters: Name -> parameter; a state dict will do.
+        expanded: From `expand_keep_masks`.
+    """
+    for name, keep in expanded.items():
+        parameters[name].masked_fill_(~keep, 0.0)
+
+
+def verify_pruned(parameters: Mapping[str, Tensor], expanded: Mapping[str, Tensor]) -> None:
+    """Makes sure that no pruned weight came back.
+
+    Raises:
+        AssertionError: A pruned weight is not exactly zero; its layer is named.
+    """
+    for name, keep in expanded.items():
+        alive = int(parameters[name].masked_select(~keep).count_nonzero())
+        assert alive == 0, f"{name}: {alive} pruned weights are not zero"

@@ -1,0 +1,237 @@
+"""timm models, their dense weights, and their prunable layers.
+
+O, I = output and input features of a layer.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lpvit.errors import LpvitError
+
+MatrixLayer = nn.Linear | nn.Conv2d
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A layer that multiplies every token by a weight matrix.
+
+    Attributes:
+        name: Name of the module in the timm model.
+        role: Last part of the name, for example ``qkv``; ``patch_embed`` and ``head`` for those.
+        out_features: O.
+        in_features: I; channels * height * width of the patch for a patch embedding.
+        tokens: Vectors that it multiplies for one image.
+        bias: Whether it adds a bias.
+    """
+
+    name: str
+    role: str
+    out_features: int
+    in_features: int
+    tokens: int
+    bias: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        return self.tokens * self.out_features * self.in_features
+
+    @property
+    def parameters(self) -> int:
+        return self.out_features * (self.in_features + self.bias)
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    options: Mapping[str, Any] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    seed: int = 0,
+) -> nn.Module:
+    """A timm model with ``num_classes`` outputs, in evaluation mode.
+
+    Args:
+        name: Model name in timm.
+        num_classes: Outputs of the classifier.
+        options: Further keyword arguments of ``timm.create_model``.
+        data_config: Overrides of the model's own data config (mean, std, ...); the input size follows ``options``.
+        pretrained: Load timm's weights.
+        drop_path: Stochastic depth rate while training.
+        seed: Of the initial weights.
+
+    Raises:
+        LpvitError: timm does not know the model or an option, or cannot fetch the weights.
+    """
+    options = dict(options or {})
+    if not timm.is_model(name.split(".")[0]):
+        raise LpvitError(f"models: timm knows no model '{name}'{_nearest_model(name)}")
+    overlay = _input_size(options) | dict(data_config or {})
+    torch.manual_seed(seed)
+    try:
+        model = timm.create_model(
+            name,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            pretrained_cfg_overlay=overlay or None,
+            **({"drop_path_rate": drop_path} if drop_path else {}),
+            **options,
+        )
+    except (TypeError, AssertionError, ValueError) as error:
+        raise LpvitError(f"models: timm cannot build '{name}' with {options}: {error}") from None
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise LpvitError(
+            f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that they are "
+            "cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
+        ) from None
+    return model.eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a ``.safetensors`` file, or of a ``.pt``/``.pth`` file (plain, or under ``model``/``state_dict``).
+
+    Raises:
+        LpvitError: The file is missing, damaged, or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LpvitError(f"{path}: checkpoint not found; correct 'checkpoint' in the config")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # safetensors and torch raise a different type for every kind of damage
+        reason = str(error).splitlines()[0]
+        raise LpvitError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})") from None
+    for wrapper in ("model_ema", "model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise LpvitError(f"{path}: holds no state dict (names with tensors)")
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copies a state dict into a model of exactly the same architecture.
+
+    Args:
+        model: Changed in place.
+        state: Names with tensors.
+        source: Where it comes from, for the message.
+
+    Raises:
+        LpvitError: Names or shapes differ; the first differences are named.
+    """
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    problems += [f"{name} is unknown to the model" for name in state if name not in expected]
+    problems += [
+        f"{name} is {_shape(state[name])}, the model has {_shape(value)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise LpvitError(f"{source}: a checkpoint of another architecture: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(dict(state))
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that the model takes."""
+    return tuple(model.pretrained_cfg["input_size"])  # type: ignore[index, arg-type]
+
+
+def matrix_layers(model: nn.Module) -> list[LayerSpec]:
+    """Every linear layer and convolution of a model, in order of execution, seen on one random image."""
+    seen: dict[str, LayerSpec] = {}
+
+    def look(name: str, module: MatrixLayer) -> Any:
+        def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+            matrix = weight_matrix(module)
+            tokens = output.numel() // matrix.shape[0]
+            seen[name] = LayerSpec(name, _role(name), *matrix.shape, tokens, module.bias is not None)
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(look(name, module))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    parameter = next(model.parameters())
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *input_size(model), device=parameter.device, dtype=parameter.dtype))
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return list(seen.values())
+
+
+def prunable_layers(layers: Iterable[LayerSpec], roles: Iterable[str]) -> list[LayerSpec]:
+    """The layers with one of the given roles.
+
+    Raises:
+        LpvitError: No layer has one of the roles; the roles of the model are named.
+    """
+    layers, roles = list(layers), set(roles)
+    known = dict.fromkeys(layer.role for layer in layers)
+    if missing := sorted(roles - known.keys()):
+        raise LpvitError(f"layers: the model has no layer '{missing[0]}'; it has {', '.join(known)}")
+    return [layer for layer in layers if layer.role in roles]
+
+
+def weight_matrix(module: nn.Module) -> Tensor:
+    """The weight of a linear layer or patch embedding as an (O, I) view."""
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        raise TypeError(f"{type(module).__name__} has no weight matrix")
+    return module.weight.flatten(1)
+
+
+def transformer_blocks(model: nn.Module) -> list[str]:
+    """Names of the transformer blocks in order of execution: the members of every ``blocks`` sequence (ViT, DeiT, Swin)."""
+    names = [name for name, module in model.named_modules() if name.split(".")[-2:-1] == ["blocks"]]
+    return [name for name in names if name.split(".")[-1].isdigit()]
+
+
+def _role(name: str) -> str:
+    parts = name.split(".")
+    if parts[0] == "patch_embed":
+        return "patch_embed"
+    if parts[0] in ("head", "head_dist"):
+        return "head"
+    return parts[-1]
+
+
+def _input_size(options: Mapping[str, Any]) -> dict[str, Any]:
+    if "img_size" not in options and "in_chans" not in options:
+        return {}
+    size = options.get("img_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    return {"input_size": (options.get("in_chans", 3), height, width)}
+
+
+def _nearest_model(name: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, timm.list_models(), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(side) for side in tensor.shape) or "a number"
