@@ -25,11 +25,13 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        os.replace(partial, path)
+        partial.replace(path)
     except (OSError, RuntimeError) as error:
         if not _is_about_the_disk(error):
             raise
-        raise LpvitError(f"{path}: cannot be written ({_reason(error)}); free some space or choose another folder") from None
+        raise LpvitError(
+            f"{path}: cannot be written ({_reason(error)}); free some space or choose another folder"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -62,12 +64,16 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found = (content["kind"], content["format"])
     except Exception as error:  # torch raises a different type for every kind of damage
-        raise LpvitError(f"{path}: cannot be read as an artifact of lpvit ({type(error).__name__}); delete it and rerun") from None
+        raise LpvitError(
+            f"{path}: cannot be read as an artifact of lpvit ({type(error).__name__}); delete it and rerun"
+        ) from None
     if found != (kind, FORMAT_VERSION):
         raise LpvitError(
-            f"{path}: holds '{found[0]}' in format {found[1]}, expected '{kind}' in format {FORMAT_VERSION}; delete it and rerun"
+            f"{path}: holds '{found[0]}' in format {found[1]}, expected '{kind}' in format {FORMAT_VERSION}; "
+            "delete it and rerun"
         )
-    return content["payload"]
+    payload: dict[str, Any] = content["payload"]
+    return payload
 
 
 def _is_about_the_disk(error: OSError | RuntimeError) -> bool:

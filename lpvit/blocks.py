@@ -50,9 +50,9 @@ class BlockGrid:
 
     def reduce(self, matrix: Tensor) -> Tensor:
         """Sums a matrix within blocks: (O, I) -> (R, C), in the dtype of the matrix."""
-        padding = (0, self.columns * self.block_shape[1] - self.shape[1])
-        padding += (0, self.rows * self.block_shape[0] - self.shape[0])
-        padded = torch.nn.functional.pad(matrix, padding)
+        right = self.columns * self.block_shape[1] - self.shape[1]
+        below = self.rows * self.block_shape[0] - self.shape[0]
+        padded = torch.nn.functional.pad(matrix, (0, right, 0, below))
         return padded.view(self.rows, self.block_shape[0], self.columns, self.block_shape[1]).sum(dim=(1, 3))
 
     def expand(self, per_block: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ class Budget(Section):
     """What may stay, and who decides where."""
 
     macs: Fraction | None = Field(
-        None, description="share of the dense model's MACs in linear layers (patch embedding and heads included) to keep"
+        None,
+        description="share of the dense model's MACs in linear layers (patch embedding and heads included) to keep",
     )
     sparsity: Share | None = Field(None, description="share of the prunable weights to remove")
     allocator: Literal["lagrangian", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"] = Field(
@@ -193,7 +194,7 @@ class Config(Section):
 
     results: Path = Field(Path("results"), description="folder of all artifacts")
     report: Name = Field("main", description="folder of this config's tables and figures in `results/report`")
-    compute: Compute = Field(default_factory=Compute, description="device, threads, processes")
+    compute: Compute = Field(Compute(), description="device, threads, processes")
     datasets: dict[Name, Dataset] = Field(description="images")
     models: dict[Name, Model] = Field(description="dense models")
     calibrations: dict[Name, Calibration] = Field(description="calibration sets")

@@ -4,16 +4,38 @@ O, I = output and input features of a layer; R, C = rows and columns of its grid
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lpvit.artifacts import load, save
 from lpvit.blocks import BlockGrid
 from lpvit.models import weight_matrix
 
 KeepMasks = Mapping[str, Tensor]  # layer -> (R, C), bool, True where the block stays
+
+
+def in_pruning_order(blocks_of_layer: pd.DataFrame) -> pd.DataFrame:
+    """The blocks of one layer by rising saliency, as they are pruned: of equals, the one that stands first goes first."""
+    return blocks_of_layer.sort_values("saliency", kind="stable")
+
+
+def pruning_ranks(blocks_of_layer: pd.DataFrame) -> Tensor:
+    """Place of every block in the pruning order.
+
+    Args:
+        blocks_of_layer: Scores of one layer, schema ``BLOCKS``.
+
+    Returns:
+        Shape (R, C), int64, 0 for the block that is pruned first; with n blocks pruned, those of rank >= n stay.
+    """
+    ordered = in_pruning_order(blocks_of_layer)
+    rows, columns = ordered["row"].to_numpy(), ordered["column"].to_numpy()
+    ranks = torch.empty(int(rows.max()) + 1, int(columns.max()) + 1, dtype=torch.int64)
+    ranks[rows, columns] = torch.arange(len(ordered))
+    return ranks
 
 
 def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str, Tensor]:
@@ -24,17 +46,24 @@ def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str
         allocation: Schema ``ALLOCATION``.
 
     Returns:
-        One keep mask (R, C) per layer of the allocation. Ties fall to the block that stands first.
+        One keep mask (R, C) per layer of the scores.
     """
     kept = dict(zip(allocation["layer"], allocation["blocks_kept"], strict=True))
-    masks = {}
-    for layer, of_layer in blocks.groupby("layer", sort=False):
-        ranking = np.argsort(-of_layer["saliency"].to_numpy(), kind="stable")[: kept[layer]]
-        rows, columns = of_layer["row"].to_numpy(), of_layer["column"].to_numpy()
-        mask = torch.zeros(rows.max() + 1, columns.max() + 1, dtype=torch.bool)
-        mask[rows[ranking], columns[ranking]] = True
-        masks[str(layer)] = mask
-    return masks
+    return {
+        str(layer): pruning_ranks(of_layer) >= len(of_layer) - kept[layer]
+        for layer, of_layer in blocks.groupby("layer", sort=False)
+    }
+
+
+def save_masks(keep_masks: KeepMasks, block_shape: tuple[int, int], path: str | Path) -> None:
+    """Writes keep masks and their block shape as an artifact."""
+    save({"block_shape": tuple(block_shape), "keep_masks": dict(keep_masks)}, path, "masks")
+
+
+def load_masks(path: str | Path) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    """Reads what `save_masks` wrote: keep masks and block shape."""
+    payload = load(path, "masks")
+    return payload["keep_masks"], payload["block_shape"]
 
 
 def expand_keep_masks(model: nn.Module, keep_masks: KeepMasks, block_shape: tuple[int, int]) -> dict[str, Tensor]:

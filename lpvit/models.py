@@ -4,7 +4,8 @@ O, I = output and input features of a layer.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lpvit.artifacts import load, save
 from lpvit.errors import LpvitError
 
 MatrixLayer = nn.Linear | nn.Conv2d
@@ -76,12 +78,12 @@ def create_model(
         LpvitError: timm does not know the model or an option, or cannot fetch the weights.
     """
     options = dict(options or {})
-    if not timm.is_model(name.split(".")[0]):
+    if not timm.is_model(name.partition(".")[0]):
         raise LpvitError(f"models: timm knows no model '{name}'{_nearest_model(name)}")
     overlay = _input_size(options) | dict(data_config or {})
     torch.manual_seed(seed)
     try:
-        model = timm.create_model(
+        model: nn.Module = timm.create_model(
             name,
             pretrained=pretrained,
             num_classes=num_classes,
@@ -95,14 +97,45 @@ def create_model(
         if not pretrained:
             raise
         raise LpvitError(
-            f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that they are "
-            "cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
+            f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that "
+            "they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
         ) from None
-    return model.eval()
+    model.eval()
+    return model
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What it takes to build a model again: the arguments of `create_model` that shape it."""
+
+    timm: str
+    num_classes: int
+    options: dict[str, Any]
+    data_config: dict[str, Any]
+
+    def build(self, state: Mapping[str, Tensor] | None = None, drop_path: float = 0.0) -> nn.Module:
+        """The model, with the weights of ``state`` if given (from an artifact of this architecture)."""
+        model = create_model(self.timm, self.num_classes, self.options, self.data_config, drop_path=drop_path)
+        if state is not None:
+            model.load_state_dict(dict(state))
+        return model
+
+
+def save_model(
+    architecture: Architecture, state: Mapping[str, Tensor], path: str | Path, kind: str, **provenance: Any
+) -> None:
+    """Writes an architecture and its weights as an artifact (`dense`, `pruned`, `finetuned`)."""
+    save({"architecture": asdict(architecture), "state": dict(state)}, path, kind, provenance)
+
+
+def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Tensor]]:
+    """Reads what `save_model` wrote."""
+    payload = load(path, kind)
+    return Architecture(**payload["architecture"]), payload["state"]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a ``.safetensors`` file, or of a ``.pt``/``.pth`` file (plain, or under ``model``/``state_dict``).
+    """The state dict of a ``.safetensors`` or ``.pt``/``.pth`` file (plain, or under ``model`` or ``state_dict``).
 
     Raises:
         LpvitError: The file is missing, damaged, or holds no state dict.
@@ -151,7 +184,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
     """(channels, height, width) of the images that the model takes."""
-    return tuple(model.pretrained_cfg["input_size"])  # type: ignore[index, arg-type]
+    return tuple(model.pretrained_cfg["input_size"])  # type: ignore[index]
 
 
 def matrix_layers(model: nn.Module) -> list[LayerSpec]:
@@ -160,9 +193,9 @@ def matrix_layers(model: nn.Module) -> list[LayerSpec]:
 
     def look(name: str, module: MatrixLayer) -> Any:
         def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            matrix = weight_matrix(module)
-            tokens = output.numel() // matrix.shape[0]
-            seen[name] = LayerSpec(name, _role(name), *matrix.shape, tokens, module.bias is not None)
+            out_features, in_features = weight_matrix(module).shape
+            tokens = output.numel() // out_features
+            seen[name] = LayerSpec(name, _role(name), out_features, in_features, tokens, module.bias is not None)
 
         return hook
 
@@ -204,7 +237,7 @@ def weight_matrix(module: nn.Module) -> Tensor:
 
 
 def transformer_blocks(model: nn.Module) -> list[str]:
-    """Names of the transformer blocks in order of execution: the members of every ``blocks`` sequence (ViT, DeiT, Swin)."""
+    """Names of the transformer blocks in order of execution: the members of every ``blocks`` sequence."""
     names = [name for name, module in model.named_modules() if name.split(".")[-2:-1] == ["blocks"]]
     return [name for name in names if name.split(".")[-1].isdigit()]
 
@@ -227,8 +260,6 @@ def _input_size(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nearest_model(name: str) -> str:
-    from difflib import get_close_matches
-
     close = get_close_matches(name, timm.list_models(), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 

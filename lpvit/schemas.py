@@ -33,8 +33,7 @@ class Schema:
 
     def arrow(self) -> pa.Schema:
         return pa.schema(
-            pa.field(c.name, c.dtype, c.nullable, {"unit": c.unit, "description": c.description})
-            for c in self.columns
+            pa.field(c.name, c.dtype, c.nullable, {"unit": c.unit, "description": c.description}) for c in self.columns
         )
 
 
@@ -65,10 +64,13 @@ def read_parquet(path: str | Path, schema: Schema) -> pd.DataFrame:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise LpvitError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); delete it and rerun") from None
+        raise LpvitError(
+            f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); delete it and rerun"
+        ) from None
     if not table.schema.equals(schema.arrow()):
         raise LpvitError(f"{path}: not a table of this version of lpvit ({schema.file}); delete it and rerun")
-    return table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 _LAYER = Column("layer", pa.string(), "", "name of the layer in the timm model")
@@ -100,7 +102,9 @@ COSTS = Schema(
     "layer that multiplies by a weight matrix, in order of execution",
     (
         _LAYER,
-        Column("role", pa.string(), "", "last part of the name: qkv, proj, fc1, fc2, patch_embed, head, reduction, ..."),
+        Column(
+            "role", pa.string(), "", "last part of the name: qkv, proj, fc1, fc2, patch_embed, head, reduction, ..."
+        ),
         Column("out_features", pa.int64(), "", "rows of the weight matrix"),
         Column("in_features", pa.int64(), "", "columns of the weight matrix"),
         Column("tokens", pa.int64(), "1/image", "vectors that the layer multiplies for an image"),
@@ -157,7 +161,9 @@ ALLOCATION = Schema(
         Column("keep_ratio", pa.float64(), "", "blocks_kept / blocks"),
         Column("macs_dense", pa.int64(), "MAC/image", "MACs of the dense layer"),
         Column("macs_kept", pa.int64(), "MAC/image", "MACs of the blocks that stay"),
-        Column("target", pa.float64(), "", "the budget: share of the model's MACs kept, or sparsity (same in all rows)"),
+        Column(
+            "target", pa.float64(), "", "the budget: share of the model's MACs kept, or sparsity (same in all rows)"
+        ),
         Column("achieved", pa.float64(), "", "what the allocation reaches of it (same in all rows)"),
     ),
 )
@@ -186,10 +192,14 @@ METRICS = Schema(
         Column("top5", pa.float64(), "%", "top-5 accuracy"),
         Column("loss", pa.float64(), "nat", "cross-entropy"),
         Column("macs", pa.int64(), "MAC/image", "in linear layers, as the paper counts: what blocks keep"),
-        Column("macs_all", pa.int64(), "MAC/image", "all matrix products, attention included (half of torch's FLOP count)"),
+        Column(
+            "macs_all", pa.int64(), "MAC/image", "all matrix products, attention included (half of torch's FLOP count)"
+        ),
         Column("parameters", pa.int64(), "", "parameters that are kept: all, less the pruned weights"),
         Column("sparsity", pa.float64(), "", "share of the weights of prunable layers that is pruned"),
-        Column("power_term", pa.float64(), "block row", "the paper's term: surviving blocks * in_features / 16, summed"),
+        Column(
+            "power_term", pa.float64(), "block row", "the paper's term: surviving blocks * in_features / 16, summed"
+        ),
     ),
 )
 

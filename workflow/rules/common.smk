@@ -1,0 +1,79 @@
+"""The checked config, the folders that it spells, and what every rule shares."""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+from lpvit.config import Experiment, Section, parse_config
+from lpvit.errors import LpvitError
+from lpvit.provenance import source_digest
+from snakemake.exceptions import WorkflowError
+
+BASE = Path(workflow.basedir)
+BASE = BASE.parent if BASE.name == "workflow" else BASE
+
+try:
+    settings = parse_config(config)
+except LpvitError as error:
+    raise WorkflowError(*str(error).splitlines()) from None
+
+RESULTS = str(settings.results)
+DATASET = f"{RESULTS}/{{dataset}}"
+MODEL = f"{DATASET}/{{model}}"
+CALIBRATION = f"{MODEL}/{{calibration}}"
+PRUNING = f"{CALIBRATION}/{{pruning}}"
+BUDGET = f"{PRUNING}/{{budget}}"
+RECIPE = f"{BUDGET}/{{recipe}}"
+REPORT = f"{RESULTS}/report/{settings.report}"
+
+experiments = settings.experiments
+
+
+wildcard_constraints:
+    dataset="[^/]+",
+    model="[^/]+",
+    calibration="[^/]+",
+    pruning="[^/]+",
+    budget="[^/]+",
+    recipe="[^/]+",
+
+
+for name in sorted({experiment.dataset for experiment in experiments.values()}):
+    dataset = settings.datasets[name]
+    for split in (dataset.train, dataset.validation) if dataset.root else ():
+        if not (dataset.root / split).is_dir():
+            problem = f"config: datasets.{name}: folder {dataset.root / split} not found; correct 'root' or the split"
+            if not workflow.dryrun:
+                raise WorkflowError(problem)
+            print(f"warning: {problem} (a run would stop here)", file=sys.stderr)
+
+
+def chosen(section: Section, *fields: str) -> dict:
+    """Settings as a param: plain values in a fixed order, so that reordering the config reruns nothing."""
+    dump = section.model_dump(mode="json", include=set(fields) if fields else None)
+    return json.loads(json.dumps(dump, sort_keys=True))
+
+
+@functools.cache
+def sources(script: str) -> str:
+    """Digest of a script of workflow/scripts and of the modules that it imports: a param of every rule."""
+    return source_digest(BASE / "workflow/scripts" / script)
+
+
+def images_of(wildcards) -> dict:
+    """The params that a stage needs to read images."""
+    return chosen(settings.datasets[wildcards.dataset], "source", "root", "loader")
+
+
+def experiment_folder(experiment: Experiment) -> str:
+    return BUDGET.format(**experiment.model_dump())
+
+
+def evaluated(experiment: Experiment) -> dict[str, str]:
+    """Stage -> folder of its metrics."""
+    names = experiment.model_dump()
+    folders = {"dense": f"{MODEL}/dense".format(**names), "pruned": f"{BUDGET}/pruned".format(**names)}
+    if experiment.recipe is not None:
+        folders["finetuned"] = f"{RECIPE}/finetuned".format(**names)
+    return folders

@@ -1,0 +1,29 @@
+rule index_images:
+    """Lists and checks every image of a dataset, once."""
+    output:
+        images=f"{DATASET}/images.parquet",
+    params:
+        dataset=lambda wildcards: chosen(
+            settings.datasets[wildcards.dataset], "source", "root", "train", "validation", "on_bad_image"
+        ),
+        sources=sources("index_images.py"),
+    log:
+        f"{DATASET}/images.log",
+    threads: settings.compute.threads
+    script:
+        "../scripts/index_images.py"
+
+
+rule sample_calibration:
+    """Draws the calibration images from the training split."""
+    input:
+        images=f"{DATASET}/images.parquet",
+    output:
+        samples=f"{CALIBRATION}/samples.parquet",
+    params:
+        calibration=lambda wildcards: chosen(settings.calibrations[wildcards.calibration]),
+        sources=sources("sample_calibration.py"),
+    log:
+        f"{CALIBRATION}/samples.log",
+    script:
+        "../scripts/sample_calibration.py"

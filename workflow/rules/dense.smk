@@ -1,0 +1,41 @@
+rule check_experiments:
+    """Finds in seconds what would otherwise fail after hours: impossible budgets, blocks, checkpoints, teachers."""
+    input:
+        images=[f"{RESULTS}/{name}/images.parquet" for name in sorted({e.dataset for e in experiments.values()})],
+    output:
+        plan=f"{RESULTS}/plan.parquet",
+    params:
+        settings=chosen(settings),
+        sources=sources("check_experiments.py"),
+    log:
+        f"{RESULTS}/plan.log",
+    script:
+        "../scripts/check_experiments.py"
+
+
+rule prepare_dense:
+    """Makes the dense model: timm's weights, a checkpoint, or a training."""
+    input:
+        images=f"{DATASET}/images.parquet",
+        plan=ancient(f"{RESULTS}/plan.parquet"),
+    output:
+        dense=f"{MODEL}/dense.pt",
+        costs=f"{MODEL}/costs.parquet",
+        history=f"{MODEL}/dense_history.parquet",
+    params:
+        dataset=images_of,
+        model=lambda wildcards: chosen(settings.models[wildcards.model]),
+        recipe=lambda wildcards: recipe_of(settings.models[wildcards.model].recipe),
+        resume=f"{MODEL}/dense_resume.pt",
+        sources=sources("prepare_dense.py"),
+    log:
+        f"{MODEL}/dense.log",
+    benchmark:
+        f"{MODEL}/dense.time.tsv"
+    threads: settings.compute.threads
+    script:
+        "../scripts/prepare_dense.py"
+
+
+def recipe_of(name: str | None) -> dict | None:
+    return None if name is None else chosen(settings.recipes[name])

@@ -1,0 +1,52 @@
+rule evaluate_dense:
+    """Measures accuracy and counts costs on the validation split."""
+    input:
+        images=f"{DATASET}/images.parquet",
+        costs=f"{MODEL}/costs.parquet",
+        model=f"{MODEL}/dense.pt",
+    output:
+        metrics=f"{MODEL}/dense/metrics.parquet",
+        layers=f"{MODEL}/dense/layers.parquet",
+    params:
+        dataset=images_of,
+        stage="dense",
+        sources=sources("evaluate.py"),
+    log:
+        f"{MODEL}/dense/metrics.log",
+    threads: settings.compute.threads
+    script:
+        "../scripts/evaluate.py"
+
+
+use rule evaluate_dense as evaluate_pruned with:
+    input:
+        images=f"{DATASET}/images.parquet",
+        costs=f"{MODEL}/costs.parquet",
+        model=f"{BUDGET}/pruned.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        metrics=f"{BUDGET}/pruned/metrics.parquet",
+        layers=f"{BUDGET}/pruned/layers.parquet",
+    params:
+        dataset=images_of,
+        stage="pruned",
+        sources=sources("evaluate.py"),
+    log:
+        f"{BUDGET}/pruned/metrics.log",
+
+
+use rule evaluate_dense as evaluate_finetuned with:
+    input:
+        images=f"{DATASET}/images.parquet",
+        costs=f"{MODEL}/costs.parquet",
+        model=f"{RECIPE}/finetuned.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        metrics=f"{RECIPE}/finetuned/metrics.parquet",
+        layers=f"{RECIPE}/finetuned/layers.parquet",
+    params:
+        dataset=images_of,
+        stage="finetuned",
+        sources=sources("evaluate.py"),
+    log:
+        f"{RECIPE}/finetuned/metrics.log",

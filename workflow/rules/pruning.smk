@@ -1,0 +1,81 @@
+rule collect_statistics:
+    """Averages gradients over the calibration images, reduced to blocks."""
+    input:
+        dense=f"{MODEL}/dense.pt",
+        samples=f"{CALIBRATION}/samples.parquet",
+    output:
+        statistics=f"{PRUNING}/statistics.pt",
+    params:
+        dataset=images_of,
+        pruning=lambda wildcards: chosen(
+            settings.prunings[wildcards.pruning], "block_shape", "layers", "batch_size"
+        ),
+        sources=sources("collect_statistics.py"),
+    log:
+        f"{PRUNING}/statistics.log",
+    benchmark:
+        f"{PRUNING}/statistics.time.tsv"
+    threads: settings.compute.threads
+    script:
+        "../scripts/collect_statistics.py"
+
+
+def empirical(wildcards) -> bool:
+    return settings.prunings[wildcards.pruning].distortion == "empirical"
+
+
+rule measure_rate_distortion:
+    """Scores the blocks, and measures or predicts what pruning them costs: one curve a layer."""
+    input:
+        statistics=f"{PRUNING}/statistics.pt",
+        dense=branch(empirical, then=f"{MODEL}/dense.pt", otherwise=[]),
+        samples=branch(empirical, then=f"{CALIBRATION}/samples.parquet", otherwise=[]),
+    output:
+        blocks=f"{PRUNING}/blocks.parquet",
+        curves=f"{PRUNING}/curves.parquet",
+    params:
+        dataset=images_of,
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
+        sources=sources("measure_rate_distortion.py"),
+    log:
+        f"{PRUNING}/curves.log",
+    benchmark:
+        f"{PRUNING}/curves.time.tsv"
+    threads: settings.compute.threads
+    script:
+        "../scripts/measure_rate_distortion.py"
+
+
+rule allocate_sparsity:
+    """Gives every layer its keep ratio under the budget."""
+    input:
+        blocks=f"{PRUNING}/blocks.parquet",
+        curves=f"{PRUNING}/curves.parquet",
+        costs=f"{MODEL}/costs.parquet",
+    output:
+        allocation=f"{BUDGET}/allocation.parquet",
+    params:
+        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget]),
+        sources=sources("allocate_sparsity.py"),
+    log:
+        f"{BUDGET}/allocation.log",
+    script:
+        "../scripts/allocate_sparsity.py"
+
+
+rule build_masks:
+    """Keeps the most salient blocks of every layer and zeroes the others."""
+    input:
+        dense=f"{MODEL}/dense.pt",
+        blocks=f"{PRUNING}/blocks.parquet",
+        allocation=f"{BUDGET}/allocation.parquet",
+    output:
+        masks=f"{BUDGET}/masks.pt",
+        pruned=f"{BUDGET}/pruned.pt",
+    params:
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
+        sources=sources("build_masks.py"),
+    log:
+        f"{BUDGET}/masks.log",
+    script:
+        "../scripts/build_masks.py"

@@ -1,0 +1,22 @@
+rule finetune:
+    """Trains the pruned model with its masks frozen."""
+    input:
+        images=f"{DATASET}/images.parquet",
+        dense=f"{MODEL}/dense.pt",
+        pruned=f"{BUDGET}/pruned.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        finetuned=f"{RECIPE}/finetuned.pt",
+        history=f"{RECIPE}/history.parquet",
+    params:
+        dataset=images_of,
+        recipe=lambda wildcards: recipe_of(wildcards.recipe),
+        resume=f"{RECIPE}/resume.pt",
+        sources=sources("finetune.py"),
+    log:
+        f"{RECIPE}/finetuned.log",
+    benchmark:
+        f"{RECIPE}/finetuned.time.tsv"
+    threads: settings.compute.threads
+    script:
+        "../scripts/finetune.py"
