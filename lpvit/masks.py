@@ -6,6 +6,7 @@ O, I = output and input features of a layer; R, C = rows and columns of its grid
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,9 @@ from torch import Tensor, nn
 from lpvit.artifacts import load, save
 from lpvit.blocks import BlockGrid
 from lpvit.models import weight_matrix
+from lpvit.ranking import in_pruning_order
 
 KeepMasks = Mapping[str, Tensor]  # layer -> (R, C), bool, True where the block stays
-
-
-def in_pruning_order(blocks_of_layer: pd.DataFrame) -> pd.DataFrame:
-    """The blocks of one layer by rising saliency, as they are pruned: of equals, the one that stands first goes first."""
-    return blocks_of_layer.sort_values("saliency", kind="stable")
 
 
 def pruning_ranks(blocks_of_layer: pd.DataFrame) -> Tensor:
@@ -33,9 +30,9 @@ def pruning_ranks(blocks_of_layer: pd.DataFrame) -> Tensor:
     """
     ordered = in_pruning_order(blocks_of_layer)
     rows, columns = ordered["row"].to_numpy(), ordered["column"].to_numpy()
-    ranks = torch.empty(int(rows.max()) + 1, int(columns.max()) + 1, dtype=torch.int64)
-    ranks[rows, columns] = torch.arange(len(ordered))
-    return ranks
+    ranks = np.empty((rows.max() + 1, columns.max() + 1), dtype=np.int64)
+    ranks[rows, columns] = np.arange(len(ordered))
+    return torch.from_numpy(ranks)
 
 
 def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str, Tensor]:

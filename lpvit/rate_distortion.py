@@ -1,0 +1,274 @@
+"""Rate-distortion curves: what pruning the least salient blocks of one layer does to the output, at every sparsity.
+
+N = images of a batch; K = logits; P = pruned copies of a layer that run side by side; O, I = output and input features
+of a layer; R, C = rows and columns of its grid of blocks; B = R * C.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lpvit.blocks import BlockGrid
+from lpvit.masks import pruning_ranks
+from lpvit.models import LayerSpec, MatrixLayer, transformer_blocks, weight_matrix
+from lpvit.ranking import in_pruning_order
+from lpvit.statistics import Batches, Statistics, evaluation_mode, require_finite_logits
+
+DAMPING = 1e-7  # eps of the second-order term (LPViT)
+
+
+def taylor_curves(statistics: Statistics, blocks: pd.DataFrame, order: Literal[1, 2], points: int) -> pd.DataFrame:
+    """Curves predicted from the averaged gradient, by `taylor_distortion`.
+
+    Args:
+        statistics: From `lpvit.statistics.collect_statistics`.
+        blocks: Scores, schema ``BLOCKS``.
+        order: Of the Taylor expansion.
+        points: Sparsities of a curve, evenly from 0 to 1.
+
+    Returns:
+        Schema ``CURVES``.
+    """
+    curves = []
+    for layer, of_layer in blocks.groupby("layer", sort=False):
+        distortion = taylor_distortion(statistics[str(layer)], pruning_ranks(of_layer), order)
+        curves.append(_curve(of_layer, points, distortion))
+    return pd.concat(curves, ignore_index=True)
+
+
+def taylor_distortion(tables: Mapping[str, Tensor], ranks: Tensor, order: Literal[1, 2]) -> Tensor:
+    r"""LPViT's distortion of zeroing the first n blocks of the pruning order, for every n.
+
+    With w the pruned weights, so that their change is -w, g their averaged gradients, and O I the weights of the layer,
+
+    .. math::
+        D_1 = \frac{1}{O I} \sum (g w)^2, \qquad
+        D_2 = D_1 + \frac{1}{2} \Delta W^T (g g^T + \epsilon I) \Delta W
+            = D_1 + \frac{1}{2} \Big(\sum g w\Big)^2 + \frac{\epsilon}{2} \sum w^2.
+
+    The curvature has rank one, so that cumulative sums over the blocks give all n at once.
+
+    Args:
+        tables: Statistics of the layer, (R, C) each.
+        ranks: Place of every block in the pruning order, (R, C).
+        order: 1 for D_1, 2 for D_2.
+
+    Returns:
+        Shape (B + 1,), float64; 0 where nothing is pruned.
+    """
+    pruned_first = ranks.flatten().argsort()
+
+    def pruned_sum(name: str) -> Tensor:
+        return F.pad(tables[name].flatten()[pruned_first].cumsum(dim=0), (1, 0))
+
+    distortion = pruned_sum("squared_product_sum") / tables["weights"].sum()
+    if order == 2:
+        distortion += pruned_sum("product_sum").square() / 2 + DAMPING / 2 * pruned_sum("squared_weight_sum")
+    return distortion
+
+
+@torch.no_grad()
+def empirical_curves(
+    model: nn.Module,
+    loader: Batches,
+    layers: Sequence[LayerSpec],
+    blocks: pd.DataFrame,
+    block_shape: tuple[int, int],
+    points: int,
+    device: torch.device | str,
+    images_per_pass: int = 256,
+) -> pd.DataFrame:
+    r"""Curves measured by masking one layer at a time: the mean over the images of the squared change of the logits.
+
+    .. math:: D = \frac{1}{|X|} \sum_{x \in X} \lVert f(x; W) - f(x; \tilde W) \rVert^2
+
+    A batch passes through the dense model once. Every pruned pass resumes where the layer's transformer block begins,
+    from the dense activations, with several sparsities side by side as one larger batch.
+
+    Args:
+        model: Dense model; moved to the device, otherwise left as it is.
+        loader: The images X.
+        layers: Layers to measure.
+        blocks: Scores, schema ``BLOCKS``.
+        block_shape: Rows and columns of a block.
+        points: Sparsities of a curve, evenly from 0 to 1.
+        device: Where to compute.
+        images_per_pass: Bound of N * P, and so of memory; never less than one batch.
+
+    Returns:
+        Schema ``CURVES``; exactly 0 where nothing is pruned.
+
+    Raises:
+        LpvitError: A block is larger than a layer, or the dense model's output is not finite.
+    """
+    model.to(device)
+    grids = {layer.name: BlockGrid(layer.shape, block_shape) for layer in layers}
+    of_layer = {str(layer): frame for layer, frame in blocks.groupby("layer", sort=False)}
+    ranks = {layer: pruning_ranks(of_layer[layer]).to(device) for layer in grids}
+    counts = {
+        layer: torch.from_numpy(np.unique(_blocks_pruned(grid.count, points))[1:]).to(device)
+        for layer, grid in grids.items()
+    }
+    sums = {layer: torch.zeros(grid.count + 1, dtype=torch.float64, device=device) for layer, grid in grids.items()}
+    images_seen = 0
+    with evaluation_mode(model):
+        for images, _ in tqdm(loader, desc="empirical curves", unit="batch"):
+            dense = _record_dense_pass(model, images.to(device), grids)
+            copies = max(1, images_per_pass // len(images))
+            for layer, grid in tqdm(grids.items(), desc="layers", leave=False):
+                ranks_of_weights = grid.expand(ranks[layer])
+                for pruned in torch.split(counts[layer], copies):
+                    keep_masks = ranks_of_weights >= pruned[:, None, None]
+                    sums[layer][pruned] += _squared_changes(model, dense, layer, keep_masks)
+            images_seen += len(images)
+    return pd.concat(
+        [_curve(of_layer[layer], points, sums[layer].cpu() / images_seen) for layer in grids], ignore_index=True
+    )
+
+
+def _blocks_pruned(count: int, points: int) -> NDArray[np.int64]:
+    """alpha * B at alpha = 0, 1/(points - 1), ..., 1, to the nearest integer, halves up: shape (points,), int64."""
+    steps = points - 1
+    return (2 * np.arange(points, dtype=np.int64) * count + steps) // (2 * steps)
+
+
+def _curve(blocks_of_layer: pd.DataFrame, points: int, distortion: Tensor) -> pd.DataFrame:
+    """A curve in schema ``CURVES``, from the distortion of pruning n blocks for n = 0 ... B, shape (B + 1,)."""
+    blocks_pruned = _blocks_pruned(len(blocks_of_layer), points)
+    weights_pruned = np.append(0, in_pruning_order(blocks_of_layer)["weights"].to_numpy(np.int64).cumsum())
+    return pd.DataFrame(
+        {
+            "layer": blocks_of_layer["layer"].iloc[0],
+            "sparsity": np.linspace(0, 1, points),
+            "blocks_pruned": blocks_pruned,
+            "weights_pruned": weights_pruned[blocks_pruned],
+            "distortion": distortion.numpy()[blocks_pruned],
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _DensePass:
+    """What the dense model made of a batch.
+
+    Units are the parts that a model runs one after the other, each on the output of the one before: patch embedding,
+    transformer blocks, Swin's downsampling.
+
+    Attributes:
+        images: (N, channels, height, width).
+        logits: (N, K).
+        outputs: unit -> its output, images first, in order of execution.
+        units_before: layer -> number of units that had ended when it ran.
+    """
+
+    images: Tensor
+    logits: Tensor
+    outputs: dict[str, Tensor]
+    units_before: dict[str, int]
+
+
+def _record_dense_pass(model: nn.Module, images: Tensor, layers: Iterable[str]) -> _DensePass:
+    outputs: dict[str, Tensor] = {}
+    units_before: dict[str, int] = {}
+    hooks = [
+        model.get_submodule(unit).register_forward_hook(lambda _, __, output, unit=unit: outputs.update({unit: output}))
+        for unit in _units(model)
+    ]
+    hooks += [
+        model.get_submodule(layer).register_forward_pre_hook(
+            lambda _, __, layer=layer: units_before.update({layer: len(outputs)})
+        )
+        for layer in layers
+    ]
+    try:
+        logits = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    require_finite_logits(logits, model, images)
+    return _DensePass(images, logits, outputs, units_before)
+
+
+def _units(model: nn.Module) -> list[str]:
+    names = [name for name, _ in model.named_modules() if name.split(".")[-1] in ("patch_embed", "downsample")]
+    return names + transformer_blocks(model)
+
+
+def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, keep_masks: Tensor) -> Tensor:
+    """Squared change of the logits, summed over the batch, under each mask of a layer.
+
+    Args:
+        model: Left as it is.
+        dense: Of this model.
+        layer: The layer that is pruned.
+        keep_masks: (P, O, I), bool.
+
+    Returns:
+        Shape (P,), float64.
+    """
+    copies = len(keep_masks)
+    done = list(dense.outputs)[: dense.units_before[layer]]
+    forwards = {unit: _constant(dense.outputs[unit]) for unit in done}
+    images = dense.images
+    if done:
+        forwards[done[-1]] = _constant(_repeat(dense.outputs[done[-1]], copies))
+    else:
+        images = _repeat(images, copies)
+    pruned_layer = model.get_submodule(layer)
+    assert isinstance(pruned_layer, MatrixLayer)
+    forwards[layer] = _pruned_side_by_side(pruned_layer, keep_masks)
+    with _replaced_forwards(model, forwards):
+        pruned: Tensor = model(images)
+    change = pruned.view(copies, *dense.logits.shape) - dense.logits
+    return change.double().square().sum(dim=(1, 2))
+
+
+def _pruned_side_by_side(layer: MatrixLayer, keep_masks: Tensor) -> Callable[[Tensor], Tensor]:
+    """A forward of P pruned versions of a layer, each on its share of the batch, copy after copy.
+
+    The copies differ only from this layer on, so that one product of the first copy's input with the stacked weights
+    (P * O, I) serves all.
+    """
+    copies = len(keep_masks)
+    weight = (weight_matrix(layer) * keep_masks).reshape(-1, *layer.weight.shape[1:])
+    bias = None if layer.bias is None else layer.bias.repeat(copies)
+
+    def forward(inputs: Tensor) -> Tensor:
+        first = inputs[: len(inputs) // copies]
+        if isinstance(layer, nn.Conv2d):
+            outputs, axis = F.conv2d(first, weight, bias, layer.stride, layer.padding), 1
+        else:
+            outputs, axis = F.linear(first, weight, bias), inputs.dim() - 1
+        return torch.cat(outputs.chunk(copies, dim=axis))
+
+    return forward
+
+
+def _constant(output: Tensor) -> Callable[..., Tensor]:
+    return lambda *_, **__: output
+
+
+def _repeat(batch: Tensor, copies: int) -> Tensor:
+    return batch.repeat(copies, *[1] * (batch.dim() - 1))
+
+
+@contextmanager
+def _replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+    """Lets modules run other forwards; on leaving, the attribute goes and that of their class is back."""
+    modules = {model.get_submodule(name): forward for name, forward in forwards.items()}
+    try:
+        for module, forward in modules.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)

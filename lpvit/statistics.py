@@ -1,0 +1,202 @@
+"""What one pass over the calibration images says about every block of every prunable layer.
+
+N = images of a batch; K = logits; O, I = output and input features of a layer; R, C = rows and columns of its grid of
+blocks.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from tqdm import tqdm
+
+from lpvit.blocks import BlockGrid
+from lpvit.errors import LpvitError
+from lpvit.models import LayerSpec, weight_matrix
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, channels, height, width), labels (N,)
+Statistics = dict[str, dict[str, Tensor]]  # layer -> name of a statistic -> (R, C)
+
+
+def collect_statistics(
+    model: nn.Module,
+    loader: Batches,
+    layers: Sequence[LayerSpec],
+    block_shape: tuple[int, int],
+    device: torch.device | str,
+) -> Statistics:
+    """Statistics of the blocks of every layer, from the gradient averaged over the calibration images.
+
+    Args:
+        model: Dense model; moved to the device, otherwise left as it is.
+        loader: Calibration images.
+        layers: Layers to describe.
+        block_shape: Rows and columns of a block.
+        device: Where to compute.
+
+    Returns:
+        For every layer the tables of `block_statistics`, on the CPU.
+
+    Raises:
+        LpvitError: A block is larger than a layer, or an output or gradient is not finite.
+    """
+    grids = {layer.name: BlockGrid(layer.shape, block_shape) for layer in layers}
+    gradients = averaged_gradients(model, loader, list(grids), device)
+    return {
+        name: block_statistics(weight_matrix(model.get_submodule(name)).detach(), gradients[name], grid)
+        for name, grid in grids.items()
+    }
+
+
+def averaged_gradients(
+    model: nn.Module, loader: Batches, layers: Sequence[str], device: torch.device | str
+) -> dict[str, Tensor]:
+    r"""Gradient of the mean squared logit, averaged over all images, with the model in evaluation mode.
+
+    .. math:: g = \frac{1}{|X|} \sum_{x \in X} \frac{d}{dW} \frac{1}{K} \sum_k f_k(x; W)^2
+
+    (LPViT, the gradient of its Taylor expansion). Every image has the same weight, whatever the batches.
+
+    Args:
+        model: Dense model; moved to the device, otherwise left as it is.
+        loader: The images X.
+        layers: Names of layers.
+        device: Where to compute.
+
+    Returns:
+        layer -> (O, I), float64, in squared logits per unit of weight.
+
+    Raises:
+        LpvitError: An output or a gradient is not finite; the layer is named.
+    """
+    model.to(device)
+    weights = {f"{layer}.weight": model.get_parameter(f"{layer}.weight").detach().requires_grad_() for layer in layers}
+    sums = [torch.zeros_like(weight, dtype=torch.float64, requires_grad=False) for weight in weights.values()]
+    images_seen = 0
+    with evaluation_mode(model):
+        for images, _ in tqdm(loader, desc="statistics", unit="batch"):
+            images = images.to(device)
+            logits = functional_call(model, weights, (images,))
+            require_finite_logits(logits, model, images)
+            loss = logits.square().mean(dim=1).sum()
+            for total, gradient in zip(sums, torch.autograd.grad(loss, list(weights.values())), strict=True):
+                total += gradient
+            images_seen += len(images)
+    gradients = {layer: (total / images_seen).flatten(1) for layer, total in zip(layers, sums, strict=True)}
+    for layer, gradient in gradients.items():
+        if not gradient.isfinite().all():
+            raise LpvitError(
+                f"{layer}: its gradient on the calibration images is NaN or infinite; check the dense weights"
+            )
+    return gradients
+
+
+def block_statistics(weight: Tensor, gradient: Tensor, grid: BlockGrid) -> dict[str, Tensor]:
+    """Sums over the weights w of every block, with their gradients g.
+
+    Args:
+        weight: (O, I).
+        gradient: (O, I).
+        grid: The blocks.
+
+    Returns:
+        On the CPU, each (R, C) and float64 (``weights``: int64): ``weights``, their number;
+        ``product_sum``, g w; ``squared_product_sum``, (g w)^2; ``absolute_product_sum``, abs(g w);
+        ``absolute_weight_sum``, abs(w); ``squared_weight_sum``, w^2.
+    """
+    weight = weight.double()
+    product = weight * gradient.double()
+    terms = {
+        "product_sum": product,
+        "squared_product_sum": product.square(),
+        "absolute_product_sum": product.abs(),
+        "absolute_weight_sum": weight.abs(),
+        "squared_weight_sum": weight.square(),
+    }
+    return {"weights": grid.sizes()} | {name: grid.reduce(term).cpu() for name, term in terms.items()}
+
+
+def block_table(statistics: Statistics, saliency: Literal["taylor", "l1"]) -> pd.DataFrame:
+    """Scores of all blocks: LPViT's mean abs(g w) (``taylor``), or mean abs(w) (``l1``), over the weights of a block.
+
+    Args:
+        statistics: From `collect_statistics`.
+        saliency: Which score.
+
+    Returns:
+        Schema ``BLOCKS``; layers as in the statistics, blocks of a layer row by row.
+    """
+    sums = {"taylor": "absolute_product_sum", "l1": "absolute_weight_sum"}[saliency]
+    return pd.concat(
+        [_layer_table(layer, tables, tables[sums] / tables["weights"]) for layer, tables in statistics.items()],
+        ignore_index=True,
+    )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the mode of before outside."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def require_finite_logits(logits: Tensor, model: nn.Module, images: Tensor) -> None:
+    """Makes sure that a forward pass went well.
+
+    Args:
+        logits: What the model made of the images, (N, K).
+        model: Asked again, only after a failure, to find where it began.
+        images: (N, channels, height, width).
+
+    Raises:
+        LpvitError: A logit is NaN or infinite; the first module whose output is so is named.
+    """
+    if not logits.isfinite().all():
+        raise LpvitError(
+            f"{_first_non_finite_module(model, images)}: its output on the calibration images is NaN or infinite; "
+            "check the dense weights and the mean and std of the images"
+        )
+
+
+def _layer_table(layer: str, tables: dict[str, Tensor], saliency: Tensor) -> pd.DataFrame:
+    rows, columns = np.indices(saliency.shape, dtype=np.int32)
+    return pd.DataFrame(
+        {
+            "layer": layer,
+            "row": rows.ravel(),
+            "column": columns.ravel(),
+            "weights": tables["weights"].numpy().ravel().astype(np.int32),
+            "saliency": saliency.numpy().ravel(),
+            "squared_norm": tables["squared_weight_sum"].numpy().ravel(),
+        }
+    )
+
+
+@torch.no_grad()
+def _first_non_finite_module(model: nn.Module, images: Tensor) -> str:
+    found = []
+
+    def look(name: str, output: object) -> None:
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
+        for name, module in model.named_modules()
+        if not any(module.children())
+    ]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next(iter(found), "the model")
