@@ -1,0 +1,152 @@
+"""What a model costs: multiply-accumulates, parameters and the paper's power term, dense and with pruned blocks.
+
+O, I = output and input features of a layer; r, c = rows and columns of a block; R, C = rows and columns of its grid.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lpvit.blocks import BlockGrid
+from lpvit.energy import power_term
+from lpvit.models import input_size, matrix_layers
+
+
+def measure_costs(model: nn.Module) -> pd.DataFrame:
+    """The layers that multiply by a weight matrix, in order of execution, with what each costs.
+
+    Args:
+        model: On any device; on the meta device nothing is computed.
+
+    Returns:
+        Schema ``COSTS``.
+    """
+    rows = [
+        {
+            "layer": layer.name,
+            "role": layer.role,
+            "out_features": layer.out_features,
+            "in_features": layer.in_features,
+            "tokens": layer.tokens,
+            "macs": layer.macs,
+            "parameters": layer.parameters,
+        }
+        for layer in matrix_layers(model)
+    ]
+    return pd.DataFrame(rows)
+
+
+def count_macs(model: nn.Module) -> int:
+    """Multiply-accumulates of all matrix products for one image, attention included: half of torch's FLOP count.
+
+    Zeroed weights count like others. Softmax, norms, activations and biases do not count, as in torch.
+
+    Args:
+        model: On any device; on the meta device nothing is computed.
+    """
+    parameter = next(model.parameters())
+    image = torch.zeros(1, *input_size(model), device=parameter.device, dtype=parameter.dtype)
+    was_training = model.training
+    try:
+        # Fused attention kernels differ by device and not all are counted; the plain one is two matrix products.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.eval()(image)
+    finally:
+        model.train(was_training)
+    return int(counter.get_total_flops()) // 2
+
+
+def layer_table(
+    stage: str, costs: pd.DataFrame, keep_masks: Mapping[str, Tensor], block_shape: tuple[int, int]
+) -> pd.DataFrame:
+    """What every layer costs once its pruned blocks are gone; ragged blocks count at their true size.
+
+    A layer without a mask is dense: all tiles of its grid survive in its power term, so that the terms of a dense and
+    of a pruned model differ by the pruned blocks only.
+
+    Args:
+        stage: ``dense``, ``pruned`` or ``finetuned``.
+        costs: Schema ``COSTS``.
+        keep_masks: Layer -> (R, C), bool, True where the block stays; empty for a dense model.
+        block_shape: (r, c).
+
+    Returns:
+        Schema ``LAYERS``, in the order of ``costs``.
+    """
+    rows = []
+    for cost in costs.to_dict("records"):
+        shape = (cost["out_features"], cost["in_features"])
+        mask = keep_masks.get(cost["layer"])
+        pruned = 0 if mask is None else int(BlockGrid(shape, block_shape).sizes()[~mask.cpu()].sum())
+        surviving = _tiles(shape, block_shape) if mask is None else int(mask.sum())
+        rows.append(
+            {
+                "stage": stage,
+                "layer": cost["layer"],
+                "role": cost["role"],
+                "prunable": mask is not None,
+                "blocks": 0 if mask is None else mask.numel(),
+                "blocks_kept": 0 if mask is None else surviving,
+                "macs": cost["macs"] - cost["tokens"] * pruned,
+                "parameters": cost["parameters"] - pruned,
+                "power_term": power_term(surviving, cost["in_features"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def model_metrics(
+    layers: pd.DataFrame,
+    costs: pd.DataFrame,
+    *,
+    dense_macs_all: int,
+    dense_parameters: int,
+    images: int,
+    images_skipped: int,
+    top1: float,
+    top5: float,
+    loss: float,
+) -> pd.DataFrame:
+    """One row that sums a model up.
+
+    Args:
+        layers: Of one stage, from `layer_table`.
+        costs: Of the dense model, schema ``COSTS``.
+        dense_macs_all: All matrix products of the dense model, from `count_macs`.
+        dense_parameters: All parameters of the dense model.
+        images: Images evaluated.
+        images_skipped: Images left out because they cannot be decoded.
+        top1: In percent.
+        top5: In percent.
+        loss: Cross-entropy in nats.
+
+    Returns:
+        Schema ``METRICS``, one row.
+    """
+    macs = int(layers["macs"].sum())
+    pruned = int(costs["parameters"].sum() - layers["parameters"].sum())
+    prunable = costs[costs["layer"].isin(layers.loc[layers["prunable"], "layer"])]
+    prunable_weights = int((prunable["out_features"] * prunable["in_features"]).sum())
+    row = {
+        "stage": layers["stage"].iloc[0],
+        "images": images,
+        "images_skipped": images_skipped,
+        "top1": top1,
+        "top5": top5,
+        "loss": loss,
+        "macs": macs,
+        "macs_all": dense_macs_all - int(costs["macs"].sum()) + macs,
+        "parameters": dense_parameters - pruned,
+        "sparsity": pruned / prunable_weights if prunable_weights else 0.0,
+        "power_term": float(layers["power_term"].sum()),
+    }
+    return pd.DataFrame([row])
+
+
+def _tiles(shape: tuple[int, int], block_shape: tuple[int, int]) -> int:
+    """Blocks of a grid, also of a layer that is smaller than one block (a head with few classes)."""
+    return -(-shape[0] // block_shape[0]) * -(-shape[1] // block_shape[1])
