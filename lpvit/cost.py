@@ -61,39 +61,40 @@ def count_macs(model: nn.Module) -> int:
 
 
 def layer_table(
-    stage: str, costs: pd.DataFrame, keep_masks: Mapping[str, Tensor], block_shape: tuple[int, int]
+    stage: str, costs: pd.DataFrame, keep_masks: Mapping[str, Tensor], block_shape: tuple[int, int] | None
 ) -> pd.DataFrame:
     """What every layer costs once its pruned blocks are gone; ragged blocks count at their true size.
 
-    A layer without a mask is dense: all tiles of its grid survive in its power term, so that the terms of a dense and
-    of a pruned model differ by the pruned blocks only.
+    A layer without a mask is dense and has no blocks, hence no power term.
 
     Args:
         stage: ``dense``, ``pruned`` or ``finetuned``.
         costs: Schema ``COSTS``.
         keep_masks: Layer -> (R, C), bool, True where the block stays; empty for a dense model.
-        block_shape: (r, c).
+        block_shape: (r, c) of the masks; None when there are none.
 
     Returns:
         Schema ``LAYERS``, in the order of ``costs``.
     """
     rows = []
     for cost in costs.to_dict("records"):
-        shape = (cost["out_features"], cost["in_features"])
         mask = keep_masks.get(cost["layer"])
-        pruned = 0 if mask is None else int(BlockGrid(shape, block_shape).sizes()[~mask.cpu()].sum())
-        surviving = _tiles(shape, block_shape) if mask is None else int(mask.sum())
+        blocks, blocks_kept, pruned = 0, 0, 0
+        if mask is not None:
+            assert block_shape is not None, "keep masks need their block shape"
+            sizes = BlockGrid((cost["out_features"], cost["in_features"]), block_shape).sizes()
+            blocks, blocks_kept, pruned = mask.numel(), int(mask.sum()), int(sizes[~mask.cpu()].sum())
         rows.append(
             {
                 "stage": stage,
                 "layer": cost["layer"],
                 "role": cost["role"],
                 "prunable": mask is not None,
-                "blocks": 0 if mask is None else mask.numel(),
-                "blocks_kept": 0 if mask is None else surviving,
+                "blocks": blocks,
+                "blocks_kept": blocks_kept,
                 "macs": cost["macs"] - cost["tokens"] * pruned,
                 "parameters": cost["parameters"] - pruned,
-                "power_term": power_term(surviving, cost["in_features"]),
+                "power_term": power_term(blocks_kept, cost["in_features"]),
             }
         )
     return pd.DataFrame(rows)
@@ -130,7 +131,6 @@ def model_metrics(
     macs = int(layers["macs"].sum())
     pruned = int(costs["parameters"].sum() - layers["parameters"].sum())
     prunable = costs[costs["layer"].isin(layers.loc[layers["prunable"], "layer"])]
-    prunable_weights = int((prunable["out_features"] * prunable["in_features"]).sum())
     row = {
         "stage": layers["stage"].iloc[0],
         "images": images,
@@ -141,12 +141,13 @@ def model_metrics(
         "macs": macs,
         "macs_all": dense_macs_all - int(costs["macs"].sum()) + macs,
         "parameters": dense_parameters - pruned,
-        "sparsity": pruned / prunable_weights if prunable_weights else 0.0,
-        "power_term": float(layers["power_term"].sum()),
+        "sparsity": pruned / int((prunable["out_features"] * prunable["in_features"]).sum()) if pruned else 0.0,
+        "power_term": _relative_power(layers, costs),
     }
     return pd.DataFrame([row])
 
 
-def _tiles(shape: tuple[int, int], block_shape: tuple[int, int]) -> int:
-    """Blocks of a grid, also of a layer that is smaller than one block (a head with few classes)."""
-    return -(-shape[0] // block_shape[0]) * -(-shape[1] // block_shape[1])
+def _relative_power(layers: pd.DataFrame, costs: pd.DataFrame) -> float:
+    """Power terms of the surviving blocks over those of all blocks: comparable between block shapes, 1 if dense."""
+    dense = sum(map(power_term, layers["blocks"], costs["in_features"]))
+    return float(layers["power_term"].sum() / dense) if dense else 1.0

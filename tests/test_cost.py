@@ -99,12 +99,11 @@ def test_the_power_term_is_blocks_times_input_features_over_sixteen():
 
 
 def test_the_layers_of_a_dense_model_cost_what_was_measured(costs):
-    layers = layer_table("dense", costs, {}, (8, 8))
+    layers = layer_table("dense", costs, {}, None)
     assert layers["macs"].tolist() == costs["macs"].tolist()
     assert layers["parameters"].tolist() == costs["parameters"].tolist()
     assert not layers["prunable"].any()
-    assert layers["blocks"].sum() == layers["blocks_kept"].sum() == 0
-    assert layers.set_index("layer").loc["blocks.0.attn.qkv", "power_term"] == 9 * 3 * 24 / 16
+    assert layers[["blocks", "blocks_kept", "power_term"]].to_numpy().sum() == 0
 
 
 def test_ragged_blocks_are_counted_at_their_true_size(costs):
@@ -130,45 +129,46 @@ def test_costs_of_a_pruned_model_agree_with_counting_its_weights(vit, costs, blo
         assert layers.loc[name, "parameters"] == kept + weight.shape[0]
 
 
-def test_dense_and_pruned_power_terms_differ_by_the_pruned_blocks(costs):
-    masks = some_masks(costs, (8, 8))
-    dense, pruned = (layer_table("x", costs, m, (8, 8)).set_index("layer")["power_term"] for m in ({}, masks))
-    in_features = costs.set_index("layer")["in_features"]
-    for name in costs["layer"]:
-        gone = int((~masks[name]).sum()) if name in masks else 0
-        assert dense[name] - pruned[name] == pytest.approx(gone * in_features[name] / 16)
+def test_the_power_term_of_a_model_is_relative_to_all_blocks(vit, costs):
+    mask = torch.tensor([[True, False, False], [True, True, False]])
+    layers = layer_table("pruned", costs, {"blocks.0.mlp.fc1": mask}, (48, 8))
+    assert summed_up(vit, costs, layers)["power_term"] == 3 / 6
+    assert layers["power_term"].sum() == 3 * 24 / 16
 
 
-def test_a_layer_smaller_than_a_block_costs_one_block_of_power(costs):
-    layers = layer_table("dense", costs, {}, (64, 64)).set_index("layer")
-    assert layers.loc["head", "power_term"] == 24 / 16
+def test_layers_with_many_inputs_weigh_more_in_the_power_term(vit, costs):
+    grids = {"blocks.0.mlp.fc1": (12, 3), "blocks.0.mlp.fc2": (3, 12)}  # 36 blocks of 8x8 each, over 24 and 96 inputs
+    power = {}
+    for pruned in grids:
+        masks = {name: torch.full(grid, name != pruned) for name, grid in grids.items()}
+        power[pruned] = summed_up(vit, costs, layer_table("pruned", costs, masks, (8, 8)))["power_term"]
+    assert power == {"blocks.0.mlp.fc1": pytest.approx(0.8), "blocks.0.mlp.fc2": pytest.approx(0.2)}
 
 
 ACCURACY = {"images": 100, "images_skipped": 1, "top1": 50.0, "top5": 90.0, "loss": 1.5}
 
 
-def metrics_of(model, costs, masks, block_shape=(7, 5)):
-    layers = layer_table("pruned" if masks else "dense", costs, masks, block_shape)
+def summed_up(model, costs, layers):
     parameters = sum(parameter.numel() for parameter in model.parameters())
     metrics = model_metrics(layers, costs, dense_macs_all=count_macs(model), dense_parameters=parameters, **ACCURACY)
-    return layers, metrics
+    assert len(metrics) == 1
+    return metrics.iloc[0]
 
 
 def test_metrics_of_a_dense_model_are_those_of_the_model(vit, costs):
-    _, metrics = metrics_of(vit, costs, {})
-    row = metrics.iloc[0]
+    row = summed_up(vit, costs, layer_table("dense", costs, {}, None))
     assert row["stage"] == "dense"
     assert row["macs"] == costs["macs"].sum()
     assert row["macs_all"] == count_macs(vit)
     assert row["parameters"] == sum(parameter.numel() for parameter in vit.parameters())
-    assert row["sparsity"] == 0
+    assert row[["sparsity", "power_term"]].tolist() == [0, 1]
     assert row[list(ACCURACY)].to_dict() == ACCURACY
 
 
 def test_metrics_of_a_pruned_model_agree_with_counting_zeros(vit, costs):
     masks = some_masks(costs, (7, 5))
-    _, metrics = metrics_of(vit, costs, masks)
-    row, zeros, prunable = metrics.iloc[0], 0, 0
+    row = summed_up(vit, costs, layer_table("pruned", costs, masks, (7, 5)))
+    zeros, prunable = 0, 0
     for name, mask in masks.items():
         weight = vit.get_submodule(name).weight
         zeros += int((~BlockGrid(tuple(weight.shape), (7, 5)).expand(mask)).sum())
@@ -181,7 +181,8 @@ def test_metrics_of_a_pruned_model_agree_with_counting_zeros(vit, costs):
 
 
 def test_tables_fit_their_schemas(vit, costs, tmp_path):
-    layers, metrics = metrics_of(vit, costs, some_masks(costs, (7, 5)))
+    layers = layer_table("pruned", costs, some_masks(costs, (7, 5)), (7, 5))
+    metrics = summed_up(vit, costs, layers).to_frame().T
     for frame, schema in ((costs, COSTS), (layers, LAYERS), (metrics, METRICS)):
         write_parquet(frame, tmp_path / schema.file, schema)
         read = read_parquet(tmp_path / schema.file, schema)
