@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lpvit.artifacts import load, save
+from lpvit.config import Recipe
 from lpvit.errors import LpvitError
 
 MatrixLayer = nn.Linear | nn.Conv2d
@@ -113,9 +114,9 @@ class Architecture:
     options: dict[str, Any]
     data_config: dict[str, Any]
 
-    def build(self, state: Mapping[str, Tensor] | None = None, drop_path: float = 0.0) -> nn.Module:
-        """The model, with the weights of ``state`` if given (from an artifact of this architecture)."""
-        model = create_model(self.timm, self.num_classes, self.options, self.data_config, drop_path=drop_path)
+    def build(self, state: Mapping[str, Tensor] | None = None, **arguments: Any) -> nn.Module:
+        """The model, with the weights of ``state`` if given; further arguments go to `create_model`."""
+        model = create_model(self.timm, self.num_classes, self.options, self.data_config, **arguments)
         if state is not None:
             model.load_state_dict(dict(state))
         return model
@@ -132,6 +133,28 @@ def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Ten
     """Reads what `save_model` wrote."""
     payload = load(path, kind)
     return Architecture(**payload["architecture"]), payload["state"]
+
+
+def load_teacher(recipe: Recipe, num_classes: int, dense: str | Path) -> nn.Module | None:
+    """The teacher that a recipe names, or None if it has none.
+
+    Args:
+        recipe: ``teacher`` is ``dense`` or a timm name, with timm's weights or a local ``teacher_checkpoint``.
+        num_classes: Outputs of a timm teacher.
+        dense: Artifact of the model before pruning.
+
+    Raises:
+        LpvitError: The teacher's weights are not there or do not fit.
+    """
+    if recipe.teacher is None:
+        return None
+    if recipe.teacher == "dense":
+        architecture, state = load_model(dense, "dense")
+        return architecture.build(state)
+    teacher = create_model(recipe.teacher, num_classes, pretrained=recipe.teacher_checkpoint is None)
+    if recipe.teacher_checkpoint is not None:
+        load_weights(teacher, read_checkpoint(recipe.teacher_checkpoint), recipe.teacher_checkpoint)
+    return teacher
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -166,6 +189,16 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
         source: Where it comes from, for the message.
 
     Raises:
+        LpvitError: As `require_same_architecture`.
+    """
+    require_same_architecture(model, state, source)
+    model.load_state_dict(dict(state))
+
+
+def require_same_architecture(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Compares names and shapes; the model may be on the meta device.
+
+    Raises:
         LpvitError: Names or shapes differ; the first differences are named.
     """
     expected = model.state_dict()
@@ -179,7 +212,6 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise LpvitError(f"{source}: a checkpoint of another architecture: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(dict(state))
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -217,7 +249,7 @@ def matrix_layers(model: nn.Module) -> list[LayerSpec]:
 
 
 def prunable_layers(layers: Iterable[LayerSpec], roles: Iterable[str]) -> list[LayerSpec]:
-    """The layers with one of the given roles.
+    """The layers with one of the given roles, in order of execution.
 
     Raises:
         LpvitError: No layer has one of the roles; the roles of the model are named.

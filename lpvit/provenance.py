@@ -1,10 +1,13 @@
-"""Digest of the code behind a script, so that an edited module reruns the stages that import it and no others.
+"""Digests of what a result depends on.
+
+The digest of the code behind a script makes an edited module rerun the stages that import it and no others.
 
 Snakemake watches a rule's script, not what the script imports. Every rule therefore carries this digest as a param.
 """
 
 import ast
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +37,19 @@ def source_digest(script: str | Path, package: Path = PACKAGE) -> str:
         seen[file] = ast.dump(_without_prose(tree))
     ordered = sorted((file.name, dump) for file, dump in seen.items())
     return hashlib.sha256(repr(ordered).encode()).hexdigest()[:12]
+
+
+def fingerprint(settings: object, *files: str | Path) -> str:
+    """Digest of settings and of the content of files: names all that a resumable training depends on.
+
+    Args:
+        settings: Plain values.
+        files: Inputs, read whole.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:

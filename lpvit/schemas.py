@@ -55,6 +55,12 @@ def write_parquet(frame: pd.DataFrame, path: str | Path, schema: Schema) -> None
         pq.write_table(table, partial)
 
 
+def empty_frame(schema: Schema) -> pd.DataFrame:
+    """No rows, all columns."""
+    frame: pd.DataFrame = schema.arrow().empty_table().to_pandas()
+    return frame
+
+
 def read_parquet(path: str | Path, schema: Schema) -> pd.DataFrame:
     """Reads a table that `write_parquet` wrote.
 
@@ -198,7 +204,7 @@ METRICS = Schema(
         Column("parameters", pa.int64(), "", "parameters that are kept: all, less the pruned weights"),
         Column("sparsity", pa.float64(), "", "share of the weights of prunable layers that is pruned"),
         Column(
-            "power_term", pa.float64(), "block row", "the paper's term: surviving blocks * in_features / 16, summed"
+            "power_term", pa.float64(), "", "sum of the layers' power terms, as a share of that with all blocks kept"
         ),
     ),
 )
@@ -215,7 +221,12 @@ LAYERS = Schema(
         Column("blocks_kept", pa.int64(), "", "blocks that stay; 0 without a mask"),
         Column("macs", pa.int64(), "MAC/image", "multiply-accumulates of the weights that stay"),
         Column("parameters", pa.int64(), "", "weights that stay, and biases"),
-        Column("power_term", pa.float64(), "block row", "the paper's term: blocks_kept * in_features / 16"),
+        Column(
+            "power_term",
+            pa.float64(),
+            "block row",
+            "the paper's term: blocks_kept * in_features / 16; 0 without a mask",
+        ),
     ),
 )
 

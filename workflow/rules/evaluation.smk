@@ -4,6 +4,7 @@ rule evaluate_dense:
         images=f"{DATASET}/images.parquet",
         costs=f"{MODEL}/costs.parquet",
         model=f"{MODEL}/dense.pt",
+        masks=[],
     output:
         metrics=f"{MODEL}/dense/metrics.parquet",
         layers=f"{MODEL}/dense/layers.parquet",

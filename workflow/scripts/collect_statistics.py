@@ -1,5 +1,7 @@
 """A dense model and calibration images in, block statistics of every prunable layer out."""
 
+import torch
+
 from lpvit.artifacts import save
 from lpvit.config import Pruning
 from lpvit.data import Preprocessing, make_loader
@@ -20,8 +22,8 @@ with stage(snakemake) as compute:
         loader=dataset["loader"],
         batch_size=pruning.batch_size,
         threads=compute.threads,
-        device=compute.device,
+        device=torch.device(compute.device),
     )
     layers = prunable_layers(matrix_layers(model), pruning.layers)
-    statistics = collect_statistics(model, loader, layers, pruning.block_shape, compute.device)
+    statistics = collect_statistics(model, loader, layers, pruning.block_shape, torch.device(compute.device))
     save(statistics, snakemake.output.statistics, "statistics")

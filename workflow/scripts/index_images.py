@@ -1,12 +1,13 @@
 """A dataset in, the list of its images with labels and problems out."""
 
-from lpvit.config import Dataset
 from lpvit.data import check_images, index_images
 from lpvit.schemas import IMAGES, write_parquet
 from lpvit.stage import stage
 
 with stage(snakemake):
-    dataset = Dataset.model_validate(snakemake.params.dataset)
-    images = index_images(dataset.source, dataset.root, dataset.train, dataset.validation, snakemake.threads)
-    check_images(images, dataset.on_bad_image)
+    dataset = snakemake.params.dataset
+    images = index_images(
+        dataset["source"], dataset["root"], dataset["train"], dataset["validation"], snakemake.threads
+    )
+    check_images(images, dataset["on_bad_image"], dataset["root"])
     write_parquet(images, snakemake.output.images, IMAGES)

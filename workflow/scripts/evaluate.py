@@ -1,0 +1,40 @@
+"""A model and the validation images in, accuracy and costs out: in all, and by layer."""
+
+from dataclasses import asdict
+
+import torch
+
+from lpvit.cost import count_macs, layer_table, model_metrics
+from lpvit.data import Preprocessing, count_skipped, make_loader, usable_images
+from lpvit.evaluation import evaluate
+from lpvit.masks import load_masks
+from lpvit.models import load_model
+from lpvit.schemas import COSTS, IMAGES, LAYERS, METRICS, read_parquet, write_parquet
+from lpvit.stage import stage
+
+with stage(snakemake) as compute:
+    architecture, state = load_model(snakemake.input.model, snakemake.params.stage)
+    keep_masks, block_shape = load_masks(snakemake.input.masks) if snakemake.input.masks else ({}, None)
+    model = architecture.build(state)
+    images = read_parquet(snakemake.input.images, IMAGES)
+    costs = read_parquet(snakemake.input.costs, COSTS)
+    layers = layer_table(snakemake.params.stage, costs, keep_masks, block_shape)
+    loader = make_loader(
+        usable_images(images, "validation"),
+        snakemake.params.dataset["root"],
+        Preprocessing.from_model(model),
+        loader=snakemake.params.dataset["loader"],
+        batch_size=compute.evaluation_batch_size,
+        threads=compute.threads,
+        device=torch.device(compute.device),
+    )
+    metrics = model_metrics(
+        layers,
+        costs,
+        dense_macs_all=count_macs(model),
+        dense_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        images_skipped=count_skipped(images, "validation"),
+        **asdict(evaluate(model, loader, torch.device(compute.device))),
+    )
+    write_parquet(layers, snakemake.output.layers, LAYERS)
+    write_parquet(metrics, snakemake.output.metrics, METRICS)

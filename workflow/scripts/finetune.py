@@ -1,0 +1,47 @@
+"""A pruned model and its masks in, the model trained with frozen masks out."""
+
+from pathlib import Path
+
+import torch
+
+from lpvit.config import Recipe
+from lpvit.data import Preprocessing
+from lpvit.data.splits import SplitLoaders
+from lpvit.finetune import train
+from lpvit.masks import load_masks
+from lpvit.models import load_model, load_teacher, save_model
+from lpvit.provenance import fingerprint
+from lpvit.schemas import HISTORY, IMAGES, read_parquet, write_parquet
+from lpvit.stage import stage
+
+with stage(snakemake) as compute:
+    recipe = Recipe.model_validate(snakemake.params.recipe)
+    architecture, pruned = load_model(snakemake.input.pruned, "pruned")
+    keep_masks, block_shape = load_masks(snakemake.input.masks)
+    model = architecture.build(pruned, drop_path=recipe.drop_path)
+    dataset = snakemake.params.dataset
+    loaders = SplitLoaders(
+        read_parquet(snakemake.input.images, IMAGES),
+        dataset["root"],
+        Preprocessing.from_model(model),
+        recipe,
+        dataset["loader"],
+        compute.threads,
+        compute.evaluation_batch_size,
+    )
+    state, history = train(
+        model,
+        recipe,
+        loaders,
+        keep_masks=keep_masks,
+        block_shape=block_shape,
+        teacher=load_teacher(recipe, architecture.num_classes, snakemake.input.dense),
+        device=torch.device(compute.device),
+        threads=compute.threads,
+        processes=compute.processes,
+        resume_file=Path(snakemake.params.resume),
+        fingerprint=fingerprint(dict(snakemake.params.items()), *snakemake.input),
+    )
+    save_model(architecture, state, snakemake.output.finetuned, "finetuned")
+    write_parquet(history, snakemake.output.history, HISTORY)
+    Path(snakemake.params.resume).unlink(missing_ok=True)

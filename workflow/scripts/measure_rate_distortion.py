@@ -1,0 +1,43 @@
+"""Block statistics in, scores of the blocks and one rate-distortion curve per layer out."""
+
+import torch
+
+from lpvit.artifacts import load
+from lpvit.config import Pruning
+from lpvit.data import Preprocessing, make_loader
+from lpvit.models import load_model, matrix_layers, prunable_layers
+from lpvit.rate_distortion import empirical_curves, taylor_curves
+from lpvit.schemas import BLOCKS, CURVES, SAMPLES, read_parquet, write_parquet
+from lpvit.stage import stage
+from lpvit.statistics import block_table
+
+with stage(snakemake) as compute:
+    pruning = Pruning.model_validate(snakemake.params.pruning)
+    statistics = load(snakemake.input.statistics, "statistics")
+    blocks = block_table(statistics, pruning.saliency)
+    if pruning.distortion == "taylor":
+        curves = taylor_curves(statistics, blocks, pruning.order, pruning.points)
+    else:
+        architecture, state = load_model(snakemake.input.dense, "dense")
+        model = architecture.build(state).to(compute.device)
+        loader = make_loader(
+            read_parquet(snakemake.input.samples, SAMPLES),
+            snakemake.params.dataset["root"],
+            Preprocessing.from_model(model),
+            loader=snakemake.params.dataset["loader"],
+            batch_size=pruning.batch_size,
+            threads=compute.threads,
+            device=torch.device(compute.device),
+        )
+        layers = prunable_layers(matrix_layers(model), pruning.layers)
+        curves = empirical_curves(
+            model,
+            loader,
+            layers,
+            blocks,
+            pruning.block_shape,
+            points=pruning.points,
+            device=torch.device(compute.device),
+        )
+    write_parquet(blocks, snakemake.output.blocks, BLOCKS)
+    write_parquet(curves, snakemake.output.curves, CURVES)

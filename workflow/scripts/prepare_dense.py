@@ -1,0 +1,50 @@
+"""A model's name and the dataset's images in, the dense model and what its layers cost out."""
+
+from pathlib import Path
+
+import torch
+
+from lpvit.config import Model, Recipe
+from lpvit.cost import measure_costs
+from lpvit.data import Preprocessing
+from lpvit.data.splits import SplitLoaders
+from lpvit.finetune import train
+from lpvit.models import Architecture, load_weights, read_checkpoint, save_model
+from lpvit.provenance import fingerprint
+from lpvit.schemas import COSTS, HISTORY, IMAGES, empty_frame, read_parquet, write_parquet
+from lpvit.stage import stage
+
+with stage(snakemake) as compute:
+    settings = Model.model_validate(snakemake.params.model)
+    images = read_parquet(snakemake.input.images, IMAGES)
+    architecture = Architecture(settings.timm, images["label"].nunique(), settings.options, settings.data_config)
+    model = architecture.build(pretrained=settings.weights == "pretrained", seed=settings.seed)
+    history = empty_frame(HISTORY)
+    if settings.checkpoint is not None:
+        load_weights(model, read_checkpoint(settings.checkpoint), settings.checkpoint)
+    state = model.state_dict()
+    if snakemake.params.recipe is not None:
+        recipe = Recipe.model_validate(snakemake.params.recipe)
+        dataset = snakemake.params.dataset
+        state, history = train(
+            architecture.build(state, drop_path=recipe.drop_path),
+            recipe,
+            SplitLoaders(
+                images,
+                dataset["root"],
+                Preprocessing.from_model(model),
+                recipe,
+                dataset["loader"],
+                compute.threads,
+                compute.evaluation_batch_size,
+            ),
+            device=torch.device(compute.device),
+            threads=compute.threads,
+            processes=compute.processes,
+            resume_file=Path(snakemake.params.resume),
+            fingerprint=fingerprint(dict(snakemake.params.items()), snakemake.input.images),
+        )
+    save_model(architecture, state, snakemake.output.dense, "dense")
+    write_parquet(measure_costs(model), snakemake.output.costs, COSTS)
+    write_parquet(history, snakemake.output.history, HISTORY)
+    Path(snakemake.params.resume).unlink(missing_ok=True)
