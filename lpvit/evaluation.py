@@ -1,0 +1,86 @@
+"""Accuracy of a model on labelled images.
+
+N = images of a batch; K = classes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from lpvit.errors import LpvitError
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What `evaluate` measures.
+
+    Attributes:
+        images: Images evaluated.
+        top1: Images whose label has the largest logit, in %.
+        top5: Images whose label is among the min(5, K) largest logits, in %.
+        loss: Mean cross-entropy, in nat.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    loss: float
+
+    @classmethod
+    def from_sums(cls, sums: Tensor) -> "Accuracy":
+        """From the sums that `evaluation_sums` gives, added over as many parts of the images as there are.
+
+        Raises:
+            LpvitError: There was no image.
+        """
+        images, top1, top5, loss = sums.tolist()
+        if images == 0:
+            raise LpvitError("evaluation: the split holds no images; check the dataset's 'root' and 'validation'")
+        return cls(int(images), 100 * top1 / images, 100 * top5 / images, loss / images)
+
+
+def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Accuracy:
+    """Measures a model on all images of a loader, in the precision of its weights.
+
+    Args:
+        model: Moved to the device and left in evaluation mode.
+        loader: Batches of images (N, C, H, W), normalised, and labels (N,), int64.
+        device: Where to compute.
+
+    Raises:
+        LpvitError: The loader gives no image.
+    """
+    return Accuracy.from_sums(evaluation_sums(model, loader, device))
+
+
+def evaluation_sums(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device, progress: bool = True
+) -> Tensor:
+    """Sums over a loader, which may be one process's part of the images, or empty.
+
+    Args:
+        model: Moved to the device and left in evaluation mode.
+        loader: As for `evaluate`.
+        device: Where to compute.
+        progress: Show a bar on a terminal.
+
+    Returns:
+        Images, top-1 hits, top-5 hits, cross-entropy in nat; shape (4,), float64, on the device.
+    """
+    model.to(device).eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for images, labels in tqdm(loader, "evaluate", unit="batch", leave=False, disable=None if progress else True):
+        with torch.inference_mode():  # not around the loader, which may keep its tensors for training
+            sums += _batch_sums(model(images.to(device)), labels.to(device))
+    return sums
+
+
+def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """The four sums over a batch; logits (N, K), labels (N,)."""
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    loss = functional.cross_entropy(logits.double(), labels, reduction="sum")
+    return torch.stack([loss.new_tensor(len(labels)), hits[:, 0].sum(), hits.sum(), loss])
