@@ -47,7 +47,7 @@ def save(payload: dict[str, Any], path: str | Path, kind: str, provenance: dict[
     """
     import torch
 
-    header = {"kind": kind, "format": FORMAT_VERSION, "lpvit": __version__, "torch": torch.__version__}
+    header = {"kind": kind, "format": FORMAT_VERSION, "lpvit": __version__, "torch": str(torch.__version__)}
     with replace_atomically(path) as partial:
         torch.save({**header, "provenance": provenance or {}, "payload": payload}, partial)
 

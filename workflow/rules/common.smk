@@ -2,7 +2,6 @@
 
 import functools
 import json
-import sys
 from pathlib import Path
 
 from lpvit.config import Experiment, Section, parse_config
@@ -37,16 +36,6 @@ wildcard_constraints:
     pruning="[^/]+",
     budget="[^/]+",
     recipe="[^/]+",
-
-
-for name in sorted({experiment.dataset for experiment in experiments.values()}):
-    dataset = settings.datasets[name]
-    for split in (dataset.train, dataset.validation) if dataset.root else ():
-        if not (dataset.root / split).is_dir():
-            problem = f"config: datasets.{name}: folder {dataset.root / split} not found; correct 'root' or the split"
-            if not workflow.dryrun:
-                raise WorkflowError(problem)
-            print(f"warning: {problem} (a run would stop here)", file=sys.stderr)
 
 
 def chosen(section: Section, *fields: str) -> dict:
