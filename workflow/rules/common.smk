@@ -2,15 +2,24 @@
 
 import functools
 import json
+import os
+import sys
 from pathlib import Path
 
-from lpvit.config import Experiment, Section, parse_config
-from lpvit.errors import LpvitError
-from lpvit.provenance import source_digest
 from snakemake.exceptions import WorkflowError
 
 BASE = Path(workflow.basedir)
 BASE = BASE.parent if BASE.name == "workflow" else BASE
+
+# The scripts import the package of this checkout, also in a conda environment that has only its dependencies.
+sys.path.insert(0, str(BASE))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BASE), os.environ.get("PYTHONPATH")]))
+
+from lpvit.config import Experiment, Section, parse_config
+from lpvit.errors import LpvitError
+from lpvit.provenance import source_digest
+
+ENVIRONMENT = str(BASE / "workflow/envs/lpvit.yaml")  # used with --software-deployment-method conda
 
 try:
     settings = parse_config(config)
@@ -53,6 +62,14 @@ def sources(script: str) -> str:
 def images_of(wildcards) -> dict:
     """The params that a stage needs to read images."""
     return chosen(settings.datasets[wildcards.dataset], "source", "root", "loader")
+
+
+def recipe_of(name: str | None) -> dict | None:
+    return None if name is None else chosen(settings.recipes[name])
+
+
+def is_empirical(wildcards) -> bool:
+    return settings.prunings[wildcards.pruning].distortion == "empirical"
 
 
 def experiment_folder(experiment: Experiment) -> str:

@@ -10,6 +10,8 @@ rule index_images:
     log:
         f"{DATASET}/images.log",
     threads: settings.compute.threads
+    conda:
+        ENVIRONMENT
     script:
         "../scripts/index_images.py"
 
@@ -25,5 +27,7 @@ rule sample_calibration:
         sources=sources("sample_calibration.py"),
     log:
         f"{CALIBRATION}/samples.log",
+    conda:
+        ENVIRONMENT
     script:
         "../scripts/sample_calibration.py"

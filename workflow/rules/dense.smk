@@ -9,6 +9,8 @@ rule check_experiments:
         sources=sources("check_experiments.py"),
     log:
         f"{RESULTS}/plan.log",
+    conda:
+        ENVIRONMENT
     script:
         "../scripts/check_experiments.py"
 
@@ -33,9 +35,7 @@ rule prepare_dense:
     benchmark:
         f"{MODEL}/dense.time.tsv"
     threads: settings.compute.threads
+    conda:
+        ENVIRONMENT
     script:
         "../scripts/prepare_dense.py"
-
-
-def recipe_of(name: str | None) -> dict | None:
-    return None if name is None else chosen(settings.recipes[name])

@@ -15,6 +15,8 @@ rule evaluate_dense:
     log:
         f"{MODEL}/dense/metrics.log",
     threads: settings.compute.threads
+    conda:
+        ENVIRONMENT
     script:
         "../scripts/evaluate.py"
 

@@ -16,20 +16,18 @@ rule collect_statistics:
     benchmark:
         f"{PRUNING}/statistics.time.tsv"
     threads: settings.compute.threads
+    conda:
+        ENVIRONMENT
     script:
         "../scripts/collect_statistics.py"
-
-
-def empirical(wildcards) -> bool:
-    return settings.prunings[wildcards.pruning].distortion == "empirical"
 
 
 rule measure_rate_distortion:
     """Scores the blocks, and measures or predicts what pruning them costs: one curve a layer."""
     input:
         statistics=f"{PRUNING}/statistics.pt",
-        dense=branch(empirical, then=f"{MODEL}/dense.pt", otherwise=[]),
-        samples=branch(empirical, then=f"{CALIBRATION}/samples.parquet", otherwise=[]),
+        dense=branch(is_empirical, then=f"{MODEL}/dense.pt", otherwise=[]),
+        samples=branch(is_empirical, then=f"{CALIBRATION}/samples.parquet", otherwise=[]),
     output:
         blocks=f"{PRUNING}/blocks.parquet",
         curves=f"{PRUNING}/curves.parquet",
@@ -42,6 +40,8 @@ rule measure_rate_distortion:
     benchmark:
         f"{PRUNING}/curves.time.tsv"
     threads: settings.compute.threads
+    conda:
+        ENVIRONMENT
     script:
         "../scripts/measure_rate_distortion.py"
 
@@ -59,6 +59,8 @@ rule allocate_sparsity:
         sources=sources("allocate_sparsity.py"),
     log:
         f"{BUDGET}/allocation.log",
+    conda:
+        ENVIRONMENT
     script:
         "../scripts/allocate_sparsity.py"
 
@@ -77,5 +79,7 @@ rule build_masks:
         sources=sources("build_masks.py"),
     log:
         f"{BUDGET}/masks.log",
+    conda:
+        ENVIRONMENT
     script:
         "../scripts/build_masks.py"

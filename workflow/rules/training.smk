@@ -18,5 +18,7 @@ rule finetune:
     benchmark:
         f"{RECIPE}/finetuned.time.tsv"
     threads: settings.compute.threads
+    conda:
+        ENVIRONMENT
     script:
         "../scripts/finetune.py"

@@ -1,0 +1,115 @@
+"""A workflow in a folder of its own, small enough to run whole in a test."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parent.parent
+
+TINY = {
+    "report": "tiny",
+    "compute": {"device": "cpu", "threads": 1},
+    "datasets": {"digits": {"source": "digits", "loader": "memory"}},
+    "models": {
+        "vit": {
+            "timm": "vit_tiny_patch16_224",
+            "options": {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2},
+            "data_config": {"mean": [0.3], "std": [0.38], "crop_pct": 1.0},
+            "weights": "train",
+            "recipe": "short",
+        }
+    },
+    "calibrations": {"c64": {"images": 64}},
+    "prunings": {"b8": {"block_shape": [8, 8], "points": 11}},
+    "budgets": {"half": {"macs": 0.6}},
+    "recipes": {"short": {"epochs": 2, "batch_size": 64, "learning_rate": 0.001}},
+    "experiments": {
+        "main": {
+            "dataset": "digits",
+            "model": "vit",
+            "calibration": "c64",
+            "pruning": "b8",
+            "budget": "half",
+            "recipe": "short",
+        }
+    },
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a call of Snakemake did."""
+
+    code: int
+    output: str
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """Rule -> jobs that ran or, in a dry-run, would run."""
+        lines = self.output.split("Job stats:")[-1].splitlines() if "Job stats:" in self.output else []
+        cells = [line.split() for line in lines]
+        return {row[0]: int(row[1]) for row in cells[:40] if len(row) == 2 and row[1].isdigit() and row[0] != "total"}
+
+
+class Workflow:
+    """A copy of the workflow and the package, so that tests can edit, kill and break it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("Snakefile", "workflow", "lpvit", "profiles"):
+            source = REPOSITORY / name
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder)
+
+    def command(self, config: dict[str, Any], *arguments: str) -> tuple[list[str], dict[str, str]]:
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        environment = os.environ | {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
+        return [sys.executable, "-m", "snakemake", "--configfile", "config.yaml", "--cores", "2", *arguments], environment
+
+    def run(self, config: dict[str, Any], *arguments: str) -> Run:
+        command, environment = self.command(config, *arguments)
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        return Run(done.returncode, done.stdout + done.stderr)
+
+    def would_run(self, config: dict[str, Any]) -> dict[str, int]:
+        run = self.run(config, "--dry-run")
+        assert run.code == 0, run.output
+        return run.jobs
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Workflow:
+    return Workflow(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> dict[str, Any]:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workflow, Run]:
+    """A workflow that ran to its end, and what it printed; not to be changed but for edits that are taken back."""
+    finished = Workflow(tmp_path_factory.mktemp("finished"))
+    run = finished.run(TINY)
+    assert run.code == 0, run.output
+    return finished, run
+
+
+@pytest.fixture(scope="session")
+def change() -> Callable[..., dict[str, Any]]:
+    """A config with one value replaced: ``change(config, "budgets.half.macs", 0.7)``."""
+
+    def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+        first, _, rest = key.partition(".")
+        return {**config, first: changed(config.get(first, {}), rest, value) if rest else value}
+
+    return changed

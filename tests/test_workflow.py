@@ -1,0 +1,213 @@
+"""The workflow as a user meets it: what runs, what reruns, what a kill and a full run leave behind."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import Run, Workflow
+
+from lpvit.masks import expand_keep_masks, load_masks, verify_pruned
+from lpvit.models import load_model
+from lpvit.schemas import ALL, METRICS, read_parquet
+
+AFTER_ALLOCATION = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
+AFTER_CURVES = {"measure_rate_distortion"} | AFTER_ALLOCATION
+AFTER_STATISTICS = {"collect_statistics"} | AFTER_CURVES
+REPORT = {"summarize", "plot_curves", "plot_allocation", "plot_blocks", "plot_history", "plot_tradeoff", "all"}
+CHECK = {"check_experiments"}
+
+BUDGET = Path("results/digits/vit/c64/b8/half")
+
+
+def stages(jobs: dict[str, int]) -> set[str]:
+    return set(jobs) - REPORT - CHECK
+
+
+def test_every_stage_runs_once_and_ends_in_a_table_that_names_the_report(finished: tuple[Workflow, Run]) -> None:
+    workflow, run = finished
+    assert stages(run.jobs) == {
+        "index_images", "sample_calibration", "prepare_dense", "evaluate_dense", *AFTER_STATISTICS,
+    }  # fmt: skip
+    table = run.output[run.output.rindex("| ") - 2000 :]
+    for word in ("dense", "pruned", "finetuned", "results/report/tiny"):
+        assert word in table
+    assert not list(workflow.folder.glob("results/**/*.partial"))
+    assert not list(workflow.folder.glob("results/**/*resume.pt"))
+
+
+def test_a_second_run_has_nothing_to_do(finished: tuple[Workflow, Run], tiny_config: dict) -> None:
+    assert finished[0].would_run(tiny_config) == {}
+
+
+def test_every_table_reads_back_under_its_schema(finished: tuple[Workflow, Run]) -> None:
+    schemas = {schema.file: schema for schema in ALL}
+    tables = list((finished[0].folder / "results").rglob("*.parquet"))
+    assert len(tables) >= len(ALL)
+    for table in tables:
+        read_parquet(table, schemas[table.name.removeprefix("dense_")])
+
+
+def test_pruned_and_finetuned_weights_are_zero_where_the_masks_say_so(finished: tuple[Workflow, Run]) -> None:
+    folder = finished[0].folder / BUDGET
+    keep_masks, block_shape = load_masks(folder / "masks.pt")
+    for kind, file in (("pruned", "pruned.pt"), ("finetuned", "short/finetuned.pt")):
+        architecture, state = load_model(folder / file, kind)
+        verify_pruned(state, expand_keep_masks(architecture.build(state), keep_masks, block_shape))
+
+
+def test_the_budget_is_kept_by_what_is_evaluated(finished: tuple[Workflow, Run]) -> None:
+    results = finished[0].folder
+    dense = read_parquet(results / "results/digits/vit/dense/metrics.parquet", METRICS).iloc[0]
+    for stage in ("pruned", "short/finetuned"):
+        kept = read_parquet(results / BUDGET / stage / "metrics.parquet", METRICS).iloc[0]
+        assert 0.59 < kept["macs"] / dense["macs"] <= 0.6
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rerun"),
+    [
+        ("budgets.half.macs", 0.7, AFTER_ALLOCATION),
+        ("budgets.half.allocator", "uniform", AFTER_ALLOCATION),
+        ("prunings.b8.order", 1, AFTER_CURVES),
+        ("prunings.b8.block_shape", [8, 16], AFTER_STATISTICS),
+        ("calibrations.c64.seed", 1, {"sample_calibration"} | AFTER_STATISTICS),
+        ("compute.threads", 2, set()),
+        ("compute.evaluation_batch_size", 64, set()),
+    ],
+)
+def test_a_changed_setting_reruns_its_stage_and_what_follows(
+    finished: tuple[Workflow, Run], tiny_config: dict, change, key: str, value: object, rerun: set[str]
+) -> None:
+    assert stages(finished[0].would_run(change(tiny_config, key, value))) == rerun
+
+
+def test_a_second_experiment_shares_the_stages_in_common(
+    finished: tuple[Workflow, Run], tiny_config: dict, change
+) -> None:
+    config = change(tiny_config, "budgets.more", {"macs": 0.8, "allocator": "uniform"})
+    config = change(config, "experiments.more", {**tiny_config["experiments"]["main"], "budget": "more"})
+    jobs = finished[0].would_run(config)
+    assert stages(jobs) == AFTER_ALLOCATION
+    assert all(jobs[stage] == 1 for stage in AFTER_ALLOCATION)
+
+
+def test_reordered_keys_rerun_nothing(finished: tuple[Workflow, Run], tiny_config: dict) -> None:
+    reordered = {
+        section: dict(reversed(value.items())) if isinstance(value, dict) else value
+        for section, value in reversed(tiny_config.items())
+    }
+    reordered["models"] = {"vit": dict(reversed(tiny_config["models"]["vit"].items()))}
+    assert stages(finished[0].would_run(reordered)) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "rerun"),
+    [
+        ("allocation.py", AFTER_ALLOCATION),
+        ("rate_distortion.py", AFTER_CURVES),
+        ("finetune.py", {"prepare_dense", "evaluate_dense", *AFTER_STATISTICS}),
+        ("report.py", set()),
+    ],
+)
+def test_an_edited_module_reruns_the_stages_that_import_it(
+    finished: tuple[Workflow, Run], tiny_config: dict, module: str, rerun: set[str]
+) -> None:
+    file = finished[0].folder / "lpvit" / module
+    original = file.read_text()
+    try:
+        file.write_text(original + "\n# a comment\n")
+        assert finished[0].would_run(tiny_config) == {}
+        file.write_text(original + "\nEDITED = True\n")
+        jobs = finished[0].would_run(tiny_config)
+        assert jobs
+        assert stages(jobs) == rerun
+    finally:
+        file.write_text(original)
+
+
+def test_a_rerun_of_the_allocation_alone_happens_for_real(tiny_config: dict, change, finished) -> None:
+    workflow, _ = finished
+    curves = workflow.folder / "results/digits/vit/c64/b8/curves.parquet"
+    before = curves.stat().st_mtime_ns
+    extra = change(tiny_config, "budgets.other", {"sparsity": 0.3})
+    main = {**tiny_config["experiments"]["main"], "budget": "other", "recipe": None}
+    run = workflow.run(change(extra, "experiments", {"other": main}), "--until", "evaluate_pruned")
+    assert run.code == 0, run.output
+    assert stages(run.jobs) == {"allocate_sparsity", "build_masks", "evaluate_pruned"}
+    assert curves.stat().st_mtime_ns == before
+    metrics = read_parquet(curves.parent / "other/pruned/metrics.parquet", METRICS).iloc[0]
+    assert metrics["sparsity"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_killed_workflow_finishes_with_the_same_weights(
+    workflow: Workflow, tiny_config: dict, change, finished: tuple[Workflow, Run]
+) -> None:
+    command, environment = workflow.command(tiny_config)
+    process = subprocess.Popen(
+        command, cwd=workflow.folder, env=environment, start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:  # kill it in the middle of the dense training
+        if re.search("epoch 1 of 2", line):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)
+    assert not (workflow.folder / "results/digits/vit/dense.pt").exists()
+    again = workflow.run(tiny_config, "--until", "evaluate_pruned")
+    assert again.code == 0, again.output
+    assert "epoch 1 of 2" not in again.output  # it resumed
+    undisturbed = load_model(finished[0].folder / BUDGET / "pruned.pt", "pruned")[1]
+    resumed = load_model(workflow.folder / BUDGET / "pruned.pt", "pruned")[1]
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("budgets.half.mcas", 0.5, "config: budgets.half.mcas: unknown key; did you mean 'macs'?"),
+        ("budgets.half.macs", "much", "config: budgets.half.macs: "),
+        ("budgets.half.macs", 1.5, "config: budgets.half.macs: "),
+        ("experiments.main.budget", "hafl", "config: experiments.main.budget: no 'hafl' in budgets; did you mean 'half'?"),
+    ],
+)
+def test_a_bad_config_stops_at_once_with_one_line(
+    workflow: Workflow, tiny_config: dict, change, key: str, value: object, line: str
+) -> None:
+    run = workflow.run(change(tiny_config, key, value), "--dry-run")
+    assert run.code != 0
+    assert line in run.output
+    assert "Traceback" not in run.output
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("budgets.half.macs", 0.01, "experiments.main: budget: macs 0.01 is impossible"),
+        ("prunings.b8.block_shape", [64, 64], "experiments.main: block_shape: 64x64 is larger than a layer of 32x32"),
+        ("models.vit.timm", "vit_tinny_patch16_224", "timm knows no model 'vit_tinny_patch16_224'; did you mean"),
+        ("calibrations.c64.images", 10_000, "experiments.main: calibration: 10000 images asked for"),
+        ("datasets.digits", {"root": "nowhere"}, "nowhere/train"),
+    ],
+)
+def test_what_cannot_work_is_found_before_any_training(
+    workflow: Workflow, tiny_config: dict, change, key: str, value: object, line: str
+) -> None:
+    run = workflow.run(change(tiny_config, key, value))
+    assert run.code != 0
+    assert line in run.output
+    assert "Traceback" not in run.output
+    assert not list((workflow.folder / "results").rglob("dense*.pt"))
+    assert not list((workflow.folder / "results").rglob("*.partial"))
+
+
+def test_history_of_the_training_is_kept(finished: tuple[Workflow, Run]) -> None:
+    history = pd.read_parquet(finished[0].folder / BUDGET / "short/history.parquet")
+    assert history["epoch"].tolist() == [1, 2]
