@@ -1,0 +1,164 @@
+"""Loader `dali`: JPEG files through NVIDIA DALI, on the CPU or with GPU decoding.
+
+N = images of a batch; C, H, W = channels, height and width of the model's input.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from nvidia.dali import fn, pipeline_def
+from nvidia.dali.data_node import DataNode
+from nvidia.dali.plugin.base_iterator import LastBatchPolicy
+from nvidia.dali.plugin.pytorch import DALIGenericIterator
+from torch import Tensor
+
+from lpvit.data import dali_graph as graph
+from lpvit.data.epochs import EpochPlan
+from lpvit.data.index import find_problem
+from lpvit.data.preprocessing import Augmentation, Preprocessing, RandAugmentPolicy
+from lpvit.data.rand_augment import RandAugmentDraws, draw_rand_augment
+from lpvit.errors import LpvitError
+
+_PREFETCHED_BATCHES = 2
+
+
+class DaliLoader:
+    """Builds a pipeline for every epoch from the list of its files, so that each epoch stands by itself.
+
+    Evaluation equals timm's to a mean of 0.005 in normalised units. Training draws from the same distributions, but
+    RandAugment warps by linear interpolation and fills with grey, and colour jitter has a fixed order. The random
+    numbers depend on the batch size and the rank, not on the number of threads.
+
+    Raises:
+        LpvitError: A file is not a JPEG file, the model does not take RGB images, or DALI lacks the interpolation or
+            RandAugment set.
+    """
+
+    def __init__(
+        self,
+        images: pd.DataFrame,
+        root: Path | None,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None,
+        plan: EpochPlan,
+        threads: int,
+        device: torch.device,
+    ) -> None:
+        _check(images["path"], preprocessing, augmentation)
+        self._files = [str(Path(root or "") / path) for path in images["path"]]
+        self._labels = images["label"].tolist()
+        self._preprocessing = preprocessing
+        self._augmentation = augmentation
+        self._plan = plan
+        self._threads = threads
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._plan.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (N, C, H, W), float32, normalised, and labels (N,), int64.
+
+        Raises:
+            LpvitError: An image cannot be decoded.
+        """
+        order = self._plan.order().tolist()
+        if not order:
+            return
+        delivered = 0
+        try:
+            for (batch,) in self._batches(order):
+                yield batch["images"].to(self._device), batch["labels"].squeeze(-1).to(self._device, torch.int64)
+                delivered += 1
+        except RuntimeError:
+            # DALI does not always name the file; it is among those that were being read
+            start = delivered * self._plan.batch_size
+            self._blame(order[start : start + (_PREFETCHED_BATCHES + 2) * self._plan.batch_size])
+            raise
+
+    def _batches(self, order: list[int]) -> DALIGenericIterator:
+        on_gpu = self._device.type == "cuda"
+        batch_size = min(self._plan.batch_size, len(order))
+        pipeline = _pipeline(
+            [self._files[image] for image in order],
+            [self._labels[image] for image in order],
+            self._preprocessing,
+            self._augmentation,
+            "gpu" if on_gpu else "cpu",
+            self._rand_augment_draws(batch_size),
+            batch_size=batch_size,
+            num_threads=self._threads,
+            device_id=_device_index(self._device) if on_gpu else None,
+            seed=self._plan.stream_seed(),
+            prefetch_queue_depth=_PREFETCHED_BATCHES,
+        )
+        return DALIGenericIterator(
+            [pipeline], ["images", "labels"], reader_name="files", last_batch_policy=LastBatchPolicy.PARTIAL
+        )
+
+    def _rand_augment_draws(self, batch_size: int) -> Iterator[RandAugmentDraws] | None:
+        if self._augmentation is None or self._augmentation.rand_augment is None:
+            return None
+        policy = RandAugmentPolicy.parse(self._augmentation.rand_augment)
+        generator = np.random.default_rng(self._plan.stream_seed())
+        size = self._preprocessing.crop_size
+        return (draw_rand_augment(policy, batch_size, size, generator) for _ in count())
+
+    def _blame(self, images: list[int]) -> None:
+        for image in images:
+            if problem := find_problem(self._files[image]):
+                raise LpvitError(f"{self._files[image]}: cannot be decoded ({problem}); replace or remove it") from None
+
+
+@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+def _pipeline(
+    files: list[str],
+    labels: list[int],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation | None,
+    device: str,
+    rand_augment_draws: Iterator[RandAugmentDraws] | None,
+) -> tuple[DataNode, DataNode]:
+    encoded, numbers = fn.readers.file(files=files, labels=labels, pad_last_batch=True, name="files")
+    if augmentation is None:
+        images = graph.evaluation_images(encoded, preprocessing, device)
+        return graph.normalise(images, preprocessing), numbers
+    images = graph.random_crops(encoded, preprocessing, augmentation, device)
+    if rand_augment_draws is not None:
+        nodes = fn.external_source(rand_augment_draws, num_outputs=len(RandAugmentDraws._fields), batch=True)
+        layers = RandAugmentPolicy.parse(str(augmentation.rand_augment)).layers
+        images = graph.rand_augment(images, RandAugmentDraws(*nodes), layers, preprocessing)
+    elif augmentation.color_jitter:
+        images = graph.jitter_colors(images, augmentation.color_jitter)
+    # RandAugment knows no left or right, so the flip may come last, where it is free
+    mirror = fn.random.coin_flip(probability=augmentation.horizontal_flip)
+    return graph.normalise(images, preprocessing, mirror), numbers
+
+
+def _check(paths: pd.Series, preprocessing: Preprocessing, augmentation: Augmentation | None) -> None:
+    others = paths[~paths.str.lower().str.endswith((".jpg", ".jpeg"))]
+    if len(others):
+        raise LpvitError(
+            f"loader 'dali': reads JPEG files, {others.iloc[0]} is none; choose 'loader: timm' or 'memory'"
+        )
+    if preprocessing.input_size[0] != 3:
+        raise LpvitError(
+            "loader 'dali': reads RGB images, the model takes 1 channel; choose 'loader: timm' or 'memory'"
+        )
+    graph.interpolation_type(preprocessing.interpolation)
+    policy = augmentation.rand_augment if augmentation else None
+    if policy is not None and RandAugmentPolicy.parse(policy).operations is not None:
+        raise LpvitError(
+            f"loader 'dali': knows RandAugment's full set of operations only, not '{policy}'; choose 'loader: timm'"
+        )
+
+
+def _device_index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

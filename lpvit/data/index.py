@@ -1,0 +1,179 @@
+"""The list of a dataset's images: every file once, with its class and whether it can be decoded."""
+
+import logging
+import os
+from collections.abc import Iterable
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from lpvit.errors import LpvitError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+
+_logger = logging.getLogger(__name__)
+
+
+def index_images(
+    source: str, root: str | Path | None, train: str = "train", validation: str = "val", threads: int = 1
+) -> pd.DataFrame:
+    """Lists the images of both splits and decodes every file once.
+
+    Args:
+        source: ``folder`` or ``digits``, as in `lpvit.config.Dataset`.
+        root: Folder that holds the splits; not used by ``digits``.
+        train: Training split, a folder below ``root`` with one folder per class.
+        validation: Validation split, likewise.
+        threads: Files decoded at a time.
+
+    Returns:
+        Schema ``IMAGES``: the training split first, each split by class and file name in lexical order.
+
+    Raises:
+        LpvitError: A split or class folder is missing or empty, or the splits do not have the same classes.
+    """
+    if source == "digits":
+        return _index_digits()
+    if root is None:
+        raise LpvitError("root: missing; source 'folder' needs the folder that holds the splits")
+    splits = {"train": train, "validation": validation}
+    folders = {split: Path(root) / name for split, name in splits.items()}
+    classes = {split: _list_classes(folder) for split, folder in folders.items()}
+    _check_same_classes(folders, classes)
+    images = pd.DataFrame(
+        [
+            (split, f"{splits[split]}/{class_name}/{file}", label, class_name)
+            for split, folder in folders.items()
+            for label, class_name in enumerate(classes[split])
+            for file in _list_files(folder / class_name)
+        ],
+        columns=["split", "path", "label", "class_name"],
+    )
+    images["problem"] = pd.Series(_find_problems(Path(root), images["path"], threads), dtype=object)
+    return images
+
+
+def usable_images(images: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The images of a split that can be decoded, in the order of the index.
+
+    Args:
+        images: Schema ``IMAGES``.
+        split: ``train`` or ``validation``.
+
+    Returns:
+        Columns ``path`` and ``label``.
+    """
+    usable = images[(images["split"] == split) & images["problem"].isna()]
+    return usable[["path", "label"]].reset_index(drop=True)
+
+
+def count_skipped(images: pd.DataFrame, split: str) -> int:
+    """How many images of a split `usable_images` leaves out."""
+    return int(((images["split"] == split) & images["problem"].notna()).sum())
+
+
+def check_images(images: pd.DataFrame, on_bad_image: str, root: str | Path | None) -> None:
+    """Stops on images that cannot be decoded, or says how many are left out.
+
+    Args:
+        images: Schema ``IMAGES``.
+        on_bad_image: ``error`` or ``skip``.
+        root: Folder that the paths are relative to, for the message.
+
+    Raises:
+        LpvitError: There are such images and ``on_bad_image`` is ``error``, or a class has no other image in a split.
+    """
+    bad = images[images["problem"].notna()]
+    if bad.empty:
+        return
+    named = zip(bad["path"].head(3), bad["problem"].head(3), strict=True)
+    first = "; ".join(f"{Path(root or '') / path}: {problem}" for path, problem in named)
+    if on_bad_image == "error":
+        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise LpvitError(f"{first}{more}; replace or remove what cannot be decoded, or set 'on_bad_image: skip'")
+    usable_per_class = images["problem"].isna().groupby([images["split"], images["class_name"]]).sum()
+    if len(lost := usable_per_class[usable_per_class == 0]):
+        split, class_name = lost.index[0]
+        raise LpvitError(f"{split}: no image of class '{class_name}' can be decoded ({first}); replace its images")
+    _logger.warning("%d of %d images cannot be decoded and are left out: %s", len(bad), len(images), first)
+
+
+def find_problem(file: str | Path) -> str | None:
+    """Why Pillow cannot decode a file; None if it can.
+
+    The whole file is read, but a JPEG is decoded at an eighth of its size, which is enough to find what is broken.
+    """
+    try:
+        if Path(file).stat().st_size == 0:
+            return "empty file"
+        with Image.open(file) as image:
+            image.draft(None, (1, 1))
+            image.load()
+    except Exception as error:  # Pillow raises a different type for every kind of damage
+        return f"{type(error).__name__}: {' '.join(str(error).replace(str(file), 'it').split())}"
+    return None
+
+
+def _index_digits() -> pd.DataFrame:
+    """scikit-learn's digits; every fifth image of a class validates."""
+    from sklearn.datasets import load_digits
+
+    labels = pd.Series(load_digits().target, dtype="int64")
+    rank_in_class = labels.groupby(labels).cumcount()
+    images = pd.DataFrame(
+        {
+            "split": np.where(rank_in_class % 5 == 4, "validation", "train"),
+            "path": [f"digits/{number}" for number in range(len(labels))],
+            "label": labels,
+            "class_name": labels.astype(str),
+            "problem": None,
+        }
+    )
+    return images.sort_values(["split", "label"], kind="stable", ignore_index=True)
+
+
+def _list_classes(split: Path) -> list[str]:
+    if not split.is_dir():
+        raise LpvitError(f"{split}: folder not found; correct 'root', 'train' or 'validation' of the dataset")
+    classes = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise LpvitError(f"{split}: holds no class folders; expected one folder of images per class")
+    return classes
+
+
+def _list_files(folder: Path) -> list[str]:
+    entries = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    files = sorted(name for name in entries if name.lower().endswith(IMAGE_SUFFIXES))
+    if not files:
+        raise LpvitError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}); fill or remove this class folder")
+    if len(files) < len(entries):
+        _logger.warning("%s: %d entries are not images and are ignored", folder, len(entries) - len(files))
+    return files
+
+
+def _check_same_classes(folders: dict[str, Path], classes: dict[str, list[str]]) -> None:
+    only_train = sorted(set(classes["train"]) - set(classes["validation"]))
+    only_validation = sorted(set(classes["validation"]) - set(classes["train"]))
+    problems = [
+        f"{folders[split]} alone has {_name_some(names)}"
+        for split, names in (("train", only_train), ("validation", only_validation))
+        if names
+    ]
+    if problems:
+        raise LpvitError(f"classes differ between the splits: {'; '.join(problems)}; both need the same class folders")
+
+
+def _name_some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
+
+
+def _find_problems(root: Path, paths: Iterable[str], threads: int) -> list[str | None]:
+    files = [root / path for path in paths]
+    with ThreadPool(threads) as pool:  # Pillow decodes without holding the interpreter lock
+        results = pool.imap(find_problem, files, chunksize=16)
+        return list(tqdm(results, total=len(files), desc="checking images", unit="image"))
