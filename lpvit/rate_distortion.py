@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from lpvit.blocks import BlockGrid
@@ -68,7 +67,7 @@ def taylor_distortion(tables: Mapping[str, Tensor], ranks: Tensor, order: Litera
     pruned_first = ranks.flatten().argsort()
 
     def pruned_sum(name: str) -> Tensor:
-        return F.pad(tables[name].flatten()[pruned_first].cumsum(dim=0), (1, 0))
+        return nn.functional.pad(tables[name].flatten()[pruned_first].cumsum(dim=0), (1, 0))
 
     distortion = pruned_sum("squared_product_sum") / tables["weights"].sum()
     if order == 2:
@@ -136,7 +135,7 @@ def empirical_curves(
 
 
 def _blocks_pruned(count: int, points: int) -> NDArray[np.int64]:
-    """alpha * B at alpha = 0, 1/(points - 1), ..., 1, to the nearest integer, halves up: shape (points,), int64."""
+    """Nearest integers, halves up, to alpha * B at alpha = 0, 1/(points - 1), ..., 1: shape (points,)."""
     steps = points - 1
     return (2 * np.arange(points, dtype=np.int64) * count + steps) // (2 * steps)
 
@@ -245,9 +244,9 @@ def _pruned_side_by_side(layer: MatrixLayer, keep_masks: Tensor) -> Callable[[Te
     def forward(inputs: Tensor) -> Tensor:
         first = inputs[: len(inputs) // copies]
         if isinstance(layer, nn.Conv2d):
-            outputs, axis = F.conv2d(first, weight, bias, layer.stride, layer.padding), 1
+            outputs, axis = nn.functional.conv2d(first, weight, bias, layer.stride, layer.padding), 1
         else:
-            outputs, axis = F.linear(first, weight, bias), inputs.dim() - 1
+            outputs, axis = nn.functional.linear(first, weight, bias), inputs.dim() - 1
         return torch.cat(outputs.chunk(copies, dim=axis))
 
     return forward

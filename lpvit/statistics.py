@@ -79,13 +79,13 @@ def averaged_gradients(
     sums = [torch.zeros_like(weight, dtype=torch.float64, requires_grad=False) for weight in weights.values()]
     images_seen = 0
     with evaluation_mode(model):
-        for images, _ in tqdm(loader, desc="statistics", unit="batch"):
-            images = images.to(device)
+        for batch, _ in tqdm(loader, desc="statistics", unit="batch"):
+            images = batch.to(device)
             logits = functional_call(model, weights, (images,))
             require_finite_logits(logits, model, images)
             loss = logits.square().mean(dim=1).sum()
             for total, gradient in zip(sums, torch.autograd.grad(loss, list(weights.values())), strict=True):
-                total += gradient
+                total.add_(gradient)
             images_seen += len(images)
     gradients = {layer: (total / images_seen).flatten(1) for layer, total in zip(layers, sums, strict=True)}
     for layer, gradient in gradients.items():
