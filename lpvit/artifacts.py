@@ -12,6 +12,12 @@ from lpvit.errors import LpvitError
 
 FORMAT_VERSION = 1
 
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # no right
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),  # something else is in the way
+)
+
 
 @contextmanager
 def replace_atomically(path: str | Path) -> Iterator[Path]:
@@ -33,7 +39,8 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
             f"{path}: cannot be written ({_reason(error)}); free some space or choose another folder"
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
 
 
 def save(payload: dict[str, Any], path: str | Path, kind: str, provenance: dict[str, Any] | None = None) -> None:
@@ -78,7 +85,7 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
 
 def _is_about_the_disk(error: OSError | RuntimeError) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG)
+        return error.errno in _DISK_ERRORS
     return "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)  # torch.save on a full disk
 
 

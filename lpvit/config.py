@@ -9,7 +9,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 
 from lpvit.errors import LpvitError
 
@@ -18,8 +28,30 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # becomes a folder
 
 
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < bounds[0] <= bounds[1]:
+        raise ValueError(f"found {list(bounds)}, expected a positive number and one that is not smaller")
+    return bounds
+
+
+def _unquoted(value: Any) -> Any:
+    """What the user wrote where YAML reads a bare `off` or `on` as a truth value."""
+    return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_key_is_a_switch(cls, data: Any) -> Any:
+        for key, value in data.items() if isinstance(data, Mapping) else ():
+            if isinstance(value, bool) and key != "power_beta":
+                raise ValueError(f"{key}: found {str(value).lower()}, expected a value; no key takes yes or no")
+        return data
 
 
 class Dataset(Section):
@@ -94,6 +126,7 @@ class Pruning(Section):
     points: int = Field(101, ge=2, description="sparsities at which a curve is sampled, evenly from 0 to 1")
     layers: tuple[str, ...] = Field(
         ("qkv", "proj", "fc1", "fc2"),
+        min_length=1,
         description="prunable layers: `qkv`, `proj`, `fc1`, `fc2`, and on request `patch_embed`, `head`, `reduction`",
     )
     batch_size: int = Field(64, gt=0, description="images per pass")
@@ -115,15 +148,15 @@ class Budget(Section):
         0.5, description="weight of the newest point in the exponential smoothing of curves (`lpvit`); 1 is none"
     )
     stencil_step: int = Field(4, gt=0, description="step, in curve points, of the five-point slope (`lpvit`)")
-    power_beta: Literal["off", "auto"] | Annotated[float, Field(ge=0)] = Field(
-        "off", description="weight of the power term (`lpvit`)"
+    power_beta: Annotated[Literal["off", "auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_unquoted)] = Field(
+        "off", description="weight of the power term (`lpvit`): `off`, `auto` or a number"
     )
 
     @model_validator(mode="after")
     def _one_target(self) -> "Budget":
         if (self.macs is None) == (self.sparsity is None):
             raise ValueError("give exactly one of 'macs' and 'sparsity'")
-        if self.sparsity is not None and self.sparsity > 1 - self.min_keep_ratio:
+        if self.sparsity is not None and self.sparsity + self.min_keep_ratio > 1 + 1e-9:
             raise ValueError(
                 f"sparsity: {self.sparsity:g} is impossible while min_keep_ratio {self.min_keep_ratio:g} always stays"
             )
@@ -144,8 +177,8 @@ class Recipe(Section):
     drop_path: Share = Field(0.0, description="stochastic depth rate")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0 is off")
-    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="range of the area of a random crop")
-    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="range of the aspect ratio of a random crop")
+    crop_scale: Range = Field((0.08, 1.0), description="range of the area of a random crop")
+    crop_ratio: Range = Field((3 / 4, 4 / 3), description="range of the aspect ratio of a random crop")
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     color_jitter: float = Field(0.0, ge=0, description="strength of colour jitter; timm uses it without RandAugment")
     rand_augment: str | None = Field(None, description="timm's policy string, for example `rand-m9-mstd0.5-inc1`")
@@ -204,6 +237,12 @@ class Config(Section):
     experiments: dict[Name, Experiment] = Field(min_length=1, description="choices of names")
 
     @model_validator(mode="after")
+    def _reports_have_their_folder(self) -> "Config":
+        if "report" in self.datasets:
+            raise ValueError("datasets.report: reports lie in the folder 'report'; choose another name")
+        return self
+
+    @model_validator(mode="after")
     def _names_exist(self) -> "Config":
         problems = [
             f"{place}: no '{name}' in {section}{_nearest(name, getattr(self, section))}"
@@ -236,22 +275,35 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise LpvitError("\n".join(_explain(error, raw))) from None
+        places: dict[str, list[str]] = {}  # a value that fits no type of a union is a problem for each of them
+        for problem in error.errors():
+            places.setdefault(_place(problem["loc"], raw), []).append(_explain(problem))
+        lines = (f"{place}{line}" for place, texts in places.items() for line in " or ".join(texts).splitlines())
+        raise LpvitError("\n".join(f"config: {line}" for line in lines)) from None
 
 
-def _explain(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[str]:
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _model_at(problem["loc"][:-1]).model_fields
-            yield f"config: {place}: unknown key{_nearest(str(problem['loc'][-1]), known)}"
-        elif problem["type"] == "missing":
-            yield f"config: {place}: missing"
-        elif problem["type"] == "value_error":
-            for line in str(problem["ctx"]["error"]).splitlines():
-                yield f"config: {place + ': ' if place else ''}{line}"
-        else:
-            yield f"config: {place}: {problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+def _place(location: tuple[int | str, ...], raw: Any) -> str:
+    """Dotted path to a problem and a colon, without pydantic's names for branches of a union and for keys."""
+    parts, node = [], raw
+    for part in location:
+        if part == "[key]" or not isinstance(node, Mapping | list | tuple):
+            break
+        parts.append(str(part))
+        node = (node if isinstance(node, Mapping) else dict(enumerate(node))).get(part)
+    return ".".join(parts) + ": " * bool(parts)
+
+
+def _explain(problem: ErrorDetails) -> str:
+    location, kind = problem["loc"], problem["type"]
+    if kind == "extra_forbidden":
+        return f"unknown key{_nearest(str(location[-1]), _model_at(location[:-1]).model_fields)}"
+    if kind == "missing":
+        return "missing"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    if kind in ("model_type", "dict_type"):
+        return f"expected keys with values, found {problem['input']!r}"
+    return f"{problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
 
 
 _SECTIONS: dict[str, type[Section]] = {

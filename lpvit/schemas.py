@@ -48,9 +48,6 @@ def write_parquet(frame: pd.DataFrame, path: str | Path, schema: Schema) -> None
     if set(frame.columns) != set(names):
         raise ValueError(f"{path}: columns {sorted(frame.columns)} are not those of {schema.file}: {sorted(names)}")
     table = pa.Table.from_pandas(frame[names], schema=schema.arrow(), preserve_index=False, safe=True)
-    for column in schema.columns:
-        if not column.nullable and table[column.name].null_count:
-            raise ValueError(f"{path}: column {column.name} has missing values")
     with replace_atomically(path) as partial:
         pq.write_table(table, partial)
 
