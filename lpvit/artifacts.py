@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
             f"{path}: cannot be written ({_reason(error)}); free some space or choose another folder"
         ) from None
     finally:
-        if partial.exists():
+        with suppress(OSError):  # gone already, or never begun
             partial.unlink()
 
 
