@@ -68,7 +68,11 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) 
         "t.launch(t.kill_parent_and_wait, Path(sys.argv[1]), 2, 'gloo')\n"
     )
     killed = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parent, timeout=60, check=False
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"TMPDIR": str(tmp_path)},  # the killed process leaves its temporary folder
+        timeout=60,
+        check=False,
     )
     assert killed.returncode == -signal.SIGKILL
     pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1)]
