@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run setup test lint lock clean
+.PHONY: run setup test lint lock venv clean
 
 run: setup
 	$(BIN)/snakemake --cores all
@@ -30,11 +30,16 @@ lock: setup
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "lpvit needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || workflow/envs/install-venv.sh
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# Debian and Ubuntu ship Python without venv: installed where that is allowed, else told.
+venv:
+	@test "$$(id -u)" = 0 || { echo "$(PYTHON) lacks venv; first run: sudo apt-get install python3-venv"; exit 1; }
+	apt-get update -qq && apt-get install -y -qq python3-venv
 
 clean:
 	rm -rf .venv

@@ -13,7 +13,7 @@ BASE = BASE.parent if BASE.name == "workflow" else BASE
 
 # The scripts import the package of this checkout, also in a conda environment that has only its dependencies.
 sys.path.insert(0, str(BASE))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BASE), os.environ.get("PYTHONPATH")]))
+os.environ.update(PYTHONPATH=os.pathsep.join(sys.path[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep)).strip(os.pathsep))
 
 from lpvit.config import Experiment, Section, parse_config
 from lpvit.errors import LpvitError

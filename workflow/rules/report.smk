@@ -1,0 +1,181 @@
+evaluations = [
+    {"experiment": name, "dataset": experiment.dataset, "model": experiment.model, "folder": folder}
+    for name, experiment in experiments.items()
+    for folder in evaluated(experiment).values()
+]
+
+
+rule summarize:
+    """Gathers what every experiment reached."""
+    input:
+        metrics=[f"{evaluation['folder']}/metrics.parquet" for evaluation in evaluations],
+    output:
+        markdown=f"{REPORT}/summary.md",
+        csv=report(
+            f"{REPORT}/summary.csv",
+            caption="../report/summary.rst",
+            category="Results",
+            labels={"what": "all models", "form": "table"},
+        ),
+    params:
+        evaluations=evaluations,
+        sources=sources("summarize.py"),
+    log:
+        f"{REPORT}/summary.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/summarize.py"
+
+
+rule plot_tradeoff:
+    """Draws accuracy against MACs for all experiments."""
+    input:
+        summary=f"{REPORT}/summary.csv",
+    output:
+        figure=report(
+            f"{REPORT}/tradeoff.png",
+            caption="../report/tradeoff.rst",
+            category="Results",
+            labels={"what": "accuracy against MACs", "form": "figure"},
+        ),
+    params:
+        sources=sources("plot_tradeoff.py"),
+    log:
+        f"{REPORT}/tradeoff.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/plot_tradeoff.py"
+
+
+rule plot_curves:
+    """Draws the rate-distortion curves of all layers."""
+    input:
+        curves=f"{PRUNING}/curves.parquet",
+        costs=f"{MODEL}/costs.parquet",
+    output:
+        figure=report(
+            f"{PRUNING}/curves.png",
+            caption="../report/curves.rst",
+            category="Rate-distortion curves",
+            labels={
+                "dataset": "{dataset}",
+                "model": "{model}",
+                "calibration": "{calibration}",
+                "pruning": "{pruning}",
+            },
+        ),
+    params:
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "distortion", "saliency"),
+        sources=sources("plot_curves.py"),
+    log:
+        f"{PRUNING}/curves.png.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/plot_curves.py"
+
+
+rule plot_allocation:
+    """Draws the keep ratio of every layer."""
+    input:
+        allocation=f"{BUDGET}/allocation.parquet",
+        costs=f"{MODEL}/costs.parquet",
+    output:
+        figure=report(
+            f"{BUDGET}/allocation.png",
+            caption="../report/allocation.rst",
+            category="Pruned models",
+            labels={
+                "dataset": "{dataset}",
+                "model": "{model}",
+                "pruning": "{calibration}/{pruning}",
+                "budget": "{budget}",
+                "figure": "keep ratios",
+            },
+        ),
+    params:
+        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget], "macs", "sparsity", "allocator"),
+        sources=sources("plot_allocation.py"),
+    log:
+        f"{BUDGET}/allocation.png.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/plot_allocation.py"
+
+
+rule plot_blocks:
+    """Draws which blocks stay in a few layers."""
+    input:
+        masks=f"{BUDGET}/masks.pt",
+        costs=f"{MODEL}/costs.parquet",
+    output:
+        figure=report(
+            f"{BUDGET}/blocks.png",
+            caption="../report/blocks.rst",
+            category="Pruned models",
+            labels={
+                "dataset": "{dataset}",
+                "model": "{model}",
+                "pruning": "{calibration}/{pruning}",
+                "budget": "{budget}",
+                "figure": "block patterns",
+            },
+        ),
+    params:
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
+        sources=sources("plot_blocks.py"),
+    log:
+        f"{BUDGET}/blocks.png.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/plot_blocks.py"
+
+
+rule plot_history:
+    """Draws the course of a training, dense or pruned."""
+    input:
+        history=f"{RESULTS}/{{training}}history.parquet",
+    output:
+        figure=report(
+            f"{RESULTS}/{{training}}history.png",
+            caption="../report/history.rst",
+            category="Trainings",
+            labels={"training": "{training}"},
+        ),
+    params:
+        sources=sources("plot_history.py"),
+    log:
+        f"{RESULTS}/{{training}}history.png.log",
+    wildcard_constraints:
+        training=".+/(dense_)?",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/plot_history.py"
+
+
+def figures_of(experiment: Experiment) -> list[str]:
+    names, budget = experiment.model_dump(), experiment_folder(experiment)
+    figures = [f"{PRUNING}/curves.png".format(**names), f"{budget}/allocation.png", f"{budget}/blocks.png"]
+    if settings.models[experiment.model].weights == "train":
+        figures.append(f"{MODEL}/dense_history.png".format(**names))
+    if experiment.recipe is not None:
+        figures.append(f"{RECIPE}/history.png".format(**names))
+    return figures
+
+
+def report_files() -> list[str]:
+    """Everything that people read; asking for it runs all experiments."""
+    figures = {figure for experiment in experiments.values() for figure in figures_of(experiment)}
+    return [f"{REPORT}/summary.md", f"{REPORT}/summary.csv", f"{REPORT}/tradeoff.png", *sorted(figures)]
+
+
+def print_summary() -> None:
+    """Shows the table where all of it was asked for and made."""
+    table = Path(REPORT, "summary.md")
+    if table.is_file():
+        print(f"\n{table.read_text()}\nTables and figures: {REPORT}; as one page: snakemake --report report.html")

@@ -1,0 +1,11 @@
+"""Allocation in, picture of the keep ratios out."""
+
+from lpvit.report import plot_allocation, save_figure
+from lpvit.schemas import ALLOCATION, COSTS, read_parquet
+from lpvit.stage import stage
+
+with stage(snakemake):
+    allocation = read_parquet(snakemake.input.allocation, ALLOCATION)
+    costs = read_parquet(snakemake.input.costs, COSTS)
+    budget = "sparsity" if snakemake.params.budget["macs"] is None else "macs"
+    save_figure(plot_allocation(allocation, costs, budget), snakemake.output.figure)

@@ -1,0 +1,12 @@
+"""Keep masks in, picture of the block patterns of a few layers out."""
+
+from lpvit.masks import load_masks
+from lpvit.report import plot_blocks, save_figure
+from lpvit.schemas import COSTS, read_parquet
+from lpvit.stage import stage
+
+with stage(snakemake):
+    keep_masks, _ = load_masks(snakemake.input.masks)
+    costs = read_parquet(snakemake.input.costs, COSTS)
+    arrays = {layer: keep_mask.numpy() for layer, keep_mask in keep_masks.items()}
+    save_figure(plot_blocks(arrays, costs), snakemake.output.figure)
