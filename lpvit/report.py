@@ -1,0 +1,368 @@
+"""Tables and figures that people read. Frames in, frames or matplotlib figures out; nothing is shown or kept open.
+
+R, C = rows and columns of a layer's grid of blocks.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import NDArray
+
+from lpvit.artifacts import replace_atomically
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "legend.frameon": False,
+    "figure.titlesize": 10,
+}
+DOTS_PER_INCH = 150
+# Okabe and Ito's palette, which people with any form of colour blindness can tell apart.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "0.45"
+POINTS_APART = 9  # between experiments that would hide each other
+DECADES_SHOWN = 7  # a predicted curve may pass through zero; what is this far below the largest value is noise
+
+_styled = matplotlib.rc_context(STYLE)
+
+
+_SUMMARY_COLUMNS = [
+    "dataset",
+    "model",
+    "experiment",
+    "stage",
+    "top1",
+    "top5",
+    "macs",
+    "macs_ratio",
+    "macs_all",
+    "parameters",
+    "sparsity",
+    "power_term",
+]
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per evaluated model: every dense model once, then what each experiment made of it.
+
+    Args:
+        rows: Schema ``METRICS`` and the columns ``experiment``, ``dataset`` and ``model``; one row per experiment and
+            stage. Experiments that share a dense model each bring its row.
+
+    Returns:
+        Dataset, model, experiment (empty for dense), stage; top1 and top5 in %; macs and macs_all in MAC per image;
+        macs_ratio, the share of the dense model's macs; parameters; sparsity; power_term, a share of the dense
+        model's. Datasets, models and experiments in order of appearance.
+    """
+    dense = rows[rows["stage"] == "dense"].assign(experiment="").drop_duplicates(["dataset", "model"])
+    dense_macs = dense.set_index(["dataset", "model"])["macs"].rename("dense_macs")
+    table = pd.concat([dense, rows[rows["stage"] != "dense"]]).join(dense_macs, on=["dataset", "model"])
+    table["macs_ratio"] = table["macs"] / table["dense_macs"]
+    groups = [group for _, group in table.groupby(["dataset", "model"], sort=False)]
+    return pd.concat(groups, ignore_index=True)[_SUMMARY_COLUMNS]
+
+
+def read_summary(path: str | Path) -> pd.DataFrame:
+    """Reads the CSV form of `summary`; names stay text, also when they look like numbers or like missing values."""
+    names = dict.fromkeys(["dataset", "model", "experiment", "stage"], str)
+    return pd.read_csv(path, dtype=names, keep_default_na=False)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The `summary` as a markdown table in human units, aligned so that it also reads well in a terminal."""
+    shown = pd.DataFrame(
+        {
+            "dataset": table["dataset"],
+            "model": table["model"],
+            "experiment": table["experiment"].replace("", "-"),
+            "stage": table["stage"],
+            "top-1": table["top1"].map("{:.2f} %".format),
+            "top-5": table["top5"].map("{:.2f} %".format),
+            "MACs": table["macs"].map(human),
+            "of dense": (100 * table["macs_ratio"]).map("{:.1f} %".format),
+            "all MACs": table["macs_all"].map(human),
+            "parameters": table["parameters"].map(human),
+            "sparsity": (100 * table["sparsity"]).map("{:.1f} %".format),
+            "power": (100 * table["power_term"]).map("{:.1f} %".format),
+        }
+    )
+    return _markdown(shown, text_columns=4)
+
+
+def human(quantity: float) -> str:
+    """Three significant digits and an SI prefix: 4608000000 -> ``4.61 G``; whole numbers below 1000 as they are."""
+    if quantity < 1000 and float(quantity).is_integer():
+        return str(int(quantity))
+    thousands = 0
+    while float(f"{quantity:.3g}") >= 1000:
+        quantity /= 1000
+        thousands += 1
+    decimals = 3 - len(str(int(float(f"{quantity:.3g}"))))
+    return f"{quantity:.{decimals}f} {' kMGTP'[thousands]}".rstrip()
+
+
+def _markdown(table: pd.DataFrame, text_columns: int) -> str:
+    cells = [list(table.columns), *table.to_numpy().tolist()]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            c.ljust(w) if i < text_columns else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * w if i < text_columns else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(cells[0]), line(rule), *(line(row) for row in cells[1:])]) + "\n"
+
+
+@_styled
+def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame) -> Figure:
+    """Rate-distortion curves: one panel per role, one line per layer, coloured by depth.
+
+    Args:
+        curves: Schema ``CURVES``.
+        costs: Schema ``COSTS``; gives roles and order of execution.
+    """
+    layers = _place_layers(costs, curves["layer"].unique())
+    roles = list(layers["role"].unique())
+    figure, panels = _panels(len(roles), columns=4)
+    depth_colors = _depth_colors(layers["depth"])
+    for panel, role in zip(panels, roles, strict=True):
+        for layer, depth in layers.loc[layers["role"] == role, "depth"].items():
+            curve = curves[curves["layer"] == layer]
+            positive = curve[curve["distortion"] > 0]  # the others have no logarithm
+            panel.plot(100 * positive["sparsity"], positive["distortion"], color=depth_colors.to_rgba(depth))
+        panel.set(title=role, yscale="log", xlim=(0, 100))
+        panel.set_xticks([0, 50, 100])
+    panels[0].set_ylim(bottom=max(panels[0].get_ylim()[0], curves["distortion"].max() * 10.0**-DECADES_SHOWN))
+    figure.supxlabel("sparsity of the layer (%)", fontsize="medium")
+    figure.supylabel("distortion (logit² per image)", fontsize="medium")
+    bar = figure.colorbar(depth_colors, ax=panels, label="transformer block", aspect=30, pad=0.01)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    bar.ax.minorticks_off()
+    return figure
+
+
+@_styled
+def plot_allocation(allocation: pd.DataFrame, costs: pd.DataFrame, budget: Literal["macs", "sparsity"]) -> Figure:
+    """Keep ratio of every prunable layer, in order of execution, against the mean over all.
+
+    Args:
+        allocation: Schema ``ALLOCATION``.
+        costs: Schema ``COSTS``; gives roles and order of execution.
+        budget: What ``target`` and ``achieved`` of the allocation count.
+    """
+    layers = _place_layers(costs, allocation["layer"]).join(allocation.set_index("layer"))
+    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    axes = figure.add_subplot()
+    layers["position"] = np.arange(len(layers)) + 1.2 * (layers["depth"] - layers["depth"].iloc[0])
+    for color, (role, of_role) in zip(cycle(COLORS), layers.groupby("role", sort=False), strict=False):
+        axes.bar(of_role["position"], 100 * of_role["keep_ratio"], width=0.9, color=color, label=role)
+    mean = 100 * layers["blocks_kept"].sum() / layers["blocks"].sum()
+    axes.axhline(mean, color="black", linestyle="--", linewidth=1, label=f"all blocks: {mean:.1f} %")
+
+    centres = layers.groupby("depth")["position"].mean()
+    shown = centres[:: -(-len(centres) // 24)]
+    axes.set_xticks(shown.to_numpy(), shown.index.astype(str))
+    axes.grid(visible=False, axis="x")
+    axes.set(xlabel="transformer block", ylabel="blocks kept", ylim=(0, 100))
+    axes.margins(x=0.01)
+    axes.yaxis.set_major_formatter(_percent())
+    axes.set_title(_budget_met(allocation, budget))
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@_styled
+def plot_blocks(keep_masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame) -> Figure:
+    """Pictures of which blocks stay in the first, middle and last layer of each role.
+
+    Args:
+        keep_masks: Layer -> (R, C), True where the block stays. The longer side is drawn across.
+        costs: Schema ``COSTS``; gives roles and order of execution.
+    """
+    layers = _place_layers(costs, keep_masks)
+    shown = [_first_middle_last(of_role) for _, of_role in layers.groupby("role", sort=False)]
+    figure = Figure(figsize=(9, 1.15 * len(shown) + 0.2), layout="constrained")
+    grid = figure.subplots(len(shown), max(map(len, shown)), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, of_role in zip(grid, shown, strict=True):
+        for axes, (layer, role, depth) in zip(row, of_role.itertuples(), strict=False):
+            _draw_keep_mask(axes, np.asarray(keep_masks[layer]), f"{role}, transformer block {depth}")
+    return figure
+
+
+@_styled
+def plot_tradeoff(table: pd.DataFrame) -> Figure:
+    """Top-1 accuracy against MACs: dense as stars, pruned hollow, fine-tuned filled, an arrow from one to the other.
+
+    Args:
+        table: From `summary`.
+    """
+    datasets = list(table["dataset"].unique())
+    figure = Figure(figsize=(4.2 * len(datasets) + 2, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
+    experiments = [name for name in table["experiment"].unique() if name]
+    looks = {name: (COLORS[i % 8], MARKERS[i // 8 % 6]) for i, name in enumerate(experiments)}
+    for axes, dataset in zip(panels, datasets, strict=True):
+        of_dataset = table[table["dataset"] == dataset]
+        for name, shift in _shifts(of_dataset).items():
+            _draw_experiment(axes, of_dataset[of_dataset["experiment"] == name], *looks[name], shift)
+        _draw_dense(axes, of_dataset[of_dataset["stage"] == "dense"])
+        axes.set(title=dataset, xlabel="MACs in linear layers per image", xlim=(0, None))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.yaxis.set_major_formatter(_percent())
+        axes.margins(y=0.12)
+    panels[0].set_ylabel("top-1 accuracy")
+    figure.legend(handles=list(_tradeoff_legend(looks)), loc="outside right center")
+    return figure
+
+
+@_styled
+def plot_history(history: pd.DataFrame) -> Figure:
+    """Loss, accuracy and learning rate of a training, by epoch.
+
+    Args:
+        history: Schema ``HISTORY``.
+    """
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epochs = history["epoch"]
+    marker = "." if len(history) <= 30 else ""
+    loss.plot(epochs, history["train_loss"], color=COLORS[1], marker=marker, label="training")
+    loss.plot(epochs, history["validation_loss"], color=COLORS[0], marker=marker, label="validation")
+    loss.set(title="loss (nat)")
+    loss.legend()
+    accuracy.plot(epochs, history["top1"], color=COLORS[0], marker=marker)
+    accuracy.set(title="top-1 accuracy, validation")
+    accuracy.yaxis.set_major_formatter(_percent())
+    rate.plot(epochs, history["learning_rate"], color=GREY, marker=marker)
+    rate.set(title="learning rate", ylim=(0, None))
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+@_styled
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes a figure as PNG, whole or not at all.
+
+    Raises:
+        LpvitError: The disk is full or the folder cannot be written.
+    """
+    with replace_atomically(path) as partial:
+        figure.savefig(partial, format="png", dpi=DOTS_PER_INCH)
+
+
+def _place_layers(costs: pd.DataFrame, layers: Iterable[str]) -> pd.DataFrame:
+    """Role and depth of some layers, indexed by layer, in order of execution.
+
+    Depth is the number of the transformer block, from 1; a layer outside of them has that of the last block before it,
+    so 0 for a patch embedding.
+    """
+    block = costs["layer"].str.extract(r"^(.*\bblocks\.\d+)\.", expand=False)
+    depth = (block.notna() & ~block.duplicated()).cumsum()
+    placed = costs[["layer", "role"]].assign(depth=depth).set_index("layer")
+    return placed[placed.index.isin(list(layers))]
+
+
+def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of small multiples with common axes, row by row."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.1 * columns + 1.2, 2.6 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for unused in panels[count:]:
+        unused.set_axis_off()
+    return figure, panels[:count]
+
+
+def _depth_colors(depth: pd.Series) -> ScalarMappable:
+    edges = np.arange(depth.min(), depth.max() + 2) - 0.5
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(edges) - 1))  # its end is too light for lines
+    return ScalarMappable(BoundaryNorm(edges, len(edges) - 1), ListedColormap(shades))
+
+
+def _budget_met(allocation: pd.DataFrame, budget: Literal["macs", "sparsity"]) -> str:
+    name = {"macs": "MACs kept, of the dense model", "sparsity": "sparsity of the prunable layers"}[budget]
+    return f"{name}: {allocation['achieved'].iloc[0]:.2%} (target {allocation['target'].iloc[0]:.2%})".replace(
+        "%", " %"
+    )
+
+
+def _percent() -> PercentFormatter:
+    return PercentFormatter(decimals=0, symbol=" %")
+
+
+def _first_middle_last(layers: pd.DataFrame) -> pd.DataFrame:
+    return layers.iloc[sorted({0, len(layers) // 2, len(layers) - 1})]
+
+
+def _draw_keep_mask(axes: Axes, keep_mask: NDArray[np.bool_], name: str) -> None:
+    sides = ("out", "in")
+    if keep_mask.shape[0] > keep_mask.shape[1]:
+        keep_mask, sides = keep_mask.T, ("in", "out")
+    axes.set_axis_on()
+    axes.imshow(keep_mask, cmap=ListedColormap(["white", COLORS[0]]), vmin=0, vmax=1)
+    axes.spines[:].set(visible=True, color="0.7")
+    axes.set(xticks=[], yticks=[], title=f"{name}: {100 * keep_mask.mean():.0f} % kept", anchor="W")
+    axes.set_xlabel(sides[1], fontsize="small", labelpad=2, color=GREY)
+    axes.set_ylabel(sides[0], fontsize="small", labelpad=2, color=GREY)
+
+
+def _shifts(table: pd.DataFrame) -> dict[str, float]:
+    """Points by which to shift each experiment sideways, so that those with the same MACs stand side by side."""
+    macs = table[table["stage"] == "pruned"].set_index("experiment")["macs"]
+    crowds = (50 * macs / table["macs"].max()).round()
+    rank, size = crowds.groupby(crowds).cumcount(), crowds.groupby(crowds).transform("size")
+    return {str(name): float(shift) for name, shift in (POINTS_APART * (rank - (size - 1) / 2)).items()}
+
+
+def _draw_experiment(axes: Axes, stages: pd.DataFrame, color: str, marker: str, shift: float) -> None:
+    place = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
+    points = dict(zip(stages["stage"], stages[["macs", "top1"]].to_numpy(), strict=True))
+    for stage, point in points.items():
+        fill = "white" if stage == "pruned" else color
+        axes.plot(point[:1], point[1:], marker, color=color, markerfacecolor=fill, transform=place, zorder=3)
+    if "finetuned" in points:
+        arrow = {"arrowstyle": "->", "color": color, "shrinkA": 4, "shrinkB": 4}
+        axes.annotate("", points["finetuned"], points["pruned"], place, place, arrowprops=arrow)
+    axes.update_datalim(stages[["macs", "top1"]].to_numpy())  # a shifted artist does not count by itself
+
+
+def _draw_dense(axes: Axes, dense: pd.DataFrame) -> None:
+    axes.plot(dense["macs"], dense["top1"], "*", color="black", markersize=10, zorder=3)
+    for row in dense.itertuples():
+        axes.annotate(str(row.model), (row.macs, row.top1), (0, 7), textcoords="offset points", ha="right")
+
+
+def _tradeoff_legend(looks: Mapping[str, tuple[str, str]]) -> Iterator[Line2D]:
+    yield Line2D([], [], color="black", marker="*", markersize=10, linestyle="", label="dense")
+    yield Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="", label="pruned")
+    yield Line2D([], [], color=GREY, marker="o", linestyle="", label="fine-tuned")
+    for name, (color, marker) in looks.items():
+        yield Line2D([], [], color=color, marker=marker, linestyle="", label=name)
