@@ -194,9 +194,11 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, description="seed of data order, augmentation and dropout")
 
     @model_validator(mode="after")
-    def _distillation_has_a_teacher(self) -> "Recipe":
+    def _parts_fit(self) -> "Recipe":
         if (self.distillation == "none") != (self.teacher is None):
             raise ValueError("teacher: give a teacher together with 'distillation: soft' or 'hard', and only then")
+        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; lower it")
         if self.teacher_checkpoint is not None and self.teacher in (None, "dense"):
             raise ValueError("teacher_checkpoint: only a timm teacher takes a checkpoint")
         return self
@@ -248,6 +250,16 @@ class Config(Section):
             f"{place}: no '{name}' in {section}{_nearest(name, getattr(self, section))}"
             for place, section, name in self._references()
             if name not in getattr(self, section)
+        ]
+        problems += [
+            f"models.{key}.recipe: '{model.recipe}' learns from 'dense', the model that it is to train; name a timm teacher"
+            for key, model in self.models.items()
+            if model.recipe in self.recipes and self.recipes[model.recipe].teacher == "dense"
+        ]
+        problems += [
+            f"recipes.{key}.batch_size: {recipe.batch_size} does not divide over compute.processes {processes}"
+            for key, recipe in self.recipes.items()
+            if recipe.batch_size % (processes := self.compute.processes)
         ]
         if problems:
             raise ValueError("\n".join(problems))

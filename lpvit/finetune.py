@@ -110,10 +110,6 @@ def _check(recipe: Recipe, device: torch.device, processes: int) -> None:
         raise LpvitError(
             f"recipe: batch_size {recipe.batch_size} cannot be split over {processes} processes; choose a multiple"
         )
-    if recipe.warmup_epochs >= recipe.epochs:
-        raise LpvitError(
-            f"recipe: warmup_epochs {recipe.warmup_epochs:g} must be fewer than the {recipe.epochs} epochs in all"
-        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pandas as pd
 import timm
 import torch
 
+from lpvit.allocation import blocks_always_kept
 from lpvit.blocks import BlockGrid
 from lpvit.config import Budget, Config, Dataset, Model, Recipe
 from lpvit.data import usable_images
@@ -107,4 +108,4 @@ def _check_budget(
 
 def _least_keep_ratio(layer: LayerSpec, block_shape: tuple[int, int], min_keep_ratio: float) -> float:
     blocks = BlockGrid(layer.shape, block_shape).count
-    return max(1, math.ceil(min_keep_ratio * blocks)) / blocks
+    return blocks_always_kept(blocks, min_keep_ratio) / blocks

@@ -150,7 +150,12 @@ CURVES = Schema(
         Column("sparsity", pa.float64(), "", "share of blocks asked to be pruned, 0 to 1"),
         Column("blocks_pruned", pa.int64(), "", "blocks pruned: the least salient of the layer"),
         Column("weights_pruned", pa.int64(), "", "weights in the pruned blocks"),
-        Column("distortion", pa.float64(), "logit^2/image", "change of the output that pruning them causes"),
+        Column(
+            "distortion",
+            pa.float64(),
+            "logit^2/image",
+            "change of the output that pruning them causes; `taylor` is not calibrated to this unit",
+        ),
     ),
 )
 

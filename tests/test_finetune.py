@@ -287,7 +287,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path) 
     ("settings", "options", "message"),
     [
         ({"batch_size": 9}, {"processes": 2}, "batch_size 9 cannot be split over 2 processes"),
-        ({"warmup_epochs": 3}, {}, "warmup_epochs 3 must be fewer than the 3 epochs"),
         ({}, {"device": torch.device("cuda"), "processes": 64}, "processes 64 is more than"),
     ],
 )

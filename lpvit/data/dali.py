@@ -3,17 +3,16 @@
 N = images of a batch; C, H, W = channels, height and width of the model's input.
 """
 
-from collections.abc import Iterator
-from itertools import count
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from nvidia.dali import fn, pipeline_def
+from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
-from nvidia.dali.plugin.base_iterator import LastBatchPolicy
-from nvidia.dali.plugin.pytorch import DALIGenericIterator
+from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from lpvit.data import dali_graph as graph
@@ -27,7 +26,7 @@ _PREFETCHED_BATCHES = 2
 
 
 class DaliLoader:
-    """Builds a pipeline for every epoch from the list of its files, so that each epoch stands by itself.
+    """Builds a pipeline for every epoch and feeds it the paths of its batches, so that each epoch stands by itself.
 
     Evaluation equals timm's to a mean of 0.005 in normalised units. Training draws from the same distributions, but
     RandAugment warps by linear interpolation and fills with grey, and colour jitter has a fixed order. The random
@@ -50,7 +49,7 @@ class DaliLoader:
     ) -> None:
         _check(images["path"], preprocessing, augmentation)
         self._files = [str(Path(root or "") / path) for path in images["path"]]
-        self._labels = images["label"].tolist()
+        self._labels = torch.tensor(images["label"].to_numpy(), dtype=torch.int64)
         self._preprocessing = preprocessing
         self._augmentation = augmentation
         self._plan = plan
@@ -69,49 +68,50 @@ class DaliLoader:
         Raises:
             LpvitError: An image cannot be decoded.
         """
-        order = self._plan.order().tolist()
-        if not order:
+        batches = [[draw.image for draw in batch] for batch in self._plan]
+        if not batches:
             return
-        delivered = 0
-        try:
-            for (batch,) in self._batches(order):
-                yield batch["images"].to(self._device), batch["labels"].squeeze(-1).to(self._device, torch.int64)
-                delivered += 1
-        except RuntimeError:
-            # DALI does not always name the file; it is among those that were being read
-            start = delivered * self._plan.batch_size
-            self._blame(order[start : start + (_PREFETCHED_BATCHES + 2) * self._plan.batch_size])
-            raise
+        pipeline = self._build_pipeline(batches)
+        for _ in range(min(_PREFETCHED_BATCHES, len(batches))):
+            pipeline.schedule_run()
+        for number, batch in enumerate(batches):
+            try:
+                (images,) = pipeline.outputs()
+            except RuntimeError:  # DALI does not always name the file
+                self._blame(itertools.chain(*batches[number : number + _PREFETCHED_BATCHES]))
+                raise
+            if number + _PREFETCHED_BATCHES < len(batches):
+                pipeline.schedule_run()
+            yield torch.from_dlpack(images.as_tensor()), self._labels[batch].to(self._device)
 
-    def _batches(self, order: list[int]) -> DALIGenericIterator:
+    def _build_pipeline(self, batches: list[list[int]]) -> Pipeline:
         on_gpu = self._device.type == "cuda"
-        batch_size = min(self._plan.batch_size, len(order))
+        paths = ([np.frombuffer(self._files[image].encode(), np.uint8) for image in batch] for batch in batches)
         pipeline = _pipeline(
-            [self._files[image] for image in order],
-            [self._labels[image] for image in order],
+            paths,
             self._preprocessing,
             self._augmentation,
             "gpu" if on_gpu else "cpu",
-            self._rand_augment_draws(batch_size),
-            batch_size=batch_size,
+            self._rand_augment_draws(batches),
+            batch_size=len(batches[0]),
             num_threads=self._threads,
             device_id=_device_index(self._device) if on_gpu else None,
             seed=self._plan.stream_seed(),
             prefetch_queue_depth=_PREFETCHED_BATCHES,
+            exec_dynamic=True,  # its outputs stay valid as long as torch holds them
         )
-        return DALIGenericIterator(
-            [pipeline], ["images", "labels"], reader_name="files", last_batch_policy=LastBatchPolicy.PARTIAL
-        )
+        pipeline.build()
+        return pipeline
 
-    def _rand_augment_draws(self, batch_size: int) -> Iterator[RandAugmentDraws] | None:
+    def _rand_augment_draws(self, batches: list[list[int]]) -> Iterator[RandAugmentDraws] | None:
         if self._augmentation is None or self._augmentation.rand_augment is None:
             return None
         policy = RandAugmentPolicy.parse(self._augmentation.rand_augment)
         generator = np.random.default_rng(self._plan.stream_seed())
         size = self._preprocessing.crop_size
-        return (draw_rand_augment(policy, batch_size, size, generator) for _ in count())
+        return (draw_rand_augment(policy, len(batch), size, generator) for batch in batches)
 
-    def _blame(self, images: list[int]) -> None:
+    def _blame(self, images: Iterable[int]) -> None:
         for image in images:
             if problem := find_problem(self._files[image]):
                 raise LpvitError(f"{self._files[image]}: cannot be decoded ({problem}); replace or remove it") from None
@@ -119,17 +119,16 @@ class DaliLoader:
 
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
 def _pipeline(
-    files: list[str],
-    labels: list[int],
+    paths: Iterator[list[np.ndarray]],
     preprocessing: Preprocessing,
     augmentation: Augmentation | None,
     device: str,
     rand_augment_draws: Iterator[RandAugmentDraws] | None,
-) -> tuple[DataNode, DataNode]:
-    encoded, numbers = fn.readers.file(files=files, labels=labels, pad_last_batch=True, name="files")
+) -> DataNode:
+    encoded = fn.io.file.read(fn.external_source(paths, batch=True, dtype=types.UINT8, ndim=1))
     if augmentation is None:
         images = graph.evaluation_images(encoded, preprocessing, device)
-        return graph.normalise(images, preprocessing), numbers
+        return graph.normalise(images, preprocessing)
     images = graph.random_crops(encoded, preprocessing, augmentation, device)
     if rand_augment_draws is not None:
         nodes = fn.external_source(rand_augment_draws, num_outputs=len(RandAugmentDraws._fields), batch=True)
@@ -139,7 +138,7 @@ def _pipeline(
         images = graph.jitter_colors(images, augmentation.color_jitter)
     # RandAugment knows no left or right, so the flip may come last, where it is free
     mirror = fn.random.coin_flip(probability=augmentation.horizontal_flip)
-    return graph.normalise(images, preprocessing, mirror), numbers
+    return graph.normalise(images, preprocessing, mirror)
 
 
 def _check(paths: pd.Series, preprocessing: Preprocessing, augmentation: Augmentation | None) -> None:
