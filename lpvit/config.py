@@ -252,7 +252,7 @@ class Config(Section):
             if name not in getattr(self, section)
         ]
         problems += [
-            f"models.{key}.recipe: '{model.recipe}' learns from 'dense', the model that it is to train; name a timm teacher"
+            f"models.{key}.recipe: '{model.recipe}' learns from 'dense', the model that it trains; name a timm one"
             for key, model in self.models.items()
             if model.recipe in self.recipes and self.recipes[model.recipe].teacher == "dense"
         ]

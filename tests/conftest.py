@@ -72,7 +72,8 @@ class Workflow:
     def command(self, config: dict[str, Any], *arguments: str) -> tuple[list[str], dict[str, str]]:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         environment = os.environ | {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
-        return [sys.executable, "-m", "snakemake", "--configfile", "config.yaml", "--cores", "2", *arguments], environment
+        command = [sys.executable, "-m", "snakemake", "--configfile", "config.yaml", "--cores", "2"]
+        return [*command, *arguments], environment
 
     def run(self, config: dict[str, Any], *arguments: str) -> Run:
         command, environment = self.command(config, *arguments)

@@ -25,7 +25,9 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("file", ["script.py", "pkg/direct.py", "pkg/indirect.py", "pkg/sub/__init__.py", "pkg/sub/leaf.py"])
+@pytest.mark.parametrize(
+    "file", ["script.py", "pkg/direct.py", "pkg/indirect.py", "pkg/sub/__init__.py", "pkg/sub/leaf.py"]
+)
 def test_an_edit_of_anything_imported_changes_the_digest(project: Path, file: str) -> None:
     before = source_digest(project / "script.py", project / "pkg")
     with (project / file).open("a") as module:

@@ -175,7 +175,7 @@ def test_a_killed_workflow_finishes_with_the_same_weights(
         ("budgets.half.mcas", 0.5, "config: budgets.half.mcas: unknown key; did you mean 'macs'?"),
         ("budgets.half.macs", "much", "config: budgets.half.macs: "),
         ("budgets.half.macs", 1.5, "config: budgets.half.macs: "),
-        ("experiments.main.budget", "hafl", "config: experiments.main.budget: no 'hafl' in budgets; did you mean 'half'?"),
+        ("experiments.main.budget", "hafl", "experiments.main.budget: no 'hafl' in budgets; did you mean 'half'?"),
     ],
 )
 def test_a_bad_config_stops_at_once_with_one_line(
