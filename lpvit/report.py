@@ -315,7 +315,7 @@ def _budget_met(allocation: pd.DataFrame, budget: Literal["macs", "sparsity"]) -
 
 
 def _percent() -> PercentFormatter:
-    return PercentFormatter(decimals=0, symbol=" %")
+    return PercentFormatter(symbol=" %")
 
 
 def _first_middle_last(layers: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,30 @@
+"""Which tables and figures the experiments of the config give."""
+
+evaluations = [
+    {"experiment": name, "dataset": experiment.dataset, "model": experiment.model, "folder": folder}
+    for name, experiment in experiments.items()
+    for folder in evaluated(experiment).values()
+]
+
+
+def figures_of(experiment: Experiment) -> list[str]:
+    names, budget = experiment.model_dump(), experiment_folder(experiment)
+    figures = [f"{PRUNING}/curves.png".format(**names), f"{budget}/allocation.png", f"{budget}/blocks.png"]
+    if settings.models[experiment.model].weights == "train":
+        figures.append(f"{MODEL}/dense_history.png".format(**names))
+    if experiment.recipe is not None:
+        figures.append(f"{RECIPE}/history.png".format(**names))
+    return figures
+
+
+def report_files() -> list[str]:
+    """Everything that people read; asking for it runs all experiments."""
+    figures = {figure for experiment in experiments.values() for figure in figures_of(experiment)}
+    return [f"{REPORT}/summary.md", f"{REPORT}/summary.csv", f"{REPORT}/tradeoff.png", *sorted(figures)]
+
+
+def print_summary() -> None:
+    """Shows the table where all of it was asked for and made."""
+    table = Path(REPORT, "summary.md")
+    if table.is_file():
+        print(f"\n{table.read_text()}\nTables and figures: {REPORT}; as one page: snakemake --report report.html")
