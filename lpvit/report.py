@@ -42,7 +42,9 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "0.45"
 POINTS_APART = 9  # between experiments that would hide each other
-DECADES_SHOWN = 7  # a predicted curve may pass through zero; what is this far below the largest value is noise
+WIDEST_CROWD = 36  # points; more of them than fit stand closer
+LEGEND_ROWS = 14
+DECADES_SHOWN = 3  # of the lowest curve; predicted curves may pass through zero, and what is far below says nothing
 
 _styled = matplotlib.rc_context(STYLE)
 
@@ -155,7 +157,9 @@ def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame) -> Figure:
             panel.plot(100 * positive["sparsity"], positive["distortion"], color=depth_colors.to_rgba(depth))
         panel.set(title=role, yscale="log", xlim=(0, 100))
         panel.set_xticks([0, 50, 100])
-    panels[0].set_ylim(bottom=max(panels[0].get_ylim()[0], curves["distortion"].max() * 10.0**-DECADES_SHOWN))
+        panel.tick_params(labelbottom=True)  # also above a place that stays empty
+    highest = curves.groupby("layer")["distortion"].max()
+    panels[0].set_ylim(bottom=max(panels[0].get_ylim()[0], highest[highest > 0].min() * 10.0**-DECADES_SHOWN))
     figure.supxlabel("sparsity of the layer (%)", fontsize="medium")
     figure.supylabel("distortion (logit² per image)", fontsize="medium")
     bar = figure.colorbar(depth_colors, ax=panels, label="transformer block", aspect=30, pad=0.01)
@@ -236,7 +240,8 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter(_percent())
         axes.margins(y=0.12)
     panels[0].set_ylabel("top-1 accuracy")
-    figure.legend(handles=list(_tradeoff_legend(looks)), loc="outside right center")
+    handles = list(_tradeoff_legend(looks))
+    figure.legend(handles=handles, loc="outside right center", ncols=-(-len(handles) // LEGEND_ROWS))
     return figure
 
 
@@ -339,7 +344,8 @@ def _shifts(table: pd.DataFrame) -> dict[str, float]:
     macs = table[table["stage"] == "pruned"].set_index("experiment")["macs"]
     crowds = (50 * macs / table["macs"].max()).round()
     rank, size = crowds.groupby(crowds).cumcount(), crowds.groupby(crowds).transform("size")
-    return {str(name): float(shift) for name, shift in (POINTS_APART * (rank - (size - 1) / 2)).items()}
+    apart = np.minimum(POINTS_APART, WIDEST_CROWD / size)
+    return {str(name): float(shift) for name, shift in (apart * (rank - (size - 1) / 2)).items()}
 
 
 def _draw_experiment(axes: Axes, stages: pd.DataFrame, color: str, marker: str, shift: float) -> None:

@@ -278,6 +278,20 @@ def test_experiments_with_equal_macs_stand_side_by_side_and_others_where_they_ar
     assert [shifts["half"], shifts["uniform"], shifts["taylor"]] == [-report.POINTS_APART, 0, report.POINTS_APART]
 
 
+def test_a_crowd_stays_narrow() -> None:
+    many = [evaluations().assign(experiment=lambda rows, i=i: rows["experiment"] + str(i)) for i in range(5)]
+    shifts = report._shifts(report.summary(pd.concat(many)))
+    assert max(shifts.values()) - min(shifts.values()) < report.WIDEST_CROWD
+
+
+def test_every_curve_shows_some_decades() -> None:
+    frame = curves(costs())
+    frame.loc[frame["layer"] == "blocks.3.mlp.fc1", "distortion"] *= 1e-9
+    frame.loc[3, "distortion"] = 1e-30
+    bottom, _ = report.plot_curves(frame, costs()).axes[0].get_ylim()
+    assert bottom == pytest.approx(1e-3 * frame.groupby("layer")["distortion"].max().min())
+
+
 def test_tradeoff_gives_every_dataset_its_panel_and_every_experiment_its_look() -> None:
     many = [evaluations().assign(experiment=lambda rows, i=i: rows["experiment"] + str(i)) for i in range(3)]
     figure = report.plot_tradeoff(report.summary(pd.concat([*many, evaluations().assign(dataset="cifar10")])))
