@@ -13,9 +13,12 @@ from lpvit.data.rand_augment import (
     BITS,
     COLOR,
     EQUALIZE,
-    GEOMETRY,
     SHARPNESS,
+    SHIFT,
+    SOLARIZE,
+    SOLARIZE_ADD,
     TONE,
+    WARP,
     RandAugmentDraws,
 )
 from lpvit.errors import LpvitError
@@ -173,9 +176,11 @@ def _as_float(value: DataNode) -> DataNode:
 
 
 def _rand_augment_layer(images: DataNode, draws: RandAugmentDraws, fill: float) -> DataNode:
-    """One operation on every image, in the branch of its kind; ``draws`` has neither N nor L."""
-    if draws.kind == GEOMETRY:
+    """One operation on every image, in the branch of its kind; ``draws`` are nodes without N and L."""
+    if draws.kind == WARP:
         images = fn.warp_affine(images, matrix=draws.matrix, fill_value=fill, interp_type=types.INTERP_LINEAR)
+    if draws.kind == SHIFT:
+        images = fn.warp_affine(images, matrix=draws.matrix, fill_value=fill, interp_type=types.INTERP_NN)
     if draws.kind == TONE:
         images = _change_tone(images, draws.brightness, draws.contrast)
     if draws.kind == COLOR:
@@ -183,7 +188,11 @@ def _rand_augment_layer(images: DataNode, draws: RandAugmentDraws, fill: float) 
     if draws.kind == SHARPNESS:
         images = fn.filter(images, _beside(images, draws.kernel))
     if draws.kind == BITS:
-        images = _change_bits(images, draws)
+        images = (images & _beside(images, draws.kept_bits)) ^ _beside(images, draws.flipped_bits)
+    if draws.kind == SOLARIZE:
+        images = images ^ ((images >= _beside(images, draws.threshold)) * types.Constant(255, dtype=types.UINT8))
+    if draws.kind == SOLARIZE_ADD:
+        images = images + (images < 128) * _beside(images, draws.added)
     if draws.kind == EQUALIZE:
         images = fn.equalize(images)
     if draws.kind == AUTO_CONTRAST:
@@ -201,13 +210,6 @@ def _change_tone(images: DataNode, brightness: DataNode, contrast: DataNode) -> 
     # an argument must be on the CPU, and the mean of a GPU image is not
     contrasted = grey + (images - grey) * contrast.gpu()
     return fn.cast_like(contrasted * brightness.gpu(), images)
-
-
-def _change_bits(images: DataNode, draws: RandAugmentDraws) -> DataNode:
-    """Solarize-add, posterize, solarize and invert, of which all but one are neutral."""
-    brightened = images + (images < 128) * _beside(images, draws.added)
-    inverted = (images >= _beside(images, draws.threshold)) * types.Constant(255, dtype=types.UINT8)
-    return (brightened & _beside(images, draws.kept_bits)) ^ inverted
 
 
 def _stretch_contrast(images: DataNode) -> DataNode:

@@ -9,24 +9,24 @@ import numpy as np
 
 from lpvit.data.preprocessing import RandAugmentPolicy
 
-NOTHING, GEOMETRY, TONE, COLOR, SHARPNESS, BITS, EQUALIZE, AUTO_CONTRAST = range(8)
+NOTHING, WARP, SHIFT, TONE, COLOR, SHARPNESS, BITS, SOLARIZE, SOLARIZE_ADD, EQUALIZE, AUTO_CONTRAST = range(11)
 
 _KINDS = {
     "auto_contrast": AUTO_CONTRAST,
     "equalize": EQUALIZE,
     "invert": BITS,
-    "rotate": GEOMETRY,
+    "rotate": WARP,
     "posterize": BITS,
-    "solarize": BITS,
-    "solarize_add": BITS,
+    "solarize": SOLARIZE,
+    "solarize_add": SOLARIZE_ADD,
     "color": COLOR,
     "contrast": TONE,
     "brightness": TONE,
     "sharpness": SHARPNESS,
-    "shear_x": GEOMETRY,
-    "shear_y": GEOMETRY,
-    "translate_x": GEOMETRY,
-    "translate_y": GEOMETRY,
+    "shear_x": WARP,
+    "shear_y": WARP,
+    "translate_x": SHIFT,
+    "translate_y": SHIFT,
 }
 OPERATIONS = tuple(_KINDS)
 
@@ -38,7 +38,7 @@ class RandAugmentDraws(NamedTuple):
     """What to do to every image in every layer; parameters that the kind does not use are neutral.
 
     Attributes:
-        kind: Which of the eight kinds of operation, shape (N, L), int32.
+        kind: One of the eleven kinds of operation above, shape (N, L), int32.
         matrix: Position in the result (x, y, 1) to position in the source (x, y), pixels, shape (N, L, 2, 3), float32.
         brightness: Factor, shape (N, L), float32.
         contrast: Factor around the mean grey, shape (N, L), float32.
@@ -46,6 +46,7 @@ class RandAugmentDraws(NamedTuple):
         kernel: Sharpening filter, shape (N, L, 3, 3), float32.
         added: Added to values below 128, shape (N, L), uint8.
         kept_bits: Bits that stay, shape (N, L), uint8.
+        flipped_bits: Bits that are inverted, shape (N, L), uint8.
         threshold: Values from here on are inverted, 0 to 256, shape (N, L), int32.
     """
 
@@ -57,6 +58,7 @@ class RandAugmentDraws(NamedTuple):
     kernel: np.ndarray
     added: np.ndarray
     kept_bits: np.ndarray
+    flipped_bits: np.ndarray
     threshold: np.ndarray
 
 
@@ -89,6 +91,8 @@ def parametrise(
 ) -> RandAugmentDraws:
     """Turns operations and levels into parameters, by the formulas of timm's ``auto_augment``.
 
+    Translations are rounded to whole pixels, which makes them ten times as fast as a warp.
+
     Args:
         operation: Names out of `OPERATIONS`, or ``nothing``, shape (N, L).
         level: Strength, 0 to 1 (more if the policy's bound is above 10), shape (N, L).
@@ -115,7 +119,8 @@ def parametrise(
         kernel=((1 - sharpness) * _SMOOTHING + sharpness * (np.indices((3, 3)) == 1).all(axis=0)).astype(np.float32),
         added=only("solarize_add", np.minimum(128, np.floor(110 * level)), 0).astype(np.uint8),
         kept_bits=only("posterize", 256 - 2 ** (8 - bits), 255).astype(np.uint8),
-        threshold=(only("solarize", threshold, 256) * (operation != "invert")).astype(np.int32),
+        flipped_bits=np.where(operation == "invert", 255, 0).astype(np.uint8),
+        threshold=only("solarize", threshold, 256).astype(np.int32),
     )
 
 
@@ -126,8 +131,8 @@ def _matrices(operation: np.ndarray, level: np.ndarray, size: tuple[int, int]) -
     cosine, sine = np.cos(angle), np.sin(angle)
     x_by_y = -sine + np.where(operation == "shear_x", 0.3 * level, 0.0)
     y_by_x = sine + np.where(operation == "shear_y", 0.3 * level, 0.0)
-    x_shift = np.where(operation == "translate_x", 0.45 * level * width, 0.0)
-    y_shift = np.where(operation == "translate_y", 0.45 * level * height, 0.0)
+    x_shift = np.where(operation == "translate_x", np.rint(0.45 * level * width), 0.0)
+    y_shift = np.where(operation == "translate_y", np.rint(0.45 * level * height), 0.0)
     x_shift += (width - cosine * width + sine * height) / 2  # rotation is about the centre; shears are about the origin
     y_shift += (height - sine * width - cosine * height) / 2
     rows = [np.stack([cosine, x_by_y, x_shift], -1), np.stack([y_by_x, cosine, y_shift], -1)]
