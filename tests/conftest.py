@@ -54,9 +54,9 @@ class Run:
     @property
     def jobs(self) -> dict[str, int]:
         """Rule -> jobs that ran or, in a dry-run, would run."""
-        lines = self.output.split("Job stats:")[-1].splitlines() if "Job stats:" in self.output else []
-        cells = [line.split() for line in lines]
-        return {row[0]: int(row[1]) for row in cells[:40] if len(row) == 2 and row[1].isdigit() and row[0] != "total"}
+        _, found, table = self.output.rpartition("Job stats:")
+        rows = table.partition("\ntotal ")[0].splitlines()[3:] if found else []
+        return {rule: int(count) for rule, count in map(str.split, rows)}
 
 
 class Workflow:
