@@ -11,6 +11,9 @@ if not workflow.config_settings.configfiles:
     configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/dense.smk"
@@ -20,10 +23,19 @@ include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
 
 
+localrules:
+    all,
+    check_experiments,
+
+
 rule all:
     default_target: True
     input:
         report_files(),
+
+
+onstart:
+    hold_folder()
 
 
 onsuccess:

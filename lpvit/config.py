@@ -219,7 +219,7 @@ class Compute(Section):
     """Where and how wide the stages run. Changing it reruns nothing."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU where there is one")
-    threads: int = Field(2, gt=0, description="CPU threads of a stage, and of its loader")
+    threads: int = Field(8, gt=0, description="CPU threads of a stage and of its loader, at most those of `--cores`")
     processes: int = Field(1, gt=0, description="processes that train side by side (one per GPU)")
     evaluation_batch_size: int = Field(256, gt=0, description="images per pass of an evaluation")
 

@@ -191,7 +191,7 @@ def test_a_bad_config_stops_at_once_with_one_line(
     ("key", "value", "line"),
     [
         ("budgets.half.macs", 0.01, "experiments.main: budget: macs 0.01 is impossible"),
-        ("prunings.b8.block_shape", [64, 64], "experiments.main: block_shape: 64x64 is larger than a layer of 32x32"),
+        ("prunings.b8.block_shape", [64, 64], "experiments.main: block_shape: 64x64 is larger than a layer of 96x32"),
         ("models.vit.timm", "vit_tinny_patch16_224", "timm knows no model 'vit_tinny_patch16_224'; did you mean"),
         ("calibrations.c64.images", 10_000, "experiments.main: calibration: 10000 images asked for"),
         ("datasets.digits", {"root": "nowhere"}, "nowhere/train"),

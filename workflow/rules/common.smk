@@ -1,5 +1,6 @@
 """The checked config, the folders that it spells, and what every rule shares."""
 
+import fcntl
 import functools
 import json
 import os
@@ -45,6 +46,16 @@ wildcard_constraints:
     pruning="[^/]+",
     budget="[^/]+",
     recipe="[^/]+",
+
+
+def hold_folder() -> None:
+    """Lets one run at a time work here, as Snakemake's own lock does, but a killed run leaves no lock behind."""
+    Path(RESULTS).mkdir(parents=True, exist_ok=True)
+    hold_folder.file = Path(RESULTS, ".running").open("w")
+    try:
+        fcntl.flock(hold_folder.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(f"{RESULTS}: another run works in this folder; wait until it ends") from None
 
 
 def chosen(section: Section, *fields: str) -> dict:

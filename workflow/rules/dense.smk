@@ -9,6 +9,9 @@ rule check_experiments:
         sources=sources("check_experiments.py"),
     log:
         f"{RESULTS}/plan.log",
+    # All cores and the highest priority: it runs alone and first. As an input of the stages it would rerun them all.
+    threads: 9999
+    priority: 100
     conda:
         ENVIRONMENT
     script:
@@ -19,7 +22,6 @@ rule prepare_dense:
     """Makes the dense model: timm's weights, a checkpoint, or a training."""
     input:
         images=f"{DATASET}/images.parquet",
-        plan=ancient(f"{RESULTS}/plan.parquet"),
     output:
         dense=f"{MODEL}/dense.pt",
         costs=f"{MODEL}/costs.parquet",

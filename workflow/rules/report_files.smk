@@ -18,9 +18,9 @@ def figures_of(experiment: Experiment) -> list[str]:
 
 
 def report_files() -> list[str]:
-    """Everything that people read; asking for it runs all experiments."""
+    """The checked plan and everything that people read; asking for it runs all experiments."""
     figures = {figure for experiment in experiments.values() for figure in figures_of(experiment)}
-    return [f"{REPORT}/summary.md", f"{REPORT}/summary.csv", f"{REPORT}/tradeoff.png", *sorted(figures)]
+    return [f"{RESULTS}/plan.parquet", f"{REPORT}/summary.md", f"{REPORT}/summary.csv", f"{REPORT}/tradeoff.png", *sorted(figures)]
 
 
 def print_summary() -> None:
