@@ -169,7 +169,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # safetensors and torch raise a different type for every kind of damage
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise LpvitError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})") from None
     for wrapper in ("model_ema", "model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

@@ -1,0 +1,87 @@
+"""What cannot work is found before any work, and named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from lpvit.config import parse_config
+from lpvit.data import index_images
+from lpvit.errors import LpvitError
+from lpvit.plan import plan_experiments
+
+
+@pytest.fixture(scope="session")
+def images() -> dict[str, pd.DataFrame]:
+    return {"digits": index_images("digits", None)}
+
+
+def test_the_plan_says_what_is_prunable_and_what_must_stay(
+    tiny_config: dict[str, Any], images: dict[str, pd.DataFrame]
+) -> None:
+    plan = plan_experiments(parse_config(tiny_config), images).iloc[0]
+    tokens, width = 5, 32
+    prunable = 2 * tokens * 12 * width**2
+    assert plan["classes"] == 10
+    assert plan["prunable_macs"] == prunable
+    assert plan["dense_macs"] == prunable + 4 * 16 * width + width * 10
+    kept = 2 * tokens * 64 * (3 + 1 + 4 + 4)  # at least 5 % of 48, 16, 64 and 64 blocks of 8 x 8
+    assert plan["least_macs"] == plan["dense_macs"] - prunable + kept
+    assert plan["target"] == 0.6
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("budgets.half", {"macs": 0.05}, "budget: macs 0.05 is impossible"),
+        ("budgets.half", {"sparsity": 0.96, "min_keep_ratio": 0.04}, "budget: sparsity 0.96 is impossible"),
+        ("prunings.b8.block_shape", [8, 64], "block_shape: 8x64 is larger than a layer of 96x32"),
+        ("prunings.b8.layers", ["qvk"], "layers: the model has no layer 'qvk'; it has patch_embed, qkv"),
+        ("calibrations.c64.images", 5000, "calibration: 5000 images asked for"),
+        ("models.vit.timm", "vit_tinny_patch16_224", "timm knows no model 'vit_tinny_patch16_224'"),
+        ("models.vit.options", {"depht": 2}, "depht"),
+        ("recipes.short.teacher", "resnet1000", "teacher: timm knows no model 'resnet1000'"),
+        ("recipes.short.teacher", "resnet18", "teacher_checkpoint: nowhere.pt not found"),
+    ],
+)
+def test_an_experiment_that_cannot_work_is_named_with_the_key_at_fault(
+    tiny_config: dict[str, Any],
+    images: dict[str, pd.DataFrame],
+    change: Callable[..., dict[str, Any]],
+    key: str,
+    value: object,
+    message: str,
+) -> None:
+    config = change(tiny_config, key, value)
+    if "teacher" in key:
+        config = change(config, "recipes.short.distillation", "soft")
+        config = change(config, "recipes.short.teacher_checkpoint", "nowhere.pt")
+    with pytest.raises(LpvitError, match=message) as error:
+        plan_experiments(parse_config(config), images)
+    assert str(error.value).startswith("experiments.main: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_architecture_is_found_by_the_plan(
+    tiny_config: dict[str, Any], images: dict[str, pd.DataFrame], change: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    torch.save({"head.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
+    model = {**tiny_config["models"]["vit"], "weights": "checkpoint", "checkpoint": str(tmp_path / "other.pt")}
+    del model["recipe"]
+    with pytest.raises(LpvitError, match=r"other\.pt: a checkpoint of another architecture: .* is missing"):
+        plan_experiments(parse_config(change(tiny_config, "models.vit", model)), images)
+
+
+def test_an_absent_loader_says_what_to_install(
+    tiny_config: dict[str, Any],
+    images: dict[str, pd.DataFrame],
+    change: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    config = change(tiny_config, "datasets.digits", {"root": "anywhere", "loader": "dali"})
+    with pytest.raises(LpvitError, match=r"pip install 'lpvit\[dali\]', or use 'loader: timm'"):
+        plan_experiments(parse_config(config), images)
