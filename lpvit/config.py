@@ -151,6 +151,11 @@ class Budget(Section):
     power_beta: Annotated[Literal["off", "auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_unquoted)] = Field(
         "off", description="weight of the power term (`lpvit`): `off`, `auto` or a number"
     )
+    reconstruction: Literal["none", "least_squares"] = Field(
+        "none",
+        description="weights that stay: as they were, or fitted layer by layer to the dense outputs on the calibration "
+        "images",
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> "Budget":

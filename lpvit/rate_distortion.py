@@ -4,8 +4,7 @@ N = images of a batch; K = logits; P = pruned copies of a layer that run side by
 of a layer; R, C = rows and columns of its grid of blocks; B = R * C.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +17,9 @@ from tqdm import tqdm
 
 from lpvit.blocks import BlockGrid
 from lpvit.masks import pruning_ranks
-from lpvit.models import LayerSpec, MatrixLayer, transformer_blocks, weight_matrix
+from lpvit.models import LayerSpec, MatrixLayer, weight_matrix
 from lpvit.ranking import in_pruning_order
+from lpvit.resume import constant, recorded_units, replaced_forwards
 from lpvit.statistics import Batches, Statistics, evaluation_mode, require_finite_logits
 
 DAMPING = 1e-7  # eps of the second-order term (LPViT)
@@ -159,14 +159,11 @@ def _curve(blocks_of_layer: pd.DataFrame, points: int, distortion: Tensor) -> pd
 class _DensePass:
     """What the dense model made of a batch.
 
-    Units are the parts that a model runs one after the other, each on the output of the one before: patch embedding,
-    transformer blocks, Swin's downsampling.
-
     Attributes:
         images: (N, channels, height, width).
         logits: (N, K).
-        outputs: unit -> its output, images first, in order of execution.
-        units_before: layer -> number of units that had ended when it ran.
+        outputs: Of `lpvit.resume.recorded_units`.
+        units_before: layer -> number of units (see `lpvit.resume`) that had ended when it ran.
     """
 
     images: Tensor
@@ -176,30 +173,21 @@ class _DensePass:
 
 
 def _record_dense_pass(model: nn.Module, images: Tensor, layers: Iterable[str]) -> _DensePass:
-    outputs: dict[str, Tensor] = {}
     units_before: dict[str, int] = {}
-    hooks = [
-        model.get_submodule(unit).register_forward_hook(lambda _, __, output, unit=unit: outputs.update({unit: output}))
-        for unit in _units(model)
-    ]
-    hooks += [
-        model.get_submodule(layer).register_forward_pre_hook(
-            lambda _, __, layer=layer: units_before.update({layer: len(outputs)})
-        )
-        for layer in layers
-    ]
-    try:
-        logits = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with recorded_units(model) as outputs:
+        hooks = [
+            model.get_submodule(layer).register_forward_pre_hook(
+                lambda _, __, layer=layer: units_before.update({layer: len(outputs)})
+            )
+            for layer in layers
+        ]
+        try:
+            logits = model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
     require_finite_logits(logits, model, images)
     return _DensePass(images, logits, outputs, units_before)
-
-
-def _units(model: nn.Module) -> list[str]:
-    names = [name for name, _ in model.named_modules() if name.split(".")[-1] in ("patch_embed", "downsample")]
-    return names + transformer_blocks(model)
 
 
 def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, keep_masks: Tensor) -> Tensor:
@@ -216,16 +204,16 @@ def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, keep_masks
     """
     copies = len(keep_masks)
     done = list(dense.outputs)[: dense.units_before[layer]]
-    forwards = {unit: _constant(dense.outputs[unit]) for unit in done}
+    forwards = {unit: constant(dense.outputs[unit]) for unit in done}
     images = dense.images
     if done:
-        forwards[done[-1]] = _constant(_repeat(dense.outputs[done[-1]], copies))
+        forwards[done[-1]] = constant(_repeat(dense.outputs[done[-1]], copies))
     else:
         images = _repeat(images, copies)
     pruned_layer = model.get_submodule(layer)
     assert isinstance(pruned_layer, MatrixLayer)
     forwards[layer] = _pruned_side_by_side(pruned_layer, keep_masks)
-    with _replaced_forwards(model, forwards):
+    with replaced_forwards(model, forwards):
         pruned: Tensor = model(images)
     change = pruned.view(copies, *dense.logits.shape) - dense.logits
     return change.double().square().sum(dim=(1, 2))
@@ -252,22 +240,5 @@ def _pruned_side_by_side(layer: MatrixLayer, keep_masks: Tensor) -> Callable[[Te
     return forward
 
 
-def _constant(output: Tensor) -> Callable[..., Tensor]:
-    return lambda *_, **__: output
-
-
 def _repeat(batch: Tensor, copies: int) -> Tensor:
     return batch.repeat(copies, *[1] * (batch.dim() - 1))
-
-
-@contextmanager
-def _replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
-    """Lets modules run other forwards; on leaving, the attribute goes and that of their class is back."""
-    modules = {model.get_submodule(name): forward for name, forward in forwards.items()}
-    try:
-        for module, forward in modules.items():
-            module.__dict__["forward"] = forward
-        yield
-    finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)

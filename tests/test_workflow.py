@@ -74,6 +74,7 @@ def test_the_budget_is_kept_by_what_is_evaluated(finished: tuple[Workflow, Run])
     [
         ("budgets.half.macs", 0.7, AFTER_ALLOCATION),
         ("budgets.half.allocator", "uniform", AFTER_ALLOCATION),
+        ("budgets.half.reconstruction", "least_squares", AFTER_ALLOCATION - {"allocate_sparsity"}),
         ("prunings.b8.order", 1, AFTER_CURVES),
         ("prunings.b8.block_shape", [8, 16], AFTER_STATISTICS),
         ("calibrations.c64.seed", 1, {"sample_calibration"} | AFTER_STATISTICS),
@@ -135,7 +136,7 @@ def test_a_rerun_of_the_allocation_alone_happens_for_real(tiny_config: dict, cha
     workflow, _ = finished
     curves = workflow.folder / "results/digits/vit/c64/b8/curves.parquet"
     before = curves.stat().st_mtime_ns
-    extra = change(tiny_config, "budgets.other", {"sparsity": 0.3})
+    extra = change(tiny_config, "budgets.other", {"sparsity": 0.3, "reconstruction": "least_squares"})
     main = {**tiny_config["experiments"]["main"], "budget": "other", "recipe": None}
     run = workflow.run(change(extra, "experiments", {"other": main}), "--until", "evaluate_pruned")
     assert run.code == 0, run.output

@@ -58,9 +58,9 @@ def hold_folder() -> None:
         raise WorkflowError(f"{RESULTS}: another run works in this folder; wait until it ends") from None
 
 
-def chosen(section: Section, *fields: str) -> dict:
+def chosen(section: Section, *fields: str, without: str = "") -> dict:
     """Settings as a param: plain values in a fixed order, so that reordering the config reruns nothing."""
-    dump = section.model_dump(mode="json", include=set(fields) if fields else None)
+    dump = section.model_dump(mode="json", include=set(fields) if fields else None, exclude={without})
     return json.loads(json.dumps(dump, sort_keys=True))
 
 
@@ -81,6 +81,18 @@ def recipe_of(name: str | None) -> dict | None:
 
 def is_empirical(wildcards) -> bool:
     return settings.prunings[wildcards.pruning].distortion == "empirical"
+
+
+def is_reconstructed(wildcards) -> bool:
+    return settings.budgets[wildcards.budget].reconstruction != "none"
+
+
+def reconstruction_of(wildcards) -> dict | None:
+    """The params of a reconstruction; without one there are none, and neither images nor batches matter."""
+    if not is_reconstructed(wildcards):
+        return None
+    pruning = chosen(settings.prunings[wildcards.pruning], "batch_size")
+    return {"method": settings.budgets[wildcards.budget].reconstruction, **images_of(wildcards), **pruning}
 
 
 def experiment_folder(experiment: Experiment) -> str:

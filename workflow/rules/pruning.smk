@@ -55,7 +55,7 @@ rule allocate_sparsity:
     output:
         allocation=f"{BUDGET}/allocation.parquet",
     params:
-        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget]),
+        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget], without="reconstruction"),
         sources=sources("allocate_sparsity.py"),
     log:
         f"{BUDGET}/allocation.log",
@@ -66,19 +66,24 @@ rule allocate_sparsity:
 
 
 rule build_masks:
-    """Keeps the most salient blocks of every layer and zeroes the others."""
+    """Keeps the most salient blocks of every layer, zeroes the others, and fits what stays if asked."""
     input:
         dense=f"{MODEL}/dense.pt",
         blocks=f"{PRUNING}/blocks.parquet",
         allocation=f"{BUDGET}/allocation.parquet",
+        samples=branch(is_reconstructed, then=f"{CALIBRATION}/samples.parquet", otherwise=[]),
     output:
         masks=f"{BUDGET}/masks.pt",
         pruned=f"{BUDGET}/pruned.pt",
     params:
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
+        reconstruction=reconstruction_of,
         sources=sources("build_masks.py"),
     log:
         f"{BUDGET}/masks.log",
+    benchmark:
+        f"{BUDGET}/masks.time.tsv"
+    threads: settings.compute.threads
     conda:
         ENVIRONMENT
     script:
