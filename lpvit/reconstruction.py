@@ -84,8 +84,9 @@ def reconstruct(
     of the dense layer in the dense network. So it makes up for what it and the layers before it lost. Held-out images
     choose the ridge of every layer, which is then fitted to all images. A layer whose blocks all stay is left alone.
 
-    Every image is read once; from layer to layer the passes of both networks resume where a transformer block begins.
-    For every image two outputs of a block wait in main memory; on the device lie three `Moments` of one layer.
+    Every image is read once; from layer to layer the passes of both networks resume where a transformer block begins,
+    which comes to some five forward passes in all, however deep the network. For every image two outputs of a block
+    wait in main memory (2.4 GB for DeiT-B and 2,000 images); on the device lie three `Moments` of one layer.
 
     Args:
         model: Dense model; moved to the device, otherwise left as it is.
@@ -106,10 +107,11 @@ def reconstruct(
     zero_pruned(pruned.state_dict(), expanded)
     partly_kept = {layer for layer, keep_mask in keep_masks.items() if not keep_mask.all()}
     layers = [layer.name for layer in matrix_layers(model) if layer.name in partly_kept]
-    batches = [images.cpu() for images, _ in tqdm(loader, desc="calibration images", unit="batch")]
     errors = []
     with evaluation_mode(model), evaluation_mode(pruned):
-        dense_walk, pruned_walk = _Walk(model, batches, device), _Walk(pruned, batches, device)
+        reading = tqdm(loader, desc="calibration images", unit="batch")
+        dense_walk = _Walk(model, [PausedPass(images.cpu()) for images, _ in reading], device)
+        pruned_walk = _Walk(pruned, list(dense_walk.passes), device)
         for layer in tqdm(layers, desc="reconstruction", unit="layer"):
             weight = _weight_with_bias(_matrix_layer(model, layer))
             fit, held_out = _collect_moments(dense_walk, pruned_walk, layer, weight)
@@ -123,11 +125,12 @@ def reconstruct(
                 ) from None
             _store(_matrix_layer(pruned, layer), fitted)
             errors.append(shares)
-    before, after = torch.tensor(errors).reshape(-1, 2).mean(dim=0).tolist()
-    _logger.info(
-        "reconstruction: error of the outputs on held-out images %.1f %% -> %.1f %% (mean of %d layers)",
-        100 * before, 100 * after, len(layers),
-    )  # fmt: skip
+    if errors:
+        before, after = (100 * sum(shares) / len(errors) for shares in zip(*errors, strict=True))
+        _logger.info(
+            "reconstruction: error of the outputs on held-out images %.1f %% -> %.1f %% (mean of %d layers)",
+            *(before, after, len(errors)),
+        )
     return {name: value.cpu() for name, value in pruned.state_dict().items()}
 
 
@@ -203,19 +206,19 @@ def _cholesky(system: Tensor) -> Tensor:
     return factor
 
 
+@dataclass
 class _Walk:
     """The passes of a network over all batches, on their way from layer to layer."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[Tensor], device: torch.device | str) -> None:
-        self._model = model
-        self._passes = [PausedPass(images) for images in batches]
-        self._device = device
+    model: nn.Module
+    passes: list[PausedPass]
+    device: torch.device | str
 
     def inputs_of(self, layer: str) -> Iterator[Tensor]:
         """For every batch the vectors that a layer multiplies, (N, T / N, J), float64."""
-        module = _matrix_layer(self._model, layer)
-        for number, paused in enumerate(self._passes):
-            inputs, self._passes[number] = run_until(self._model, paused, layer, self._device)
+        module = _matrix_layer(self.model, layer)
+        for number, paused in enumerate(self.passes):
+            inputs, self.passes[number] = run_until(self.model, paused, layer, self.device)
             vectors = _vectors(module, inputs.double())
             yield vectors.reshape(len(paused.images), -1, vectors.shape[-1])
 
