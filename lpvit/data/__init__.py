@@ -4,14 +4,15 @@ N = images of a batch; C, H, W = channels, height and width of the model's input
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lpvit.config import Compute
 from lpvit.data.calibration import sample_calibration
 from lpvit.data.epochs import EpochPlan
 from lpvit.data.index import check_images, count_skipped, index_images, usable_images
@@ -29,6 +30,7 @@ __all__ = [
     "Preprocessing",
     "check_images",
     "count_skipped",
+    "evaluation_loader",
     "index_images",
     "make_loader",
     "sample_calibration",
@@ -102,6 +104,32 @@ def make_loader(
     if loader == "dali":
         return _import_dali_loader()(*arguments)
     raise LpvitError(f"loader: '{loader}' is unknown; choose dali, memory or timm")
+
+
+def evaluation_loader(
+    images: pd.DataFrame, dataset: Mapping[str, Any], model: nn.Module, batch_size: int, compute: Compute
+) -> Loader:
+    """The images of a stage in their order, as its model takes them.
+
+    Args:
+        images: Columns ``path`` and ``label``.
+        dataset: ``root`` and ``loader`` of the config's dataset.
+        model: Gives the preprocessing.
+        batch_size: Images per batch.
+        compute: Threads, and the device that the batches go to.
+
+    Raises:
+        LpvitError: As `make_loader`.
+    """
+    return make_loader(
+        images,
+        dataset["root"],
+        Preprocessing.from_model(model),
+        loader=dataset["loader"],
+        batch_size=batch_size,
+        threads=compute.threads,
+        device=compute.device,
+    )
 
 
 def _import_dali_loader() -> "type[DaliLoader]":

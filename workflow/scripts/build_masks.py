@@ -1,8 +1,6 @@
 """Scores and an allocation in, keep masks and the pruned model out, its weights fitted to the dense one's if asked."""
 
-import torch
-
-from lpvit.data import Preprocessing, make_loader
+from lpvit.data import evaluation_loader
 from lpvit.masks import build_keep_masks, expand_keep_masks, save_masks, verify_pruned, zero_pruned
 from lpvit.models import load_model, save_model
 from lpvit.reconstruction import reconstruct
@@ -20,15 +18,8 @@ with stage(snakemake) as compute:
     if (reconstruction := snakemake.params.reconstruction) is None:
         zero_pruned(state, expanded)
     else:
-        loader = make_loader(
-            read_parquet(snakemake.input.samples, SAMPLES),
-            reconstruction["root"],
-            Preprocessing.from_model(model),
-            loader=reconstruction["loader"],
-            batch_size=reconstruction["batch_size"],
-            threads=compute.threads,
-            device=torch.device(compute.device),
-        )
+        samples = read_parquet(snakemake.input.samples, SAMPLES)
+        loader = evaluation_loader(samples, reconstruction, model, reconstruction["batch_size"], compute)
         state = reconstruct(model, keep_masks, block_shape, loader, device=compute.device)
     verify_pruned(state, expanded)
     save_masks(keep_masks, block_shape, snakemake.output.masks)

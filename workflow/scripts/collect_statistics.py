@@ -4,7 +4,7 @@ import torch
 
 from lpvit.artifacts import save
 from lpvit.config import Pruning
-from lpvit.data import Preprocessing, make_loader
+from lpvit.data import evaluation_loader
 from lpvit.models import load_model, matrix_layers, prunable_layers
 from lpvit.schemas import SAMPLES, read_parquet
 from lpvit.stage import stage
@@ -12,18 +12,10 @@ from lpvit.statistics import collect_statistics
 
 with stage(snakemake) as compute:
     pruning = Pruning.model_validate(snakemake.params.pruning)
-    dataset = snakemake.params.dataset
     architecture, state = load_model(snakemake.input.dense, "dense")
     model = architecture.build(state).to(compute.device)
-    loader = make_loader(
-        read_parquet(snakemake.input.samples, SAMPLES),
-        dataset["root"],
-        Preprocessing.from_model(model),
-        loader=dataset["loader"],
-        batch_size=pruning.batch_size,
-        threads=compute.threads,
-        device=torch.device(compute.device),
-    )
+    samples = read_parquet(snakemake.input.samples, SAMPLES)
+    loader = evaluation_loader(samples, snakemake.params.dataset, model, pruning.batch_size, compute)
     layers = prunable_layers(matrix_layers(model), pruning.layers)
     statistics = collect_statistics(model, loader, layers, pruning.block_shape, torch.device(compute.device))
     save(statistics, snakemake.output.statistics, "statistics")

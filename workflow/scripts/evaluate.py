@@ -5,7 +5,7 @@ from dataclasses import asdict
 import torch
 
 from lpvit.cost import count_macs, layer_table, model_metrics
-from lpvit.data import Preprocessing, count_skipped, make_loader, usable_images
+from lpvit.data import count_skipped, evaluation_loader, usable_images
 from lpvit.evaluation import evaluate
 from lpvit.masks import load_masks
 from lpvit.models import load_model
@@ -19,15 +19,8 @@ with stage(snakemake) as compute:
     images = read_parquet(snakemake.input.images, IMAGES)
     costs = read_parquet(snakemake.input.costs, COSTS)
     layers = layer_table(snakemake.params.stage, costs, keep_masks, block_shape)
-    loader = make_loader(
-        usable_images(images, "validation"),
-        snakemake.params.dataset["root"],
-        Preprocessing.from_model(model),
-        loader=snakemake.params.dataset["loader"],
-        batch_size=compute.evaluation_batch_size,
-        threads=compute.threads,
-        device=torch.device(compute.device),
-    )
+    validation = usable_images(images, "validation")
+    loader = evaluation_loader(validation, snakemake.params.dataset, model, compute.evaluation_batch_size, compute)
     metrics = model_metrics(
         layers,
         costs,

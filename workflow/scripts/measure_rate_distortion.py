@@ -4,7 +4,7 @@ import torch
 
 from lpvit.artifacts import load
 from lpvit.config import Pruning
-from lpvit.data import Preprocessing, make_loader
+from lpvit.data import evaluation_loader
 from lpvit.models import load_model, matrix_layers, prunable_layers
 from lpvit.rate_distortion import empirical_curves, taylor_curves
 from lpvit.schemas import BLOCKS, CURVES, SAMPLES, read_parquet, write_parquet
@@ -20,15 +20,8 @@ with stage(snakemake) as compute:
     else:
         architecture, state = load_model(snakemake.input.dense, "dense")
         model = architecture.build(state).to(compute.device)
-        loader = make_loader(
-            read_parquet(snakemake.input.samples, SAMPLES),
-            snakemake.params.dataset["root"],
-            Preprocessing.from_model(model),
-            loader=snakemake.params.dataset["loader"],
-            batch_size=pruning.batch_size,
-            threads=compute.threads,
-            device=torch.device(compute.device),
-        )
+        samples = read_parquet(snakemake.input.samples, SAMPLES)
+        loader = evaluation_loader(samples, snakemake.params.dataset, model, pruning.batch_size, compute)
         layers = prunable_layers(matrix_layers(model), pruning.layers)
         curves = empirical_curves(
             model,
