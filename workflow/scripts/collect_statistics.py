@@ -5,6 +5,7 @@ import torch
 from lpvit.artifacts import save
 from lpvit.config import Pruning
 from lpvit.data import Preprocessing, make_loader
+from lpvit.gauss_newton import block_products
 from lpvit.models import load_model, matrix_layers, prunable_layers
 from lpvit.schemas import SAMPLES, read_parquet
 from lpvit.stage import stage
@@ -25,5 +26,8 @@ with stage(snakemake) as compute:
         device=torch.device(compute.device),
     )
     layers = prunable_layers(matrix_layers(model), pruning.layers)
-    statistics = collect_statistics(model, loader, layers, pruning.block_shape, torch.device(compute.device))
+    statistics = collect_statistics(model, loader, layers, pruning.block_shape, compute.device)
+    if probes := snakemake.params.probes:
+        products = block_products(model, loader, layers, pruning.block_shape, probes, compute.device)
+        statistics = {layer: tables | {"block_products": products[layer]} for layer, tables in statistics.items()}
     save(statistics, snakemake.output.statistics, "statistics")
