@@ -1,8 +1,8 @@
 """How many blocks of every layer stay under a budget. Pure NumPy and pandas.
 
-Every allocator is a rule that gives each block a priority. Within a layer, blocks are pruned by rising saliency and
-priorities never fall along that order; over the whole model, blocks are pruned by rising priority until the budget is
-met. So every allocator meets every budget to one block: adding the block pruned last would exceed it.
+Every allocator but `exact`, which searches, is a rule that gives each block a priority. Within a layer, blocks are
+pruned by rising saliency and priorities never fall along that order; over the whole model, blocks are pruned by rising
+priority until the budget is met. So every allocator meets every budget to one block.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from lpvit.config import Budget
 from lpvit.energy import power_term
 from lpvit.errors import LpvitError
+from lpvit.knapsack import Curve, least_distortion
 from lpvit.ranking import in_pruning_order
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,11 @@ class Layer:
         """Cost that is gone when the first 0 .. B blocks are pruned, shape (B + 1,)."""
         return np.append(0, np.cumsum(self.cost))
 
+    @cached_property
+    def distortion_by_count(self) -> Floats:
+        """Distortion when the first 0 .. L blocks are pruned, shape (L + 1,): the curve, linear between its points."""
+        return np.interp(np.arange(self.limit + 1), self.blocks_pruned, self.distortion)
+
 
 def allocate(curves: pd.DataFrame, blocks: pd.DataFrame, costs: pd.DataFrame, budget: Budget) -> pd.DataFrame:
     """Gives every prunable layer its number of blocks under a budget.
@@ -91,7 +97,7 @@ def allocate(curves: pd.DataFrame, blocks: pd.DataFrame, costs: pd.DataFrame, bu
     layers = _prunable_layers(curves, blocks, costs, budget)
     total, required = _requirement(layers, costs, budget)
     _check_reachable(layers, total, required, budget)
-    pruned = _prune_by_priority(layers, _priorities(layers, budget, required), required)
+    pruned = _blocks_pruned(layers, budget, required)
     removed = _cost_removed(layers, pruned)
     target, achieved = _as_stated(budget, removed, total)
     logger.info("%s: target %.6g, achieved %.6g", budget.allocator, target, achieved)
@@ -217,6 +223,13 @@ def _fraction(share: float) -> Fraction:
     return Fraction(share).limit_denominator(10**9)
 
 
+def _blocks_pruned(layers: Sequence[Layer], budget: Budget, required: int) -> list[int]:
+    """What the allocator decides: blocks pruned in every layer, which together remove what is required."""
+    if budget.allocator == "exact":
+        return _exact(layers, required)
+    return _prune_by_priority(layers, _priorities(layers, budget, required), required)
+
+
 def _priorities(layers: Sequence[Layer], budget: Budget, required: int) -> list[Floats]:
     """The rule of the allocator: priorities of the first L blocks of every layer, shape (L,), non-decreasing."""
     if budget.allocator == "lpvit":
@@ -316,6 +329,15 @@ def lower_hull(x: NDArray[Any], y: Floats) -> tuple[list[int], list[float]]:
             slopes.pop()
         vertices.append(point)
     return vertices, slopes
+
+
+def _exact(layers: Sequence[Layer], required: int) -> list[int]:
+    """Least sum of the curves among all allocations that meet the budget to one block; curves need not be convex."""
+    curves = [
+        Curve(layer.cost_removed[: layer.limit + 1], layer.distortion_by_count, layer.blocks_pruned) for layer in layers
+    ]
+    start = _prune_by_priority(layers, [_lagrangian_priority(layer) for layer in layers], required)
+    return least_distortion(curves, required, start)
 
 
 _PRIORITY: dict[str, Callable[[Layer], Floats]] = {

@@ -49,11 +49,14 @@ class BlockGrid:
         return heights[:, None] * widths[None, :]
 
     def reduce(self, matrix: Tensor) -> Tensor:
-        """Sums a matrix within blocks: (O, I) -> (R, C), in the dtype of the matrix."""
+        """Sums matrices within blocks: (..., O, I) -> (..., R, C), in the dtype of the matrix."""
         right = self.columns * self.block_shape[1] - self.shape[1]
         below = self.rows * self.block_shape[0] - self.shape[0]
-        padded = torch.nn.functional.pad(matrix, (0, right, 0, below))
-        return padded.view(self.rows, self.block_shape[0], self.columns, self.block_shape[1]).sum(dim=(1, 3))
+        if right or below:
+            matrix = torch.nn.functional.pad(matrix, (0, right, 0, below))
+        others = matrix.shape[:-2]
+        strips = matrix.reshape(*others, self.rows, self.block_shape[0], -1).sum(dim=-2)  # along rows: long, fast sums
+        return strips.view(*others, self.rows, self.columns, self.block_shape[1]).sum(dim=-1)
 
     def expand(self, per_block: Tensor) -> Tensor:
         """Repeats a value per block over its weights: (R, C) -> (O, I)."""

@@ -116,13 +116,23 @@ class Pruning(Section):
     block_shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
         description="rows (output features) and columns (input features) of a block"
     )
-    saliency: Literal["taylor", "l1"] = Field(
-        "taylor", description="score of a block: mean |w g| (LPViT) or mean |w|; the lowest are pruned first"
+    saliency: Literal["taylor", "l1", "gauss_newton"] = Field(
+        "taylor",
+        description="score of a block: mean |w g| (LPViT), mean |w|, or the predicted distortion of zeroing it alone; "
+        "the lowest are pruned first",
     )
-    distortion: Literal["taylor", "empirical"] = Field(
-        "taylor", description="curve of a layer: predicted from the averaged gradient, or measured by masking"
+    distortion: Literal["taylor", "gauss_newton", "empirical"] = Field(
+        "taylor",
+        description="curve of a layer: predicted from the averaged gradient, predicted from the gradients of every "
+        "image, or measured by masking",
     )
     order: Literal[1, 2] = Field(2, description="order of the Taylor expansion (`distortion: taylor`)")
+    form: Literal["cumulative", "diagonal"] = Field(
+        "cumulative", description="with or without the interaction of blocks (`distortion: gauss_newton`)"
+    )
+    probes: int = Field(
+        2, ge=1, le=8, description="backward passes per image (`gauss_newton`, as saliency or as distortion)"
+    )
     points: int = Field(101, ge=2, description="sparsities at which a curve is sampled, evenly from 0 to 1")
     layers: tuple[str, ...] = Field(
         ("qkv", "proj", "fc1", "fc2"),
@@ -130,6 +140,11 @@ class Pruning(Section):
         description="prunable layers: `qkv`, `proj`, `fc1`, `fc2`, and on request `patch_embed`, `head`, `reduction`",
     )
     batch_size: int = Field(64, gt=0, description="images per pass")
+
+    @property
+    def probes_used(self) -> int:
+        """`probes` where the saliency or the distortion is `gauss_newton`, else 0."""
+        return self.probes if "gauss_newton" in (self.saliency, self.distortion) else 0
 
 
 class Budget(Section):
@@ -140,7 +155,7 @@ class Budget(Section):
         description="share of the dense model's MACs in linear layers (patch embedding and heads included) to keep",
     )
     sparsity: Share | None = Field(None, description="share of the prunable weights to remove")
-    allocator: Literal["lagrangian", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"] = Field(
+    allocator: Literal["lagrangian", "exact", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"] = Field(
         "lagrangian", description="rule that gives every layer its sparsity"
     )
     min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that always stays")

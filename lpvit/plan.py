@@ -17,6 +17,8 @@ from lpvit.errors import LpvitError
 from lpvit.models import LayerSpec, create_model, matrix_layers, prunable_layers, read_checkpoint
 from lpvit.models import require_same_architecture as require_same
 
+LARGEST_BLOCK_PRODUCTS = 8 * 2**30  # bytes
+
 
 def plan_experiments(settings: Config, images: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Checks every experiment and says what it will prune.
@@ -37,12 +39,15 @@ def plan_experiments(settings: Config, images: Mapping[str, pd.DataFrame]) -> pd
         try:
             _check_dataset(settings.datasets[experiment.dataset])
             classes = images[experiment.dataset]["label"].nunique()
-            _check_calibration(settings.calibrations[experiment.calibration].images, images[experiment.dataset])
+            calibration = settings.calibrations[experiment.calibration]
+            _check_calibration(calibration.images, images[experiment.dataset])
             layers = _check_model(settings.models[experiment.model], classes)
             for recipe in filter(None, (experiment.recipe, settings.models[experiment.model].recipe)):
                 _check_teacher(settings.recipes[recipe])
             pruning = settings.prunings[experiment.pruning]
-            row = _check_budget(layers, prunable_layers(layers, pruning.layers), pruning.block_shape, budget)
+            prunable = prunable_layers(layers, pruning.layers)
+            row = _check_budget(layers, prunable, pruning.block_shape, budget)
+            _check_block_products(prunable, pruning.block_shape, calibration.images * pruning.probes_used)
         except LpvitError as error:
             raise LpvitError(f"experiments.{name}: {error}") from None
         rows.append({"experiment": name, "classes": classes, **row})
@@ -104,6 +109,15 @@ def _check_budget(
         "least_macs": math.ceil(least),
         "target": float(target or 0),
     }
+
+
+def _check_block_products(prunable: list[LayerSpec], block_shape: tuple[int, int], samples: int) -> None:
+    size = 4 * samples * sum(BlockGrid(layer.shape, block_shape).count for layer in prunable)
+    if size > LARGEST_BLOCK_PRODUCTS:
+        raise LpvitError(
+            f"pruning: 'gauss_newton' needs {size / 2**30:.1f} GiB for its block products, more than "
+            f"{LARGEST_BLOCK_PRODUCTS / 2**30:g}; lower 'probes' or the calibration's 'images', or choose larger blocks"
+        )
 
 
 def _least_keep_ratio(layer: LayerSpec, block_shape: tuple[int, int], min_keep_ratio: float) -> float:

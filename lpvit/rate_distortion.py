@@ -1,7 +1,7 @@
 """Rate-distortion curves: what pruning the least salient blocks of one layer does to the output, at every sparsity.
 
 N = images of a batch; K = logits; P = pruned copies of a layer that run side by side; O, I = output and input features
-of a layer; R, C = rows and columns of its grid of blocks; B = R * C.
+of a layer; R, C = rows and columns of its grid of blocks; B = R * C; S = samples of the block products.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,9 +20,10 @@ from lpvit.masks import pruning_ranks
 from lpvit.models import LayerSpec, MatrixLayer, weight_matrix
 from lpvit.ranking import in_pruning_order
 from lpvit.resume import constant, recorded_units, replaced_forwards
-from lpvit.statistics import Batches, Statistics, evaluation_mode, require_finite_logits
+from lpvit.statistics import Batches, Statistics, evaluation_mode, mean_squared_products, require_finite_logits
 
 DAMPING = 1e-7  # eps of the second-order term (LPViT)
+CUMULATIVE_NUMBERS = 2**23  # of running sums held at once: 64 MiB in float64
 
 
 def taylor_curves(statistics: Statistics, blocks: pd.DataFrame, order: Literal[1, 2], points: int) -> pd.DataFrame:
@@ -73,6 +74,56 @@ def taylor_distortion(tables: Mapping[str, Tensor], ranks: Tensor, order: Litera
     if order == 2:
         distortion += pruned_sum("product_sum").square() / 2 + DAMPING / 2 * pruned_sum("squared_weight_sum")
     return distortion
+
+
+def gauss_newton_curves(
+    statistics: Statistics, blocks: pd.DataFrame, form: Literal["cumulative", "diagonal"], points: int
+) -> pd.DataFrame:
+    """Curves predicted from the gradients of every image, by `gauss_newton_distortion`.
+
+    Args:
+        statistics: With the ``block_products`` of every layer, from `lpvit.gauss_newton.block_products`.
+        blocks: Scores, schema ``BLOCKS``.
+        form: With or without the interaction of blocks.
+        points: Sparsities of a curve, evenly from 0 to 1.
+
+    Returns:
+        Schema ``CURVES``.
+    """
+    curves = []
+    for layer, of_layer in blocks.groupby("layer", sort=False):
+        products = statistics[str(layer)]["block_products"]
+        distortion = gauss_newton_distortion(products, pruning_ranks(of_layer), form)
+        curves.append(_curve(of_layer, points, distortion))
+    return pd.concat(curves, ignore_index=True)
+
+
+def gauss_newton_distortion(block_products: Tensor, ranks: Tensor, form: Literal["cumulative", "diagonal"]) -> Tensor:
+    r"""Distortion of zeroing the first n blocks of the pruning order, for every n, to first order in the weights.
+
+    With c the block products of a sample (`lpvit.gauss_newton`) and the mean over the S samples,
+
+    .. math::
+        D_{cumulative}(n) = E \Big( \sum_{b \le n} c_b \Big)^2, \qquad D_{diagonal}(n) = \sum_{b \le n} E \, c_b^2.
+
+    The first is an unbiased estimate of the linearised change of the logits. The second leaves out the products of
+    different blocks, and with them most of the noise of few samples.
+
+    Args:
+        block_products: c, (S, B).
+        ranks: Place of every block in the pruning order, (R, C).
+        form: Which of the two.
+
+    Returns:
+        Shape (B + 1,), float64, in squared logits per image; 0 where nothing is pruned.
+    """
+    pruned_first = ranks.flatten().argsort()
+    if form == "diagonal":
+        return nn.functional.pad(mean_squared_products(block_products)[pruned_first].cumsum(dim=0), (1, 0))
+    distortion = torch.zeros(len(pruned_first) + 1, dtype=torch.float64)
+    for samples in torch.split(block_products, max(1, CUMULATIVE_NUMBERS // len(pruned_first))):
+        distortion[1:] += samples[:, pruned_first].cumsum(dim=1, dtype=torch.float64).square_().sum(dim=0)
+    return distortion / len(block_products)
 
 
 @torch.no_grad()

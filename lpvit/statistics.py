@@ -1,7 +1,7 @@
 """What one pass over the calibration images says about every block of every prunable layer.
 
 N = images of a batch; K = logits; O, I = output and input features of a layer; R, C = rows and columns of its grid of
-blocks.
+blocks; S = images x probes of the block products, which `lpvit.gauss_newton` adds.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from lpvit.errors import LpvitError
 from lpvit.models import LayerSpec, weight_matrix
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, channels, height, width), labels (N,)
-Statistics = dict[str, dict[str, Tensor]]  # layer -> name of a statistic -> (R, C)
+Statistics = dict[str, dict[str, Tensor]]  # layer -> name of a statistic -> (R, C); block_products are (S, R * C)
 
 
 def collect_statistics(
@@ -121,21 +121,27 @@ def block_statistics(weight: Tensor, gradient: Tensor, grid: BlockGrid) -> dict[
     return {"weights": grid.sizes()} | {name: grid.reduce(term).cpu() for name, term in terms.items()}
 
 
-def block_table(statistics: Statistics, saliency: Literal["taylor", "l1"]) -> pd.DataFrame:
-    """Scores of all blocks: LPViT's mean abs(g w) (``taylor``), or mean abs(w) (``l1``), over the weights of a block.
+def block_table(statistics: Statistics, saliency: Literal["taylor", "l1", "gauss_newton"]) -> pd.DataFrame:
+    """Scores of all blocks.
 
     Args:
-        statistics: From `collect_statistics`.
-        saliency: Which score.
+        statistics: From `collect_statistics`; for ``gauss_newton`` with the ``block_products`` of every layer.
+        saliency: LPViT's mean abs(g w) over the weights of a block (``taylor``), their mean abs(w) (``l1``), or the
+            mean squared block product, which predicts the distortion of zeroing the block alone (``gauss_newton``).
 
     Returns:
         Schema ``BLOCKS``; layers as in the statistics, blocks of a layer row by row.
     """
-    sums = {"taylor": "absolute_product_sum", "l1": "absolute_weight_sum"}[saliency]
     return pd.concat(
-        [_layer_table(layer, tables, tables[sums] / tables["weights"]) for layer, tables in statistics.items()],
+        [_layer_table(layer, tables, _saliency(tables, saliency)) for layer, tables in statistics.items()],
         ignore_index=True,
     )
+
+
+def mean_squared_products(block_products: Tensor) -> Tensor:
+    """Mean over the samples of c^2: (S, B) -> (B,), float64, in squared logits per image."""
+    norms: Tensor = torch.linalg.vector_norm(block_products, dim=0, dtype=torch.float64)
+    return norms.square() / len(block_products)
 
 
 @contextmanager
@@ -165,6 +171,12 @@ def require_finite_logits(logits: Tensor, model: nn.Module, images: Tensor) -> N
             f"{_first_non_finite_module(model, images)}: its output on the calibration images is NaN or infinite; "
             "check the dense weights and the mean and std of the images"
         )
+
+
+def _saliency(tables: dict[str, Tensor], saliency: Literal["taylor", "l1", "gauss_newton"]) -> Tensor:
+    if saliency == "gauss_newton":
+        return mean_squared_products(tables["block_products"]).view_as(tables["weights"])
+    return tables[{"taylor": "absolute_product_sum", "l1": "absolute_weight_sum"}[saliency]] / tables["weights"]
 
 
 def _layer_table(layer: str, tables: dict[str, Tensor], saliency: Tensor) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from lpvit.errors import LpvitError
 from lpvit.masks import build_keep_masks
 from lpvit.schemas import ALLOCATION, read_parquet, write_parquet
 
-ALLOCATORS = ["lagrangian", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"]
+ALLOCATORS = ["lagrangian", "exact", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"]
 HEAD = {
     "layer": "head",
     "role": "head",
@@ -432,6 +432,70 @@ def test_lagrangian_costs_no_more_distortion_than_the_others(macs):
     assert all(
         distortion("lagrangian") <= distortion(other) + one_block for other in ALLOCATORS if other != "uniform_plus"
     )
+
+
+# --- exact against all others ----------------------------------------------------------------------------------------
+
+
+def bumpy_case(seed):
+    """Random layers whose curves are neither convex nor monotone, between eleven points."""
+    curves, blocks, costs = random_case(seed, points=11)
+    noise = np.random.default_rng(seed).uniform(0, 2, len(curves)) * curves["distortion"].mean()
+    return curves.assign(distortion=(curves["distortion"] + noise) * (curves["blocks_pruned"] > 0)), blocks, costs
+
+
+def interpolated_distortion(curves, allocation):
+    pruned_of = dict(zip(allocation["layer"], pruned(allocation), strict=True))
+    return sum(
+        np.interp(pruned_of[layer], curve["blocks_pruned"], curve["distortion"])
+        for layer, curve in curves.groupby("layer")
+    )
+
+
+@given(seed=st.integers(0, 10**6), macs=st.floats(0.3, 1), of_weights=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_exact_is_never_worse_than_any_other_allocator(seed, macs, of_weights):
+    frames = bumpy_case(seed)
+    target = {"sparsity": 1 - macs} if of_weights else {"macs": macs}
+    distortion = {}
+    for allocator in ALLOCATORS:
+        try:
+            allocation = allocate(*frames, Budget(**target, allocator=allocator, min_keep_ratio=0.1))
+        except LpvitError:
+            continue
+        distortion[allocator] = interpolated_distortion(frames[0], allocation)
+    assert all(distortion["exact"] <= other + 1e-9 * abs(other) for other in distortion.values())
+
+
+def test_exact_equals_the_best_of_all_allocations():
+    curves = {"a": [0, 4, 1, 6], "b": [0, 1, 5, 5.5], "c": [0, 3, 3, 8]}
+    tokens = {"a": 2, "b": 3, "c": 1}
+    frames = case({name: ((1, 3), tokens[name], curve) for name, curve in curves.items()}, head=False)
+    for kept in range(6, 18):
+        found = pruned(allocate(*frames, Budget(macs=kept / 18, allocator="exact", min_keep_ratio=0)))
+        removed = {
+            counts: sum(count * token for count, token in zip(counts, tokens.values(), strict=True))
+            for counts in itertools.product(range(3), repeat=3)
+        }
+        allowed = [counts for counts, cost in removed.items() if 18 - kept <= cost < 18 - kept + 3]
+        best = min(sum(curve[n] for curve, n in zip(curves.values(), c, strict=True)) for c in allowed)
+        assert sum(curve[n] for curve, n in zip(curves.values(), found, strict=True)) == best
+
+
+@given(seed=st.integers(0, 10**6), macs=st.sampled_from([0.35, 0.5, 0.8]))
+@settings(max_examples=15, deadline=None)
+def test_lagrangian_equals_exact_to_one_block_on_convex_curves(seed, macs):
+    curves, blocks, costs = random_case(seed, block_shape=(1, 1), points=None)
+    curves = pd.concat(
+        curve.assign(distortion=np.append(0, np.cumsum(np.sort(np.diff(curve["distortion"])))))
+        for _, curve in curves.groupby("layer", sort=False)
+    )
+    lagrangian, exact = (
+        interpolated_distortion(curves, allocate(curves, blocks, costs, Budget(macs=macs, allocator=allocator)))
+        for allocator in ("lagrangian", "exact")
+    )
+    one_block = max(np.diff(curve["distortion"]).max() for _, curve in curves.groupby("layer"))
+    assert exact <= lagrangian <= exact + one_block
 
 
 # --- the rest --------------------------------------------------------------------------------------------------------

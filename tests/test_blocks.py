@@ -50,3 +50,11 @@ def test_reducing_an_expanded_table_multiplies_it_by_the_sizes(out: int, into: i
     table = torch.arange(1, grid.count + 1).view(grid.rows, grid.columns)
     assert grid.sizes().sum() == out * into
     assert torch.equal(grid.reduce(grid.expand(table)), table * grid.sizes())
+
+
+def test_a_batch_of_matrices_is_reduced_one_by_one() -> None:
+    grid = BlockGrid((5, 7), (2, 3))
+    matrices = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    reduced = grid.reduce(matrices)
+    assert reduced.shape == (2, 3, 3, 3)
+    torch.testing.assert_close(reduced[1, 2], grid.reduce(matrices[1, 2]))

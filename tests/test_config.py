@@ -5,7 +5,7 @@ import sys
 import pytest
 import yaml
 
-from lpvit.config import Budget, Config, parse_config
+from lpvit.config import Budget, Config, Pruning, parse_config
 from lpvit.errors import LpvitError
 
 VALID = yaml.safe_load("""
@@ -74,6 +74,9 @@ def test_a_config_cannot_be_changed():
         ("budgets/half", {"sparsity": 0.93, "min_keep_ratio": 0.07}),
         ("budgets/half/smoothing", 1),
         ("prunings/b16/block_shape", [1, 64]),
+        ("prunings/b16/distortion", "gauss_newton"),
+        ("prunings/b16/probes", 8),
+        ("budgets/half/allocator", "exact"),
         ("prunings/b16/layers", ["fc1", "head"]),
         ("experiments/main/recipe", None),
         ("recipes/long/ema_decay", 0.999),
@@ -127,7 +130,7 @@ def test_what_makes_sense_is_accepted(path, value):
         ("experiments", {}, "experiments: dictionary should have at least 1 item"),
         # choices
         ("compute", {"device": "gpu"}, "compute.device: input should be 'auto', 'cpu' or 'cuda', found 'gpu'"),
-        ("budgets/half/allocator", "magic", "budgets.half.allocator: input should be 'lagrangian', 'lpvit'"),
+        ("budgets/half/allocator", "magic", "budgets.half.allocator: input should be 'lagrangian', 'exact'"),
         ("budgets/half/power_beta", "on", "budgets.half.power_beta: input should be 'off' or 'auto', found 'on' or"),
         ("budgets/half/power_beta", True, "budgets.half.power_beta: input should be 'off' or 'auto', found 'on' or"),
         ("budgets/half/power_beta", -1, "budgets.half.power_beta: input should be 'off' or 'auto', found -1 or input"),
@@ -201,3 +204,16 @@ def test_every_key_has_a_description():
 def test_a_dry_run_needs_no_torch():
     code = "import sys, lpvit.config; sys.exit(any(m in sys.modules for m in ('torch', 'pandas', 'timm')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "probes"),
+    [
+        ({}, 0),
+        ({"distortion": "empirical", "probes": 4}, 0),
+        ({"distortion": "gauss_newton"}, 2),
+        ({"saliency": "gauss_newton", "distortion": "empirical", "probes": 4}, 4),
+    ],
+)
+def test_probes_are_used_only_where_something_is_gauss_newton(settings, probes):
+    assert Pruning(block_shape=(16, 16), **settings).probes_used == probes

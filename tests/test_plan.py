@@ -65,6 +65,22 @@ def test_an_experiment_that_cannot_work_is_named_with_the_key_at_fault(
     assert "\n" not in str(error.value)
 
 
+def test_block_products_that_would_fill_the_memory_are_refused(
+    tiny_config: dict[str, Any],
+    images: dict[str, pd.DataFrame],
+    change: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needed = 4 * 64 * 2 * 2 * (48 + 16 + 64 + 64)  # bytes, images, probes, transformer blocks, 8 x 8 blocks
+    config = change(tiny_config, "prunings.b8.distortion", "gauss_newton")
+    monkeypatch.setattr("lpvit.plan.LARGEST_BLOCK_PRODUCTS", needed)
+    plan_experiments(parse_config(config), images)
+    monkeypatch.setattr("lpvit.plan.LARGEST_BLOCK_PRODUCTS", needed - 1)
+    with pytest.raises(LpvitError, match=r"^experiments\.main: pruning: 'gauss_newton' needs .* lower 'probes'"):
+        plan_experiments(parse_config(config), images)
+    plan_experiments(parse_config(tiny_config), images)
+
+
 def test_a_checkpoint_of_another_architecture_is_found_by_the_plan(
     tiny_config: dict[str, Any], images: dict[str, pd.DataFrame], change: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from conftest import Run, Workflow
 
+from lpvit.artifacts import load
 from lpvit.masks import expand_keep_masks, load_masks, verify_pruned
 from lpvit.models import load_model
-from lpvit.schemas import ALL, METRICS, read_parquet
+from lpvit.schemas import ALL, ALLOCATION, BLOCKS, CURVES, METRICS, read_parquet
 
 AFTER_ALLOCATION = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
 AFTER_CURVES = {"measure_rate_distortion"} | AFTER_ALLOCATION
@@ -76,6 +77,10 @@ def test_the_budget_is_kept_by_what_is_evaluated(finished: tuple[Workflow, Run])
         ("budgets.half.allocator", "uniform", AFTER_ALLOCATION),
         ("budgets.half.reconstruction", "least_squares", AFTER_ALLOCATION - {"allocate_sparsity"}),
         ("prunings.b8.order", 1, AFTER_CURVES),
+        ("prunings.b8.distortion", "empirical", AFTER_CURVES),
+        ("prunings.b8.saliency", "l1", AFTER_CURVES),
+        ("prunings.b8.distortion", "gauss_newton", AFTER_STATISTICS),
+        ("prunings.b8.saliency", "gauss_newton", AFTER_STATISTICS),
         ("prunings.b8.block_shape", [8, 16], AFTER_STATISTICS),
         ("calibrations.c64.seed", 1, {"sample_calibration"} | AFTER_STATISTICS),
         ("compute.threads", 2, set()),
@@ -111,7 +116,9 @@ def test_reordered_keys_rerun_nothing(finished: tuple[Workflow, Run], tiny_confi
     ("module", "rerun"),
     [
         ("allocation.py", AFTER_ALLOCATION),
+        ("knapsack.py", AFTER_ALLOCATION),
         ("rate_distortion.py", AFTER_CURVES),
+        ("gauss_newton.py", AFTER_STATISTICS),
         ("finetune.py", {"prepare_dense", "evaluate_dense", *AFTER_STATISTICS}),
         ("report.py", set()),
     ],
@@ -144,6 +151,30 @@ def test_a_rerun_of_the_allocation_alone_happens_for_real(tiny_config: dict, cha
     assert curves.stat().st_mtime_ns == before
     metrics = read_parquet(curves.parent / "other/pruned/metrics.parquet", METRICS).iloc[0]
     assert metrics["sparsity"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_gauss_newton_curves_and_the_exact_allocator_run_through_the_workflow(
+    tiny_config: dict, change, finished
+) -> None:
+    workflow, _ = finished
+    pruning = {**tiny_config["prunings"]["b8"], "saliency": "gauss_newton", "distortion": "gauss_newton"}
+    config = change(tiny_config, "prunings", {"gn": pruning})
+    config = change(config, "budgets.half.allocator", "exact")
+    main = {**tiny_config["experiments"]["main"], "recipe": None, "pruning": "gn"}
+    run = workflow.run(change(config, "experiments", {"gn": main}), "--until", "evaluate_pruned")
+    assert run.code == 0, run.output
+    folder = workflow.folder / "results/digits/vit/c64/gn"
+    products = load(folder / "statistics.pt", "statistics")["blocks.0.attn.qkv"]["block_products"]
+    blocks, curves = read_parquet(folder / "blocks.parquet", BLOCKS), read_parquet(folder / "curves.parquet", CURVES)
+    assert products.shape == (64 * 2, (blocks["layer"] == "blocks.0.attn.qkv").sum())
+    assert (curves.groupby("layer")["distortion"].first() == 0).all()
+    assert (curves.groupby("layer")["distortion"].last() > 0).all()
+    allocation = read_parquet(folder / "half/allocation.parquet", ALLOCATION)
+    assert 0.59 < allocation["achieved"].iloc[0] <= 0.6
+    config = change(config, "prunings.gn.form", "diagonal")
+    assert stages(workflow.would_run(change(config, "experiments", {"gn": main}))) == {
+        "measure_rate_distortion", "allocate_sparsity", "build_masks", "evaluate_pruned",
+    }  # fmt: skip
 
 
 def test_a_killed_workflow_finishes_with_the_same_weights(

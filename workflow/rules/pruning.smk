@@ -1,5 +1,5 @@
 rule collect_statistics:
-    """Averages gradients over the calibration images, reduced to blocks."""
+    """Gradients of the calibration images, reduced to blocks: their average, and image by image if asked for."""
     input:
         dense=f"{MODEL}/dense.pt",
         samples=f"{CALIBRATION}/samples.parquet",
@@ -10,6 +10,7 @@ rule collect_statistics:
         pruning=lambda wildcards: chosen(
             settings.prunings[wildcards.pruning], "block_shape", "layers", "batch_size"
         ),
+        probes=lambda wildcards: settings.prunings[wildcards.pruning].probes_used,
         sources=sources("collect_statistics.py"),
     log:
         f"{PRUNING}/statistics.log",

@@ -63,7 +63,7 @@ rule plot_curves:
             },
         ),
     params:
-        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "distortion", "saliency"),
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "distortion", "form", "saliency"),
         sources=sources("plot_curves.py"),
     log:
         f"{PRUNING}/curves.png.log",
