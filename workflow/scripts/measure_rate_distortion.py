@@ -1,7 +1,5 @@
 """Block statistics in, scores of the blocks and one rate-distortion curve per layer out."""
 
-import torch
-
 from lpvit.artifacts import load
 from lpvit.config import Pruning
 from lpvit.data import evaluation_loader
@@ -32,7 +30,7 @@ with stage(snakemake) as compute:
             blocks,
             pruning.block_shape,
             points=pruning.points,
-            device=torch.device(compute.device),
+            device=compute.device,
         )
     write_parquet(blocks, snakemake.output.blocks, BLOCKS)
     write_parquet(curves, snakemake.output.curves, CURVES)
