@@ -1,13 +1,13 @@
 """The loaders of a training: both splits of a dataset, shared by the processes that train."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import pandas as pd
 import torch
 
-from lpvit.config import Recipe
+from lpvit.config import Compute, Recipe
 from lpvit.data import Augmentation, Loader, Preprocessing, make_loader, usable_images
 
 
@@ -17,30 +17,26 @@ class SplitLoaders:
 
     Attributes:
         images: Both splits, schema ``IMAGES``.
-        root: Folder that the paths are relative to; None for the digits set.
+        dataset: ``root`` and ``loader`` of the config's dataset.
         preprocessing: Of the model.
         recipe: Batch size over all processes, augmentation, repeats and seed.
-        loader: Name of the loader.
-        threads: CPU threads, over all processes.
-        evaluation_batch_size: Images per batch of the validation split.
+        compute: Threads over all processes, and images per batch of the validation split.
     """
 
     images: pd.DataFrame
-    root: str | Path | None
+    dataset: Mapping[str, Any]
     preprocessing: Preprocessing
     recipe: Recipe
-    loader: Literal["dali", "memory", "timm"]
-    threads: int
-    evaluation_batch_size: int
+    compute: Compute
 
     def __call__(self, rank: int, processes: int, device: torch.device) -> tuple[Loader, Loader]:
         """The parts of the training and validation split that process ``rank`` of ``processes`` reads."""
-        threads = max(1, self.threads // processes)
+        threads = max(1, self.compute.threads // processes)
         training = make_loader(
             usable_images(self.images, "train"),
-            self.root,
+            self.dataset["root"],
             self.preprocessing,
-            loader=self.loader,
+            loader=self.dataset["loader"],
             batch_size=self.recipe.batch_size // processes,
             threads=threads,
             device=device,
@@ -52,10 +48,10 @@ class SplitLoaders:
         )
         validation = make_loader(
             usable_images(self.images, "validation"),
-            self.root,
+            self.dataset["root"],
             self.preprocessing,
-            loader=self.loader,
-            batch_size=self.evaluation_batch_size,
+            loader=self.dataset["loader"],
+            batch_size=self.compute.evaluation_batch_size,
             threads=threads,
             device=device,
             rank=rank,

@@ -19,20 +19,11 @@ with stage(snakemake) as compute:
     architecture, pruned = load_model(snakemake.input.pruned, "pruned")
     keep_masks, block_shape = load_masks(snakemake.input.masks)
     model = architecture.build(pruned, drop_path=recipe.drop_path)
-    dataset = snakemake.params.dataset
-    loaders = SplitLoaders(
-        read_parquet(snakemake.input.images, IMAGES),
-        dataset["root"],
-        Preprocessing.from_model(model),
-        recipe,
-        dataset["loader"],
-        compute.threads,
-        compute.evaluation_batch_size,
-    )
+    images = read_parquet(snakemake.input.images, IMAGES)
     state, history = train(
         model,
         recipe,
-        loaders,
+        SplitLoaders(images, snakemake.params.dataset, Preprocessing.from_model(model), recipe, compute),
         keep_masks=keep_masks,
         block_shape=block_shape,
         teacher=load_teacher(recipe, architecture.num_classes, snakemake.input.dense),

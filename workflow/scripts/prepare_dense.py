@@ -25,19 +25,10 @@ with stage(snakemake) as compute:
     state = model.state_dict()
     if snakemake.params.recipe is not None:
         recipe = Recipe.model_validate(snakemake.params.recipe)
-        dataset = snakemake.params.dataset
         state, history = train(
             architecture.build(state, drop_path=recipe.drop_path),
             recipe,
-            SplitLoaders(
-                images,
-                dataset["root"],
-                Preprocessing.from_model(model),
-                recipe,
-                dataset["loader"],
-                compute.threads,
-                compute.evaluation_batch_size,
-            ),
+            SplitLoaders(images, snakemake.params.dataset, Preprocessing.from_model(model), recipe, compute),
             device=torch.device(compute.device),
             threads=compute.threads,
             processes=compute.processes,
