@@ -67,7 +67,11 @@ def test_every_stage_runs(workflow: Workflow, timm: str, pruning: dict[str, Any]
             "budgets": {"b": budget},
             "recipes": {"r": RECIPE},
             "experiments": {"main": names},
-        }
+        },
+        *(
+            f"results/photographs/m/{folder}/metrics.parquet"
+            for folder in ("dense", "c/p/b/pruned", "c/p/b/r/finetuned")
+        ),
     )
     assert run.code == 0, run.output
     folder = workflow.folder / "results/photographs/m/c/p/b"
