@@ -78,7 +78,7 @@ def _work(job: bytes, backend: str, parent: int, log: Connection, level: int) ->
         sys.exit("the launching process is gone")
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank == 0:
-        logging.basicConfig(handlers=[_PipeHandler(log)], level=level, force=True)
+        logging.basicConfig(handlers=[_PipeHandler(log)], level=level, format="%(message)s", force=True)
     if backend == "nccl":
         torch.cuda.set_device(rank)
     distributed.init_process_group(backend)

@@ -193,7 +193,7 @@ def test_a_killed_workflow_finishes_with_the_same_weights(
     process.wait()
     time.sleep(0.5)
     assert not (workflow.folder / "results/digits/vit/dense.pt").exists()
-    again = workflow.run(tiny_config, f"{BUDGET}/pruned.pt")
+    again = workflow.run(tiny_config, "--until", "evaluate_pruned")
     assert again.code == 0, again.output
     assert "epoch 1 of 2" not in again.output  # it resumed
     undisturbed = load_model(finished[0].folder / BUDGET / "pruned.pt", "pruned")[1]
