@@ -91,15 +91,19 @@ class Model(Section):
         "pretrained", description="timm's weights, a local `checkpoint`, training by `recipe`, or none (for tests)"
     )
     checkpoint: Path | None = Field(None, description="`.safetensors`, or `.pt`/`.pth` holding a state dict")
-    recipe: str | None = Field(None, description="recipe that trains the dense model (`weights: train`)")
+    recipe: str | None = Field(
+        None, description="recipe that trains the dense model from scratch (`train`), or on from the weights given"
+    )
     seed: int = Field(0, ge=0, description="seed of the initial weights (`train`, `random`)")
 
     @model_validator(mode="after")
     def _weights_have_their_source(self) -> "Model":
         if (self.weights == "checkpoint") != (self.checkpoint is not None):
             raise ValueError("checkpoint: give a path together with 'weights: checkpoint', and only then")
-        if (self.weights == "train") != (self.recipe is not None):
-            raise ValueError("recipe: give a recipe together with 'weights: train', and only then")
+        if self.weights == "train" and self.recipe is None:
+            raise ValueError("recipe: missing; 'weights: train' needs the recipe that trains the model")
+        if self.weights == "random" and self.recipe is not None:
+            raise ValueError("recipe: 'weights: random' is not trained; for training from scratch use 'weights: train'")
         return self
 
 

@@ -71,6 +71,12 @@ def _check_model(model: Model, classes: int) -> list[LayerSpec]:
     with torch.device("meta"):
         built = create_model(model.timm, classes, model.options, model.data_config)
         layers = matrix_layers(built)
+    known = built.pretrained_cfg.get("num_classes")  # type: ignore[union-attr, operator]
+    if model.weights == "pretrained" and model.recipe is None and known != classes:
+        raise LpvitError(
+            f"models: timm's '{model.timm}' knows {known} classes, the dataset has {classes}, so its head is random; "
+            "give the model a 'recipe' that trains it on"
+        )
     if model.checkpoint is not None:
         require_same(built, read_checkpoint(model.checkpoint), model.checkpoint)
     return layers

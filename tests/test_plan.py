@@ -91,6 +91,16 @@ def test_a_checkpoint_of_another_architecture_is_found_by_the_plan(
         plan_experiments(parse_config(change(tiny_config, "models.vit", model)), images)
 
 
+def test_pretrained_weights_for_other_classes_ask_for_a_recipe(
+    tiny_config: dict[str, Any], images: dict[str, pd.DataFrame], change: Callable[..., dict[str, Any]]
+) -> None:
+    model = {**tiny_config["models"]["vit"], "weights": "pretrained"}
+    plan_experiments(parse_config(change(tiny_config, "models.vit", model)), images)  # trained on by its recipe
+    del model["recipe"]
+    with pytest.raises(LpvitError, match="knows 1000 classes, the dataset has 10, so its head is random"):
+        plan_experiments(parse_config(change(tiny_config, "models.vit", model)), images)
+
+
 def test_an_absent_loader_says_what_to_install(
     tiny_config: dict[str, Any],
     images: dict[str, pd.DataFrame],
