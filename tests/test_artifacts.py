@@ -3,6 +3,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -134,30 +135,34 @@ def test_a_folder_that_is_a_file_is_told_in_one_line(tmp_path):
         save(PAYLOAD, tmp_path / "results" / "a.pt", "dense")
 
 
-@pytest.fixture
-def narrow_disk(tmp_path):
-    """A folder in which the system refuses to let a file grow beyond 16 KiB."""
+@contextmanager
+def small_disk():
+    """No file grows beyond 16 KiB in here: not pytest's own log either, so nothing but the writing may happen in it."""
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, unlimited[1]))
-    yield tmp_path
-    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
 
-def test_a_payload_without_room_is_told_in_one_line_and_leaves_the_old_file(narrow_disk):
-    save(PAYLOAD, narrow_disk / "a.pt", "dense")
-    with pytest.raises(LpvitError, match=r"a\.pt: cannot be written \(.*free some space") as error:
-        save({"weight": torch.zeros(2**18)}, narrow_disk / "a.pt", "dense")
+def test_a_payload_without_room_is_told_in_one_line_and_leaves_the_old_file(tmp_path):
+    save(PAYLOAD, tmp_path / "a.pt", "dense")
+    with pytest.raises(LpvitError, match=r"a\.pt: cannot be written \(.*free some space") as error, small_disk():
+        save({"weight": torch.zeros(2**18)}, tmp_path / "a.pt", "dense")
     assert "\n" not in str(error.value)
-    assert contents(narrow_disk) == ["a.pt"]
-    assert torch.equal(load(narrow_disk / "a.pt", "dense")["weight"], PAYLOAD["weight"])
+    assert contents(tmp_path) == ["a.pt"]
+    assert torch.equal(load(tmp_path / "a.pt", "dense")["weight"], PAYLOAD["weight"])
 
 
-def test_a_table_without_room_is_told_in_one_line_and_leaves_nothing(narrow_disk):
+def test_a_table_without_room_is_told_in_one_line_and_leaves_nothing(tmp_path):
     paths = [np.random.default_rng(i).bytes(2**12).hex() for i in range(8)]
-    with pytest.raises(LpvitError, match=r"samples\.parquet: cannot be written \(.*free some space") as error:
-        write_parquet(pd.DataFrame({"path": paths, "label": range(8)}), narrow_disk / "samples.parquet", SAMPLES)
+    table = pd.DataFrame({"path": paths, "label": range(8)})
+    message = r"samples\.parquet: cannot be written \(.*free some space"
+    with pytest.raises(LpvitError, match=message) as error, small_disk():
+        write_parquet(table, tmp_path / "samples.parquet", SAMPLES)
     assert "\n" not in str(error.value)
-    assert contents(narrow_disk) == []
+    assert contents(tmp_path) == []
 
 
 def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
