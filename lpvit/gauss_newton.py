@@ -1,6 +1,7 @@
 r"""Block products: what every block of every layer contributes to a random projection of the logits, image by image.
 
-For an image x with Jacobian J_x of the logits with respect to the weights, and a probe v ~ N(0, I) over the logits,
+For an image x with Jacobian J_x of the logits with respect to the weights, and a random probe v over the logits with
+E v v^T = I,
 
 .. math:: c_b = \langle (J_x^T v)_b, W_b \rangle,
 
@@ -8,12 +9,15 @@ so that, to first order in the weights, zeroing a set S of blocks changes the lo
 
 .. math:: E_x \lVert f(x; W) - f(x; \tilde W) \rVert^2 \approx E_{x,v} \Big( \sum_{b \in S} c_b \Big)^2
 
-(the Gauss-Newton form of the distortion, its trace estimated by random probes; Hutchinson, 1989).
+(the Gauss-Newton form of the distortion, its trace estimated by random probes; Hutchinson, 1989). The probes of an image
+are orthogonal and of equal length, which leaves less to chance than independent normal ones, and nothing when there are
+as many as logits.
 
 N = images of a batch; S = images x probes; K = logits; T = tokens of an image in a layer; O, I = output and input
 features of a layer; R, C = rows and columns of its grid of blocks; B = R * C.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -120,9 +124,16 @@ def layer_products(inputs: Tensor, output_gradients: Tensor, weight: Tensor, gri
 
 
 def _probes(logits: Tensor, probes: int, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers, shape (probes, N, K), drawn image by image so that batches do not matter."""
-    of_images = [torch.randn(probes, logits.shape[1], generator=generator) for _ in logits]
-    return torch.stack(of_images, dim=1).to(logits)
+    """Random vectors, orthogonal for an image as far as K allows, shape (probes, N, K); E v v^T = I.
+
+    They are drawn image by image so that batches do not matter.
+    """
+    classes = logits.shape[1]
+    of_images = []
+    for _ in logits:
+        frames = torch.randn(probes, classes, generator=generator).split(classes)
+        of_images.append(torch.cat([torch.linalg.qr(frame.T).Q.T for frame in frames]))
+    return math.sqrt(classes) * torch.stack(of_images, dim=1).to(logits)
 
 
 @contextmanager
