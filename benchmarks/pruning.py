@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import yaml
+from pydantic import Field
 from shrinking import shrink
 from subject import Batches, Subject, add_arguments, read_subject
 from torch import Tensor, nn
@@ -47,8 +48,8 @@ COLUMNS = [*KEY, "achieved", "dense_top1", "top1", "distortion", "seconds", "pea
 class Arm(Section):
     """A way of pruning blocks, by options of `lpvit.config.Pruning` and `lpvit.config.Budget`; or of shrinking."""
 
-    pruning: dict[str, Any] = {}
-    budget: dict[str, Any] = {}
+    pruning: dict[str, Any] = Field({})
+    budget: dict[str, Any] = Field({})
     mask_saliency: Literal["l1"] | None = None  # ranks the final masks, where not the curves' own does
     shrink: Literal["width"] | None = None  # a narrower dense model instead
 

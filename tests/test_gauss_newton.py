@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lpvit import gauss_newton
 from lpvit.blocks import BlockGrid
 from lpvit.errors import LpvitError
-from lpvit.gauss_newton import block_products, layer_products
+from lpvit.gauss_newton import block_products, change_products
 from lpvit.masks import pruning_ranks
 from lpvit.models import LayerSpec, create_model, matrix_layers, weight_matrix
 from lpvit.rate_distortion import empirical_curves, gauss_newton_curves, gauss_newton_distortion
@@ -118,12 +118,33 @@ def test_as_many_probes_as_logits_leave_nothing_to_chance() -> None:
         torch.testing.assert_close(squares, other[layer.name].square().mean(dim=0), rtol=1e-5, atol=0)
 
 
-def test_products_by_hand_in_a_ragged_grid() -> None:
-    inputs = torch.tensor([[[1.0, 2.0, 3.0]], [[0.0, 1.0, 0.0]]])
-    gradients = torch.tensor([[[1.0, -1.0]], [[2.0, 3.0]]])
-    weight = torch.tensor([[1.0, 1.0, 2.0], [3.0, 1.0, 1.0]])
-    products = layer_products(inputs, gradients, weight, BlockGrid((2, 3), (2, 2)))
-    assert products.tolist() == [[1 + 2 - 3 - 2, 6 - 3], [2 + 3, 0]]
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_products_with_a_change_of_weight_and_bias_agree_with_autograd(kind: str) -> None:
+    model = tiny(kind)
+    images, layer = photographs(model, 3), next(layer for layer in matrix_layers(model) if layer.role == "fc1")
+    change = torch.randn(2, layer.out_features, layer.in_features + 1, dtype=torch.float64)
+    (found,) = change_products(model, batches(images, 2), {layer.name: change}, 5, "cpu").values()
+    parameters = [model.get_parameter(f"{layer.name}.{name}") for name in ("weight", "bias")]
+    for image, products in zip(images, found.double().view(3, 5, 2), strict=True):
+        jacobian = [torch.autograd.grad(logit, parameters, retain_graph=True) for logit in model(image[None])[0]]
+        logit_changes = torch.stack(
+            [(change * torch.cat([weight, bias[:, None]], dim=1)).sum(dim=(1, 2)) for weight, bias in jacobian]
+        )
+        torch.testing.assert_close(products.square().mean(dim=0), logit_changes.square().sum(dim=0), rtol=1e-4, atol=0)
+
+
+def test_zeroing_a_block_is_one_change_among_others() -> None:
+    model = tiny("vit")
+    images, layers = photographs(model), [layer for layer in matrix_layers(model) if layer.role == "qkv"]
+    products = block_products(model, batches(images, 5), layers, BLOCK_SHAPE, 2, "cpu")
+    changes = {}
+    for layer in layers:
+        grid = BlockGrid(layer.shape, BLOCK_SHAPE)
+        one_block = torch.eye(grid.count).view(grid.count, grid.rows, grid.columns)[[0, -1]]
+        weight = weight_matrix(model.get_submodule(layer.name)).detach()
+        changes[layer.name] = torch.stack([weight * grid.expand(block) for block in one_block])
+    for layer, found in change_products(model, batches(images, 5), changes, 2, "cpu").items():
+        torch.testing.assert_close(found, products[layer][:, [0, -1]], rtol=1e-4, atol=1e-6)
 
 
 def test_only_the_layers_asked_for_are_described_even_when_weights_are_frozen() -> None:
