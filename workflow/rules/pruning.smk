@@ -89,3 +89,20 @@ rule build_masks:
         ENVIRONMENT
     script:
         "../scripts/build_masks.py"
+
+
+rule measure_interactions:
+    """Predicts how far the layers' distortions add up, under the masks of an experiment."""
+    input:
+        statistics=f"{PRUNING}/statistics.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        interactions=f"{BUDGET}/interactions.parquet",
+    params:
+        sources=sources("measure_interactions.py"),
+    log:
+        f"{BUDGET}/interactions.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/measure_interactions.py"
