@@ -137,6 +137,12 @@ class Pruning(Section):
     probes: int = Field(
         2, ge=1, le=8, description="backward passes per image (`gauss_newton`, as saliency or as distortion)"
     )
+    correction_images: int = Field(
+        0,
+        ge=0,
+        description="images on which predicted curves are corrected for the finite size of the change "
+        "(`distortion: gauss_newton`); 0 is off",
+    )
     points: int = Field(101, ge=2, description="sparsities at which a curve is sampled, evenly from 0 to 1")
     layers: tuple[str, ...] = Field(
         ("qkv", "proj", "fc1", "fc2"),

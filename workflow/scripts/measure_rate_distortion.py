@@ -17,20 +17,5 @@ with stage(snakemake) as compute:
         curves = taylor_curves(statistics, blocks, pruning.order, pruning.points)
     elif pruning.distortion == "gauss_newton":
         curves = gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
-    else:
-        architecture, state = load_model(snakemake.input.dense, "dense")
-        model = architecture.build(state).to(compute.device)
-        samples = read_parquet(snakemake.input.samples, SAMPLES)
-        loader = evaluation_loader(samples, snakemake.params.dataset, model, pruning.batch_size, compute)
-        layers = prunable_layers(matrix_layers(model), pruning.layers)
-        curves = empirical_curves(
-            model,
-            loader,
-            layers,
-            blocks,
-            pruning.block_shape,
-            points=pruning.points,
-            device=compute.device,
-        )
     write_parquet(blocks, snakemake.output.blocks, BLOCKS)
     write_parquet(curves, snakemake.output.curves, CURVES)
