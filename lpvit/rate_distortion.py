@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpvit.blocks import BlockGrid
+from lpvit.config import Pruning
 from lpvit.masks import pruning_ranks
 from lpvit.models import LayerSpec, MatrixLayer, weight_matrix
 from lpvit.ranking import in_pruning_order
@@ -24,6 +25,23 @@ from lpvit.statistics import Batches, Statistics, evaluation_mode, mean_squared_
 
 DAMPING = 1e-7  # eps of the second-order term (LPViT)
 CUMULATIVE_NUMBERS = 2**23  # of running sums held at once: 64 MiB in float64
+
+
+def predicted_curves(statistics: Statistics, blocks: pd.DataFrame, pruning: Pruning) -> pd.DataFrame:
+    """Curves by the distortion that the settings name, where it needs no further look at the images.
+
+    Args:
+        statistics: From `lpvit.gauss_newton.statistics_with_products`.
+        blocks: Scores, schema ``BLOCKS``.
+        pruning: With ``distortion`` other than ``empirical``.
+
+    Returns:
+        Schema ``CURVES``.
+    """
+    if pruning.distortion == "taylor":
+        return taylor_curves(statistics, blocks, pruning.order, pruning.points)
+    assert pruning.distortion == "gauss_newton", "empirical curves are measured"
+    return gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
 
 
 def taylor_curves(statistics: Statistics, blocks: pd.DataFrame, order: Literal[1, 2], points: int) -> pd.DataFrame:

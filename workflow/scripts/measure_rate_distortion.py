@@ -4,7 +4,7 @@ from lpvit.artifacts import load
 from lpvit.config import Pruning
 from lpvit.data import evaluation_loader
 from lpvit.models import load_model, matrix_layers, prunable_layers
-from lpvit.rate_distortion import empirical_curves, gauss_newton_curves, taylor_curves
+from lpvit.rate_distortion import empirical_curves, predicted_curves
 from lpvit.schemas import BLOCKS, CURVES, SAMPLES, read_parquet, write_parquet
 from lpvit.stage import stage
 from lpvit.statistics import block_table
@@ -13,10 +13,8 @@ with stage(snakemake) as compute:
     pruning = Pruning.model_validate(snakemake.params.pruning)
     statistics = load(snakemake.input.statistics, "statistics")
     blocks = block_table(statistics, pruning.saliency)
-    if pruning.distortion == "taylor":
-        curves = taylor_curves(statistics, blocks, pruning.order, pruning.points)
-    elif pruning.distortion == "gauss_newton":
-        curves = gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
+    if pruning.distortion != "empirical":
+        curves = predicted_curves(statistics, blocks, pruning)
     else:
         architecture, state = load_model(snakemake.input.dense, "dense")
         model = architecture.build(state).to(compute.device)
