@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticSerializationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -68,8 +69,12 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
     _require_zeros(pruned)
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
+    try:
+        metadata = {"lpvit": header.model_dump_json()}
+    except PydanticSerializationError as error:
+        raise LpvitError(f"options: {dict(architecture.options)} cannot be written as JSON ({error})") from None
     with replace_atomically(path) as partial:
-        save_file(_compressed(pruned), partial, {"lpvit": header.model_dump_json()})
+        save_file(_compressed(pruned), partial, metadata)
 
 
 def load(path: str | Path) -> Pruned:
@@ -79,7 +84,7 @@ def load(path: str | Path) -> Pruned:
         LpvitError: The file is missing, damaged, not from `save`, of another format, or does not fit its architecture.
     """
     header, tensors = _read(Path(path))
-    model = header.architecture.build()
+    model = _build(header.architecture)
     layers = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.endswith(PARTS))
     keep_masks = {}
     for layer in layers:
@@ -108,7 +113,7 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
         f"model: is not what timm builds as '{architecture.timm}' with {architecture.options}; give all arguments that "
         "made it as 'options'"
     )
-    rebuilt = architecture.build()
+    rebuilt = _build(architecture)
     try:
         load_weights(rebuilt, model.state_dict(), "model")
     except LpvitError as error:
@@ -117,6 +122,11 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
     image = torch.rand(1, *input_size(model), generator=torch.Generator().manual_seed(0))
     if not torch.allclose(rebuilt(image), given(image), rtol=1e-3, atol=1e-4):
         raise LpvitError(f"{hint} (same weights, other logits)")
+
+
+def _build(architecture: Architecture) -> nn.Module:
+    with torch.random.fork_rng():  # initial weights are drawn and seeded; the user's generators are left alone
+        return architecture.build()
 
 
 def _compressed(pruned: Pruned) -> dict[str, Tensor]:

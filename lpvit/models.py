@@ -57,7 +57,6 @@ class LayerSpec:
         return self.out_features * (self.in_features + self.bias)
 
 
-@torch.random.fork_rng(devices=[])
 def create_model(
     name: str,
     num_classes: int,
@@ -67,7 +66,7 @@ def create_model(
     drop_path: float = 0.0,
     seed: int = 0,
 ) -> nn.Module:
-    """A timm model with ``num_classes`` outputs, in evaluation mode; torch's own generator is left as it was.
+    """A timm model with ``num_classes`` outputs, in evaluation mode.
 
     Args:
         name: Model name in timm.
@@ -85,7 +84,7 @@ def create_model(
     if not timm.is_model(name.partition(".")[0]):
         raise LpvitError(f"models: timm knows no model '{name}'{_nearest_model(name)}")
     overlay = _input_size(options) | dict(data_config or {})
-    torch.default_generator.manual_seed(seed)
+    torch.manual_seed(seed)
     try:
         model: nn.Module = timm.create_model(
             name,

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lpvit.allocation import allocate
@@ -124,15 +125,23 @@ def _adopt_input_size(model: nn.Module, images: Tensor) -> None:
 def _as_budget(budget: float | Budget) -> Budget:
     if isinstance(budget, Budget):
         return budget
-    if not 0 < budget <= 1:
-        raise LpvitError(f"budget: found {budget}, expected the share of MACs that stays, in (0, 1], or a Budget")
-    return Budget(macs=budget, reconstruction="least_squares")
+    try:
+        return Budget(macs=budget, reconstruction="least_squares")
+    except ValidationError:
+        raise LpvitError(
+            f"budget: found {budget!r}, expected the share of MACs that stays, above 0 and up to 1, or an lpvit.Budget"
+        ) from None
 
 
 def _as_pruning(block_shape: tuple[int, int] | None, pruning: Pruning | None) -> Pruning:
     if (block_shape is None) == (pruning is None):
         raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Pruning(...)")
-    return pruning or Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
+    if pruning is not None:
+        return pruning
+    try:
+        return Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
+    except ValidationError:
+        raise LpvitError(f"block_shape: found {block_shape!r}, expected two positive whole numbers") from None
 
 
 def _describe(batch: Any) -> str:
