@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from pydantic_core import PydanticSerializationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -47,7 +47,7 @@ class Header(BaseModel):
     format: int = FORMAT_VERSION
     version: str = __version__
     architecture: Architecture
-    block_shape: tuple[int, int]
+    block_shape: tuple[PositiveInt, PositiveInt]
     budget: Budget | None
 
 
@@ -84,7 +84,10 @@ def load(path: str | Path) -> Pruned:
         LpvitError: The file is missing, damaged, not from `save`, of another format, or does not fit its architecture.
     """
     header, tensors = _read(Path(path))
-    model = _build(header.architecture)
+    try:
+        model = _build(header.architecture)
+    except LpvitError as error:
+        raise LpvitError(f"{path}: {error}") from None
     layers = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.endswith(PARTS))
     keep_masks = {}
     for layer in layers:
@@ -125,7 +128,7 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
 
 
 def _build(architecture: Architecture) -> nn.Module:
-    with torch.random.fork_rng():  # initial weights are drawn and seeded; the user's generators are left alone
+    with torch.random.fork_rng(devices=[]):  # it seeds its initial weights; the user's generator stays as it was
         return architecture.build()
 
 

@@ -84,7 +84,7 @@ def create_model(
     if not timm.is_model(name.partition(".")[0]):
         raise LpvitError(f"models: timm knows no model '{name}'{_nearest_model(name)}")
     overlay = _input_size(options) | dict(data_config or {})
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU
     try:
         model: nn.Module = timm.create_model(
             name,

@@ -37,7 +37,8 @@ def prune(
     Args:
         model: Dense; left as it is, a copy is pruned.
         loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
-            width), or tuples that begin with one. Read several times; every time it must give the same images.
+            width), or tuples that begin with one. Read several times; order and
+            batches may change, the images should not.
         budget: What may stay; a number is the share of MACs, with the weights that stay fitted by least squares.
         block_shape: Rows (output features) and columns (input features) of a block, which Gauss-Newton products score
             and predict curves for. For anything else give `pruning` instead.

@@ -1,10 +1,14 @@
 """The package as an engineer uses it: prune a timm model, save, load, export."""
 
+import ast
+import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +124,16 @@ def test_the_report_adds_up_and_counts_what_is_not_zero(pruned: lpvit.Pruned) ->
         int(tensor.count_nonzero()) if name.removesuffix(".weight") in pruned.keep_masks else tensor.numel()
         for name, tensor in pruned.model.named_parameters()
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_model_on_a_gpu_stays_there_and_is_saved_from_there(tmp_path: Path) -> None:
+    model = dense_model("swin").cuda()
+    pruned = lpvit.prune(model, photographs("swin").split(8), budget=0.6, block_shape=BLOCK_SHAPE)
+    assert {parameter.device.type for parameter in (*pruned.model.parameters(), *model.parameters())} == {"cuda"}
+    lpvit.save(pruned, tmp_path / "model.safetensors", options=SWIN)
+    assert_same(lpvit.load(tmp_path / "model.safetensors"), replace(pruned, model=pruned.model.cpu()))
 
 
 @pytest.mark.parametrize(
@@ -304,6 +318,9 @@ def with_header(**entries: Any) -> Callable[[dict[str, Tensor], dict[str, Any]],
         (with_header(format=99), "format 99, this lpvit .* reads format 1"),
         (with_header(block_shape=[8]), "its metadata is damaged"),
         (with_header(block_shape=[64, 64]), "64x64 is larger than a layer"),
+        (with_header(block_shape=[8, 0]), "its metadata is damaged"),
+        (lambda _, header: header["architecture"].update(timm="vit_tinny_patch16_224"), "timm knows no model"),
+        (lambda _, header: header["architecture"].update(options={}), "does not fit its model"),
         (with_header(budget={"macs": 2}), "its metadata is damaged"),
         (lambda _, header: header.pop("architecture"), "its metadata is damaged"),
         (lambda _, header: header.pop("format"), "its metadata is damaged"),
@@ -410,3 +427,14 @@ def test_every_public_name_is_there_and_others_are_not() -> None:
     assert set(lpvit.__all__) <= set(dir(lpvit))
     with pytest.raises(AttributeError, match="prun"):
         lpvit.prun  # noqa: B018
+
+
+def test_the_calls_in_the_readme_fit_the_functions() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(import lpvit\n.*?)```", readme, flags=re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    ours = [call for call in calls if ast.unparse(call.func).startswith("lpvit.")]
+    assert {call.func.attr for call in ours} == {"prune", "save", "load", "export_onnx"}
+    for call in ours:
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        inspect.signature(getattr(lpvit, call.func.attr)).bind(*call.args, **keywords)
