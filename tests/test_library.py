@@ -118,6 +118,7 @@ def test_the_report_adds_up_and_counts_what_is_not_zero(pruned: lpvit.Pruned) ->
     layers = report.drop(["(model)", "(dense model)"])
     assert (layers[["blocks_kept", "macs", "parameters"]].sum() == report.loc["(model)"].drop("keep_ratio")).all()
     assert report.loc["(dense model)", "parameters"] == sum(p.numel() for p in pruned.model.parameters())
+    assert report.loc["(dense model)", "blocks_kept"] == sum(mask.numel() for mask in pruned.keep_masks.values())
     fc1 = pruned.model.get_parameter("blocks.1.mlp.fc1.weight")
     assert report.loc["blocks.1.mlp.fc1", "keep_ratio"] == pytest.approx(int(fc1.count_nonzero()) / fc1.numel())
     assert report.loc["(model)", "parameters"] == sum(
