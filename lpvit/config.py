@@ -156,6 +156,11 @@ class Pruning(Section):
         """`probes` where the saliency or the distortion is `gauss_newton`, else 0."""
         return self.probes if "gauss_newton" in (self.saliency, self.distortion) else 0
 
+    @property
+    def measures_images(self) -> bool:
+        """Whether curves need another look at the calibration images."""
+        return self.distortion == "empirical" or (self.distortion == "gauss_newton" and self.correction_images > 0)
+
 
 class Budget(Section):
     """What may stay, and who decides where."""

@@ -29,9 +29,37 @@ from tqdm import tqdm
 from lpvit.blocks import BlockGrid
 from lpvit.errors import LpvitError
 from lpvit.models import LayerSpec, weight_matrix
-from lpvit.statistics import Batches, evaluation_mode, require_finite_logits
+from lpvit.statistics import Batches, Statistics, collect_statistics, evaluation_mode, require_finite_logits
 
 GRADIENT_NUMBERS = 2**24  # of per-image weight gradients held at once: 64 MiB in float32
+
+
+def statistics_with_products(
+    model: nn.Module,
+    loader: Batches,
+    layers: Sequence[LayerSpec],
+    block_shape: tuple[int, int],
+    probes: int,
+    device: torch.device | str,
+) -> Statistics:
+    """All that the scores and predicted curves need: one pass over the images, and another one for block products.
+
+    Args:
+        model: Dense model; moved to the device, otherwise left as it is.
+        loader: Calibration images.
+        layers: Layers to describe.
+        block_shape: Rows and columns of a block.
+        probes: Random projections of the logits per image; with 0 there are no block products.
+        device: Where to compute.
+
+    Raises:
+        LpvitError: As `lpvit.statistics.collect_statistics` and `block_products`.
+    """
+    statistics = collect_statistics(model, loader, layers, block_shape, device)
+    if not probes:
+        return statistics
+    products = block_products(model, loader, layers, block_shape, probes, device)
+    return {layer: tables | {"block_products": products[layer]} for layer, tables in statistics.items()}
 
 
 def block_products(
@@ -185,7 +213,7 @@ def _probes(logits: Tensor, probes: int, generator: torch.Generator) -> Tensor:
     classes = logits.shape[1]
     of_images = []
     for _ in logits:
-        frames = torch.randn(probes, classes, generator=generator).split(classes)
+        frames = torch.split(torch.randn(probes, classes, generator=generator), classes)
         of_images.append(torch.cat([torch.linalg.qr(frame.T).Q.T for frame in frames]))
     return math.sqrt(classes) * torch.stack(of_images, dim=1).to(logits)
 

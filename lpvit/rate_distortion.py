@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpvit.blocks import BlockGrid
+from lpvit.config import Pruning
 from lpvit.masks import pruning_ranks
-from lpvit.models import LayerSpec, MatrixLayer, weight_matrix
+from lpvit.models import LayerSpec, MatrixLayer, matrix_layers, prunable_layers, weight_matrix
 from lpvit.ranking import in_pruning_order
 from lpvit.resume import constant, recorded_units, replaced_forwards
 from lpvit.statistics import Batches, Statistics, evaluation_mode, mean_squared_products, require_finite_logits
@@ -26,6 +27,44 @@ DAMPING = 1e-7  # eps of the second-order term (LPViT)
 CUMULATIVE_NUMBERS = 2**23  # of running sums held at once: 64 MiB in float64
 CORRECTION_POINTS = 5  # sparsities at which a curve is corrected: 0, 1/4, ... 1
 SMALL_SHARE = 0.05  # of the pruned weights taken away: a change that counts as infinitesimal
+
+
+def rate_distortion_curves(
+    statistics: Statistics,
+    blocks: pd.DataFrame,
+    pruning: Pruning,
+    model: nn.Module | None = None,
+    loader: Batches | None = None,
+    device: torch.device | str = "cpu",
+) -> pd.DataFrame:
+    """Curves by the distortion that the settings name.
+
+    Args:
+        statistics: From `lpvit.gauss_newton.statistics_with_products`.
+        blocks: Scores, schema ``BLOCKS``.
+        pruning: Distortion and its options.
+        model: The dense model, where the settings ask for a look at images (``pruning.measures_images``).
+        loader: Calibration images, likewise.
+        device: Where to measure.
+
+    Returns:
+        Schema ``CURVES``.
+
+    Raises:
+        LpvitError: As `empirical_curves`.
+    """
+    if pruning.distortion == "taylor":
+        return taylor_curves(statistics, blocks, pruning.order, pruning.points)
+    if not pruning.measures_images:
+        return gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
+    assert model is not None, "the settings ask for a look at images"
+    assert loader is not None, "the settings ask for a look at images"
+    layers = prunable_layers(matrix_layers(model), pruning.layers)
+    if pruning.distortion == "empirical":
+        return empirical_curves(model, loader, layers, blocks, pruning.block_shape, pruning.points, device)
+    curves = gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
+    few_images = _first_images(loader, pruning.correction_images)
+    return corrected_curves(curves, model, few_images, layers, blocks, pruning.block_shape, device)
 
 
 def taylor_curves(statistics: Statistics, blocks: pd.DataFrame, order: Literal[1, 2], points: int) -> pd.DataFrame:
@@ -236,6 +275,16 @@ def corrected_curves(
         logarithm = np.interp(corrected.loc[of_layer, "sparsity"], at["sparsity"], at["logarithm"])
         corrected.loc[of_layer, "distortion"] *= np.exp(logarithm)
     return corrected
+
+
+def _first_images(loader: Batches, count: int) -> list[tuple[Tensor, Tensor]]:
+    batches = []
+    for images, labels in loader:
+        batches.append((images[:count], labels[:count]))
+        count -= len(images)
+        if count <= 0:
+            break
+    return batches
 
 
 def _blocks_pruned(count: int, points: int) -> NDArray[np.int64]:
