@@ -1,0 +1,234 @@
+"""Block-sparse linear layer on a GPU, in Triton: a product over kept blocks only, with bias and GELU fused.
+
+M = tokens; I, O = input and output features; r, c = rows and columns of a block; R = ceil(O / r) block rows.
+
+A program computes a tile of M by one whole block row. The kept blocks of that row, side by side, form one dense axis of
+``kept * c`` weights, over which it steps ``tile_k`` at a time: a step is a part of a wide block, or gathers several
+narrow ones, so that tensor cores get full tiles whatever c is. The other side of their tiles is r: 64 and more is fast,
+below that the inputs are read too often for what is computed with them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lpvit.errors import LpvitError
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise LpvitError(f"triton: cannot be imported ({error}); it exists for Linux, install it or use another kernel") from error
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+INTERPRETED = triton.knobs.runtime.interpret
+WIDEN = tl.constexpr(INTERPRETED)  # the interpreter multiplies bfloat16 as if it were integers
+LEAST_TILE = 16  # of tl.dot, in every direction
+
+_row_orders = WeakTensorKeyDictionary()  # crow_indices -> block rows, fullest first
+
+
+def block_sparse_linear(
+    inputs: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    gelu: bool,
+) -> Tensor:
+    """``inputs @ weight.T + bias``, with GELU on top if asked, for a weight of which only some blocks are kept.
+
+    Sums are in float32. Inputs of float32 are rounded to TF32 only where torch's own matrix products would be
+    (``torch.set_float32_matmul_precision``). The first call with a new shape times a few tilings; the choice is cached
+    on disk by Triton.
+
+    Args:
+        inputs: Shape (M, I); float16, bfloat16 or float32, on a GPU (on a CPU under Triton's interpreter).
+        values: Kept blocks by rows, shape (kept, r, c), in the dtype of the inputs; zero where a block of the last row
+            or column reaches past the weight matrix.
+        crow_indices: Where each block row begins in ``values``, shape (R + 1,), int32.
+        col_indices: Block column of every kept block, shape (kept,), int32.
+        bias: Shape (O,), or None.
+        out_features: O.
+        gelu: Whether to apply the exact GELU, x / 2 * (1 + erf(x / sqrt(2))).
+
+    Returns:
+        Shape (M, O), in the dtype of the inputs.
+
+    Raises:
+        LpvitError: The device or the dtype is not one of the above.
+    """
+    _require_runnable(inputs, values)
+    tokens, in_features = inputs.shape
+    _, block_rows, block_columns = values.shape
+    outputs = inputs.new_empty(tokens, out_features)
+    if outputs.numel() == 0:
+        return outputs
+    count = len(crow_indices) - 1
+    with torch.cuda.device_of(inputs):
+        _kernel[lambda tiling: (triton.cdiv(tokens, tiling["tile_m"]) * count,)](
+            inputs.contiguous(),
+            values.contiguous(),
+            crow_indices,
+            col_indices,
+            _fullest_first(crow_indices),
+            bias,
+            outputs,
+            tokens,
+            max(LEAST_TILE, triton.next_power_of_2(tokens)),
+            in_features,
+            out_features,
+            block_rows=block_rows,
+            block_columns=block_columns,
+            tile_n=max(LEAST_TILE, triton.next_power_of_2(block_rows)),
+            run=min(_power_of_two_in(block_columns), 128),
+            ragged=in_features % block_columns != 0,
+            gelu=gelu,
+            precision=_precision(inputs.dtype),
+        )
+    return outputs
+
+
+def _require_runnable(inputs: Tensor, values: Tensor) -> None:
+    if not (inputs.is_cuda or INTERPRETED):
+        raise LpvitError(f"Triton kernel: inputs are on '{inputs.device}'; move model and inputs to a GPU")
+    if inputs.dtype not in DTYPES or values.dtype != inputs.dtype:
+        raise LpvitError(
+            f"Triton kernel: inputs are {inputs.dtype}, weights {values.dtype}; "
+            "make both float16, bfloat16 or float32"
+        )
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Of the operands of tensor cores; only float32 is not taken as it is."""
+    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+
+
+def _power_of_two_in(number: int) -> int:
+    return number & -number
+
+
+def _fullest_first(crow_indices: Tensor) -> Tensor:
+    """Block rows by falling number of kept blocks, so that no long program starts last. Shape (R,), int32.
+
+    Kept for the next call: an order that has become stale costs time, not correctness.
+    """
+    order: Tensor | None = _row_orders.get(crow_indices)
+    if order is None:
+        order = crow_indices.diff().argsort(descending=True).to(torch.int32)
+        if not (order.is_cuda and torch.cuda.is_current_stream_capturing()):  # a graph's memory is its own
+            _row_orders[crow_indices] = order
+    return order
+
+
+def _tilings() -> list[triton.Config]:
+    """Candidates: (tile_m, tile_k, warps, stages)."""
+    if INTERPRETED:
+        return [triton.Config({"tile_m": 32, "tile_k": 32})]
+    candidates = [
+        (16, 64, 4, 4),
+        (32, 64, 4, 4),
+        (64, 32, 4, 4),
+        (64, 64, 4, 4),
+        (64, 128, 4, 3),
+        (128, 32, 4, 5),
+        (128, 64, 4, 3),
+        (128, 64, 4, 4),
+        (128, 64, 8, 4),
+        (128, 128, 8, 3),
+        (256, 32, 8, 4),
+        (256, 64, 8, 3),
+        (256, 64, 8, 4),
+    ]
+    return [
+        triton.Config({"tile_m": tile_m, "tile_k": tile_k}, num_warps=warps, num_stages=stages)
+        for tile_m, tile_k, warps, stages in candidates
+    ]
+
+
+def _worth_timing(tilings: list[triton.Config], arguments: dict[str, Any], **meta: Any) -> list[triton.Config]:
+    """Leaves out tiles far higher than the inputs, and those that would not fit a GPU's shared memory by far."""
+    return tilings
+
+
+@triton.autotune(
+    configs=_tilings(),
+    key=["tokens_bucket", "in_features", "out_features", "block_rows", "block_columns", "precision"],
+    prune_configs_by={"early_config_prune": _worth_timing},
+    cache_results=True,
+)
+@triton.jit(do_not_specialize=["tokens", "tokens_bucket"])
+def _kernel(
+    inputs,
+    values,
+    crow_indices,
+    col_indices,
+    row_order,
+    bias,
+    outputs,
+    tokens,
+    tokens_bucket,
+    in_features,
+    out_features,
+    block_rows: tl.constexpr,
+    block_columns: tl.constexpr,
+    tile_n: tl.constexpr,
+    run: tl.constexpr,
+    ragged: tl.constexpr,
+    gelu: tl.constexpr,
+    precision: tl.constexpr,
+    tile_m: tl.constexpr,
+    tile_k: tl.constexpr,
+):
+    strip: tl.constexpr = 8
+    rows_of_blocks = tl.cdiv(out_features, block_rows)
+    program = tl.program_id(0)
+    first_tile = program // (strip * rows_of_blocks) * strip
+    tiles = tl.minimum(tl.cdiv(tokens, tile_m) - first_tile, strip)
+    within = program % (strip * rows_of_blocks)
+    block_row = tl.load(row_order + within // tiles)
+    first = tl.load(crow_indices + block_row)
+    last = tl.load(crow_indices + block_row + 1)
+
+    token = (first_tile + within % tiles) * tile_m + tl.arange(0, tile_m)
+    row = tl.arange(0, tile_n)
+    input_rows = inputs + tl.minimum(token, tokens - 1).to(tl.int64)[:, None] * in_features
+    sums = tl.zeros((tile_m, tile_n), dtype=tl.float32)
+    for step in range(tl.cdiv((last - first) * block_columns, tile_k)):
+        if block_columns % tile_k == 0:
+            part = step * tile_k
+            block = first + part // block_columns
+            inside = part % block_columns + tl.arange(0, tile_k)
+            column = tl.load(col_indices + block) * block_columns + inside
+            valid = tl.full((tile_k,), True, tl.int1)
+        else:
+            flat = step * tile_k + tl.arange(0, tile_k)
+            block = first + flat // block_columns
+            inside = flat % block_columns
+            valid = block < last
+            column = tl.load(col_indices + block, mask=valid, other=0) * block_columns + inside
+            column = tl.max_contiguous(tl.multiple_of(column, run), run)
+        weight = tl.load(
+            values + block.to(tl.int64) * (block_rows * block_columns) + inside + row[:, None] * block_columns,
+            mask=valid & (row < block_rows)[:, None],
+            other=0.0,
+        )
+        x = tl.load(input_rows + column, mask=valid & (column < in_features), other=0.0)
+        if WIDEN:
+            x, weight = x.to(tl.float32), weight.to(tl.float32)
+        sums = tl.dot(x, weight.T, sums, input_precision=precision)
+
+    feature = block_row * block_rows + row
+    stored = (row < block_rows) & (feature < out_features)
+    if bias is not None:
+        sums += tl.load(bias + feature, mask=stored, other=0.0).to(tl.float32)
+    if gelu:
+        sums = 0.5 * sums * (1 + tl.erf(sums * 0.7071067811865476))
+    tl.store(
+        outputs + token.to(tl.int64)[:, None] * out_features + feature,
+        sums.to(outputs.dtype.element_ty),
+        mask=(token < tokens)[:, None] & stored,
+    )
