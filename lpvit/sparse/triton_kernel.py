@@ -25,6 +25,7 @@ except ImportError as error:
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret
 WIDEN = tl.constexpr(INTERPRETED)  # the interpreter multiplies bfloat16 as if it were integers
+STRIP = tl.constexpr(8)
 LEAST_TILE = 16  # of tl.dot, in every direction
 
 _row_orders = WeakTensorKeyDictionary()  # crow_indices -> block rows, fullest first
@@ -154,6 +155,20 @@ def _worth_timing(tilings: list[triton.Config], arguments: dict[str, Any], **met
     return tilings
 
 
+@triton.jit
+def _columns(start, length, col_indices, block_columns: tl.constexpr, tile_k: tl.constexpr, run: tl.constexpr):
+    lane = start + tl.arange(0, tile_k)
+    if block_columns % tile_k == 0:
+        block = start // block_columns
+        inside = start % block_columns + tl.arange(0, tile_k)
+        return lane, block, tl.load(col_indices + block, mask=start < length, other=0) * block_columns + inside
+    else:
+        block = lane // block_columns
+        col = tl.load(col_indices + block, mask=lane < length, other=0)
+        column = col * block_columns + lane % block_columns
+        return lane, block, tl.max_contiguous(tl.multiple_of(column, run), run)
+
+
 @triton.autotune(
     configs=_tilings(),
     key=["tokens_bucket", "in_features", "out_features", "block_rows", "block_columns", "precision"],
@@ -183,40 +198,32 @@ def _kernel(
     tile_m: tl.constexpr,
     tile_k: tl.constexpr,
 ):
-    strip: tl.constexpr = 8
-    rows_of_blocks = tl.cdiv(out_features, block_rows)
-    program = tl.program_id(0)
-    first_tile = program // (strip * rows_of_blocks) * strip
-    tiles = tl.minimum(tl.cdiv(tokens, tile_m) - first_tile, strip)
-    within = program % (strip * rows_of_blocks)
-    block_row = tl.load(row_order + within // tiles)
-    first = tl.load(crow_indices + block_row)
-    last = tl.load(crow_indices + block_row + 1)
+    block_row_count = tl.cdiv(out_features, block_rows)
+    strip = tl.program_id(0) // (STRIP * block_row_count) * STRIP  # tiles of tokens that share the cache
+    height = tl.minimum(tl.cdiv(tokens, tile_m) - strip, STRIP)
+    place = tl.program_id(0) % (STRIP * block_row_count)
+    block_row = tl.load(row_order + place // height)
+    first_token = (strip + place % height) * tile_m
+    first_block = tl.load(crow_indices + block_row)
+    kept = tl.load(crow_indices + block_row + 1) - first_block
 
-    token = (first_tile + within % tiles) * tile_m + tl.arange(0, tile_m)
+    # Only the first address of a tile needs 64 bits.
+    inputs += first_token.to(tl.int64) * in_features
+    values += first_block.to(tl.int64) * block_rows * block_columns
+    col_indices += first_block
+    token = tl.arange(0, tile_m)
+    token_inside = tl.minimum(token, tokens - first_token - 1)
     row = tl.arange(0, tile_n)
-    input_rows = inputs + tl.minimum(token, tokens - 1).to(tl.int64)[:, None] * in_features
+    row_inside = tl.minimum(row, block_rows - 1)
+
     sums = tl.zeros((tile_m, tile_n), dtype=tl.float32)
-    for step in range(tl.cdiv((last - first) * block_columns, tile_k)):
-        if block_columns % tile_k == 0:
-            part = step * tile_k
-            block = first + part // block_columns
-            inside = part % block_columns + tl.arange(0, tile_k)
-            column = tl.load(col_indices + block) * block_columns + inside
-            valid = tl.full((tile_k,), True, tl.int1)
-        else:
-            flat = step * tile_k + tl.arange(0, tile_k)
-            block = first + flat // block_columns
-            inside = flat % block_columns
-            valid = block < last
-            column = tl.load(col_indices + block, mask=valid, other=0) * block_columns + inside
-            column = tl.max_contiguous(tl.multiple_of(column, run), run)
-        weight = tl.load(
-            values + block.to(tl.int64) * (block_rows * block_columns) + inside + row[:, None] * block_columns,
-            mask=valid & (row < block_rows)[:, None],
-            other=0.0,
-        )
-        x = tl.load(input_rows + column, mask=valid & (column < in_features), other=0.0)
+    length = kept * block_columns
+    lane, block, column = _columns(0, length, col_indices, block_columns, tile_k, run)
+    for start in range(0, length, tile_k):
+        x_kept = column < in_features if ragged else lane < length
+        x = tl.load(inputs + (token_inside[:, None] * in_features + column), mask=x_kept[None, :], other=0.0)
+        weight = tl.load(values + (block * (block_rows - 1) * block_columns + lane + row_inside[:, None] * block_columns), mask=(lane < length)[None, :], other=0.0)
+        lane, block, column = _columns(start + tile_k, length, col_indices, block_columns, tile_k, run)
         if WIDEN:
             x, weight = x.to(tl.float32), weight.to(tl.float32)
         sums = tl.dot(x, weight.T, sums, input_precision=precision)
@@ -228,7 +235,7 @@ def _kernel(
     if gelu:
         sums = 0.5 * sums * (1 + tl.erf(sums * 0.7071067811865476))
     tl.store(
-        outputs + token.to(tl.int64)[:, None] * out_features + feature,
+        outputs + (first_token.to(tl.int64) * out_features + (token[:, None] * out_features + feature)),
         sums.to(outputs.dtype.element_ty),
-        mask=(token < tokens)[:, None] & stored,
+        mask=(token < tokens - first_token)[:, None] & stored,
     )
