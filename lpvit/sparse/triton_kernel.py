@@ -26,7 +26,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret
 WIDEN = tl.constexpr(INTERPRETED)  # the interpreter multiplies bfloat16 as if it were integers
 STRIP = tl.constexpr(8)
+SQRT_HALF = tl.constexpr(0.5**0.5)
 LEAST_TILE = 16  # of tl.dot, in every direction
+MOST_SUMS = 128  # float32 sums a thread can hold, of its 255 registers
+MOST_UNROLLED = 2048  # multiply-adds a thread has unrolled in a step, without tensor cores
 
 _row_orders = WeakTensorKeyDictionary()  # crow_indices -> block rows, fullest first
 
@@ -127,8 +130,6 @@ def _fullest_first(crow_indices: Tensor) -> Tensor:
 
 def _tilings() -> list[triton.Config]:
     """Candidates: (tile_m, tile_k, warps, stages)."""
-    if INTERPRETED:
-        return [triton.Config({"tile_m": 32, "tile_k": 32})]
     candidates = [
         (16, 64, 4, 4),
         (32, 64, 4, 4),
@@ -138,6 +139,7 @@ def _tilings() -> list[triton.Config]:
         (128, 32, 4, 5),
         (128, 64, 4, 3),
         (128, 64, 4, 4),
+        (128, 64, 8, 3),
         (128, 64, 8, 4),
         (128, 128, 8, 3),
         (256, 32, 8, 4),
@@ -146,27 +148,41 @@ def _tilings() -> list[triton.Config]:
     ]
     return [
         triton.Config({"tile_m": tile_m, "tile_k": tile_k}, num_warps=warps, num_stages=stages)
-        for tile_m, tile_k, warps, stages in candidates
+        for tile_m, tile_k, warps, stages in ([(32, 32, 4, 1)] if INTERPRETED else candidates)
     ]
 
 
 def _worth_timing(tilings: list[triton.Config], arguments: dict[str, Any], **meta: Any) -> list[triton.Config]:
-    """Leaves out tiles far higher than the inputs, and those that would not fit a GPU's shared memory by far."""
-    return tilings
+    """Leaves out what does not fit the shared memory, spills registers, or is mostly padding for so few tokens."""
+    inputs, bucket, tile_n = arguments["inputs"], arguments["tokens_bucket"], meta["tile_n"]
+    memory = torch.cuda.get_device_properties(inputs.device).shared_memory_per_block_optin
+    without_tensor_cores = inputs.dtype == torch.float32 and meta["precision"] == "ieee"
+
+    def is_worth(tiling: triton.Config) -> bool:
+        tile_m, tile_k = tiling.kwargs["tile_m"], tiling.kwargs["tile_k"]
+        threads = 32 * tiling.num_warps
+        if without_tensor_cores and tile_m * tile_n * tile_k > MOST_UNROLLED * threads:
+            return False
+        fits = tiling.num_stages * (tile_m + tile_n) * tile_k * inputs.element_size() <= memory
+        return fits and tile_m <= bucket and tile_m * tile_n <= MOST_SUMS * threads
+
+    return [tiling for tiling in tilings if is_worth(tiling)]
 
 
 @triton.jit
-def _columns(start, length, col_indices, block_columns: tl.constexpr, tile_k: tl.constexpr, run: tl.constexpr):
-    lane = start + tl.arange(0, tile_k)
-    if block_columns % tile_k == 0:
+def _kept_columns(start, length, col_indices, block_columns: tl.constexpr, tile_k: tl.constexpr, run: tl.constexpr):
+    """Of a step: places along the kept axis, the block each lies in, and the columns of the weight they stand for."""
+    place = start + tl.arange(0, tile_k)
+    if block_columns % tile_k == 0:  # one block or a part of it: one index will do
         block = start // block_columns
-        inside = start % block_columns + tl.arange(0, tile_k)
-        return lane, block, tl.load(col_indices + block, mask=start < length, other=0) * block_columns + inside
+        block_column = tl.load(col_indices + block, mask=start < length, other=0)
+        column = block_column * block_columns + start % block_columns + tl.arange(0, tile_k)
     else:
-        block = lane // block_columns
-        col = tl.load(col_indices + block, mask=lane < length, other=0)
-        column = col * block_columns + lane % block_columns
-        return lane, block, tl.max_contiguous(tl.multiple_of(column, run), run)
+        block = place // block_columns
+        block_column = tl.load(col_indices + block, mask=place < length, other=0)
+        column = block_column * block_columns + place % block_columns
+        column = tl.max_contiguous(tl.multiple_of(column, run), run)  # so that loads are wide
+    return place, block, column
 
 
 @triton.autotune(
@@ -198,32 +214,36 @@ def _kernel(
     tile_m: tl.constexpr,
     tile_k: tl.constexpr,
 ):
-    block_row_count = tl.cdiv(out_features, block_rows)
-    strip = tl.program_id(0) // (STRIP * block_row_count) * STRIP  # tiles of tokens that share the cache
+    # Programs go strip by strip of tiles of tokens, whose inputs stay in the cache; within a strip by block rows.
+    strip_size = STRIP * tl.cdiv(out_features, block_rows)
+    strip = tl.program_id(0) // strip_size * STRIP
     height = tl.minimum(tl.cdiv(tokens, tile_m) - strip, STRIP)
-    place = tl.program_id(0) % (STRIP * block_row_count)
-    block_row = tl.load(row_order + place // height)
-    first_token = (strip + place % height) * tile_m
+    within = tl.program_id(0) % strip_size
+    first_token = (strip + within % height) * tile_m
+    block_row = tl.load(row_order + within // height)
     first_block = tl.load(crow_indices + block_row)
-    kept = tl.load(crow_indices + block_row + 1) - first_block
+    length = (tl.load(crow_indices + block_row + 1) - first_block) * block_columns
 
     # Only the first address of a tile needs 64 bits.
     inputs += first_token.to(tl.int64) * in_features
+    outputs += first_token.to(tl.int64) * out_features
     values += first_block.to(tl.int64) * block_rows * block_columns
     col_indices += first_block
+
+    # Rows past the end read the last one again: that needs no mask, and they are not stored.
     token = tl.arange(0, tile_m)
-    token_inside = tl.minimum(token, tokens - first_token - 1)
     row = tl.arange(0, tile_n)
-    row_inside = tl.minimum(row, block_rows - 1)
+    input_rows = inputs + tl.minimum(token, tokens - first_token - 1)[:, None] * in_features
+    weight_rows = values + tl.minimum(row, block_rows - 1)[:, None] * block_columns
 
     sums = tl.zeros((tile_m, tile_n), dtype=tl.float32)
-    length = kept * block_columns
-    lane, block, column = _columns(0, length, col_indices, block_columns, tile_k, run)
+    place, block, column = _kept_columns(0, length, col_indices, block_columns, tile_k, run)
     for start in range(0, length, tile_k):
-        x_kept = column < in_features if ragged else lane < length
-        x = tl.load(inputs + (token_inside[:, None] * in_features + column), mask=x_kept[None, :], other=0.0)
-        weight = tl.load(values + (block * (block_rows - 1) * block_columns + lane + row_inside[:, None] * block_columns), mask=(lane < length)[None, :], other=0.0)
-        lane, block, column = _columns(start + tile_k, length, col_indices, block_columns, tile_k, run)
+        kept = place < length
+        x = tl.load(input_rows + column, mask=kept & (column < in_features) if ragged else kept, other=0.0)
+        weight = tl.load(weight_rows + (block * ((block_rows - 1) * block_columns) + place), mask=kept, other=0.0)
+        # Carried over from the step before: an index read in its own step would take half of the pipeline's stages.
+        place, block, column = _kept_columns(start + tile_k, length, col_indices, block_columns, tile_k, run)
         if WIDEN:
             x, weight = x.to(tl.float32), weight.to(tl.float32)
         sums = tl.dot(x, weight.T, sums, input_precision=precision)
@@ -233,9 +253,9 @@ def _kernel(
     if bias is not None:
         sums += tl.load(bias + feature, mask=stored, other=0.0).to(tl.float32)
     if gelu:
-        sums = 0.5 * sums * (1 + tl.erf(sums * 0.7071067811865476))
+        sums = 0.5 * sums * (1 + tl.erf(sums * SQRT_HALF))
     tl.store(
-        outputs + (first_token.to(tl.int64) * out_features + (token[:, None] * out_features + feature)),
+        outputs + (token[:, None] * out_features + feature),
         sums.to(outputs.dtype.element_ty),
         mask=(token < tokens - first_token)[:, None] & stored,
     )
