@@ -8,6 +8,10 @@ narrow ones, so that tensor cores get full tiles whatever c is. The other side o
 below that the inputs are read too often for what is computed with them.
 """
 
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
+# (Triton has no types, nor has what it compiles)
+
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -20,7 +24,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError as error:
-    raise LpvitError(f"triton: cannot be imported ({error}); it exists for Linux, install it or use another kernel") from error
+    raise LpvitError(f"triton: cannot be imported ({error}); it is made for Linux, use another kernel here") from error
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret
@@ -31,7 +35,7 @@ LEAST_TILE = 16  # of tl.dot, in every direction
 MOST_SUMS = 128  # float32 sums a thread can hold, of its 255 registers
 MOST_UNROLLED = 2048  # multiply-adds a thread has unrolled in a step, without tensor cores
 
-_row_orders = WeakTensorKeyDictionary()  # crow_indices -> block rows, fullest first
+_row_orders: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()  # crow_indices -> block rows, fullest first
 
 
 def block_sparse_linear(
@@ -46,7 +50,7 @@ def block_sparse_linear(
     """``inputs @ weight.T + bias``, with GELU on top if asked, for a weight of which only some blocks are kept.
 
     Sums are in float32. Inputs of float32 are rounded to TF32 only where torch's own matrix products would be
-    (``torch.set_float32_matmul_precision``). The first call with a new shape times a few tilings; the choice is cached
+    (``torch.backends.cuda.matmul.fp32_precision``). The first call with a new shape times a few tilings; the choice is cached
     on disk by Triton.
 
     Args:
@@ -67,12 +71,11 @@ def block_sparse_linear(
     """
     _require_runnable(inputs, values)
     tokens, in_features = inputs.shape
-    _, block_rows, block_columns = values.shape
     outputs = inputs.new_empty(tokens, out_features)
     if outputs.numel() == 0:
         return outputs
     count = len(crow_indices) - 1
-    with torch.cuda.device_of(inputs):
+    with torch.cuda.device(inputs.get_device()):
         _kernel[lambda tiling: (triton.cdiv(tokens, tiling["tile_m"]) * count,)](
             inputs.contiguous(),
             values.contiguous(),
@@ -85,13 +88,8 @@ def block_sparse_linear(
             max(LEAST_TILE, triton.next_power_of_2(tokens)),
             in_features,
             out_features,
-            block_rows=block_rows,
-            block_columns=block_columns,
-            tile_n=max(LEAST_TILE, triton.next_power_of_2(block_rows)),
-            run=min(_power_of_two_in(block_columns), 128),
-            ragged=in_features % block_columns != 0,
-            gelu=gelu,
-            precision=_precision(inputs.dtype),
+            **_constants(inputs.dtype, in_features, (values.shape[1], values.shape[2]), gelu),
+            enable_fp_fusion=True,
         )
     return outputs
 
@@ -101,18 +99,27 @@ def _require_runnable(inputs: Tensor, values: Tensor) -> None:
         raise LpvitError(f"Triton kernel: inputs are on '{inputs.device}'; move model and inputs to a GPU")
     if inputs.dtype not in DTYPES or values.dtype != inputs.dtype:
         raise LpvitError(
-            f"Triton kernel: inputs are {inputs.dtype}, weights {values.dtype}; "
-            "make both float16, bfloat16 or float32"
+            f"Triton kernel: inputs are {inputs.dtype}, weights {values.dtype}; make both float16, bfloat16 or float32"
         )
+
+
+def _constants(dtype: torch.dtype, in_features: int, block_shape: tuple[int, int], gelu: bool) -> dict[str, Any]:
+    """What the kernel is compiled for, beside dtypes and tiling."""
+    block_rows, block_columns = block_shape
+    return {
+        "block_rows": block_rows,
+        "block_columns": block_columns,
+        "tile_n": max(LEAST_TILE, triton.next_power_of_2(block_rows)),
+        "run": block_columns & -block_columns,  # largest power of two in c: so many columns are adjacent and aligned
+        "ragged": in_features % block_columns != 0,
+        "gelu": gelu,
+        "precision": _precision(dtype),
+    }
 
 
 def _precision(dtype: torch.dtype) -> str:
     """Of the operands of tensor cores; only float32 is not taken as it is."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
-
-
-def _power_of_two_in(number: int) -> int:
-    return number & -number
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _fullest_first(crow_indices: Tensor) -> Tensor:
@@ -120,7 +127,7 @@ def _fullest_first(crow_indices: Tensor) -> Tensor:
 
     Kept for the next call: an order that has become stale costs time, not correctness.
     """
-    order: Tensor | None = _row_orders.get(crow_indices)
+    order = _row_orders.get(crow_indices)
     if order is None:
         order = crow_indices.diff().argsort(descending=True).to(torch.int32)
         if not (order.is_cuda and torch.cuda.is_current_stream_capturing()):  # a graph's memory is its own
@@ -159,12 +166,11 @@ def _worth_timing(tilings: list[triton.Config], arguments: dict[str, Any], **met
     without_tensor_cores = inputs.dtype == torch.float32 and meta["precision"] == "ieee"
 
     def is_worth(tiling: triton.Config) -> bool:
-        tile_m, tile_k = tiling.kwargs["tile_m"], tiling.kwargs["tile_k"]
-        threads = 32 * tiling.num_warps
+        tile_m, tile_k, threads = tiling.kwargs["tile_m"], tiling.kwargs["tile_k"], 32 * tiling.num_warps
         if without_tensor_cores and tile_m * tile_n * tile_k > MOST_UNROLLED * threads:
             return False
-        fits = tiling.num_stages * (tile_m + tile_n) * tile_k * inputs.element_size() <= memory
-        return fits and tile_m <= bucket and tile_m * tile_n <= MOST_SUMS * threads
+        staged = tiling.num_stages * (tile_m + tile_n) * tile_k * inputs.element_size()
+        return bool(staged <= memory and tile_m <= bucket and tile_m * tile_n <= MOST_SUMS * threads)
 
     return [tiling for tiling in tilings if is_worth(tiling)]
 
