@@ -50,8 +50,8 @@ def block_sparse_linear(
     """``inputs @ weight.T + bias``, with GELU on top if asked, for a weight of which only some blocks are kept.
 
     Sums are in float32. Inputs of float32 are rounded to TF32 only where torch's own matrix products would be
-    (``torch.backends.cuda.matmul.fp32_precision``). The first call with a new shape times a few tilings; the choice is cached
-    on disk by Triton.
+    (``torch.backends.cuda.matmul.fp32_precision``). The first call with a new shape times a few tilings; Triton caches
+    the choice on disk.
 
     Args:
         inputs: Shape (M, I); float16, bfloat16 or float32, on a GPU (on a CPU under Triton's interpreter).
