@@ -26,6 +26,7 @@ from tqdm import tqdm
 from lpvit.blocks import BlockGrid
 from lpvit.masks import expand_keep_masks, load_masks, zero_pruned
 from lpvit.models import LayerSpec, input_size, matrix_layers, prunable_layers
+from lpvit.sparse.triton_kernel import block_sparse_linear, fullest_first
 
 Replay = Callable[[], None]
 DTYPE = torch.bfloat16
@@ -66,11 +67,12 @@ class BlockSparse(nn.Module):
         self.register_buffer("values", blocks[keep_mask])
         self.register_buffer("crow_indices", pad(keep_mask.sum(dim=1).cumsum(dim=0), (1, 0)).to(torch.int32))
         self.register_buffer("col_indices", keep_mask.nonzero()[:, 1].to(torch.int32))
+        self.register_buffer("row_order", fullest_first(self.crow_indices))
         self.register_buffer("bias", bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
         operands = inputs.flatten(0, -2), self.values, self.crow_indices, self.col_indices, self.bias
-        outputs = torch.ops.lpvit_benchmark.block_sparse_linear(*operands, self.out_features, self.gelu)
+        outputs = torch.ops.lpvit_benchmark.block_sparse_linear(*operands, self.out_features, self.gelu, self.row_order)
         return outputs.unflatten(0, inputs.shape[:-1])
 
 
@@ -83,15 +85,23 @@ def block_sparse_linear_op(
     bias: Tensor | None,
     out_features: int,
     gelu: bool,
+    row_order: Tensor,
 ) -> Tensor:
-    from lpvit.sparse.triton_kernel import block_sparse_linear
-
-    return block_sparse_linear(inputs, values, crow_indices, col_indices, bias, out_features, gelu)
+    return block_sparse_linear(inputs, values, crow_indices, col_indices, bias, out_features, gelu, row_order)
 
 
 @block_sparse_linear_op.register_fake
-def _(inputs: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None, width: int, gelu: bool) -> Tensor:
-    return inputs.new_empty(len(inputs), width)
+def _(
+    inputs: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    gelu: bool,
+    row_order: Tensor,
+) -> Tensor:
+    return inputs.new_empty(len(inputs), out_features)
 
 
 def random_keep_mask(layer: LayerSpec, block_shape: tuple[int, int], sparsity: float) -> Tensor:

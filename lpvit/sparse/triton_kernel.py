@@ -11,12 +11,10 @@ below that the inputs are read too often for what is computed with them.
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
 # (Triton has no types, nor has what it compiles)
 
-from collections.abc import MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lpvit.errors import LpvitError
 
@@ -35,8 +33,6 @@ LEAST_TILE = 16  # of tl.dot, in every direction
 MOST_SUMS = 128  # float32 sums a thread can hold, of its 255 registers
 MOST_UNROLLED = 2048  # multiply-adds a thread has unrolled in a step, without tensor cores
 
-_row_orders: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()  # crow_indices -> block rows, fullest first
-
 
 def block_sparse_linear(
     inputs: Tensor,
@@ -46,6 +42,7 @@ def block_sparse_linear(
     bias: Tensor | None,
     out_features: int,
     gelu: bool,
+    row_order: Tensor | None = None,
 ) -> Tensor:
     """``inputs @ weight.T + bias``, with GELU on top if asked, for a weight of which only some blocks are kept.
 
@@ -62,6 +59,7 @@ def block_sparse_linear(
         bias: Shape (O,), or None.
         out_features: O.
         gelu: Whether to apply the exact GELU, x / 2 * (1 + erf(x / sqrt(2))).
+        row_order: From `fullest_first`, or None to compute block rows as they come; the result is the same.
 
     Returns:
         Shape (M, O), in the dtype of the inputs.
@@ -81,7 +79,7 @@ def block_sparse_linear(
             values.contiguous(),
             crow_indices,
             col_indices,
-            _fullest_first(crow_indices),
+            row_order,
             bias,
             outputs,
             tokens,
@@ -92,6 +90,18 @@ def block_sparse_linear(
             enable_fp_fusion=True,
         )
     return outputs
+
+
+def fullest_first(crow_indices: Tensor) -> Tensor:
+    """Block rows by falling number of kept blocks: computed in this order, no long program starts last.
+
+    Args:
+        crow_indices: Shape (R + 1,), int32.
+
+    Returns:
+        Shape (R,), int32.
+    """
+    return crow_indices.diff().argsort(descending=True, stable=True).to(torch.int32)
 
 
 def _require_runnable(inputs: Tensor, values: Tensor) -> None:
@@ -122,22 +132,10 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def _fullest_first(crow_indices: Tensor) -> Tensor:
-    """Block rows by falling number of kept blocks, so that no long program starts last. Shape (R,), int32.
-
-    Kept for the next call: an order that has become stale costs time, not correctness.
-    """
-    order = _row_orders.get(crow_indices)
-    if order is None:
-        order = crow_indices.diff().argsort(descending=True).to(torch.int32)
-        if not (order.is_cuda and torch.cuda.is_current_stream_capturing()):  # a graph's memory is its own
-            _row_orders[crow_indices] = order
-    return order
-
-
 def _tilings() -> list[triton.Config]:
     """Candidates: (tile_m, tile_k, warps, stages)."""
     candidates = [
+        (16, 32, 4, 3),  # fits wherever Triton runs
         (16, 64, 4, 4),
         (32, 64, 4, 4),
         (64, 32, 4, 4),
@@ -226,7 +224,9 @@ def _kernel(
     height = tl.minimum(tl.cdiv(tokens, tile_m) - strip, STRIP)
     within = tl.program_id(0) % strip_size
     first_token = (strip + within % height) * tile_m
-    block_row = tl.load(row_order + within // height)
+    block_row = within // height
+    if row_order is not None:
+        block_row = tl.load(row_order + block_row)
     first_block = tl.load(crow_indices + block_row)
     length = (tl.load(crow_indices + block_row + 1) - first_block) * block_columns
 
