@@ -27,7 +27,7 @@ except ImportError as error:
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret
 WIDEN = tl.constexpr(INTERPRETED)  # the interpreter multiplies bfloat16 as if it were integers
-STRIP = tl.constexpr(8)
+STRIP = tl.constexpr(8)  # tiles of tokens whose inputs share the cache
 SQRT_HALF = tl.constexpr(0.5**0.5)
 LEAST_TILE = 16  # of tl.dot, in every direction
 MOST_SUMS = 128  # float32 sums a thread can hold, of its 255 registers
