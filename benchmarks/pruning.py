@@ -19,10 +19,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import yaml
+from matplotlib.figure import Figure
 from pydantic import Field
 from shrinking import shrink
 from subject import Batches, Subject, add_arguments, read_subject
@@ -36,9 +36,9 @@ from lpvit.data import Preprocessing
 from lpvit.data.splits import SplitLoaders
 from lpvit.finetune import train
 from lpvit.gauss_newton import block_products
-from lpvit.masks import build_keep_masks, expand_keep_masks, zero_pruned
-from lpvit.rate_distortion import gauss_newton_curves, taylor_curves
-from lpvit.reconstruction import reconstruct
+from lpvit.masks import build_keep_masks
+from lpvit.rate_distortion import rate_distortion_curves
+from lpvit.reconstruction import pruned_weights
 from lpvit.statistics import Statistics, block_table, collect_statistics
 
 KEY = ["arm", "reconstruction", "macs", "block_shape", "seed"]
@@ -230,23 +230,15 @@ class Judge:
         budget = Budget.model_validate({"macs": macs} | arm.budget)
         statistics, shared = calibrated.statistics(pruning)
         meter = Meter()
-        model = copy.deepcopy(self.subject.model)
+        model, device = copy.deepcopy(self.subject.model), self.subject.compute.device
         with meter.measured():
             blocks = block_table(statistics, pruning.saliency)
-            if pruning.distortion == "taylor":
-                curves = taylor_curves(statistics, blocks, pruning.order, pruning.points)
-            else:
-                curves = gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
+            curves = rate_distortion_curves(statistics, blocks, pruning, model, calibrated.images, device)
             allocation = allocate(curves, blocks, self.costs, budget)
             ranked = blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
             keep_masks = build_keep_masks(ranked, allocation)
-            if reconstruction == "none":
-                zero_pruned(dict(model.named_parameters()), expand_keep_masks(model, keep_masks, calibrated.shape))
-            else:
-                device = self.subject.compute.device
-                model.load_state_dict(
-                    reconstruct(self.subject.model, keep_masks, calibrated.shape, calibrated.images, device=device)
-                )
+            images = None if reconstruction == "none" else calibrated.images
+            model.load_state_dict(pruned_weights(model, keep_masks, calibrated.shape, images, device))
         outcome = self._measure(model, float(allocation["achieved"].iloc[0]), shared + meter)
         if self._is_finetuned(macs, calibrated):
             outcome["finetuned_top1"] = self._finetune(model, keep_masks, calibrated.shape)
@@ -348,19 +340,12 @@ def _mean(values: pd.Series, digits: int) -> str:
     return f"{values.mean():.{digits}f}{deviation}"
 
 
-def plot(runs: pd.DataFrame) -> plt.Figure:
+def plot(runs: pd.DataFrame) -> Figure:
     """Top-1 against MACs, a panel per block shape and reconstruction."""
     shapes = [shape for shape in runs["block_shape"].unique() if shape != "-"]
     reconstructions = list(runs["reconstruction"].unique())
-    figure, axes = plt.subplots(
-        len(reconstructions),
-        len(shapes),
-        figsize=(4.2 * len(shapes) + 2, 3.2 * len(reconstructions)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(4.2 * len(shapes) + 2, 3.2 * len(reconstructions)), layout="constrained")
+    axes = figure.subplots(len(reconstructions), len(shapes), sharex=True, sharey=True, squeeze=False)
     colors = {arm: f"C{i % 10}" for i, arm in enumerate(runs["arm"].unique())}
     for (row, reconstruction), (column, shape) in itertools.product(enumerate(reconstructions), enumerate(shapes)):
         panel = axes[row, column]
