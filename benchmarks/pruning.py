@@ -3,8 +3,8 @@
     snakemake --cores all --configfile config/cifar10.yaml results/cifar10/given/dense.pt
     python benchmarks/pruning.py --config config/cifar10.yaml --dataset cifar10 --model given
 
-Writes ``runs.csv`` (a line per arm, budget, block shape and calibration seed; a run that was stopped goes on after the
-last line), ``table.md`` and ``accuracy.png`` to ``results/benchmarks/<dataset>/<model>``.
+Writes ``runs.csv`` (a line per arm, budget, block shape and calibration seed), ``finetuned.csv``, ``table.md`` and
+``accuracy.png`` to ``results/benchmarks/<dataset>/<model>``. What was stopped goes on after the last line.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import copy
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,7 @@ from lpvit.reconstruction import pruned_weights
 from lpvit.statistics import Statistics, block_table, collect_statistics
 
 KEY = ["arm", "reconstruction", "macs", "block_shape", "seed"]
-COLUMNS = [*KEY, "achieved", "dense_top1", "top1", "distortion", "seconds", "peak_mib", "finetuned_top1"]
+MEASURED = ["achieved", "dense_top1", "top1", "distortion", "seconds", "peak_mib"]
 
 
 class Arm(Section):
@@ -55,13 +55,12 @@ class Arm(Section):
 
 
 class Finetuning(Section):
-    """Which runs are fine-tuned, and how."""
+    """Which runs are fine-tuned, and how: those of the first calibration seed at these budgets and block shapes."""
 
     recipe: Recipe
     images: int  # of the training split
     macs: tuple[float, ...]
     block_shapes: tuple[tuple[int, int], ...]
-    seeds: int
 
 
 class Plan(Section):
@@ -83,8 +82,11 @@ def main() -> None:
     plan = Plan.model_validate(yaml.safe_load(arguments.plan.read_text()))
     folder = subject.config.results / "benchmarks" / subject.dataset / subject.name
     folder.mkdir(parents=True, exist_ok=True)
-    run(subject, plan, folder / "runs.csv")
-    runs = pd.read_csv(folder / "runs.csv")
+    judge = Judge(subject, plan)
+    run(judge, keys(plan), folder / "runs.csv", judge.measure, MEASURED)
+    if plan.finetuning:
+        run(judge, keys_finetuned(plan, plan.finetuning), folder / "finetuned.csv", judge.finetune, ["finetuned_top1"])
+    runs = read(folder)
     table = markdown(runs)
     (folder / "table.md").write_text(table)
     plot(runs).savefig(folder / "accuracy.png", dpi=150)
@@ -101,35 +103,60 @@ def parse_arguments() -> argparse.Namespace:
 # --- the runs --------------------------------------------------------------------------------------------------------
 
 
-def run(subject: Subject, plan: Plan, file: Path) -> None:
-    """Does what the plan asks for and the file does not hold yet, and appends a line after each."""
+@dataclass(frozen=True)
+class Key:
+    """A run. Block shape as ``16x16``; ``-`` for an arm without blocks."""
+
+    arm: str
+    reconstruction: str
+    macs: float
+    block_shape: str
+    seed: int
+
+
+def run(
+    judge: "Judge",
+    keys: Iterable[Key],
+    file: Path,
+    outcome: Callable[["PrunedModel"], dict[str, Any]],
+    columns: list[str],
+) -> None:
+    """Does the runs that the file does not hold yet, and appends a line after each."""
     if not file.exists():
-        file.write_text(",".join(COLUMNS) + "\n")
-    done = set(pd.read_csv(file)[KEY].itertuples(index=False, name=None))
-    judge = Judge(subject, plan)
-    todo = [key for key in keys(plan) if key not in done]
+        file.write_text(",".join([*KEY, *columns]) + "\n")
+    done = {Key(*row) for row in pd.read_csv(file)[KEY].itertuples(index=False, name=None)}
     calibrated: Calibrated | None = None
-    for arm, reconstruction, macs, block_shape, seed in tqdm(todo, desc=subject.name, unit="run"):
-        if calibrated is None or (calibrated.seed, calibrated.block_shape) != (seed, block_shape):
-            calibrated = Calibrated(subject, plan, seed, block_shape)
-        if plan.arms[arm].shrink:
-            outcome = judge.shrunk(calibrated, macs)
-        else:
-            outcome = judge.pruned(calibrated, plan.arms[arm], macs, reconstruction)
-        row = pd.DataFrame([dict(zip(KEY, (arm, reconstruction, macs, block_shape, seed), strict=True)) | outcome])
-        row[COLUMNS].to_csv(file, mode="a", header=False, index=False)
+    for key in tqdm([key for key in keys if key not in done], desc=file.stem, unit="run"):
+        if calibrated is None or (calibrated.seed, calibrated.block_shape) != (key.seed, key.block_shape):
+            calibrated = Calibrated(judge.subject, judge.plan, key.seed, key.block_shape)
+        row = pd.DataFrame([asdict(key) | outcome(judge.prune(calibrated, key))])
+        row[[*KEY, *columns]].to_csv(file, mode="a", header=False, index=False)
 
 
-def keys(plan: Plan) -> Iterator[tuple[str, str, float, str, int]]:
-    """Every run, those of a calibration seed and block shape together."""
+def keys(plan: Plan) -> Iterator[Key]:
+    """Every run, those that share calibration images and block shape together."""
     blockwise = [name for name, arm in plan.arms.items() if not arm.shrink]
-    shrinking = [name for name, arm in plan.arms.items() if arm.shrink]
-    for shape, seed in itertools.product(plan.block_shapes, range(plan.seeds)):
-        block_shape = "x".join(map(str, shape))
-        for arm, macs, reconstruction in itertools.product(blockwise, plan.macs, plan.reconstructions):
-            yield arm, reconstruction, macs, block_shape, seed
-    for seed, arm, macs in itertools.product(range(plan.seeds), shrinking, plan.macs):
-        yield arm, "none", macs, "-", seed
+    for shape, macs, seed in itertools.product(plan.block_shapes, plan.macs, range(plan.seeds)):
+        for arm, reconstruction in itertools.product(blockwise, plan.reconstructions):
+            yield Key(arm, reconstruction, macs, "x".join(map(str, shape)), seed)
+    for seed, macs in itertools.product(range(plan.seeds), plan.macs):
+        for arm in plan.arms.keys() - blockwise:
+            yield Key(arm, "none", macs, "-", seed)
+
+
+def keys_finetuned(plan: Plan, finetuning: Finetuning) -> Iterator[Key]:
+    shapes = ["-", *("x".join(map(str, shape)) for shape in finetuning.block_shapes)]
+    for key in keys(plan):
+        if key.seed == 0 and key.macs in finetuning.macs and key.block_shape in shapes:
+            yield key
+
+
+def read(folder: Path) -> pd.DataFrame:
+    """All runs, with the accuracy after fine-tuning where there is one."""
+    runs = pd.read_csv(folder / "runs.csv")
+    if not (folder / "finetuned.csv").exists():
+        return runs.assign(finetuned_top1=float("nan"))
+    return runs.merge(pd.read_csv(folder / "finetuned.csv"), how="left", on=KEY)
 
 
 @dataclass
@@ -214,6 +241,17 @@ class Calibrated:
             yield
 
 
+@dataclass(frozen=True)
+class PrunedModel:
+    """A model without blocks, or narrower, and what it took to make it."""
+
+    model: nn.Module
+    keep_masks: dict[str, Tensor] | None
+    block_shape: tuple[int, int]
+    achieved: float
+    meter: Meter
+
+
 class Judge:
     """Makes pruned models and measures them against the dense one on validation images."""
 
@@ -225,9 +263,12 @@ class Judge:
         self.labels = torch.cat([labels for _, labels in self.images])
         self.dense_logits = self._logits(subject.model)
 
-    def pruned(self, calibrated: Calibrated, arm: Arm, macs: float, reconstruction: str) -> dict[str, Any]:
+    def prune(self, calibrated: Calibrated, key: Key) -> PrunedModel:
+        arm = self.plan.arms[key.arm]
+        if arm.shrink:
+            return self._shrink(calibrated, key.macs)
         pruning = Pruning.model_validate({"block_shape": calibrated.shape} | arm.pruning)
-        budget = Budget.model_validate({"macs": macs} | arm.budget)
+        budget = Budget.model_validate({"macs": key.macs} | arm.budget)
         statistics, shared = calibrated.statistics(pruning)
         meter = Meter()
         model, device = copy.deepcopy(self.subject.model), self.subject.compute.device
@@ -237,50 +278,31 @@ class Judge:
             allocation = allocate(curves, blocks, self.costs, budget)
             ranked = blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
             keep_masks = build_keep_masks(ranked, allocation)
-            images = None if reconstruction == "none" else calibrated.images
+            images = None if key.reconstruction == "none" else calibrated.images
             model.load_state_dict(pruned_weights(model, keep_masks, calibrated.shape, images, device))
-        outcome = self._measure(model, float(allocation["achieved"].iloc[0]), shared + meter)
-        if self._is_finetuned(macs, calibrated):
-            outcome["finetuned_top1"] = self._finetune(model, keep_masks, calibrated.shape)
-        return outcome
+        achieved = float(allocation["achieved"].iloc[0])
+        return PrunedModel(model, keep_masks, calibrated.shape, achieved, shared + meter)
 
-    def shrunk(self, calibrated: Calibrated, macs: float) -> dict[str, Any]:
+    def _shrink(self, calibrated: Calibrated, macs: float) -> PrunedModel:
         meter = Meter()
-        _ = calibrated.images
+        images = calibrated.images
         with meter.measured():
-            model = shrink(self.subject.model, calibrated.images, macs)
-        achieved = measure_costs(model)["macs"].sum() / self.costs["macs"].sum()
-        outcome = self._measure(model, float(achieved), meter)
-        if self._is_finetuned(macs, calibrated):
-            outcome["finetuned_top1"] = self._finetune(model, None, (1, 1))
-        return outcome
+            model = shrink(self.subject.model, images, macs)
+        achieved = float(measure_costs(model)["macs"].sum() / self.costs["macs"].sum())
+        return PrunedModel(model, None, (1, 1), achieved, meter)
 
-    def _measure(self, model: nn.Module, achieved: float, meter: Meter) -> dict[str, Any]:
-        logits = self._logits(model)
+    def measure(self, pruned: PrunedModel) -> dict[str, Any]:
+        logits = self._logits(pruned.model)
         return {
-            "achieved": achieved,
+            "achieved": pruned.achieved,
             "dense_top1": self._top1(self.dense_logits),
             "top1": self._top1(logits),
             "distortion": float((logits - self.dense_logits).double().square().sum(dim=1).mean()),
-            "seconds": meter.seconds,
-            "peak_mib": meter.peak_mib,
-            "finetuned_top1": None,
+            "seconds": pruned.meter.seconds,
+            "peak_mib": pruned.meter.peak_mib,
         }
 
-    @torch.no_grad()
-    def _logits(self, model: nn.Module) -> Tensor:
-        return torch.cat([model.eval()(images) for images, _ in self.images])
-
-    def _top1(self, logits: Tensor) -> float:
-        return 100 * float((logits.argmax(dim=1) == self.labels).double().mean())
-
-    def _is_finetuned(self, macs: float, calibrated: Calibrated) -> bool:
-        wanted = self.plan.finetuning
-        if wanted is None or macs not in wanted.macs or calibrated.seed >= wanted.seeds:
-            return False
-        return calibrated.block_shape == "-" or calibrated.shape in wanted.block_shapes
-
-    def _finetune(self, model: nn.Module, keep_masks: dict[str, Tensor] | None, shape: tuple[int, int]) -> float:
+    def finetune(self, pruned: PrunedModel) -> dict[str, Any]:
         assert self.plan.finetuning is not None
         subject, recipe = self.subject, self.plan.finetuning.recipe
         images = subject.few_images(self.plan.finetuning.images, self.plan.validation)
@@ -288,18 +310,25 @@ class Judge:
         preprocessing = Preprocessing.from_model(subject.model)
         with tempfile.TemporaryDirectory() as folder:
             _, history = train(
-                model,
+                pruned.model,
                 recipe,
                 SplitLoaders(images, dataset, preprocessing, recipe, subject.compute),
-                keep_masks=keep_masks,
-                block_shape=shape,
+                keep_masks=pruned.keep_masks,
+                block_shape=pruned.block_shape,
                 teacher=None if recipe.teacher is None else subject.model,
                 device=torch.device(subject.compute.device),
                 threads=subject.compute.threads,
                 resume_file=Path(folder, "training.pt"),
                 fingerprint="",
             )
-        return float(history["top1"].iloc[-1])
+        return {"finetuned_top1": float(history["top1"].iloc[-1])}
+
+    @torch.no_grad()
+    def _logits(self, model: nn.Module) -> Tensor:
+        return torch.cat([model.eval()(images) for images, _ in self.images])
+
+    def _top1(self, logits: Tensor) -> float:
+        return 100 * float((logits.argmax(dim=1) == self.labels).double().mean())
 
 
 # --- what people read ------------------------------------------------------------------------------------------------
