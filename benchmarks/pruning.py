@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 import yaml
 from matplotlib.figure import Figure
+from memory import measured_peak
 from pydantic import Field
 from shrinking import shrink
 from subject import Batches, Subject, add_arguments, read_subject
@@ -168,29 +169,14 @@ class Meter:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        before, started = _reset_peak(), time.perf_counter()
-        yield
+        started = time.perf_counter()
+        with measured_peak() as peak:
+            yield
         self.seconds += time.perf_counter() - started
-        self.peak_mib = max(self.peak_mib, (_peak() - before) / 2**20)
+        self.peak_mib = max(self.peak_mib, 1024 * peak.gib)
 
     def __add__(self, other: "Meter") -> "Meter":
         return Meter(self.seconds + other.seconds, max(self.peak_mib, other.peak_mib))
-
-
-def _reset_peak() -> int:
-    """Lets the peak memory begin anew, and gives its value: on the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak of the resident set
-    return _peak()
-
-
-def _peak() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 @dataclass

@@ -1,0 +1,151 @@
+"""What rate-distortion curves cost at the size of DeiT-B: Gauss-Newton, a plain loop over ratios, and masking.
+
+    python benchmarks/curve_cost.py
+
+Random weights and images: neither changes the time. Masking is measured on the layers of the first, the middle and the
+last transformer block, and all costs are stretched to the whole model and calibration set; the table says from what.
+Seconds are of processor time.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import pandas as pd
+import torch
+from memory import measured_peak
+from torch import Tensor, nn
+
+from lpvit.blocks import BlockGrid
+from lpvit.gauss_newton import block_products, change_products, statistics_with_products
+from lpvit.models import LayerSpec, create_model, matrix_layers, prunable_layers, weight_matrix
+from lpvit.rate_distortion import empirical_curves, gauss_newton_curves
+from lpvit.statistics import block_table
+
+Result = TypeVar("Result")
+
+ROLES = ("qkv", "proj", "fc1", "fc2")
+FEW = 2  # images of the measurements that take long
+RATIOS = 3  # of a masked curve, unpruned included
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = create_model(arguments.timm, 1000, {}).eval().to(device)
+    case = Case(model, arguments.calibration, tuple(arguments.block_shape), arguments.points, arguments.probes, device)
+
+    with measured_peak() as peak:
+        gradients, products = case.gradients(arguments.images)
+    gauss_newton = gradients + case.cumulative_sums(products)
+    loop = gradients + case.loop_over_ratios()
+    masking = case.masking()
+    rows = [
+        (f"gauss_newton, {case.probes} probes", gauss_newton, f"{arguments.images} images, all layers"),
+        ("plain loop over ratios", loop, f"{FEW} images, layers of one transformer block"),
+        ("empirical", masking, f"{FEW} images, layers of three transformer blocks, {RATIOS - 1} ratios"),
+    ]
+    print(f"{arguments.timm}, blocks {case.block_shape}, {case.calibration} images, {case.points} ratios\n")
+    print("| curves | hours of one core | times Gauss-Newton | measured on |\n| --- | ---: | ---: | --- |")
+    for name, seconds, measured_on in rows:
+        print(f"| {name} | {seconds / 3600:.2f} | {seconds / gauss_newton:.1f} | {measured_on} |")
+    measured = 4 * sum(of_layer.numel() for of_layer in products.values()) / 2**30
+    kept, working = measured * case.calibration / arguments.images, peak.gib - measured
+    print(
+        f"\nMemory beside the model: {kept:.2f} GiB of products + {working:.2f} GiB at work = {kept + working:.2f} GiB"
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Parts of curves, measured; each gives seconds stretched to all calibration images, ratios and layers."""
+
+    model: nn.Module
+    calibration: int
+    block_shape: tuple[int, int]
+    points: int
+    probes: int
+    device: str
+
+    @cached_property
+    def layers(self) -> list[LayerSpec]:
+        return prunable_layers(matrix_layers(self.model), ROLES)
+
+    @cached_property
+    def blocks(self) -> pd.DataFrame:
+        images = self._images(FEW)
+        arguments = (self.layers, self.block_shape, self.probes, self.device)
+        return block_table(statistics_with_products(self.model, images, *arguments), "gauss_newton")
+
+    def gradients(self, images: int) -> tuple[float, dict[str, Tensor]]:
+        """Block products of a batch: what every Gauss-Newton curve begins with."""
+        arguments = (self.layers, self.block_shape, self.probes, self.device)
+        products, seconds = timed(lambda: block_products(self.model, self._images(images), *arguments))
+        return seconds * self.calibration / images, products
+
+    def cumulative_sums(self, products: dict[str, Tensor]) -> float:
+        """All ratios at once, from the products."""
+        statistics = {layer: {"block_products": of_layer} for layer, of_layer in products.items()}
+        _, seconds = timed(lambda: gauss_newton_curves(statistics, self.blocks, "cumulative", self.points))
+        return seconds * self.calibration * self.probes / len(next(iter(products.values())))
+
+    def loop_over_ratios(self) -> float:
+        """Instead of cumulative sums: one inner product of the gradient with the pruned weights for every ratio."""
+        layers = [layer for layer in self.layers if _transformer_block(layer) == 0]
+        changes = {layer.name: self._pruned_weights(layer) for layer in layers}
+        whole = {layer: change[-1:] for layer, change in changes.items()}
+        images = self._images(FEW)
+        _, every_ratio = timed(lambda: change_products(self.model, images, changes, self.probes, self.device))
+        _, one_ratio = timed(lambda: change_products(self.model, images, whole, self.probes, self.device))
+        return (every_ratio - one_ratio) * self.calibration / FEW * len(self.layers) / len(layers)
+
+    def masking(self) -> float:
+        """Empirical curves."""
+        last = max(map(_transformer_block, self.layers))
+        layers = [layer for layer in self.layers if _transformer_block(layer) in (0, (last + 1) // 2, last)]
+        arguments = (layers, self.blocks, self.block_shape, RATIOS, self.device)
+        _, seconds = timed(lambda: empirical_curves(self.model, self._images(FEW), *arguments))
+        ratios = (self.points - 1) / (RATIOS - 1)
+        return seconds * ratios * self.calibration / FEW * len(self.layers) / len(layers)
+
+    def _images(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        images = torch.randn(count, *self.model.pretrained_cfg["input_size"])
+        return [(images, torch.zeros(count, dtype=torch.int64))]
+
+    def _pruned_weights(self, layer: LayerSpec) -> Tensor:
+        """The weights that go at every ratio, (points - 1, O, I); which blocks does not matter to the time."""
+        grid = BlockGrid(layer.shape, self.block_shape)
+        places = torch.arange(grid.count).view(grid.rows, grid.columns)
+        weight = weight_matrix(self.model.get_submodule(layer.name)).detach()
+        counts = torch.linspace(0, grid.count, self.points)[1:]
+        return torch.stack([weight * grid.expand(places < count).to(weight) for count in counts])
+
+
+def _transformer_block(layer: LayerSpec) -> int:
+    return int(layer.name.split(".")[1])
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timm", default="deit_base_patch16_224")
+    parser.add_argument("--images", type=int, default=8, help="images that are measured, one batch")
+    parser.add_argument("--calibration", type=int, default=2000, help="images that the costs are stretched to")
+    parser.add_argument("--block-shape", type=int, nargs=2, default=(32, 32))
+    parser.add_argument("--points", type=int, default=101)
+    parser.add_argument("--probes", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def timed(function: Callable[[], Result]) -> tuple[Result, float]:
+    started = time.process_time()
+    result = function()
+    return result, time.process_time() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Peak memory of a piece of work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class Peak:
+    """Memory above that at the start, known when the work has ended."""
+
+    gib: float = 0.0
+
+
+@contextmanager
+def measured_peak() -> Iterator[Peak]:
+    """On the GPU where there is one, as torch counts it; else the resident memory of this process (Linux)."""
+    peak, before = Peak(), _reset()
+    yield peak
+    peak.gib = (_highest() - before) / 2**30
+
+
+def _reset() -> int:
+    """Lets the highest mark begin anew, and gives it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+    return _highest()
+
+
+def _highest() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
