@@ -1,4 +1,4 @@
-"""What rate-distortion curves cost at the size of DeiT-B: Gauss-Newton, a plain loop over ratios, and masking.
+"""What rate-distortion curves cost at the size of DeiT-B: by Gauss-Newton, and by masking.
 
     python benchmarks/curve_cost.py
 
@@ -19,9 +19,9 @@ import torch
 from memory import measured_peak
 from torch import Tensor, nn
 
-from lpvit.blocks import BlockGrid
-from lpvit.gauss_newton import block_products, change_products, statistics_with_products
-from lpvit.models import LayerSpec, create_model, matrix_layers, prunable_layers, weight_matrix
+from lpvit.gauss_newton import block_products, statistics_with_products
+from lpvit.masks import pruning_ranks
+from lpvit.models import LayerSpec, create_model, matrix_layers, prunable_layers
 from lpvit.rate_distortion import empirical_curves, gauss_newton_curves
 from lpvit.statistics import block_table
 
@@ -41,23 +41,20 @@ def main() -> None:
 
     with measured_peak() as peak:
         gradients, products = case.gradients(arguments.images)
-    gauss_newton = gradients + case.cumulative_sums(products)
-    loop = gradients + case.loop_over_ratios()
+    sums, loop = case.cumulative_sums(products), case.loop_over_ratios(products)
+    gauss_newton = gradients + sums
     masking = case.masking()
-    rows = [
-        (f"gauss_newton, {case.probes} probes", gauss_newton, f"{arguments.images} images, all layers"),
-        ("plain loop over ratios", loop, f"{FEW} images, layers of one transformer block"),
-        ("empirical", masking, f"{FEW} images, layers of three transformer blocks, {RATIOS - 1} ratios"),
-    ]
     print(f"{arguments.timm}, blocks {case.block_shape}, {case.calibration} images, {case.points} ratios\n")
     print("| curves | hours of one core | times Gauss-Newton | measured on |\n| --- | ---: | ---: | --- |")
-    for name, seconds, measured_on in rows:
+    for name, seconds, measured_on in (
+        (f"gauss_newton, {case.probes} probes", gauss_newton, f"{arguments.images} images, all layers"),
+        ("empirical", masking, f"{FEW} images, layers of three transformer blocks, {RATIOS - 1} ratios"),
+    ):
         print(f"| {name} | {seconds / 3600:.2f} | {seconds / gauss_newton:.1f} | {measured_on} |")
+    print(f"\nFrom products to curves: {sums:.1f} s, by a plain loop over the ratios {loop:.1f} s ({loop / sums:.1f}x)")
     measured = 4 * sum(of_layer.numel() for of_layer in products.values()) / 2**30
-    kept, working = measured * case.calibration / arguments.images, peak.gib - measured
-    print(
-        f"\nMemory beside the model: {kept:.2f} GiB of products + {working:.2f} GiB at work = {kept + working:.2f} GiB"
-    )
+    kept, work = measured * case.calibration / arguments.images, peak.gib - measured
+    print(f"Memory beside the model: {kept:.2f} GiB of products + {work:.2f} GiB at work = {kept + work:.2f} GiB")
 
 
 @dataclass(frozen=True)
@@ -91,17 +88,23 @@ class Case:
         """All ratios at once, from the products."""
         statistics = {layer: {"block_products": of_layer} for layer, of_layer in products.items()}
         _, seconds = timed(lambda: gauss_newton_curves(statistics, self.blocks, "cumulative", self.points))
-        return seconds * self.calibration * self.probes / len(next(iter(products.values())))
+        return seconds * self._samples(products)
 
-    def loop_over_ratios(self) -> float:
-        """Instead of cumulative sums: one inner product of the gradient with the pruned weights for every ratio."""
-        layers = [layer for layer in self.layers if _transformer_block(layer) == 0]
-        changes = {layer.name: self._pruned_weights(layer) for layer in layers}
-        whole = {layer: change[-1:] for layer, change in changes.items()}
-        images = self._images(FEW)
-        _, every_ratio = timed(lambda: change_products(self.model, images, changes, self.probes, self.device))
-        _, one_ratio = timed(lambda: change_products(self.model, images, whole, self.probes, self.device))
-        return (every_ratio - one_ratio) * self.calibration / FEW * len(self.layers) / len(layers)
+    def loop_over_ratios(self, products: dict[str, Tensor]) -> float:
+        """The same, but with a sum over the pruned blocks for every ratio."""
+
+        def curves() -> None:
+            for layer, of_layer in self.blocks.groupby("layer", sort=False):
+                pruned_first = pruning_ranks(of_layer).flatten().argsort()
+                for count in torch.linspace(0, len(of_layer), self.points).long()[1:]:
+                    products[str(layer)][:, pruned_first[:count]].double().sum(dim=1).square().mean()
+
+        _, seconds = timed(curves)
+        return seconds * self._samples(products)
+
+    def _samples(self, products: dict[str, Tensor]) -> float:
+        """Samples of the whole calibration set over those of the products."""
+        return self.calibration * self.probes / len(next(iter(products.values())))
 
     def masking(self) -> float:
         """Empirical curves."""
@@ -115,14 +118,6 @@ class Case:
     def _images(self, count: int) -> list[tuple[Tensor, Tensor]]:
         images = torch.randn(count, *self.model.pretrained_cfg["input_size"])
         return [(images, torch.zeros(count, dtype=torch.int64))]
-
-    def _pruned_weights(self, layer: LayerSpec) -> Tensor:
-        """The weights that go at every ratio, (points - 1, O, I); which blocks does not matter to the time."""
-        grid = BlockGrid(layer.shape, self.block_shape)
-        places = torch.arange(grid.count).view(grid.rows, grid.columns)
-        weight = weight_matrix(self.model.get_submodule(layer.name)).detach()
-        counts = torch.linspace(0, grid.count, self.points)[1:]
-        return torch.stack([weight * grid.expand(places < count).to(weight) for count in counts])
 
 
 def _transformer_block(layer: LayerSpec) -> int:
