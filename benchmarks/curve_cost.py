@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 
 ROLES = ("qkv", "proj", "fc1", "fc2")
 FEW = 2  # images of the measurements that take long
+SAMPLES = 512  # of block products, repeated, that curves are made from
 RATIOS = 3  # of a masked curve, unpruned included
 
 
@@ -41,7 +42,8 @@ def main() -> None:
 
     with measured_peak() as peak:
         gradients, products = case.gradients(arguments.images)
-    sums, loop = case.cumulative_sums(products), case.loop_over_ratios(products)
+    many = {layer: of_layer.repeat(SAMPLES // len(of_layer), 1) for layer, of_layer in products.items()}
+    sums, loop = case.cumulative_sums(many), case.loop_over_ratios(many)
     gauss_newton = gradients + sums
     masking = case.masking()
     print(f"{arguments.timm}, blocks {case.block_shape}, {case.calibration} images, {case.points} ratios\n")

@@ -24,7 +24,7 @@ from lpvit.resume import constant, recorded_units, replaced_forwards
 from lpvit.statistics import Batches, Statistics, evaluation_mode, mean_squared_products, require_finite_logits
 
 DAMPING = 1e-7  # eps of the second-order term (LPViT)
-CUMULATIVE_NUMBERS = 2**23  # of running sums held at once: 64 MiB in float64
+CUMULATIVE_NUMBERS = 2**18  # of running sums held at once: 2 MiB in float64, for the cache
 CORRECTION_POINTS = 5  # sparsities at which a curve is corrected: 0, 1/4, ... 1
 SMALL_SHARE = 0.05  # of the pruned weights taken away: a change that counts as infinitesimal
 
@@ -163,7 +163,9 @@ def gauss_newton_distortion(block_products: Tensor, ranks: Tensor, form: Literal
         return nn.functional.pad(mean_squared_products(block_products)[pruned_first].cumsum(dim=0), (1, 0))
     distortion = torch.zeros(len(pruned_first) + 1, dtype=torch.float64)
     for samples in torch.split(block_products, max(1, CUMULATIVE_NUMBERS // len(pruned_first))):
-        distortion[1:] += samples[:, pruned_first].cumsum(dim=1, dtype=torch.float64).square_().sum(dim=0)
+        sums = samples.T[pruned_first].double()
+        torch.cumsum(sums, dim=0, out=sums)
+        distortion[1:] += torch.linalg.vector_norm(sums, dim=1).square_()
     return distortion / len(block_products)
 
 
