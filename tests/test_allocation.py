@@ -516,7 +516,7 @@ def test_an_allocation_fits_its_schema_and_is_the_same_twice(allocator, tmp_path
 def test_target_and_achieved_are_logged(caplog):
     with caplog.at_level(logging.INFO):
         allocate(*random_case(0), Budget(macs=0.5))
-    assert "lagrangian: target 0.5, achieved 0.49" in caplog.text
+    assert "lagrangian: macs target 0.5, achieved 0.49" in caplog.text
 
 
 @pytest.mark.parametrize("column", ["saliency", "squared_norm"])

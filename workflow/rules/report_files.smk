@@ -12,6 +12,8 @@ def figures_of(experiment: Experiment) -> list[str]:
     figures = [f"{PRUNING}/curves.png".format(**names), f"{budget}/allocation.png", f"{budget}/blocks.png"]
     if settings.models[experiment.model].recipe is not None:
         figures.append(f"{MODEL}/dense_history.png".format(**names))
+    if len(settings.budgets[experiment.budget].targets) == 2:
+        figures.append(f"{budget}/frontier.png")
     if experiment.recipe is not None:
         figures.append(f"{RECIPE}/history.png".format(**names))
     return figures
