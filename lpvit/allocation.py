@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 UNIFORM_PLUS_LAST_KEEP_RATIO = 0.2
 BRACKET = 1e-9  # of the weight of two budgets
-MULTIPLIERS = 1e-6, 1e3  # between which `exact` seeks that of the other of two budgets, see `_exact_at`
-STEPS = 16  # of this bisection
+MULTIPLIERS = 1e-4, 1e2  # between which `exact` seeks that of the other of two budgets, see `_exact_at`
+STEPS = 10  # of this bisection
 
 
 def allocate(

@@ -275,7 +275,7 @@ ENERGY = Schema(
             nullable=True,
         ),
         Column("reason", pa.string(), "", "why nothing was measured; null if it was", nullable=True),
-        Column("repeat", pa.int64(), "", "from 1; every repeat runs all arms in turn"),
+        Column("repeat", pa.int64(), "", "from 1, all arms in turn; 0 if nothing was measured"),
         Column("images", pa.int64(), "", "images computed in the window; 0 if nothing was measured"),
         Column("seconds", pa.float64(), "s", "length of the window", nullable=True),
         Column("joules", pa.float64(), "J", "what the counter rose by, idle power included", nullable=True),
