@@ -170,6 +170,14 @@ class Budget(Section):
         description="share of the dense model's MACs in linear layers (patch embedding and heads included) to keep",
     )
     sparsity: Share | None = Field(None, description="share of the prunable weights to remove")
+    energy: Fraction | None = Field(
+        None,
+        description="share of the dense model's modelled energy to keep, in the layers that `macs` counts",
+    )
+    latency: Fraction | None = Field(
+        None, description="share of the prunable layers' dense milliseconds to keep, as measured in `latency_table`"
+    )
+    latency_table: Path | None = Field(None, description="`latency.parquet` of the machine that counts (`latency`)")
     allocator: Literal["lagrangian", "exact", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"] = Field(
         "lagrangian", description="rule that gives every layer its sparsity"
     )
@@ -187,15 +195,43 @@ class Budget(Section):
         "images",
     )
 
+    @property
+    def targets(self) -> dict[str, float]:
+        """Quantity -> target, of the one or two that are given."""
+        given = {name: getattr(self, name) for name in ("macs", "sparsity", "energy", "latency")}
+        return {name: target for name, target in given.items() if target is not None}
+
     @model_validator(mode="after")
-    def _one_target(self) -> "Budget":
-        if (self.macs is None) == (self.sparsity is None):
-            raise ValueError("give exactly one of 'macs' and 'sparsity'")
+    def _one_target_or_two(self) -> "Budget":
+        targets = self.targets
+        if not 1 <= len(targets) <= 2:
+            raise ValueError("give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them")
+        if len(targets) == 2 and self.allocator not in ("lagrangian", "exact"):
+            raise ValueError(
+                f"allocator: '{self.allocator}' meets one budget, found {' and '.join(targets)}; "
+                "use 'lagrangian' or 'exact'"
+            )
+        if (self.latency is None) != (self.latency_table is None):
+            raise ValueError("latency_table: give the table of measured milliseconds together with 'latency'")
         if self.sparsity is not None and self.sparsity + self.min_keep_ratio > 1 + 1e-9:
             raise ValueError(
                 f"sparsity: {self.sparsity:g} is impossible while min_keep_ratio {self.min_keep_ratio:g} always stays"
             )
         return self
+
+
+class Energy(Section):
+    """The energy model: what a multiply-accumulate and a moved byte cost. Defaults: Horowitz, ISSCC 2014, 45 nm."""
+
+    dtype: Literal["float32", "float16", "int8"] = Field("float32", description="type of weights and activations")
+    mac: float | None = Field(
+        None, ge=0.001, description="pJ of a multiply-accumulate; null is 4.6, 1.5 or 0.23 as `dtype` asks"
+    )
+    dram: float = Field(162.5, ge=0, description="pJ to move a byte between DRAM and the chip")
+    sram: float = Field(12.5, ge=0, description="pJ to move a byte to or from the on-chip memory (1 MB)")
+    buffer: float = Field(1.25, ge=0, description="pJ to read a byte from the buffers at the arithmetic (8 kB)")
+    reuse: float = Field(16.0, ge=1, description="multiply-accumulates that a byte read from the buffers serves")
+    batch_size: int = Field(1, gt=0, description="images for which a weight is fetched from DRAM once")
 
 
 class Recipe(Section):
@@ -265,6 +301,7 @@ class Config(Section):
     results: Path = Field(Path("results"), description="folder of all artifacts")
     report: Name = Field("main", description="folder of this config's tables and figures in `results/report`")
     compute: Compute = Field(Compute(), description="device, threads, processes")
+    energy: Energy = Field(Energy(), description="constants of the energy model")
     datasets: dict[Name, Dataset] = Field(description="images")
     models: dict[Name, Model] = Field(description="dense models")
     calibrations: dict[Name, Calibration] = Field(description="calibration sets")
@@ -362,6 +399,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "recipes": Recipe,
     "experiments": Experiment,
     "compute": Compute,
+    "energy": Energy,
 }
 
 

@@ -87,6 +87,11 @@ def is_reconstructed(wildcards) -> bool:
     return settings.budgets[wildcards.budget].reconstruction != "none"
 
 
+def energy_of(wildcards) -> dict:
+    """The constants of the energy model where a budget counts energy; elsewhere they do not matter."""
+    return chosen(settings.energy) if settings.budgets[wildcards.budget].energy is not None else {}
+
+
 def reconstruction_of(wildcards) -> dict | None:
     """The params of a reconstruction; without one there are none, and neither images nor batches matter."""
     if not is_reconstructed(wildcards):
