@@ -1,0 +1,77 @@
+"""Compressed block rows (BSR): the kept blocks of a weight matrix, and where they lie.
+
+O, I = output and input features; r, c = rows and columns of a block; R, C = rows and columns of the grid;
+K = kept blocks.
+"""
+
+import torch
+from torch import Tensor
+
+from lpvit.blocks import BlockGrid
+from lpvit.errors import LpvitError
+
+
+def compress(weight: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The kept blocks of a weight matrix, by rows of blocks.
+
+    Args:
+        weight: Shape (O, I).
+        keep_mask: Shape (R, C), bool, True where the block stays.
+        block_shape: (r, c).
+
+    Returns:
+        ``values`` (K, r, c), in the dtype of the weight, blocks at ragged edges padded with zeros; ``crow_indices``
+        (R + 1,), int32: the blocks of row i are those from ``crow_indices[i]`` to ``crow_indices[i + 1]``;
+        ``col_indices`` (K,), int32, rising within a row.
+
+    Raises:
+        LpvitError: The mask is not one boolean per block.
+    """
+    grid = BlockGrid((weight.shape[0], weight.shape[1]), block_shape)
+    if keep_mask.shape != (grid.rows, grid.columns) or keep_mask.dtype != torch.bool:
+        raise LpvitError(
+            f"keep mask: {keep_mask.dtype} of {tuple(keep_mask.shape)} for a layer of {grid.shape[0]}x{grid.shape[1]}; "
+            f"blocks of {block_shape[0]}x{block_shape[1]} need torch.bool of {(grid.rows, grid.columns)}"
+        )
+    keep_mask = keep_mask.to(weight.device)
+    right, below = grid.columns * block_shape[1] - grid.shape[1], grid.rows * block_shape[0] - grid.shape[0]
+    padded = torch.nn.functional.pad(weight, (0, right, 0, below))
+    blocks = padded.view(grid.rows, block_shape[0], grid.columns, block_shape[1]).transpose(1, 2)
+    crow_indices = torch.zeros(grid.rows + 1, dtype=torch.int32, device=weight.device)
+    crow_indices[1:] = keep_mask.sum(dim=1).cumsum(dim=0)
+    return blocks[keep_mask], crow_indices, keep_mask.nonzero()[:, 1].int()
+
+
+def decompress(values: Tensor, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The weight matrix of ``shape`` (O, I) that `compress` took apart, zero where blocks were pruned."""
+    kept, height, width = values.shape
+    rows, columns = len(crow_indices) - 1, -(-shape[1] // width)
+    row_indices = torch.arange(rows, device=values.device).repeat_interleave(crow_indices.diff(), output_size=kept)
+    blocks = values.new_zeros(rows, columns, height, width)
+    blocks[row_indices, col_indices] = values
+    return blocks.transpose(1, 2).reshape(rows * height, columns * width)[: shape[0], : shape[1]].contiguous()
+
+
+def check_indices(crow_indices: Tensor, col_indices: Tensor, kept: int, columns: int) -> None:
+    """Makes sure that indices from a file point into the grid, since the kernels trust them.
+
+    Args:
+        crow_indices: Shape (R + 1,).
+        col_indices: Shape (K,).
+        kept: K, blocks stored.
+        columns: C.
+
+    Raises:
+        LpvitError: They do not describe ``kept`` blocks with columns rising within each row.
+    """
+    steps = crow_indices.diff()
+    rows_are_whole = crow_indices[0] == 0 and crow_indices[-1] == kept == len(col_indices) and bool((steps >= 0).all())
+    if not rows_are_whole:
+        raise LpvitError(f"crow_indices: not the bounds of {kept} blocks in {len(steps)} rows; the weights are damaged")
+    rows = torch.arange(len(steps), device=steps.device).repeat_interleave(steps)
+    if kept and not (0 <= col_indices.min() and col_indices.max() < columns and _rises(rows * columns + col_indices)):
+        raise LpvitError(f"col_indices: not rising within rows of {columns} blocks; the weights are damaged")
+
+
+def _rises(places: Tensor) -> bool:
+    return bool((places.diff() > 0).all())
