@@ -19,7 +19,7 @@ import torch
 
 _SOURCES = Path(__file__).parent / "csrc"
 _TORCH = Path(torch.__file__).parent
-_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden")
+_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")
 _OPERATOR_FLAGS = ("-isystem", str(_TORCH / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000")  # torch 2.11
 
 
@@ -52,6 +52,7 @@ _INSTRUCTION_SETS = {
     "x86_64": (
         InstructionSet("avx512", (*_X86, "-mavx512f"), lanes=16, tile_tokens=14),
         InstructionSet("avx2", (*_X86, "-mavx2"), lanes=8, tile_tokens=6),
+        InstructionSet("sse", (), lanes=4, tile_tokens=6),
     ),
     "aarch64": (InstructionSet("neon", (), lanes=4, tile_tokens=12),),
 }
@@ -67,14 +68,18 @@ class CpuKernel:
 
 @functools.cache
 def cpu_kernel() -> CpuKernel:
-    """Builds the kernel unless the cache has it, and registers it as CPU implementation of the operator."""
+    """Builds the kernel unless the cache has it, and registers it as CPU implementation of the operator.
+
+    ``LPVIT_INSTRUCTION_SET`` names the instruction set to use; by default it is the best that the CPU has.
+    """
     try:
         library = ctypes.CDLL(str(_built_library()))
     except _BuildError as error:
         return CpuKernel(None, str(error))
-    library.lpvit_instruction_set.restype = ctypes.c_char_p
-    instruction_set = library.lpvit_instruction_set().decode()
-    return CpuKernel(instruction_set or None, "" if instruction_set else "this CPU has neither AVX2 nor NEON")
+    wanted = os.environ.get("LPVIT_INSTRUCTION_SET", "")
+    library.lpvit_choose_kernel.restype = ctypes.c_char_p
+    chosen = library.lpvit_choose_kernel(wanted.encode())
+    return CpuKernel(chosen.decode()) if chosen else CpuKernel(None, f"LPVIT_INSTRUCTION_SET: no '{wanted}' here")
 
 
 def cache_folder() -> Path:

@@ -2,26 +2,30 @@
 // set, with LPVIT_ISA (its name), LPVIT_LANES (floats in a vector) and LPVIT_TILE_TOKENS defined.
 //
 // A tile of up to LPVIT_TILE_TOKENS tokens by two vectors of outputs stays in registers while the kept blocks of a
-// block-row stream past: every step loads two vectors of weights, and multiplies them by one input of each token,
-// broadcast. The tile's inputs are copied beforehand into a panel (I / 16, tokens, 16): then a block reads consecutive
-// cache lines at offsets known to the compiler, however far apart the inputs of two tokens lie.
+// block-row stream past: a step loads two vectors of weights and multiplies them by one input of each token, broadcast.
+// The inputs of a tile are copied beforehand into a panel (inputs / 16, tokens, 16), so that a block reads consecutive
+// cache lines, at offsets known to the compiler, whatever the distance between two tokens' inputs.
 
 #include "kernel.h"
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
+#include <vector>
 
 namespace lpvit {
 namespace {
 
 constexpr int kLanes = LPVIT_LANES;
 constexpr int kTileTokens = LPVIT_TILE_TOKENS;
-constexpr int kGroup = 16;  // inputs of a token that lie together in a panel: one cache line
+constexpr int kGroup = 16;                     // inputs of a token that lie together in a panel: a cache line
+constexpr int64_t kDepth = 1536;               // inputs worked on at once, roughly
+constexpr int64_t kRowsInCache = 128 * 1024;   // weights of the block-rows that pass one tile before the next comes
 
 template <int lanes>
 struct VectorOf {
-  typedef float Float __attribute__((vector_size(4 * lanes), aligned(4)));
+  typedef float Float __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
   typedef int32_t Int __attribute__((vector_size(4 * lanes), aligned(4)));
 };
 template <int lanes>
@@ -38,20 +42,8 @@ Vector<lanes> load(const float* from) {
 }
 
 template <int lanes>
-Vector<lanes> load_some(const float* from, int64_t count) {
-  if (count >= lanes) return load<lanes>(from);
-  Vector<lanes> result{};
-  if (count > 0) std::memcpy(&result, from, count * sizeof(float));
-  return result;
-}
-
-template <int lanes>
-void store_some(float* to, Vector<lanes> value, int64_t count) {
-  if (count >= lanes) {
-    *reinterpret_cast<Vector<lanes>*>(to) = value;
-  } else if (count > 0) {
-    std::memcpy(to, &value, count * sizeof(float));
-  }
+void store(float* to, Vector<lanes> value) {
+  *reinterpret_cast<Vector<lanes>*>(to) = value;
 }
 
 // exp(x) for x <= 0; 0 below -87. Powers of two by the exponent's bits, the rest (|z| <= ln(2) / 2) by Taylor's series.
@@ -69,7 +61,7 @@ Vector<lanes> exp_of_negative(Vector<lanes> x) {
   series = series * z + 1.0f;
   series = series * z + 1.0f;
   const Int scale = (power + 127) << 23;
-  return series * reinterpret_cast<const Vector<lanes>&>(scale);
+  return series * reinterpret_cast<Vector<lanes>>(scale);
 }
 
 // Exact GELU, x * Phi(x). Phi by Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 7.1.26, on the side
@@ -86,25 +78,70 @@ Vector<lanes> gelu(Vector<lanes> x) {
   return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
-// Some outputs of one block-row: `vectors` vectors from row `offset` of the blocks on, of which `count` are stored.
+// Some outputs of one block-row, and the blocks that add to them: outputs from row `offset` of the block-row on, of
+// which those before `first` are another strip's and those from `last` on do not exist.
 struct Strip {
-  int64_t block_row, offset, count;
+  int64_t block_row;
+  int64_t last_block, first_block = 0;
+  int64_t offset = 0, first = 0, last = 0;
+  bool starts = false, finishes = false;  // else sums are taken up from the outputs, or left there unfinished
+
+  bool is_whole(int64_t floats) const { return first == 0 && last >= floats; }
 };
+
+template <int lanes>
+Vector<lanes> finished(const Problem& p, const Strip& strip, Vector<lanes> sum) {
+  return strip.finishes && p.gelu ? gelu<lanes>(sum) : sum;
+}
+
+// Sums of a tile from the outputs where the strip is less than whole vectors, token by token; and back, through GELU.
+template <int floats>
+void load_slowly(const Problem& p, const Strip& strip, const float* outputs, int64_t tokens, float* sums) {
+  for (int64_t t = 0; t < tokens; ++t, outputs += p.out_features, sums += floats) {
+    std::copy(outputs + strip.first, outputs + std::min<int64_t>(strip.last, floats), sums + strip.first);
+  }
+}
+
+template <int lanes, int floats>
+void store_slowly(const Problem& p, const Strip& strip, float* sums, int64_t tokens, float* outputs) {
+  for (int64_t t = 0; t < tokens; ++t, outputs += p.out_features, sums += floats) {
+    for (int64_t i = 0; i < floats; i += lanes) store<lanes>(sums + i, finished<lanes>(p, strip, load<lanes>(sums + i)));
+    std::copy(sums + strip.first, sums + std::min<int64_t>(strip.last, floats), outputs + strip.first);
+  }
+}
+
+// The loops over tokens and vectors must be unrolled: only then do the sums live in registers.
+#define LPVIT_UNROLL _Pragma("GCC unroll 16")
 
 template <int lanes, int vectors, int tokens>
 void multiply_tile(const Problem& p, const Strip& strip, const float* panel, float* outputs) {
+  constexpr int floats = vectors * lanes;
   Vector<lanes> sums[tokens][vectors];
-  for (int v = 0; v < vectors; ++v) {
-    const float* bias = p.bias + strip.block_row * p.block_rows + strip.offset + v * lanes;
-    const Vector<lanes> start = p.bias ? load_some<lanes>(bias, strip.count - v * lanes) : Vector<lanes>{};
-    for (int t = 0; t < tokens; ++t) sums[t][v] = start;
+  float spilled[tokens * floats];
+  const auto for_each_sum = [&](auto&& act) __attribute__((always_inline)) {
+    LPVIT_UNROLL
+    for (int t = 0; t < tokens; ++t) {
+      LPVIT_UNROLL
+      for (int v = 0; v < vectors; ++v) act(t, v, v * lanes);
+    }
+  };
+  const int64_t first_output = strip.block_row * p.block_rows + strip.offset;
+  const bool whole = strip.is_whole(floats);
+  outputs += first_output;
+  if (!strip.starts && whole) {
+    for_each_sum([&](int t, int v, int o) { sums[t][v] = load<lanes>(outputs + t * p.out_features + o); });
+  } else if (!strip.starts) {
+    load_slowly<floats>(p, strip, outputs, tokens, spilled);
+    for_each_sum([&](int t, int v, int o) { sums[t][v] = load<lanes>(spilled + t * floats + o); });
+  } else {
+    float bias[floats] = {};
+    if (p.bias) std::copy_n(p.bias + first_output, std::min<int64_t>(strip.last, floats), bias);
+    for_each_sum([&](int t, int v, int o) { sums[t][v] = load<lanes>(bias + o); });
+    for (int t = 0; t < tokens; ++t) {  // the lines arrive while the sums are made
+      for (int o = 0; o < floats; o += lanes) __builtin_prefetch(outputs + t * p.out_features + o, 1);
+    }
   }
-  outputs += strip.block_row * p.block_rows + strip.offset;
-  for (int t = 0; t < tokens; ++t) {  // fetched while the sums are made: the stores then hit the cache
-    for (int v = 0; v < vectors; ++v) __builtin_prefetch(outputs + t * p.out_features + v * lanes, 1);
-  }
-  const int64_t end = p.crow_indices[strip.block_row + 1];
-  for (int64_t block = p.crow_indices[strip.block_row]; block < end; ++block) {
+  for (int64_t block = strip.first_block; block < strip.last_block; ++block) {
     const float* weights = p.values + block * p.block_columns * p.block_rows + strip.offset;
     const int64_t first = p.col_indices[block] * p.block_columns, last = first + p.block_columns;
     for (int64_t column = first; column < last;) {
@@ -112,91 +149,116 @@ void multiply_tile(const Problem& p, const Strip& strip, const float* panel, flo
       const float* x = panel + column / kGroup * (tokens * kGroup) + column % kGroup;
       for (; column < stop; ++column, ++x, weights += p.block_rows) {
         Vector<lanes> w[vectors];
-#pragma GCC unroll 4
+        LPVIT_UNROLL
         for (int v = 0; v < vectors; ++v) w[v] = load<lanes>(weights + v * lanes);
-#pragma GCC unroll 16
-        for (int t = 0; t < tokens; ++t) {
-#pragma GCC unroll 4
-          for (int v = 0; v < vectors; ++v) sums[t][v] += x[t * kGroup] * w[v];
-        }
+        for_each_sum([&](int t, int v, int) { sums[t][v] += x[t * kGroup] * w[v]; });
       }
     }
   }
-  for (int t = 0; t < tokens; ++t, outputs += p.out_features) {
-    for (int v = 0; v < vectors; ++v) {
-      const Vector<lanes> result = p.gelu ? gelu<lanes>(sums[t][v]) : sums[t][v];
-      store_some<lanes>(outputs + v * lanes, result, strip.count - v * lanes);
-    }
+  if (whole && !(strip.finishes && p.gelu)) {
+    for_each_sum([&](int t, int v, int o) { store<lanes>(outputs + t * p.out_features + o, sums[t][v]); });
+  } else {
+    for_each_sum([&](int t, int v, int o) { store<lanes>(spilled + t * floats + o, sums[t][v]); });
+    store_slowly<lanes, floats>(p, strip, spilled, tokens, outputs);
   }
 }
 
 using TileFunction = void (*)(const Problem&, const Strip&, const float*, float*);
 
+// The function for a number of tokens; `smaller` counts 0, 1, ... kTileTokens - 1.
 template <int lanes, int vectors, int... smaller>
 TileFunction tile_function(int64_t tokens, std::integer_sequence<int, smaller...>) {
   static constexpr TileFunction functions[] = {multiply_tile<lanes, vectors, smaller + 1>...};
   return functions[tokens - 1];
 }
 
-template <int lanes, int vectors>
-void multiply(const Problem& p, const Strip& strip, int64_t tokens, const float* panel, float* outputs) {
-  tile_function<lanes, vectors>(tokens, std::make_integer_sequence<int, kTileTokens>{})(p, strip, panel, outputs);
-}
-
-// All outputs of a block-row, as wide as the block's height allows. The last vector of a height that is no multiple of
-// the lanes starts earlier and computes some outputs again.
+// All outputs of a block-row for a tile of tokens, in strips as wide as the height of the blocks allows. The last
+// vector of a height that is no multiple of the lanes starts within the one before.
 template <int lanes>
-void multiply_block_row(const Problem& p, int64_t block_row, int64_t tokens, const float* panel, float* outputs) {
-  const int64_t valid = std::min(p.block_rows, p.out_features - block_row * p.block_rows);
-  int64_t offset = 0;
-  for (; offset + 2 * lanes <= p.block_rows && offset < valid; offset += 2 * lanes) {
-    multiply<lanes, 2>(p, {block_row, offset, valid - offset}, tokens, panel, outputs);
-  }
-  while (offset < valid) {
-    offset = std::min(offset, p.block_rows - lanes);
-    multiply<lanes, 1>(p, {block_row, offset, valid - offset}, tokens, panel, outputs);
-    offset += lanes;
+void multiply_block_row(const Problem& p, Strip strip, const float* panel, int64_t tokens, float* outputs) {
+  const int64_t height = std::min(p.block_rows, p.out_features - strip.block_row * p.block_rows);
+  for (int64_t done = 0; done < height;) {
+    const bool two = done + 2 * lanes <= p.block_rows;
+    strip.offset = two ? done : std::min(done, p.block_rows - lanes);
+    strip.first = done - strip.offset;
+    strip.last = height - strip.offset;
+    const auto sizes = std::make_integer_sequence<int, kTileTokens>{};
+    const TileFunction multiply = two ? tile_function<lanes, 2>(tokens, sizes) : tile_function<lanes, 1>(tokens, sizes);
+    multiply(p, strip, panel, outputs);
+    done = strip.offset + (two ? 2 : 1) * lanes;
   }
 }
 
-int64_t padded_inputs(const Problem& p) {
-  const int64_t columns = (p.in_features + p.block_columns - 1) / p.block_columns * p.block_columns;
-  return (columns + kGroup - 1) / kGroup * kGroup;
-}
-
-void fill_panel(const Problem& p, int64_t first_token, int64_t tokens, float* panel) {
-  const float* inputs = p.inputs + first_token * p.in_features;
-  const int64_t whole = p.in_features / kGroup * kGroup, padded = padded_inputs(p);
+// Copies inputs [first, last) of some tokens into a panel, with zeros up to `padded` inputs.
+void fill_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t first, int64_t last, int64_t padded,
+                float* panel) {
+  const float* inputs = p.inputs + first_token * p.in_features + first;
+  const int64_t count = last - first, whole = count / kGroup * kGroup;
   for (int64_t t = 0; t < tokens; ++t, inputs += p.in_features) {
     float* to = panel + t * kGroup;
     for (int64_t i = 0; i < whole; i += kGroup, to += tokens * kGroup) std::memcpy(to, inputs + i, 4 * kGroup);
     for (int64_t i = whole; i < padded; i += kGroup, to += tokens * kGroup) {
-      const int64_t rest = std::clamp<int64_t>(p.in_features - i, 0, kGroup);
-      std::memcpy(to, inputs + i, rest * sizeof(float));
+      const int64_t rest = std::clamp<int64_t>(count - i, 0, kGroup);
+      std::copy_n(inputs + i, rest, to);
       std::fill(to + rest, to + kGroup, 0.0f);
     }
   }
 }
 
-int64_t scratch_floats(const Problem& p, int64_t tokens) { return tokens * padded_inputs(p); }
+// Inputs that are multiplied in one go: whole blocks and whole groups, about kDepth.
+int64_t depth_of(const Problem& p) {
+  const int64_t unit = std::lcm<int64_t>(p.block_columns, kGroup);
+  const int64_t all = (p.in_features + unit - 1) / unit * unit;
+  const int64_t parts = std::max<int64_t>((all + kDepth - 1) / kDepth, 1);
+  return std::max((all / unit + parts - 1) / parts, int64_t{1}) * unit;
+}
+
+// Tokens of a part in tiles whose sizes differ by one at most.
+struct Tiles {
+  explicit Tiles(const Part& part)
+      : first(part.first_token), tokens(part.last_token - first), count((tokens + kTileTokens - 1) / kTileTokens) {}
+
+  int64_t start(int64_t tile) const { return tokens * tile / count; }
+  int64_t size(int64_t tile) const { return start(tile + 1) - start(tile); }
+
+  int64_t first, tokens, count;
+};
+
+// Moves a strip on to the blocks of its block-row between two inputs.
+void take_blocks(const Problem& p, int64_t first, int64_t last, Strip& row) {
+  row.first_block = row.last_block;
+  const int64_t end = p.crow_indices[row.block_row + 1];
+  while (row.last_block < end && p.col_indices[row.last_block] * p.block_columns < last) ++row.last_block;
+  row.starts = first == 0;
+  row.finishes = last == p.in_features;
+}
 
 void run(const Problem& p, const Part& part, float* scratch) {
-  const int64_t tokens = part.last_token - part.first_token;
-  const int64_t tiles = (tokens + kTileTokens - 1) / kTileTokens;
-  const int64_t panel_floats = padded_inputs(p);  // per token
-  const auto start = [&](int64_t tile) { return tokens * tile / tiles; };  // tiles differ by one token at most
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t first = start(tile);
-    fill_panel(p, part.first_token + first, start(tile + 1) - first, scratch + first * panel_floats);
-  }
-  const auto block_row_function = p.block_rows >= kLanes ? multiply_block_row<kLanes>
-                                  : p.block_rows >= 8    ? multiply_block_row<std::min(kLanes, 8)>
-                                                         : multiply_block_row<1>;
-  for (int64_t row = part.first_row; row < part.last_row; ++row) {
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t first = start(tile);
-      float* outputs = p.outputs + (part.first_token + first) * p.out_features;
-      block_row_function(p, row, start(tile + 1) - first, scratch + first * panel_floats, outputs);
+  const Tiles tiles(part);
+  const int64_t depth = depth_of(p);
+  const auto multiply_row = p.block_rows >= kLanes ? multiply_block_row<kLanes>
+                            : p.block_rows >= 8    ? multiply_block_row<std::min(kLanes, 8)>
+                                                   : multiply_block_row<1>;
+  std::vector<Strip> rows;
+  for (int64_t row = part.first_row; row < part.last_row; ++row) rows.push_back(Strip{row, p.crow_indices[row]});
+  for (int64_t first = 0; first == 0 || first < p.in_features; first += depth) {
+    const int64_t last = std::min(first + depth, p.in_features);
+    for (int64_t tile = 0; tile < tiles.count; ++tile) {
+      float* panel = scratch + tiles.start(tile) * depth;
+      fill_panel(p, tiles.first + tiles.start(tile), tiles.size(tile), first, last, depth, panel);
+    }
+    for (Strip& row : rows) take_blocks(p, first, last, row);
+    for (auto row = rows.begin(); row < rows.end();) {
+      const auto group = row;
+      for (int64_t weights = 0; row < rows.end(); ++row) {
+        weights += (row->last_block - row->first_block) * p.block_rows * p.block_columns;
+        if (weights > kRowsInCache && row > group) break;
+      }
+      for (int64_t tile = 0; tile < tiles.count; ++tile) {
+        const float* panel = scratch + tiles.start(tile) * depth - first * tiles.size(tile);  // as if it began at 0
+        float* outputs = p.outputs + (tiles.first + tiles.start(tile)) * p.out_features;
+        std::for_each(group, row, [&](const Strip& r) { multiply_row(p, r, panel, tiles.size(tile), outputs); });
+      }
     }
   }
 }
@@ -207,6 +269,6 @@ void run(const Problem& p, const Part& part, float* scratch) {
 #define LPVIT_KERNEL_OF(name) LPVIT_JOIN(name)
 #define LPVIT_TEXT(name) #name
 #define LPVIT_TEXT_OF(name) LPVIT_TEXT(name)
-extern const Kernel LPVIT_KERNEL_OF(LPVIT_ISA){LPVIT_TEXT_OF(LPVIT_ISA), kTileTokens, scratch_floats, run};
+extern const Kernel LPVIT_KERNEL_OF(LPVIT_ISA){LPVIT_TEXT_OF(LPVIT_ISA), kTileTokens, depth_of, run};
 
 }  // namespace lpvit

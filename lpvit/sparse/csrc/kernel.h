@@ -1,6 +1,6 @@
 // The arithmetic of a block-sparse linear layer, apart from torch: what operator.cpp asks of kernel.cpp.
 //
-// M, I, O = tokens, input and output features; r, c = rows and columns of a block; R, C = rows and columns of the grid.
+// M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid; K = kept blocks.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@ namespace lpvit {
 
 struct Problem {
   const float* inputs;          // (M, I)
-  const float* values;          // (kept blocks, c, r): every block column by column, so that outputs are neighbours
+  const float* values;          // (K, c, r): every block column by column, so that outputs are neighbours
   const int32_t* crow_indices;  // (R + 1,)
-  const int32_t* col_indices;   // (kept blocks,)
+  const int32_t* col_indices;   // (K,)
   const float* bias;            // (O,) or null
   float* outputs;               // (M, O)
   int64_t tokens, in_features, out_features;
@@ -25,13 +25,14 @@ struct Part {
   int64_t first_token, last_token, first_row, last_row;
 };
 
+// The kernel for one instruction set.
 struct Kernel {
   const char* name;
-  int64_t tile_tokens;  // tokens that it works on at once
-  int64_t (*scratch_floats)(const Problem&, int64_t tokens);
-  void (*run)(const Problem&, const Part&, float* scratch);  // scratch is aligned to 64 bytes
+  int64_t tile_tokens;                // tokens that it works on at once
+  int64_t (*depth)(const Problem&);   // inputs of a token that it works on at once
+  void (*run)(const Problem&, const Part&, float* scratch);  // scratch: depth floats per token, aligned to 64 bytes
 };
 
-extern const Kernel avx2_kernel, avx512_kernel, neon_kernel;
+extern const Kernel avx512_kernel, avx2_kernel, sse_kernel, neon_kernel;
 
 }  // namespace lpvit

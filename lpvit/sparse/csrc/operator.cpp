@@ -1,4 +1,4 @@
-// lpvit::block_sparse_linear on the CPU, through torch's stable ABI: checks, instruction set, threads.
+// lpvit::block_sparse_linear on the CPU, through torch's stable ABI: checks, choice of kernel, threads.
 //
 // M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid.
 
@@ -10,6 +10,7 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -22,15 +23,21 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-const Kernel* find_kernel() {
+// The kernels that this CPU can run, best first.
+std::vector<const Kernel*> usable_kernels() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return &avx512_kernel;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2_kernel;
-  return nullptr;
+  std::vector<const Kernel*> kernels;
+  const bool has_fma = __builtin_cpu_supports("fma");
+  if (has_fma && __builtin_cpu_supports("avx512f")) kernels.push_back(&avx512_kernel);
+  if (has_fma && __builtin_cpu_supports("avx2")) kernels.push_back(&avx2_kernel);
+  kernels.push_back(&sse_kernel);
+  return kernels;
 #else
-  return &neon_kernel;
+  return {&neon_kernel};
 #endif
 }
+
+const Kernel* chosen_kernel = usable_kernels().front();
 
 // Panels that a thread keeps from call to call.
 float* scratch_of_thread(int64_t floats) {
@@ -53,12 +60,12 @@ Tensor by_columns(const Tensor& values) {
   return are_so ? values : torch::stable::contiguous(torch::stable::transpose(values, 1, 2));
 }
 
-constexpr int64_t kPanelFloats = 128 * 1024;  // 512 KiB: half of a common L2 cache, the rest is for weights
+constexpr int64_t kPanelFloats = 64 * 1024;  // inputs kept at hand: 256 KiB, so that weights find room in the L2 cache
 
 // Cuts the output into parts that threads take one after the other.
 struct Parts {
   Parts(const Problem& p, const Kernel& kernel, int64_t threads) : p(p) {
-    const int64_t fitting = std::max(kernel.tile_tokens, kPanelFloats / std::max<int64_t>(p.in_features, 1));
+    const int64_t fitting = std::max(kernel.tile_tokens, kPanelFloats / kernel.depth(p));
     token_parts = (p.tokens + fitting - 1) / fitting;
     if (threads > 1) {
       const int64_t most = std::max<int64_t>(p.tokens / (3 * kernel.tile_tokens), 1);
@@ -92,12 +99,12 @@ void run(const Problem& problem, const Kernel& kernel) {
     for (int64_t index; (index = next.fetch_add(1)) < parts.count();) {
       const Part part = parts.part(index);
       kernel.run(problem, part,
-                 scratch_of_thread(kernel.scratch_floats(problem, part.last_token - part.first_token)));
+                 scratch_of_thread((part.last_token - part.first_token) * kernel.depth(problem)));
     }
   });
 }
 
-// What runs where this file has no kernel: other dtypes, other CPUs.
+// What runs for other dtypes, which have no kernel.
 Tensor masked_dense_linear(const Tensor& inputs, const Tensor& values, const Tensor& crow_indices,
                            const Tensor& col_indices, const std::optional<Tensor>& bias, int64_t out_features,
                            bool gelu) {
@@ -128,8 +135,7 @@ void check(const Tensor& inputs, const Tensor& values, const Tensor& crow_indice
 
 Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices,
                            std::optional<Tensor> bias, int64_t out_features, bool gelu) {
-  static const Kernel* const kernel = find_kernel();
-  if (kernel == nullptr || values.scalar_type() != ScalarType::Float) {
+  if (values.scalar_type() != ScalarType::Float) {
     return masked_dense_linear(inputs, values, crow_indices, col_indices, bias, out_features, gelu);
   }
   check(inputs, values, crow_indices, col_indices, bias, out_features);
@@ -156,7 +162,7 @@ Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Te
   problem.block_columns = values.size(2);
   problem.grid_rows = crow_indices.size(0) - 1;
   problem.gelu = gelu;
-  run(problem, *kernel);
+  run(problem, *chosen_kernel);
   return outputs;
 }
 
@@ -167,8 +173,13 @@ STABLE_TORCH_LIBRARY_IMPL(lpvit, CPU, library) {
   library.impl("block_sparse_linear", TORCH_BOX(&lpvit::block_sparse_linear));
 }
 
-// Name of the kernel for this CPU; empty if there is none.
-extern "C" __attribute__((visibility("default"))) const char* lpvit_instruction_set() {
-  const lpvit::Kernel* kernel = lpvit::find_kernel();
-  return kernel == nullptr ? "" : kernel->name;
+// Makes the kernel of this name run from now on, the best one for an empty name. Its name; null if the CPU lacks it.
+extern "C" __attribute__((visibility("default"))) const char* lpvit_choose_kernel(const char* name) {
+  for (const lpvit::Kernel* kernel : lpvit::usable_kernels()) {
+    if (*name == '\0' || std::strcmp(name, kernel->name) == 0) {
+      lpvit::chosen_kernel = kernel;
+      return kernel->name;
+    }
+  }
+  return nullptr;
 }
