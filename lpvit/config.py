@@ -177,7 +177,9 @@ class Budget(Section):
     latency: Fraction | None = Field(
         None, description="share of the prunable layers' dense milliseconds to keep, as measured in `latency_table`"
     )
-    latency_table: Path | None = Field(None, description="`latency.parquet` of the machine that counts (`latency`)")
+    latency_table: Path | None = Field(
+        None, description="`latency.parquet` of the machine that counts (`latency`); null measures it on this one"
+    )
     allocator: Literal["lagrangian", "exact", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"] = Field(
         "lagrangian", description="rule that gives every layer its sparsity"
     )
@@ -211,7 +213,7 @@ class Budget(Section):
                 f"allocator: '{self.allocator}' meets one budget, found {' and '.join(targets)}; "
                 "use 'lagrangian' or 'exact'"
             )
-        if (self.latency is None) != (self.latency_table is None):
+        if self.latency_table is not None and self.latency is None:
             raise ValueError("latency_table: give the table of measured milliseconds together with 'latency'")
         if self.sparsity is not None and self.sparsity + self.min_keep_ratio > 1 + 1e-9:
             raise ValueError(
@@ -232,6 +234,36 @@ class Energy(Section):
     buffer: float = Field(1.25, ge=0, description="pJ to read a byte from the buffers at the arithmetic (8 kB)")
     reuse: float = Field(16.0, ge=1, description="multiply-accumulates that a byte read from the buffers serves")
     batch_size: int = Field(1, gt=0, description="images for which a weight is fetched from DRAM once")
+
+
+class Benchmark(Section):
+    """How speed and energy are measured. Changing it measures anew; of what is pruned, only under `latency`."""
+
+    arms: tuple[Literal["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"], ...] = Field(
+        ("dense", "masked", "sparse"),
+        description="what takes turns: the dense model, the pruned one with zeros, the pruned one block-sparse; "
+        "`_compiled` by torch.compile, which takes minutes on a small machine",
+    )
+    batch_sizes: tuple[Annotated[int, Field(gt=0)] | Literal["largest"], ...] = Field(
+        (1, 32, "largest"),
+        min_length=1,
+        description="images per pass; `largest` is the largest power of two that fits on a GPU, up to 1024, and 128 on "
+        "a CPU",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of weights and activations")
+    seconds: float = Field(3, gt=0, description="time for each arm and batch size")
+    energy_seconds: float = Field(
+        10,
+        gt=0,
+        description="length of a window in which energy is measured; three for each arm, at the last batch size",
+    )
+    layer_batch_size: int = Field(8, gt=0, description="images per pass for the milliseconds of a budget in `latency`")
+
+    @model_validator(mode="after")
+    def _dense_is_timed(self) -> "Benchmark":
+        if "dense" not in self.arms or len(set(self.arms)) < len(self.arms):
+            raise ValueError("arms: name 'dense', which the others are compared with, and each arm once")
+        return self
 
 
 class Recipe(Section):
@@ -302,6 +334,7 @@ class Config(Section):
     report: Name = Field("main", description="folder of this config's tables and figures in `results/report`")
     compute: Compute = Field(Compute(), description="device, threads, processes")
     energy: Energy = Field(Energy(), description="constants of the energy model")
+    benchmark: Benchmark = Field(Benchmark(), description="how speed and energy are measured")
     datasets: dict[Name, Dataset] = Field(description="images")
     models: dict[Name, Model] = Field(description="dense models")
     calibrations: dict[Name, Calibration] = Field(description="calibration sets")
@@ -400,6 +433,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "experiments": Experiment,
     "compute": Compute,
     "energy": Energy,
+    "benchmark": Benchmark,
 }
 
 

@@ -278,6 +278,45 @@ LAYERS = Schema(
     ),
 )
 
+SPEED = Schema(
+    "speed.parquet",
+    "arm of a benchmark, at a batch size",
+    (
+        _STAGE,
+        Column("arm", pa.string(), "", "what ran: dense, masked or sparse model, eager or compiled"),
+        Column("batch_size", pa.int64(), "", "images per pass"),
+        Column("rounds", pa.int64(), "", "timed passes; in each round all arms take turns"),
+        Column("milliseconds", pa.float64(), "ms/pass", "median"),
+        Column("milliseconds_low", pa.float64(), "ms/pass", "lower end of the median's 95 % interval"),
+        Column("milliseconds_high", pa.float64(), "ms/pass", "upper end"),
+        Column("images_per_second", pa.float64(), "1/s", "from the median"),
+        Column("reference", pa.string(), "", "the faster dense arm: dense or dense_compiled"),
+        Column("speed_up", pa.float64(), "", "median over the rounds of the reference's time over the arm's"),
+        Column("speed_up_low", pa.float64(), "", "lower end of the median's 95 % interval"),
+        Column("speed_up_high", pa.float64(), "", "upper end"),
+        Column("kernel", pa.string(), "", "what computes block-sparse layers here: its name, or masked dense"),
+        Column("dtype", pa.string(), "", "of weights and activations"),
+        Column("device", pa.string(), "", "cpu or cuda"),
+        Column("device_name", pa.string(), "", "as the system calls it"),
+        Column("threads", pa.int64(), "", "CPU threads of torch"),
+        Column("torch", pa.string(), "", "version"),
+    ),
+)
+
+CHOICES = Schema(
+    "choices.parquet",
+    "masked layer of a benchmarked model, at a batch size",
+    (
+        Column("batch_size", pa.int64(), "", "images per pass"),
+        _LAYER,
+        Column("sparse", pa.bool_(), "", "whether it runs block-sparse, since that was measured to be faster"),
+        Column("sparsity", pa.float64(), "", "share of its blocks that is pruned"),
+        Column("dense_milliseconds", pa.float64(), "ms/pass", "of the dense layer; null if not timed", nullable=True),
+        Column("sparse_milliseconds", pa.float64(), "ms/pass", "of the sparse layer; null if not timed", nullable=True),
+        Column("reason", pa.string(), "", "why it stayed dense; empty if it is sparse"),
+    ),
+)
+
 ENERGY = Schema(
     "energy.parquet",
     "measurement of a model, or the reason why there is none",
@@ -314,5 +353,7 @@ ALL = (
     HISTORY,
     METRICS,
     LAYERS,
+    SPEED,
+    CHOICES,
     ENERGY,
 )
