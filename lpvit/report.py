@@ -46,7 +46,7 @@ WIDEST_CROWD = 36  # points; more of them than fit stand closer
 LEGEND_ROWS = 14
 DECADES_SHOWN = 3  # of the lowest curve; predicted curves may pass through zero, and what is far below says nothing
 
-_styled = matplotlib.rc_context(STYLE)
+styled = matplotlib.rc_context(STYLE)
 _BUDGETS = {
     "macs": "MACs kept, of the dense model",
     "sparsity": "sparsity of the prunable layers",
@@ -120,7 +120,7 @@ def to_markdown(table: pd.DataFrame) -> str:
             "energy": (100 * table["energy_ratio"]).map("{:.1f} %".format),
         }
     )
-    return _markdown(shown, text_columns=4)
+    return markdown(shown, text_columns=4)
 
 
 def human(quantity: float) -> str:
@@ -135,7 +135,7 @@ def human(quantity: float) -> str:
     return f"{quantity:.{decimals}f} {' kMGTP'[thousands]}".rstrip()
 
 
-def _markdown(table: pd.DataFrame, text_columns: int) -> str:
+def markdown(table: pd.DataFrame, text_columns: int) -> str:
     cells = [list(table.columns), *table.to_numpy().tolist()]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
 
@@ -149,7 +149,7 @@ def _markdown(table: pd.DataFrame, text_columns: int) -> str:
     return "\n".join([line(cells[0]), line(rule), *(line(row) for row in cells[1:])]) + "\n"
 
 
-@_styled
+@styled
 def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     """Rate-distortion curves: one panel per role, one line per layer, coloured by depth.
 
@@ -179,7 +179,7 @@ def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_allocation(allocation: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     """Keep ratio of every prunable layer, in order of execution, against the mean over all.
 
@@ -202,13 +202,13 @@ def plot_allocation(allocation: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     axes.grid(visible=False, axis="x")
     axes.set(xlabel="transformer block", ylabel="blocks kept", ylim=(0, 100))
     axes.margins(x=0.01)
-    axes.yaxis.set_major_formatter(_percent())
+    axes.yaxis.set_major_formatter(percent())
     axes.set_title(_budgets_met(allocation))
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
-@_styled
+@styled
 def plot_interactions(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     """Heat map of how much of their distortion pairs of layers share: 1 adds to it, 0 not, -1 takes away.
 
@@ -235,7 +235,7 @@ def plot_interactions(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure
     return figure
 
 
-@_styled
+@styled
 def plot_frontier(frontier: pd.DataFrame, allocation: pd.DataFrame) -> Figure:
     """What two budgets could be at equal distortion: one line per distortion, and the two budgets as asked and met.
 
@@ -252,13 +252,13 @@ def plot_frontier(frontier: pd.DataFrame, allocation: pd.DataFrame) -> Figure:
     axes.axhline(100 * row["second_target"], color=GREY, linestyle="--", linewidth=1)
     axes.plot(100 * row["achieved"], 100 * row["second_achieved"], "*", color="black", markersize=10, label="met")
     axes.set(xlabel=_BUDGETS[row["budget"]], ylabel=_BUDGETS[row["second_budget"]])
-    axes.xaxis.set_major_formatter(_percent())
-    axes.yaxis.set_major_formatter(_percent())
+    axes.xaxis.set_major_formatter(percent())
+    axes.yaxis.set_major_formatter(percent())
     figure.legend(loc="outside right center")
     return figure
 
 
-@_styled
+@styled
 def plot_blocks(keep_masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame) -> Figure:
     """Pictures of which blocks stay in the first, middle and last layer of each role.
 
@@ -278,7 +278,7 @@ def plot_blocks(keep_masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame
     return figure
 
 
-@_styled
+@styled
 def plot_tradeoff(table: pd.DataFrame) -> Figure:
     """Top-1 accuracy against MACs: dense as stars, pruned hollow, fine-tuned filled, an arrow from one to the other.
 
@@ -297,7 +297,7 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
         _draw_dense(axes, of_dataset[of_dataset["stage"] == "dense"])
         axes.set(title=dataset, xlabel="MACs in linear layers per image", xlim=(0, None))
         axes.xaxis.set_major_formatter(EngFormatter())
-        axes.yaxis.set_major_formatter(_percent())
+        axes.yaxis.set_major_formatter(percent())
         axes.margins(y=0.12)
     panels[0].set_ylabel("top-1 accuracy")
     handles = list(_tradeoff_legend(looks))
@@ -305,7 +305,7 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_history(history: pd.DataFrame) -> Figure:
     """Loss, accuracy and learning rate of a training, by epoch.
 
@@ -322,7 +322,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
     loss.legend()
     accuracy.plot(epochs, history["top1"], color=COLORS[0], marker=marker)
     accuracy.set(title="top-1 accuracy, validation")
-    accuracy.yaxis.set_major_formatter(_percent())
+    accuracy.yaxis.set_major_formatter(percent())
     rate.plot(epochs, history["learning_rate"], color=GREY, marker=marker)
     rate.set(title="learning rate", ylim=(0, None))
     for axes in (loss, accuracy, rate):
@@ -331,7 +331,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure as PNG, whole or not at all.
 
@@ -383,7 +383,7 @@ def _budgets_met(allocation: pd.DataFrame) -> str:
     return ", ".join(met).replace("%", " %")
 
 
-def _percent() -> PercentFormatter:
+def percent() -> PercentFormatter:
     return PercentFormatter(symbol=" %")
 
 

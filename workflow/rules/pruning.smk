@@ -53,7 +53,7 @@ rule allocate_sparsity:
         blocks=f"{PRUNING}/blocks.parquet",
         curves=f"{PRUNING}/curves.parquet",
         costs=f"{MODEL}/costs.parquet",
-        latency=lambda wildcards: settings.budgets[wildcards.budget].latency_table or [],
+        latency=latency_of,
     output:
         allocation=f"{BUDGET}/allocation.parquet",
     params:

@@ -108,7 +108,7 @@ rule trace_frontier:
         blocks=f"{PRUNING}/blocks.parquet",
         curves=f"{PRUNING}/curves.parquet",
         costs=f"{MODEL}/costs.parquet",
-        latency=lambda wildcards: settings.budgets[wildcards.budget].latency_table or [],
+        latency=latency_of,
         allocation=f"{BUDGET}/allocation.parquet",
     output:
         frontier=f"{BUDGET}/frontier.parquet",
