@@ -22,10 +22,12 @@ include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/export.smk"
+include: "workflow/rules/benchmark.smk"
 
 
 localrules:
     all,
+    benchmark,
     check_experiments,
     export,
 

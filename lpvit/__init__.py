@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from lpvit.checkpoint import load, save
     from lpvit.config import Budget, Pruning
     from lpvit.errors import LpvitError
+    from lpvit.inference import sparsify
     from lpvit.onnx import export_onnx
     from lpvit.pruned import Pruned
     from lpvit.pruning import prune
 
 __version__ = "0.1.0"
 
-__all__ = ["Budget", "LpvitError", "Pruned", "Pruning", "export_onnx", "load", "prune", "save"]
+__all__ = ["Budget", "LpvitError", "Pruned", "Pruning", "export_onnx", "load", "prune", "save", "sparsify"]
 
 _MODULES = {
     "Budget": "config",
@@ -27,6 +28,7 @@ _MODULES = {
     "load": "checkpoint",
     "prune": "pruning",
     "save": "checkpoint",
+    "sparsify": "inference",
 }
 
 

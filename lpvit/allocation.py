@@ -1,4 +1,4 @@
-"""How many blocks of every layer stay under a budget. Pure NumPy and pandas.
+"""How many blocks of every layer stay under a budget, or under two at once. Pure NumPy and pandas.
 
 Every allocator but `exact`, which searches, is a rule that gives each block a priority. Within a layer, blocks are
 pruned by rising saliency and priorities never fall along that order; over the whole model, blocks are pruned by rising
@@ -10,119 +10,147 @@ P = points of its rate-distortion curve.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lpvit.config import Budget
-from lpvit.energy import power_term
+from lpvit.budgets import Floats, Layer, Requirement, as_fraction, requirement
+from lpvit.config import Budget, Energy
+from lpvit.energy import HOROWITZ, power_term
 from lpvit.errors import LpvitError
 from lpvit.knapsack import Curve, least_distortion
 from lpvit.ranking import in_pruning_order
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
 UNIFORM_PLUS_LAST_KEEP_RATIO = 0.2
+BRACKET = 1e-9  # of the weight of two budgets
+MULTIPLIERS = 1e-4, 1e2  # between which `exact` seeks that of the other of two budgets, see `_exact_at`
+STEPS = 10  # of this bisection
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A prunable layer as the allocators see it.
-
-    Attributes:
-        name: Of the layer in the timm model.
-        out_features: Rows of the weight matrix.
-        in_features: Columns of the weight matrix.
-        saliency: Score of every block in pruning order, shape (B,), non-decreasing.
-        squared_norm: Sum of squared weights of every block in pruning order, shape (B,).
-        macs: Multiply-accumulates for an image of every block in pruning order, shape (B,).
-        cost: What pruning a block contributes to the budget, in pruning order, shape (B,): MACs or weights.
-        limit: L, blocks that may be pruned.
-        sparsity: Share of blocks asked to be pruned at every point of the curve, shape (P,), rising.
-        blocks_pruned: The same in blocks, shape (P,), from 0 to B.
-        distortion: At every point of the curve, shape (P,), in squared logits per image.
-    """
-
-    name: str
-    out_features: int
-    in_features: int
-    saliency: Floats
-    squared_norm: Floats
-    macs: Integers
-    cost: Integers
-    limit: int
-    sparsity: Floats
-    blocks_pruned: Integers
-    distortion: Floats
-
-    @property
-    def blocks(self) -> int:
-        return len(self.cost)
-
-    @cached_property
-    def cost_removed(self) -> Integers:
-        """Cost that is gone when the first 0 .. B blocks are pruned, shape (B + 1,)."""
-        return np.append(0, np.cumsum(self.cost))
-
-    @cached_property
-    def distortion_by_count(self) -> Floats:
-        """Distortion when the first 0 .. L blocks are pruned, shape (L + 1,): the curve, linear between its points."""
-        return np.interp(np.arange(self.limit + 1), self.blocks_pruned, self.distortion)
-
-
-def allocate(curves: pd.DataFrame, blocks: pd.DataFrame, costs: pd.DataFrame, budget: Budget) -> pd.DataFrame:
-    """Gives every prunable layer its number of blocks under a budget.
+def allocate(
+    curves: pd.DataFrame,
+    blocks: pd.DataFrame,
+    costs: pd.DataFrame,
+    budget: Budget,
+    energy: Energy = HOROWITZ,
+    latency: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Gives every prunable layer its number of blocks under a budget, or under two.
 
     Args:
         curves: Rate-distortion curves of the prunable layers, schema ``CURVES``.
         blocks: Blocks of the same layers, schema ``BLOCKS``.
         costs: All layers of the model, schema ``COSTS``; those without blocks stay dense and count.
-        budget: Target and allocator.
+        budget: Targets and allocator.
+        energy: Constants of the energy model, for a budget in energy.
+        latency: Measured times, schema ``LATENCY``, of one block shape; for a budget in latency.
 
     Returns:
         Schema ``ALLOCATION``, in the order of ``costs``.
 
     Raises:
-        LpvitError: The budget cannot be met, or a distortion or a score is not finite.
+        LpvitError: The budget cannot be met, a layer has not been timed, or a distortion or a score is not finite.
     """
-    layers = _prunable_layers(curves, blocks, costs, budget)
-    total, required = _requirement(layers, costs, budget)
-    _check_reachable(layers, total, required, budget)
-    pruned = _blocks_pruned(layers, budget, required)
-    removed = _cost_removed(layers, pruned)
-    target, achieved = _as_stated(budget, removed, total)
-    logger.info("%s: target %.6g, achieved %.6g", budget.allocator, target, achieved)
+    layers, requirements = _problem(curves, blocks, costs, budget, energy, latency)
+    pruned = _blocks_pruned(layers, budget, requirements)
+    reached = _reached(requirements, pruned)
     rows = [
         {
             "layer": layer.name,
             "blocks": layer.blocks,
             "blocks_kept": layer.blocks - count,
             "keep_ratio": (layer.blocks - count) / layer.blocks,
-            "macs_dense": int(layer.macs.sum()),
-            "macs_kept": int(layer.macs[count:].sum()),
-            "target": target,
-            "achieved": achieved,
+            "macs_dense": int(layer.weights_removed[-1]) * layer.tokens,
+            "macs_kept": int(layer.weights_removed[-1] - layer.weights_removed[count]) * layer.tokens,
+            **reached,
         }
         for layer, count in zip(layers, pruned, strict=True)
     ]
+    for each in requirements:
+        achieved = each.as_stated(each.gone(pruned))
+        logger.info("%s: %s target %.6g, achieved %.6g", budget.allocator, each.quantity, each.target, achieved)
+    return pd.DataFrame(rows)
+
+
+def frontier(
+    curves: pd.DataFrame,
+    blocks: pd.DataFrame,
+    costs: pd.DataFrame,
+    budget: Budget,
+    energy: Energy = HOROWITZ,
+    latency: pd.DataFrame | None = None,
+    *,
+    levels: Sequence[float] = (0.5, 1.0, 2.0),
+    points: int = 21,
+) -> pd.DataFrame:
+    """What two budgets could be at equal distortion: the trade of one for the other.
+
+    At each weight of the two, blocks leave as `lagrangian` takes them until the distortion of a level is reached.
+
+    Args:
+        curves: As in `allocate`, like what follows.
+        blocks: Blocks of the same layers.
+        costs: All layers of the model.
+        budget: Two targets.
+        energy: Constants of the energy model.
+        latency: Measured times.
+        levels: Distortions, as shares of that of the allocation that meets both budgets.
+        points: Weights from 0 to 1.
+
+    Returns:
+        Schema ``FRONTIER``, by level and weight.
+
+    Raises:
+        LpvitError: As in `allocate`.
+    """
+    layers, requirements = _problem(curves, blocks, costs, budget, energy, latency)
+    first, second = requirements
+    distortion = _total_distortion(layers, _blocks_pruned(layers, budget, requirements))
+    rows = []
+    for level in levels:
+        for weight in np.linspace(0, 1, points).tolist():
+            pruned = _prune_until_distorted(layers, _combined(first, second, weight), level * distortion)
+            rows.append(
+                {
+                    "level": level,
+                    "weight": weight,
+                    "distortion": _total_distortion(layers, pruned),
+                    "first": first.as_stated(first.gone(pruned)),
+                    "second": second.as_stated(second.gone(pruned)),
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def blocks_always_kept(blocks: int, min_keep_ratio: float) -> int:
     """Blocks of a layer that no budget may take: ``min_keep_ratio`` of them, rounded up, and at least one."""
-    return max(1, math.ceil(_fraction(min_keep_ratio) * blocks))
+    return max(1, math.ceil(as_fraction(min_keep_ratio) * blocks))
 
 
-# --- from tables to layers -------------------------------------------------------------------------------------------
+# --- from tables to layers and requirements --------------------------------------------------------------------------
+
+
+def _problem(
+    curves: pd.DataFrame,
+    blocks: pd.DataFrame,
+    costs: pd.DataFrame,
+    budget: Budget,
+    energy: Energy,
+    latency: pd.DataFrame | None,
+) -> tuple[list[Layer], list[Requirement]]:
+    """The prunable layers, and one or two requirements that can be met."""
+    layers = _prunable_layers(curves, blocks, costs, budget)
+    requirements = [
+        requirement(quantity, target, layers, costs, energy, latency) for quantity, target in budget.targets.items()
+    ]
+    for each in requirements:
+        _check_reachable(layers, each, budget)
+    return layers, requirements
 
 
 def _prunable_layers(curves: pd.DataFrame, blocks: pd.DataFrame, costs: pd.DataFrame, budget: Budget) -> list[Layer]:
@@ -137,17 +165,15 @@ def _prunable_layers(curves: pd.DataFrame, blocks: pd.DataFrame, costs: pd.DataF
         name = cost["layer"]
         curve, block = curve_of[name], in_pruning_order(blocks_of[name])
         _check_finite(name, curve["distortion"], block["saliency"], block["squared_norm"])
-        weights = block["weights"].to_numpy(np.int64)
-        macs = weights * cost["tokens"]
         layers.append(
             Layer(
                 name=name,
                 out_features=cost["out_features"],
                 in_features=cost["in_features"],
+                tokens=cost["tokens"],
                 saliency=block["saliency"].to_numpy(),
                 squared_norm=block["squared_norm"].to_numpy(),
-                macs=macs,
-                cost=weights if budget.macs is None else macs,
+                weights=block["weights"].to_numpy(np.int64),
                 limit=len(block) - kept,
                 sparsity=curve["sparsity"].to_numpy(),
                 blocks_pruned=curve["blocks_pruned"].to_numpy(),
@@ -174,82 +200,93 @@ def _check_finite(layer: str, *columns: pd.Series) -> None:
             )
 
 
-# --- the budget ------------------------------------------------------------------------------------------------------
-
-
-def _requirement(layers: Sequence[Layer], costs: pd.DataFrame, budget: Budget) -> tuple[int, int]:
-    """What the budget is a share of, and how much of it must go: MACs of the model, or weights of prunable layers."""
-    if budget.macs is not None:
-        total = int(costs["macs"].sum())
-        return total, total - math.floor(_fraction(budget.macs) * total)
-    assert budget.sparsity is not None
-    total = sum(int(layer.cost.sum()) for layer in layers)
-    return total, math.ceil(_fraction(budget.sparsity) * total)
-
-
-def _as_stated(budget: Budget, removed: int, total: int) -> tuple[float, float]:
-    """Target and achieved in the terms of the budget: share of MACs kept, or share of weights removed."""
-    if budget.macs is not None:
-        return budget.macs, (total - removed) / total
-    assert budget.sparsity is not None
-    return budget.sparsity, removed / total
-
-
-def _check_reachable(layers: Sequence[Layer], total: int, required: int, budget: Budget) -> None:
-    most = _cost_removed(layers, [layer.limit for layer in layers])
-    if most >= required:
+def _check_reachable(layers: Sequence[Layer], requirement: Requirement, budget: Budget) -> None:
+    most = requirement.gone(layer.limit for layer in layers)
+    if most >= requirement.required:
         return
-    target, reachable = _as_stated(budget, most, total)
-    if budget.macs is not None:  # rounded so that the number in the message can be met
-        found = f"macs {target:g} is impossible, at least {math.ceil(reachable * 1e4) / 1e4:.4f} stay"
-        change = "raise 'macs'"
+    quantity, reachable = requirement.quantity, requirement.as_stated(most)
+    if quantity == "sparsity":  # rounded so that the number in the message can be met
+        found, change = f"at most {math.floor(reachable * 1e4) / 1e4:.4f} can go", "lower"
     else:
-        found = f"sparsity {target:g} is impossible, at most {math.floor(reachable * 1e4) / 1e4:.4f} can go"
-        change = "lower 'sparsity'"
+        found, change = f"at least {math.ceil(reachable * 1e4) / 1e4:.4f} stay", "raise"
     floors = f"min_keep_ratio {budget.min_keep_ratio:g}"
     if budget.allocator == "uniform_plus":
         floors += f", the first layer dense and {UNIFORM_PLUS_LAST_KEEP_RATIO:g} of the last one kept"
     raise LpvitError(
-        f"budget: {found} ('{budget.allocator}' with {floors}); {change}, lower 'min_keep_ratio' or prune more 'layers'"
+        f"budget: {quantity} {requirement.target:g} is impossible, {found} ('{budget.allocator}' with {floors}); "
+        f"{change} '{quantity}', lower 'min_keep_ratio' or prune more 'layers'"
     )
 
 
-def _cost_removed(layers: Sequence[Layer], pruned: Iterable[int]) -> int:
-    return sum(int(layer.cost_removed[count]) for layer, count in zip(layers, pruned, strict=True))
+def _reached(requirements: Sequence[Requirement], pruned: Sequence[int]) -> dict[str, Any]:
+    """Columns of ``ALLOCATION`` that are the same for all layers."""
+    first, *others = (
+        {"budget": each.quantity, "target": each.target, "achieved": each.as_stated(each.gone(pruned))}
+        for each in requirements
+    )
+    second = others[0] if others else {"budget": None, "target": math.nan, "achieved": math.nan}
+    return {**first, **{f"second_{name}": value for name, value in second.items()}}
 
 
-def _fraction(share: float) -> Fraction:
-    """The number that was meant, not the binary one next to it: 7 % of 100 blocks are 7, not 8."""
-    return Fraction(share).limit_denominator(10**9)
+# --- the budget ------------------------------------------------------------------------------------------------------
 
 
-def _blocks_pruned(layers: Sequence[Layer], budget: Budget, required: int) -> list[int]:
-    """What the allocator decides: blocks pruned in every layer, which together remove what is required."""
+def _blocks_pruned(layers: Sequence[Layer], budget: Budget, requirements: Sequence[Requirement]) -> list[int]:
+    """What the allocator decides: blocks pruned in every layer, which together meet all requirements."""
+    if len(requirements) == 2:
+        first, second = requirements
+        return (_exact_of_two if budget.allocator == "exact" else _lagrangian_of_two)(layers, first, second)
+    (only,) = requirements
     if budget.allocator == "exact":
-        return _exact(layers, required)
-    return _prune_by_priority(layers, _priorities(layers, budget, required), required)
+        return _exact(layers, only)
+    return _prune_by_priority(layers, _priorities(layers, budget, only), only)
 
 
-def _priorities(layers: Sequence[Layer], budget: Budget, required: int) -> list[Floats]:
+def _priorities(layers: Sequence[Layer], budget: Budget, requirement: Requirement) -> list[Floats]:
     """The rule of the allocator: priorities of the first L blocks of every layer, shape (L,), non-decreasing."""
+    if budget.allocator == "lagrangian":
+        return _lagrangian_priorities(layers, requirement)
     if budget.allocator == "lpvit":
-        return _lpvit_priorities(layers, budget, required)
+        return _lpvit_priorities(layers, budget, requirement)
     return [_PRIORITY[budget.allocator](layer) for layer in layers]
 
 
-def _prune_by_priority(layers: Sequence[Layer], priorities: Sequence[Floats], required: int) -> list[int]:
-    """Blocks pruned in every layer when blocks go by rising priority until ``required`` is gone.
+def _prune_by_priority(layers: Sequence[Layer], priorities: Sequence[Floats], *requirements: Requirement) -> list[int]:
+    """Blocks pruned in every layer when blocks go by rising priority until all requirements are met.
 
     Args:
         layers: Prunable layers.
         priorities: Of the first L blocks of every layer, shape (L,), non-decreasing.
-        required: Cost that must go.
+        requirements: One or more.
     """
+    owners, order = _order(layers, priorities)
+    counts = [
+        np.searchsorted(np.cumsum(_block_costs(layers, each)[order]), each.required) + 1
+        for each in requirements
+        if each.required > 0
+    ]
+    return _per_layer(layers, owners[order[: max(counts, default=0)]])
+
+
+def _order(layers: Sequence[Layer], priorities: Sequence[Floats]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of the layer that each block belongs to, and the blocks by rising priority; ties: earlier layers first."""
     owners = np.repeat(np.arange(len(layers)), [layer.limit for layer in layers])
-    cost = np.concatenate([layer.cost[: layer.limit] for layer in layers])
-    order = np.argsort(np.concatenate(priorities), kind="stable")  # ties: earlier layers first
-    count = int(np.searchsorted(np.cumsum(cost[order]), required)) + 1 if required > 0 else 0
-    return [int(pruned) for pruned in np.bincount(owners[order[:count]], minlength=len(layers))]
+    return owners, np.argsort(np.concatenate(priorities), kind="stable")
+
+
+def _block_costs(layers: Sequence[Layer], requirement: Requirement) -> NDArray[Any]:
+    """Cost that goes with each block that may be pruned, layer after layer."""
+    return np.concatenate(
+        [np.diff(removed[: layer.limit + 1]) for layer, removed in zip(layers, requirement.removed, strict=True)]
+    )
+
+
+def _per_layer(layers: Sequence[Layer], owners: NDArray[np.int64]) -> list[int]:
+    return [int(pruned) for pruned in np.bincount(owners, minlength=len(layers))]
+
+
+def _total_distortion(layers: Sequence[Layer], pruned: Sequence[int]) -> float:
+    return float(sum(layer.distortion_by_count[count] for layer, count in zip(layers, pruned, strict=True)))
 
 
 # --- rules that look at one layer at a time --------------------------------------------------------------------------
@@ -296,17 +333,22 @@ def _lamp_priority(layer: Layer) -> Floats:
     return scores[: layer.limit]
 
 
-def _lagrangian_priority(layer: Layer) -> Floats:
-    """Slope, in distortion per cost, of the lower convex hull of the curve over every block.
+def _lagrangian_priorities(layers: Sequence[Layer], requirement: Requirement) -> list[Floats]:
+    """Slope, in distortion per cost, of the lower convex hull of every curve over every block.
 
     Pruning by rising slope minimises ``sum of distortion + lagrange_multiplier * cost kept`` at every multiplier
-    (Shoham and Gersho, 1988). The curve ends at the limit, and is linear between its points.
+    (Shoham and Gersho, 1988).
     """
+    return [_hull_slopes(layer, removed) for layer, removed in zip(layers, requirement.removed, strict=True)]
+
+
+def _hull_slopes(layer: Layer, removed: NDArray[Any]) -> Floats:
+    """Of the first L blocks, shape (L,). The curve ends at the limit, and is linear between its points."""
     x, first = np.unique(layer.blocks_pruned, return_index=True)  # a small layer has fewer blocks than points
     y = layer.distortion[first]
     inside = x < layer.limit
     pruned, distortion = np.append(x[inside], layer.limit), np.append(y[inside], np.interp(layer.limit, x, y))
-    vertices, slopes = lower_hull(layer.cost_removed[pruned], distortion)
+    vertices, slopes = lower_hull(removed[pruned], distortion)
     return np.repeat(slopes, np.diff(pruned[vertices]))
 
 
@@ -331,17 +373,23 @@ def lower_hull(x: NDArray[Any], y: Floats) -> tuple[list[int], list[float]]:
     return vertices, slopes
 
 
-def _exact(layers: Sequence[Layer], required: int) -> list[int]:
+def _exact(layers: Sequence[Layer], requirement: Requirement) -> list[int]:
     """Least sum of the curves among all allocations that meet the budget to one block; curves need not be convex."""
+    start = _prune_by_priority(layers, _lagrangian_priorities(layers, requirement), requirement)
+    return _knapsack(layers, requirement, [layer.distortion_by_count for layer in layers], start)
+
+
+def _knapsack(
+    layers: Sequence[Layer], requirement: Requirement, distortions: Sequence[Floats], start: Sequence[int]
+) -> list[int]:
     curves = [
-        Curve(layer.cost_removed[: layer.limit + 1], layer.distortion_by_count, layer.blocks_pruned) for layer in layers
+        Curve(removed[: layer.limit + 1], distortion, layer.blocks_pruned)
+        for layer, removed, distortion in zip(layers, requirement.removed, distortions, strict=True)
     ]
-    start = _prune_by_priority(layers, [_lagrangian_priority(layer) for layer in layers], required)
-    return least_distortion(curves, required, start)
+    return least_distortion(curves, math.ceil(requirement.required), start)
 
 
 _PRIORITY: dict[str, Callable[[Layer], Floats]] = {
-    "lagrangian": _lagrangian_priority,
     "uniform": _uniform_priority,
     "uniform_plus": _uniform_priority,
     "global": _global_priority,
@@ -353,7 +401,7 @@ _PRIORITY: dict[str, Callable[[Layer], Floats]] = {
 # --- lpvit -----------------------------------------------------------------------------------------------------------
 
 
-def _lpvit_priorities(layers: Sequence[Layer], budget: Budget, required: int) -> list[Floats]:
+def _lpvit_priorities(layers: Sequence[Layer], budget: Budget, requirement: Requirement) -> list[Floats]:
     """LPViT's rule: every layer takes the point of its curve whose slope is nearest to one Lagrange multiplier.
 
     With the power term the multiplier of a layer becomes ``lambda - beta * dL_power/dsparsity``; pruning lowers power,
@@ -373,7 +421,7 @@ def _lpvit_priorities(layers: Sequence[Layer], budget: Budget, required: int) ->
         return [min(int(layer.blocks_pruned[point]), layer.limit) for layer, point in zip(layers, points, strict=True)]
 
     lowest, highest = min(map(np.min, combined)), max(map(np.max, combined))
-    before, after = _bracket(layers, pruned_at, required, float(lowest), float(highest))
+    before, after = _bracket(layers, pruned_at, requirement, float(lowest), float(highest))
     return [_between(low, high, layer.limit) for layer, low, high in zip(layers, before, after, strict=True)]
 
 
@@ -435,7 +483,11 @@ def _power_weight(budget: Budget, slopes: Sequence[Floats], power_slopes: Sequen
 
 
 def _bracket(
-    layers: Sequence[Layer], pruned_at: Callable[[float], list[int]], required: int, low: float, high: float
+    layers: Sequence[Layer],
+    pruned_at: Callable[[float], list[int]],
+    requirement: Requirement,
+    low: float,
+    high: float,
 ) -> tuple[list[int], list[int]]:
     """Two neighbouring allocations in blocks pruned: the first is short of the budget, the second meets it.
 
@@ -445,21 +497,21 @@ def _bracket(
     Args:
         layers: Prunable layers.
         pruned_at: Blocks pruned in every layer at a Lagrange multiplier.
-        required: Cost that must go.
+        requirement: Budget to meet.
         low: Least slope.
         high: Largest slope.
     """
     before, after = pruned_at(low), pruned_at(high)
-    if _cost_removed(layers, before) >= required:
+    if requirement.is_met(before):
         return [0] * len(layers), before
-    if _cost_removed(layers, after) < required:
+    if not requirement.is_met(after):
         return after, [layer.limit for layer in layers]
     while low < (middle := (low + high) / 2) < high:
         pruned = pruned_at(middle)
-        if _cost_removed(layers, pruned) < required:
-            low, before = middle, pruned
-        else:
+        if requirement.is_met(pruned):
             high, after = middle, pruned
+        else:
+            low, before = middle, pruned
     return before, after
 
 
@@ -469,3 +521,115 @@ def _between(low: int, high: int, limit: int) -> Floats:
     if low < high:
         return (steps - low) / (high - low)
     return np.where(steps <= high, 0.0, np.inf)
+
+
+# --- two budgets -----------------------------------------------------------------------------------------------------
+
+
+def _lagrangian_of_two(layers: Sequence[Layer], first: Requirement, second: Requirement) -> list[int]:
+    """`lagrangian` with one multiplier for each budget: minimises ``distortion + mu_1 * cost_1 + mu_2 * cost_2``.
+
+    The ratio of the multipliers is the weight of the two costs in a combined one, whose own budget is then met. Where
+    the second cost alone (weight 0) or the first alone (weight 1) meets both budgets, the multiplier of the other is
+    zero (complementary slackness). Else bisection brackets the weight at which both bind. The two sides of the bracket
+    have the same combined cost, and so has what lies between them, where both budgets are met.
+    """
+
+    def pruned_at(weight: float) -> list[int]:
+        combined = _combined(first, second, weight)
+        return _prune_by_priority(layers, _lagrangian_priorities(layers, combined), combined)
+
+    if second.is_met(after := pruned_at(1.0)):
+        return after
+    if first.is_met(before := pruned_at(0.0)):
+        return before
+    low, high = 0.0, 1.0
+    while high - low > BRACKET:
+        middle = (low + high) / 2
+        if first.is_met(pruned := pruned_at(middle)):
+            high, after = middle, pruned
+        else:
+            low, before = middle, pruned
+    short, over = first.gone(before), first.gone(after)
+    share = (first.required - short) / (over - short)
+    between = [math.ceil(low + share * (high - low)) for low, high in zip(before, after, strict=True)]
+    return _give_back(layers, [first, second], _meet(layers, _combined(first, second, high), [first, second], between))
+
+
+def _combined(first: Requirement, second: Requirement, weight: float) -> Requirement:
+    """One requirement for two: the mean of their costs, each as a share of its total."""
+    scales = weight / first.total, (1 - weight) / second.total
+    pairs = zip(first.removed, second.removed, strict=True)
+    removed = tuple(scales[0] * of_first + scales[1] * of_second for of_first, of_second in pairs)
+    required = scales[0] * first.required + scales[1] * second.required
+    return Requirement("combined", math.nan, 1, required, removed)
+
+
+def _meet(
+    layers: Sequence[Layer], combined: Requirement, requirements: Sequence[Requirement], pruned: Sequence[int]
+) -> list[int]:
+    """Prunes on from an allocation, in the order of a combined cost, as far as a requirement is not met."""
+    priorities = _lagrangian_priorities(layers, combined)
+    for priority, count in zip(priorities, pruned, strict=True):
+        priority[:count] = -np.inf
+    least = _prune_by_priority(layers, priorities, *requirements)
+    return [max(pair) for pair in zip(least, pruned, strict=True)]
+
+
+def _give_back(layers: Sequence[Layer], requirements: Sequence[Requirement], pruned: Sequence[int]) -> list[int]:
+    """Restores blocks, those that lower the distortion most first, as long as all requirements stay met."""
+    counts = list(pruned)
+    while True:
+        best = None
+        for number, layer in enumerate(layers):
+            fewer = [count - (i == number) for i, count in enumerate(counts)]
+            if counts[number] and all(each.is_met(fewer) for each in requirements):
+                saved = layer.distortion_by_count[counts[number]] - layer.distortion_by_count[fewer[number]]
+                best = max(best or (-math.inf, fewer), (saved, fewer))
+        if best is None:
+            return counts
+        counts = best[1]
+
+
+def _exact_of_two(layers: Sequence[Layer], first: Requirement, second: Requirement) -> list[int]:
+    """`exact` in one budget, with a multiplier for the other.
+
+    Where one budget alone meets both, its optimum is that of both. Else bisection seeks the least multiplier at which
+    the other is met too. The outcome is never worse than that of `lagrangian`; but since one number stands for a whole
+    budget, a gap to the optimum may remain (the duality gap, below the distortion of a few blocks on convex curves).
+    """
+    candidates = [start := _lagrangian_of_two(layers, first, second)]
+    for one, other in ((first, second), (second, first)):
+        if other.is_met(alone := _exact(layers, one)):
+            return min(start, alone, key=lambda pruned: _total_distortion(layers, pruned))
+    for one, other in ((first, second), (second, first)):
+        low, high = MULTIPLIERS
+        for _ in range(STEPS):
+            pruned = _exact_at(layers, one, other, multiplier := math.sqrt(low * high), start)
+            if other.is_met(pruned):
+                high = multiplier
+                candidates.append(pruned)
+            else:
+                low = multiplier
+    return min(candidates, key=lambda pruned: _total_distortion(layers, pruned))
+
+
+def _exact_at(
+    layers: Sequence[Layer], one: Requirement, other: Requirement, multiplier: float, start: Sequence[int]
+) -> list[int]:
+    """Meets one budget, at a multiplier of the other: the ranges of all curves for a share of its total."""
+    price = multiplier * sum(float(np.ptp(layer.distortion)) for layer in layers) / other.total
+    paid = [
+        layer.distortion_by_count - price * removed[: layer.limit + 1]
+        for layer, removed in zip(layers, other.removed, strict=True)
+    ]
+    return _knapsack(layers, one, paid, start)
+
+
+def _prune_until_distorted(layers: Sequence[Layer], requirement: Requirement, distortion: float) -> list[int]:
+    """Blocks pruned in every layer when they go as `lagrangian` takes them, up to a sum of the convex hulls."""
+    priorities = _lagrangian_priorities(layers, requirement)
+    owners, order = _order(layers, priorities)
+    rise = np.concatenate(priorities) * _block_costs(layers, requirement)
+    count = int(np.searchsorted(np.cumsum(rise[order]), distortion, side="right"))
+    return _per_layer(layers, owners[order[:count]])

@@ -170,6 +170,16 @@ class Budget(Section):
         description="share of the dense model's MACs in linear layers (patch embedding and heads included) to keep",
     )
     sparsity: Share | None = Field(None, description="share of the prunable weights to remove")
+    energy: Fraction | None = Field(
+        None,
+        description="share of the dense model's modelled energy to keep, in the layers that `macs` counts",
+    )
+    latency: Fraction | None = Field(
+        None, description="share of the prunable layers' dense milliseconds to keep, as measured in `latency_table`"
+    )
+    latency_table: Path | None = Field(
+        None, description="`latency.parquet` of the machine that counts (`latency`); null measures it on this one"
+    )
     allocator: Literal["lagrangian", "exact", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"] = Field(
         "lagrangian", description="rule that gives every layer its sparsity"
     )
@@ -187,14 +197,72 @@ class Budget(Section):
         "images",
     )
 
+    @property
+    def targets(self) -> dict[str, float]:
+        """Quantity -> target, of the one or two that are given."""
+        given = {name: getattr(self, name) for name in ("macs", "sparsity", "energy", "latency")}
+        return {name: target for name, target in given.items() if target is not None}
+
     @model_validator(mode="after")
-    def _one_target(self) -> "Budget":
-        if (self.macs is None) == (self.sparsity is None):
-            raise ValueError("give exactly one of 'macs' and 'sparsity'")
+    def _one_target_or_two(self) -> "Budget":
+        targets = self.targets
+        if not 1 <= len(targets) <= 2:
+            raise ValueError("give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them")
+        if len(targets) == 2 and self.allocator not in ("lagrangian", "exact"):
+            raise ValueError(
+                f"allocator: '{self.allocator}' meets one budget, found {' and '.join(targets)}; "
+                "use 'lagrangian' or 'exact'"
+            )
+        if self.latency_table is not None and self.latency is None:
+            raise ValueError("latency_table: give the table of measured milliseconds together with 'latency'")
         if self.sparsity is not None and self.sparsity + self.min_keep_ratio > 1 + 1e-9:
             raise ValueError(
                 f"sparsity: {self.sparsity:g} is impossible while min_keep_ratio {self.min_keep_ratio:g} always stays"
             )
+        return self
+
+
+class Energy(Section):
+    """The energy model: what a multiply-accumulate and a moved byte cost. Defaults: Horowitz, ISSCC 2014, 45 nm."""
+
+    dtype: Literal["float32", "float16", "int8"] = Field("float32", description="type of weights and activations")
+    mac: float | None = Field(
+        None, ge=0.001, description="pJ of a multiply-accumulate; null is 4.6, 1.5 or 0.23 as `dtype` asks"
+    )
+    dram: float = Field(162.5, ge=0, description="pJ to move a byte between DRAM and the chip")
+    sram: float = Field(12.5, ge=0, description="pJ to move a byte to or from the on-chip memory (1 MB)")
+    buffer: float = Field(1.25, ge=0, description="pJ to read a byte from the buffers at the arithmetic (8 kB)")
+    reuse: float = Field(16.0, ge=1, description="multiply-accumulates that a byte read from the buffers serves")
+    batch_size: int = Field(1, gt=0, description="images for which a weight is fetched from DRAM once")
+
+
+class Benchmark(Section):
+    """How speed and energy are measured. Changing it measures anew; of what is pruned, only under `latency`."""
+
+    arms: tuple[Literal["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"], ...] = Field(
+        ("dense", "masked", "sparse"),
+        description="what takes turns: the dense model, the pruned one with zeros, the pruned one block-sparse; "
+        "`_compiled` by torch.compile, which takes minutes on a small machine",
+    )
+    batch_sizes: tuple[Annotated[int, Field(gt=0)] | Literal["largest"], ...] = Field(
+        (1, 32, "largest"),
+        min_length=1,
+        description="images per pass; `largest` is the largest power of two that fits on a GPU, up to 1024, and 128 on "
+        "a CPU",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of weights and activations")
+    seconds: float = Field(3, gt=0, description="time for each arm and batch size")
+    energy_seconds: float = Field(
+        10,
+        gt=0,
+        description="length of a window in which energy is measured; three for each arm, at the last batch size",
+    )
+    layer_batch_size: int = Field(8, gt=0, description="images per pass for the milliseconds of a budget in `latency`")
+
+    @model_validator(mode="after")
+    def _dense_is_timed(self) -> "Benchmark":
+        if "dense" not in self.arms or len(set(self.arms)) < len(self.arms):
+            raise ValueError("arms: name 'dense', which the others are compared with, and each arm once")
         return self
 
 
@@ -265,6 +333,8 @@ class Config(Section):
     results: Path = Field(Path("results"), description="folder of all artifacts")
     report: Name = Field("main", description="folder of this config's tables and figures in `results/report`")
     compute: Compute = Field(Compute(), description="device, threads, processes")
+    energy: Energy = Field(Energy(), description="constants of the energy model")
+    benchmark: Benchmark = Field(Benchmark(), description="how speed and energy are measured")
     datasets: dict[Name, Dataset] = Field(description="images")
     models: dict[Name, Model] = Field(description="dense models")
     calibrations: dict[Name, Calibration] = Field(description="calibration sets")
@@ -362,6 +432,8 @@ _SECTIONS: dict[str, type[Section]] = {
     "recipes": Recipe,
     "experiments": Experiment,
     "compute": Compute,
+    "energy": Energy,
+    "benchmark": Benchmark,
 }
 
 

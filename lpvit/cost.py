@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates, parameters and the paper's power term, dense and with pruned blocks.
+"""What a model costs: multiply-accumulates, parameters, energy and the paper's term, dense and with pruned blocks.
 
 O, I = output and input features of a layer; r, c = rows and columns of a block; R, C = rows and columns of its grid.
 """
@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lpvit.blocks import BlockGrid
-from lpvit.energy import power_term
+from lpvit.config import Energy
+from lpvit.energy import HOROWITZ, layer_energy, power_term
 from lpvit.models import input_size, matrix_layers
 
 
@@ -61,7 +62,11 @@ def count_macs(model: nn.Module) -> int:
 
 
 def layer_table(
-    stage: str, costs: pd.DataFrame, keep_masks: Mapping[str, Tensor], block_shape: tuple[int, int] | None
+    stage: str,
+    costs: pd.DataFrame,
+    keep_masks: Mapping[str, Tensor],
+    block_shape: tuple[int, int] | None,
+    energy: Energy = HOROWITZ,
 ) -> pd.DataFrame:
     """What every layer costs once its pruned blocks are gone; ragged blocks count at their true size.
 
@@ -72,17 +77,19 @@ def layer_table(
         costs: Schema ``COSTS``.
         keep_masks: Layer -> (R, C), bool, True where the block stays; empty for a dense model.
         block_shape: (r, c) of the masks; None when there are none.
+        energy: Constants of the energy model.
 
     Returns:
         Schema ``LAYERS``, in the order of ``costs``.
     """
     rows = []
     for cost in costs.to_dict("records"):
+        shape = cost["out_features"], cost["in_features"]
         mask = keep_masks.get(cost["layer"])
         blocks, blocks_kept, pruned = 0, 0, 0
         if mask is not None:
             assert block_shape is not None, "keep masks need their block shape"
-            sizes = BlockGrid((cost["out_features"], cost["in_features"]), block_shape).sizes()
+            sizes = BlockGrid(shape, block_shape).sizes()
             blocks, blocks_kept, pruned = mask.numel(), int(mask.sum()), int(sizes[~mask.cpu()].sum())
         rows.append(
             {
@@ -95,6 +102,7 @@ def layer_table(
                 "macs": cost["macs"] - cost["tokens"] * pruned,
                 "parameters": cost["parameters"] - pruned,
                 "power_term": power_term(blocks_kept, cost["in_features"]),
+                "energy": layer_energy(*shape, cost["tokens"], shape[0] * shape[1] - pruned, energy),
             }
         )
     return pd.DataFrame(rows)
@@ -143,6 +151,7 @@ def model_metrics(
         "parameters": dense_parameters - pruned,
         "sparsity": pruned / int((prunable["out_features"] * prunable["in_features"]).sum()) if pruned else 0.0,
         "power_term": _relative_power(layers, costs),
+        "energy": layers["energy"].sum(),
     }
     return pd.DataFrame([row])
 

@@ -11,9 +11,12 @@ import torch
 
 from lpvit.allocation import blocks_always_kept
 from lpvit.blocks import BlockGrid
-from lpvit.config import Budget, Config, Dataset, Model, Recipe
+from lpvit.budgets import WHOLE_MODEL
+from lpvit.config import Budget, Config, Dataset, Energy, Model, Recipe
 from lpvit.data import usable_images
+from lpvit.energy import layer_energy
 from lpvit.errors import LpvitError
+from lpvit.latency import milliseconds, read_latency
 from lpvit.models import LayerSpec, create_model, matrix_layers, prunable_layers, read_checkpoint
 from lpvit.models import require_same_architecture as require_same
 
@@ -46,7 +49,7 @@ def plan_experiments(settings: Config, images: Mapping[str, pd.DataFrame]) -> pd
                 _check_teacher(settings.recipes[recipe])
             pruning = settings.prunings[experiment.pruning]
             prunable = prunable_layers(layers, pruning.layers)
-            row = _check_budget(layers, prunable, pruning.block_shape, budget)
+            row = _check_budget(layers, prunable, pruning.block_shape, budget, settings.energy)
             _check_block_products(prunable, pruning.block_shape, calibration.images * pruning.probes_used)
         except LpvitError as error:
             raise LpvitError(f"experiments.{name}: {error}") from None
@@ -90,31 +93,52 @@ def _check_teacher(recipe: Recipe) -> None:
 
 
 def _check_budget(
-    layers: list[LayerSpec], prunable: list[LayerSpec], block_shape: tuple[int, int], budget: Budget
+    layers: list[LayerSpec],
+    prunable: list[LayerSpec],
+    block_shape: tuple[int, int],
+    budget: Budget,
+    energy: Energy,
 ) -> dict[str, float]:
-    floors = [_least_keep_ratio(layer, block_shape, budget.min_keep_ratio) for layer in prunable]
-    dense = sum(layer.macs for layer in layers)
-    prunable_macs = sum(layer.macs for layer in prunable)
-    least = dense - prunable_macs + sum(layer.macs * floor for layer, floor in zip(prunable, floors, strict=True))
-    if budget.macs is not None and budget.macs < least / dense:
+    floors = {layer.name: _least_keep_ratio(layer, block_shape, budget.min_keep_ratio) for layer in prunable}
+    latency = None if budget.latency_table is None else read_latency(budget.latency_table, block_shape)
+
+    def dense_and_least(quantity: str) -> tuple[float, float]:
+        counted = layers if quantity in WHOLE_MODEL else prunable
+        dense = sum(_cost(quantity, layer, 1.0, energy, latency) for layer in counted)
+        return dense, sum(_cost(quantity, layer, floors.get(layer.name, 1.0), energy, latency) for layer in counted)
+
+    for quantity, target in budget.targets.items():
+        if quantity == "latency" and latency is None:  # to be measured yet
+            continue
+        dense, least = dense_and_least(quantity)
+        if quantity == "sparsity" and target > 1 - least / dense:
+            found, change = f"{1 - least / dense:.3f} is reached", "lower"
+        elif quantity != "sparsity" and target < least / dense:
+            found, change = f"{least / dense:.3f} stays", "raise"
+        else:
+            continue
         raise LpvitError(
-            f"budget: macs {budget.macs:g} is impossible: {least / dense:.3f} of the MACs stay even at min_keep_ratio "
-            f"{budget.min_keep_ratio:g}; raise 'macs', lower 'min_keep_ratio' or add roles to 'layers'"
+            f"budget: {quantity} {target:g} is impossible: {found} at min_keep_ratio {budget.min_keep_ratio:g}; "
+            f"{change} '{quantity}', lower 'min_keep_ratio' or add roles to 'layers'"
         )
-    weights = [layer.out_features * layer.in_features for layer in prunable]
-    most = 1 - sum(w * floor for w, floor in zip(weights, floors, strict=True)) / sum(weights)
-    if budget.sparsity is not None and budget.sparsity > most:
-        raise LpvitError(
-            f"budget: sparsity {budget.sparsity:g} is impossible: {most:.3f} is reached at min_keep_ratio "
-            f"{budget.min_keep_ratio:g}; lower 'sparsity' or 'min_keep_ratio'"
-        )
-    target = budget.macs if budget.macs is not None else budget.sparsity
+    dense, least = dense_and_least("macs")
     return {
-        "dense_macs": dense,
-        "prunable_macs": prunable_macs,
+        "dense_macs": int(dense),
+        "prunable_macs": sum(layer.macs for layer in prunable),
         "least_macs": math.ceil(least),
-        "target": float(target or 0),
+        "target": next(iter(budget.targets.values())),
     }
+
+
+def _cost(quantity: str, layer: LayerSpec, keep_ratio: float, energy: Energy, latency: pd.DataFrame | None) -> float:
+    """What a layer costs of the quantity that a budget names, with a share of its weights."""
+    weights = keep_ratio * math.prod(layer.shape)
+    if quantity == "energy":
+        return layer_energy(*layer.shape, layer.tokens, weights, energy)
+    if quantity == "latency":
+        assert latency is not None, "a budget in milliseconds needs a latency table"
+        return float(milliseconds(latency, *layer.shape, layer.tokens, 1 - keep_ratio))
+    return weights * (layer.tokens if quantity == "macs" else 1)
 
 
 def _check_block_products(prunable: list[LayerSpec], block_shape: tuple[int, int], samples: int) -> None:

@@ -103,6 +103,8 @@ def _type(field: JsonSchema) -> str:
         return "names, see below" if "patternProperties" in field else "see below"
     if "anyOf" in field:
         return " or ".join(_type(branch) for branch in field["anyOf"])
+    if "const" in field:
+        return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if field["type"] == "array":

@@ -6,7 +6,7 @@ R, C = rows and columns of a layer's grid of blocks.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -46,7 +46,13 @@ WIDEST_CROWD = 36  # points; more of them than fit stand closer
 LEGEND_ROWS = 14
 DECADES_SHOWN = 3  # of the lowest curve; predicted curves may pass through zero, and what is far below says nothing
 
-_styled = matplotlib.rc_context(STYLE)
+styled = matplotlib.rc_context(STYLE)
+_BUDGETS = {
+    "macs": "MACs kept, of the dense model",
+    "sparsity": "sparsity of the prunable layers",
+    "energy": "modelled energy kept, of the dense model",
+    "latency": "measured time kept, of the prunable layers",
+}
 
 
 _SUMMARY_COLUMNS = [
@@ -62,6 +68,8 @@ _SUMMARY_COLUMNS = [
     "parameters",
     "sparsity",
     "power_term",
+    "energy",
+    "energy_ratio",
 ]
 
 
@@ -75,12 +83,14 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Dataset, model, experiment (empty for dense), stage; top1 and top5 in %; macs and macs_all in MAC per image;
         macs_ratio, the share of the dense model's macs; parameters; sparsity; power_term, a share of the dense
-        model's. Datasets, models and experiments in order of appearance.
+        model's; energy in J per image, modelled, and energy_ratio, its share of the dense model's. Datasets, models and
+        experiments in order of appearance.
     """
     dense = rows[rows["stage"] == "dense"].assign(experiment="").drop_duplicates(["dataset", "model"])
-    dense_macs = dense.set_index(["dataset", "model"])["macs"].rename("dense_macs")
-    table = pd.concat([dense, rows[rows["stage"] != "dense"]]).join(dense_macs, on=["dataset", "model"])
-    table["macs_ratio"] = table["macs"] / table["dense_macs"]
+    of_dense = dense.set_index(["dataset", "model"])[["macs", "energy"]].add_prefix("dense_")
+    table = pd.concat([dense, rows[rows["stage"] != "dense"]]).join(of_dense, on=["dataset", "model"])
+    for quantity in ("macs", "energy"):
+        table[f"{quantity}_ratio"] = table[quantity] / table[f"dense_{quantity}"]
     groups = [group for _, group in table.groupby(["dataset", "model"], sort=False)]
     return pd.concat(groups, ignore_index=True)[_SUMMARY_COLUMNS]
 
@@ -107,9 +117,10 @@ def to_markdown(table: pd.DataFrame) -> str:
             "parameters": table["parameters"].map(human),
             "sparsity": (100 * table["sparsity"]).map("{:.1f} %".format),
             "power": (100 * table["power_term"]).map("{:.1f} %".format),
+            "energy": (100 * table["energy_ratio"]).map("{:.1f} %".format),
         }
     )
-    return _markdown(shown, text_columns=4)
+    return markdown(shown, text_columns=4)
 
 
 def human(quantity: float) -> str:
@@ -124,7 +135,7 @@ def human(quantity: float) -> str:
     return f"{quantity:.{decimals}f} {' kMGTP'[thousands]}".rstrip()
 
 
-def _markdown(table: pd.DataFrame, text_columns: int) -> str:
+def markdown(table: pd.DataFrame, text_columns: int) -> str:
     cells = [list(table.columns), *table.to_numpy().tolist()]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
 
@@ -138,7 +149,7 @@ def _markdown(table: pd.DataFrame, text_columns: int) -> str:
     return "\n".join([line(cells[0]), line(rule), *(line(row) for row in cells[1:])]) + "\n"
 
 
-@_styled
+@styled
 def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     """Rate-distortion curves: one panel per role, one line per layer, coloured by depth.
 
@@ -168,14 +179,13 @@ def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
-def plot_allocation(allocation: pd.DataFrame, costs: pd.DataFrame, budget: Literal["macs", "sparsity"]) -> Figure:
+@styled
+def plot_allocation(allocation: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     """Keep ratio of every prunable layer, in order of execution, against the mean over all.
 
     Args:
         allocation: Schema ``ALLOCATION``.
         costs: Schema ``COSTS``; gives roles and order of execution.
-        budget: What ``target`` and ``achieved`` of the allocation count.
     """
     layers = _place_layers(costs, allocation["layer"]).join(allocation.set_index("layer"))
     figure = Figure(figsize=(9, 2.9), layout="constrained")
@@ -192,13 +202,13 @@ def plot_allocation(allocation: pd.DataFrame, costs: pd.DataFrame, budget: Liter
     axes.grid(visible=False, axis="x")
     axes.set(xlabel="transformer block", ylabel="blocks kept", ylim=(0, 100))
     axes.margins(x=0.01)
-    axes.yaxis.set_major_formatter(_percent())
-    axes.set_title(_budget_met(allocation, budget))
+    axes.yaxis.set_major_formatter(percent())
+    axes.set_title(_budgets_met(allocation))
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
-@_styled
+@styled
 def plot_interactions(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     """Heat map of how much of their distortion pairs of layers share: 1 adds to it, 0 not, -1 takes away.
 
@@ -225,7 +235,30 @@ def plot_interactions(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure
     return figure
 
 
-@_styled
+@styled
+def plot_frontier(frontier: pd.DataFrame, allocation: pd.DataFrame) -> Figure:
+    """What two budgets could be at equal distortion: one line per distortion, and the two budgets as asked and met.
+
+    Args:
+        frontier: Schema ``FRONTIER``.
+        allocation: Schema ``ALLOCATION``, with two budgets.
+    """
+    row = allocation.iloc[0]
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for color, (level, line) in zip(cycle(COLORS), frontier.groupby("level"), strict=False):
+        axes.plot(100 * line["first"], 100 * line["second"], color=color, marker=".", label=f"{level:g} x distortion")
+    axes.axvline(100 * row["target"], color=GREY, linestyle="--", linewidth=1, label="budgets")
+    axes.axhline(100 * row["second_target"], color=GREY, linestyle="--", linewidth=1)
+    axes.plot(100 * row["achieved"], 100 * row["second_achieved"], "*", color="black", markersize=10, label="met")
+    axes.set(xlabel=_BUDGETS[row["budget"]], ylabel=_BUDGETS[row["second_budget"]])
+    axes.xaxis.set_major_formatter(percent())
+    axes.yaxis.set_major_formatter(percent())
+    figure.legend(loc="outside right center")
+    return figure
+
+
+@styled
 def plot_blocks(keep_masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame) -> Figure:
     """Pictures of which blocks stay in the first, middle and last layer of each role.
 
@@ -245,7 +278,7 @@ def plot_blocks(keep_masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame
     return figure
 
 
-@_styled
+@styled
 def plot_tradeoff(table: pd.DataFrame) -> Figure:
     """Top-1 accuracy against MACs: dense as stars, pruned hollow, fine-tuned filled, an arrow from one to the other.
 
@@ -264,7 +297,7 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
         _draw_dense(axes, of_dataset[of_dataset["stage"] == "dense"])
         axes.set(title=dataset, xlabel="MACs in linear layers per image", xlim=(0, None))
         axes.xaxis.set_major_formatter(EngFormatter())
-        axes.yaxis.set_major_formatter(_percent())
+        axes.yaxis.set_major_formatter(percent())
         axes.margins(y=0.12)
     panels[0].set_ylabel("top-1 accuracy")
     handles = list(_tradeoff_legend(looks))
@@ -272,7 +305,7 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_history(history: pd.DataFrame) -> Figure:
     """Loss, accuracy and learning rate of a training, by epoch.
 
@@ -289,7 +322,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
     loss.legend()
     accuracy.plot(epochs, history["top1"], color=COLORS[0], marker=marker)
     accuracy.set(title="top-1 accuracy, validation")
-    accuracy.yaxis.set_major_formatter(_percent())
+    accuracy.yaxis.set_major_formatter(percent())
     rate.plot(epochs, history["learning_rate"], color=GREY, marker=marker)
     rate.set(title="learning rate", ylim=(0, None))
     for axes in (loss, accuracy, rate):
@@ -298,7 +331,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure as PNG, whole or not at all.
 
@@ -339,14 +372,18 @@ def _depth_colors(depth: pd.Series) -> ScalarMappable:
     return ScalarMappable(BoundaryNorm(edges, len(edges) - 1), ListedColormap(shades))
 
 
-def _budget_met(allocation: pd.DataFrame, budget: Literal["macs", "sparsity"]) -> str:
-    name = {"macs": "MACs kept, of the dense model", "sparsity": "sparsity of the prunable layers"}[budget]
-    return f"{name}: {allocation['achieved'].iloc[0]:.2%} (target {allocation['target'].iloc[0]:.2%})".replace(
-        "%", " %"
-    )
+def _budgets_met(allocation: pd.DataFrame) -> str:
+    """The one or two budgets, what was asked and what is reached."""
+    row = allocation.iloc[0]
+    met = [
+        f"{_BUDGETS[row[f'{prefix}budget']]}: {row[f'{prefix}achieved']:.2%} (target {row[f'{prefix}target']:.2%})"
+        for prefix in ("", "second_")
+        if pd.notna(row[f"{prefix}budget"])
+    ]
+    return ", ".join(met).replace("%", " %")
 
 
-def _percent() -> PercentFormatter:
+def percent() -> PercentFormatter:
     return PercentFormatter(symbol=" %")
 
 

@@ -116,6 +116,20 @@ COSTS = Schema(
     ),
 )
 
+LATENCY = Schema(
+    "latency.parquet",
+    "layer timed on a machine, at a block shape and a sparsity",
+    (
+        Column("out_features", pa.int64(), "", "rows of the weight matrix"),
+        Column("in_features", pa.int64(), "", "columns of the weight matrix"),
+        Column("tokens", pa.int64(), "1/image", "vectors that the layer multiplies for an image"),
+        Column("block_rows", pa.int64(), "", "rows of a block"),
+        Column("block_columns", pa.int64(), "", "columns of a block"),
+        Column("sparsity", pa.float64(), "", "share of the weights pruned; 0 is the dense layer, without blocks"),
+        Column("milliseconds", pa.float64(), "ms/image", "time of the layer"),
+    ),
+)
+
 PLAN = Schema(
     "plan.parquet",
     "experiment, as checked before anything runs",
@@ -125,7 +139,7 @@ PLAN = Schema(
         Column("dense_macs", pa.int64(), "MAC/image", "MACs of the dense model in linear layers"),
         Column("prunable_macs", pa.int64(), "MAC/image", "part of dense_macs in prunable layers"),
         Column("least_macs", pa.int64(), "MAC/image", "MACs that stay when every prunable layer is at min_keep_ratio"),
-        Column("target", pa.float64(), "", "the budget: share of MACs kept, or sparsity"),
+        Column("target", pa.float64(), "", "the budget: a share kept, or sparsity; of two the first"),
     ),
 )
 
@@ -185,10 +199,24 @@ ALLOCATION = Schema(
         Column("keep_ratio", pa.float64(), "", "blocks_kept / blocks"),
         Column("macs_dense", pa.int64(), "MAC/image", "MACs of the dense layer"),
         Column("macs_kept", pa.int64(), "MAC/image", "MACs of the blocks that stay"),
-        Column(
-            "target", pa.float64(), "", "the budget: share of the model's MACs kept, or sparsity (same in all rows)"
-        ),
-        Column("achieved", pa.float64(), "", "what the allocation reaches of it (same in all rows)"),
+        Column("budget", pa.string(), "", "macs, sparsity, energy or latency; like all that follows, same in all rows"),
+        Column("target", pa.float64(), "", "the budget: share kept of the dense model's, or sparsity"),
+        Column("achieved", pa.float64(), "", "what the allocation reaches of it"),
+        Column("second_budget", pa.string(), "", "the other of two budgets; null without one", nullable=True),
+        Column("second_target", pa.float64(), "", "its target", nullable=True),
+        Column("second_achieved", pa.float64(), "", "what the allocation reaches of it", nullable=True),
+    ),
+)
+
+FRONTIER = Schema(
+    "frontier.parquet",
+    "allocation on the frontier of two budgets, by distortion and weight",
+    (
+        Column("level", pa.float64(), "", "distortion allowed, in those of the allocation that meets both budgets"),
+        Column("weight", pa.float64(), "", "share of the first budget in the combined cost; 1 less it, of the second"),
+        Column("distortion", pa.float64(), "logit^2/image", "sum of the layers' curves"),
+        Column("first", pa.float64(), "", "what is reached of the first budget: share kept, or sparsity"),
+        Column("second", pa.float64(), "", "what is reached of the second"),
     ),
 )
 
@@ -224,6 +252,7 @@ METRICS = Schema(
         Column(
             "power_term", pa.float64(), "", "sum of the layers' power terms, as a share of that with all blocks kept"
         ),
+        Column("energy", pa.float64(), "J/image", "modelled energy of the layers that `macs` counts"),
     ),
 )
 
@@ -245,7 +274,86 @@ LAYERS = Schema(
             "block row",
             "the paper's term: blocks_kept * in_features / 16; 0 without a mask",
         ),
+        Column("energy", pa.float64(), "J/image", "modelled energy of the layer with the weights that stay"),
     ),
 )
 
-ALL = (IMAGES, SAMPLES, PLAN, COSTS, BLOCKS, CURVES, ALLOCATION, INTERACTIONS, HISTORY, METRICS, LAYERS)
+SPEED = Schema(
+    "speed.parquet",
+    "arm of a benchmark, at a batch size",
+    (
+        _STAGE,
+        Column("arm", pa.string(), "", "what ran: dense, masked or sparse model, eager or compiled"),
+        Column("batch_size", pa.int64(), "", "images per pass"),
+        Column("rounds", pa.int64(), "", "timed passes; in each round all arms take turns"),
+        Column("milliseconds", pa.float64(), "ms/pass", "median"),
+        Column("milliseconds_low", pa.float64(), "ms/pass", "lower end of the median's 95 % interval"),
+        Column("milliseconds_high", pa.float64(), "ms/pass", "upper end"),
+        Column("images_per_second", pa.float64(), "1/s", "from the median"),
+        Column("reference", pa.string(), "", "the faster dense arm: dense or dense_compiled"),
+        Column("speed_up", pa.float64(), "", "median over the rounds of the reference's time over the arm's"),
+        Column("speed_up_low", pa.float64(), "", "lower end of the median's 95 % interval"),
+        Column("speed_up_high", pa.float64(), "", "upper end"),
+        Column("kernel", pa.string(), "", "what computes block-sparse layers here: its name, or masked dense"),
+        Column("dtype", pa.string(), "", "of weights and activations"),
+        Column("device", pa.string(), "", "cpu or cuda"),
+        Column("device_name", pa.string(), "", "as the system calls it"),
+        Column("threads", pa.int64(), "", "CPU threads of torch"),
+        Column("torch", pa.string(), "", "version"),
+    ),
+)
+
+CHOICES = Schema(
+    "choices.parquet",
+    "masked layer of a benchmarked model, at a batch size",
+    (
+        Column("batch_size", pa.int64(), "", "images per pass"),
+        _LAYER,
+        Column("sparse", pa.bool_(), "", "whether it runs block-sparse, since that was measured to be faster"),
+        Column("sparsity", pa.float64(), "", "share of its blocks that is pruned"),
+        Column("dense_milliseconds", pa.float64(), "ms/pass", "of the dense layer; null if not timed", nullable=True),
+        Column("sparse_milliseconds", pa.float64(), "ms/pass", "of the sparse layer; null if not timed", nullable=True),
+        Column("reason", pa.string(), "", "why it stayed dense; empty if it is sparse"),
+    ),
+)
+
+ENERGY = Schema(
+    "energy.parquet",
+    "measurement of a model, or the reason why there is none",
+    (
+        Column("arm", pa.string(), "", "what ran"),
+        Column(
+            "source",
+            pa.string(),
+            "",
+            "counter: nvml (GPU) or rapl (CPU and DRAM); null if none",
+            nullable=True,
+        ),
+        Column("reason", pa.string(), "", "why nothing was measured; null if it was", nullable=True),
+        Column("repeat", pa.int64(), "", "from 1, all arms in turn; 0 if nothing was measured"),
+        Column("images", pa.int64(), "", "images computed in the window; 0 if nothing was measured"),
+        Column("seconds", pa.float64(), "s", "length of the window", nullable=True),
+        Column("joules", pa.float64(), "J", "what the counter rose by, idle power included", nullable=True),
+        Column("idle_watts", pa.float64(), "W", "power of the idle device, before this repeat", nullable=True),
+        Column("joules_net", pa.float64(), "J", "joules less idle_watts * seconds", nullable=True),
+    ),
+)
+
+ALL = (
+    IMAGES,
+    SAMPLES,
+    PLAN,
+    COSTS,
+    LATENCY,
+    BLOCKS,
+    CURVES,
+    ALLOCATION,
+    FRONTIER,
+    INTERACTIONS,
+    HISTORY,
+    METRICS,
+    LAYERS,
+    SPEED,
+    CHOICES,
+    ENERGY,
+)

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from lpvit.allocation import allocate, blocks_always_kept, curve_slopes, lower_hull, smooth
+from lpvit.allocation import allocate, blocks_always_kept, curve_slopes, frontier, lower_hull, smooth
 from lpvit.blocks import BlockGrid
-from lpvit.config import Budget
+from lpvit.config import Budget, Energy
+from lpvit.energy import HOROWITZ, layer_energy
 from lpvit.errors import LpvitError
+from lpvit.latency import milliseconds
 from lpvit.masks import build_keep_masks
-from lpvit.schemas import ALLOCATION, read_parquet, write_parquet
+from lpvit.schemas import ALLOCATION, FRONTIER, read_parquet, write_parquet
 
 ALLOCATORS = ["lagrangian", "exact", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"]
 HEAD = {
@@ -452,15 +454,23 @@ def interpolated_distortion(curves, allocation):
     )
 
 
-@given(seed=st.integers(0, 10**6), macs=st.floats(0.3, 1), of_weights=st.booleans())
+@given(
+    seed=st.integers(0, 10**6),
+    kept=st.floats(0.3, 1),
+    quantity=st.sampled_from(["macs", "sparsity", "energy", "latency"]),
+)
 @settings(max_examples=25, deadline=None)
-def test_exact_is_never_worse_than_any_other_allocator(seed, macs, of_weights):
+def test_exact_is_never_worse_than_any_other_allocator(seed, kept, quantity):
     frames = bumpy_case(seed)
-    target = {"sparsity": 1 - macs} if of_weights else {"macs": macs}
+    latency = random_latency(frames[2], seed)
+    target = {quantity: 1 - kept if quantity == "sparsity" else kept}
+    if quantity == "latency":
+        target["latency_table"] = "x"
     distortion = {}
     for allocator in ALLOCATORS:
         try:
-            allocation = allocate(*frames, Budget(**target, allocator=allocator, min_keep_ratio=0.1))
+            budget = Budget(**target, allocator=allocator, min_keep_ratio=0.1)
+            allocation = allocate(*frames, budget, latency=latency)
         except LpvitError:
             continue
         distortion[allocator] = interpolated_distortion(frames[0], allocation)
@@ -498,6 +508,217 @@ def test_lagrangian_equals_exact_to_one_block_on_convex_curves(seed, macs):
     assert exact <= lagrangian <= exact + one_block
 
 
+# --- energy and latency ----------------------------------------------------------------------------------------------
+
+
+def latency_rows(costs, times, block_shape=(3, 4)):
+    """A table of ``times``, layer -> {sparsity: ms}."""
+    rows = [
+        {
+            **cost[["out_features", "in_features", "tokens"]],
+            "block_rows": block_shape[0],
+            "block_columns": block_shape[1],
+            "sparsity": sparsity,
+            "milliseconds": time,
+        }
+        for _, cost in costs.iterrows()
+        for sparsity, time in times.get(cost["layer"], {}).items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def random_latency(costs, seed):
+    """Times with a kernel for blocks that is slower than the dense product up to a third, and noisy."""
+    rng = np.random.default_rng(seed)
+    times = {}
+    for layer, macs in costs[["layer", "macs"]].itertuples(index=False):
+        falling = {share: (1.3 - share) * rng.uniform(0.9, 1.1) for share in (0.1, 0.3, 0.5, 0.7, 0.9)}
+        times[layer] = {share: macs * 1e-5 * time for share, time in {0.0: 1.0, **falling}.items()}
+    return latency_rows(costs, times)
+
+
+def costs_by_hand(costs, allocation, latency, energy=HOROWITZ):
+    """Share of the model's energy and of the prunable layers' milliseconds that an allocation keeps, of the blocks."""
+    kept_of = dict(zip(allocation["layer"], allocation["macs_kept"], strict=True))
+    joules, dense_joules, time, dense_time = 0.0, 0.0, 0.0, 0.0
+    for row in costs.to_dict("records"):
+        shape, tokens = (row["out_features"], row["in_features"]), row["tokens"]
+        weights = kept_of.get(row["layer"], row["macs"]) / tokens
+        joules += layer_energy(*shape, tokens, weights, energy)
+        dense_joules += layer_energy(*shape, tokens, shape[0] * shape[1], energy)
+        if row["layer"] in kept_of:
+            time += milliseconds(latency, *shape, tokens, 1 - weights / (shape[0] * shape[1]))
+            dense_time += milliseconds(latency, *shape, tokens, 0.0)
+    return joules / dense_joules, time / dense_time
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_budgets_in_energy_and_latency_are_met_by_every_allocator(allocator):
+    for seed in range(5):
+        curves, blocks, costs = random_case(seed)
+        latency = random_latency(costs, seed)
+        for number, target in enumerate([{"energy": 0.6}, {"latency": 0.7, "latency_table": "x"}]):
+            budget = Budget(**target, allocator=allocator)
+            allocation = allocate(curves, blocks, costs, budget, latency=latency)
+            kept, wanted = costs_by_hand(costs, allocation, latency)[number], next(iter(target.values()))
+            assert allocation["achieved"].iloc[0] == pytest.approx(kept, rel=1e-6)
+            largest_block = 0.1  # ten-odd blocks in the smallest layer, and steps in the time
+            assert wanted - largest_block < kept <= wanted * (1 + 1e-9)
+
+
+def test_energy_counts_weights_where_tokens_are_few():
+    # By MACs a block of b is as good as four of a; its energy is that of its weights, read from DRAM all the same.
+    frames = case({"a": ((1, 10), 1, np.arange(11)), "b": ((1, 10), 4, 2 * np.arange(11))}, head=False)
+    assert pruned(allocate(*frames, Budget(macs=0.6)))[1] > 0
+    fetching = Energy(mac=0.001, buffer=0, sram=0)
+    assert pruned(allocate(*frames, Budget(energy=0.61), fetching)) == [8, 0]
+    computing = Energy(dram=0, sram=0)
+    assert pruned(allocate(*frames, Budget(energy=0.6), computing)) == pruned(allocate(*frames, Budget(macs=0.6)))
+
+
+def test_latency_prunes_where_it_pays():
+    # Layer a is slower with blocks up to four fifths; b saves time from the first block on.
+    frames = case({"a": ((1, 10), 1, np.arange(11) / 10), "b": ((1, 10), 1, np.arange(11))}, head=False)
+    costs = frames[2].assign(in_features=[10, 20])
+    frames[1]["weights"] = np.repeat([1, 2], 10).astype(np.int32)
+    steps = {"a": {0.0: 1.0, 0.1: 1.5, 0.8: 1.0, 1.0: 0.9}, "b": {0.0: 1.0, 1.0: 0.0001}}
+    latency = latency_rows(costs, steps)
+    allocation = allocate(*frames[:2], costs, Budget(latency=0.81, latency_table="x"), latency=latency)
+    assert pruned(allocation) == [0, 4]
+
+
+def test_a_layer_that_was_not_timed_is_named():
+    curves, blocks, costs = random_case(0)
+    latency = random_latency(costs[costs["layer"] != "fc1"], 0)
+    with pytest.raises(LpvitError, match=r"latency_table: layer of 25x13 with \d tokens: not measured; measure it"):
+        allocate(curves, blocks, costs, Budget(latency=0.7, latency_table="x"), latency=latency)
+
+
+# --- two budgets -----------------------------------------------------------------------------------------------------
+
+TWO = ["lagrangian", "exact"]
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    shares=st.dictionaries(st.sampled_from(["macs", "sparsity", "energy", "latency"]), st.floats(0.3, 0.9), min_size=2),
+)
+@settings(max_examples=25, deadline=None)
+def test_two_budgets_are_both_met_and_exact_is_not_worse(seed, shares):
+    targets = dict(itertools.islice(shares.items(), 2))
+    if "latency" in targets:
+        targets["latency_table"] = "x"
+    curves, blocks, costs = bumpy_case(seed)
+    latency = random_latency(costs, seed)
+    distortion = {}
+    for allocator in TWO:
+        budget = Budget(**targets, allocator=allocator, min_keep_ratio=0.05)
+        try:
+            allocation = allocate(curves, blocks, costs, budget, latency=latency)
+        except LpvitError:
+            reject()
+        for prefix in ("", "second_"):
+            row = allocation.iloc[0]
+            sign = -1 if row[f"{prefix}budget"] == "sparsity" else 1
+            assert sign * row[f"{prefix}achieved"] <= sign * row[f"{prefix}target"] + 1e-9
+            assert row[f"{prefix}target"] == targets[row[f"{prefix}budget"]]
+        distortion[allocator] = interpolated_distortion(curves, allocation)
+    assert distortion["exact"] <= distortion["lagrangian"] * (1 + 1e-9)
+
+
+@given(layers=st.lists(increments, min_size=2, max_size=3), data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_two_budgets_against_all_allocations(layers, data):
+    """On convex curves: the optimum where one budget decides, else within three blocks of it."""
+    tokens = data.draw(st.lists(st.integers(1, 5), min_size=len(layers), max_size=len(layers)))
+    macs, sparsity = data.draw(st.integers(3, 9)) / 10, data.draw(st.integers(1, 7)) / 10
+    curves = [np.append(0, np.cumsum(steps)) for steps in layers]
+    frames = case(
+        {
+            f"layer{i}": ((1, len(steps)), token, curve)
+            for i, (steps, token, curve) in enumerate(zip(layers, tokens, curves, strict=True))
+        },
+        head=False,
+    )
+    sizes = np.array([len(steps) for steps in layers])
+    choices = np.array(list(itertools.product(*(range(size) for size in sizes))))
+    distortions = sum(curve[counts] for curve, counts in zip(curves, choices.T, strict=True))
+    meet_macs = choices @ tokens >= (1 - macs) * (sizes @ tokens) - 1e-9
+    meet_sparsity = choices.sum(axis=1) >= sparsity * sizes.sum() - 1e-9
+    if not (meet_macs & meet_sparsity).any():
+        reject()
+    best = distortions[meet_macs & meet_sparsity].min()
+    one_decides = any(
+        (distortions[meets & ~other] > best).all()
+        for meets, other in itertools.permutations([meet_macs, meet_sparsity])
+    )
+    found = {
+        allocator: pruned(
+            allocate(*frames, Budget(macs=macs, sparsity=sparsity, allocator=allocator, min_keep_ratio=0))
+        )
+        for allocator in TWO
+    }
+    distortion = {
+        allocator: sum(curve[n] for curve, n in zip(curves, counts, strict=True)) for allocator, counts in found.items()
+    }
+    for counts in found.values():
+        assert np.dot(counts, tokens) >= (1 - macs) * (sizes @ tokens) - 1e-9
+        assert sum(counts) >= sparsity * sizes.sum() - 1e-9
+    assert best <= distortion["exact"] <= distortion["lagrangian"] <= best + 3 * max(map(max, layers))
+    if one_decides:
+        assert distortion["exact"] == best
+
+
+def swin_like(seed=0, count=400):
+    """Three layers of equal weights and 16, 4 and 1 tokens, of convex curves that rise less the fewer these are."""
+    rng = np.random.default_rng(seed)
+    layers = {}
+    for i, tokens in enumerate((16, 4, 1)):
+        curve = np.append(0, np.cumsum(np.sort(rng.gamma(2.5 - i, size=count))))
+        layers[f"blocks.{i}.fc1"] = ((20, count // 20), tokens, curve)
+    return case(layers, head=False)
+
+
+@pytest.mark.parametrize("allocator", TWO)
+@pytest.mark.parametrize("seed", range(2))
+def test_where_both_of_two_budgets_bind_each_is_met_to_a_thousandth(allocator, seed):
+    frames = swin_like(seed, count=1200)
+    alone = allocate(*frames, Budget(macs=0.5))
+    sparsity = 1 - alone["blocks_kept"].sum() / alone["blocks"].sum()
+    allocation = allocate(*frames, Budget(macs=0.5, sparsity=sparsity + 0.1, allocator=allocator)).iloc[0]
+    assert 0.5 - 0.001 < allocation["achieved"] <= 0.5
+    assert sparsity + 0.1 <= allocation["second_achieved"] < sparsity + 0.1 + 0.001
+
+
+@pytest.mark.parametrize("allocator", TWO)
+def test_a_second_budget_that_the_first_meets_changes_nothing(allocator):
+    frames = swin_like()
+    alone = allocate(*frames, Budget(macs=0.5, allocator=allocator))
+    met = 1 - alone["blocks_kept"].sum() / alone["blocks"].sum()
+    macs_decide = Budget(macs=0.5, sparsity=met - 0.01, allocator=allocator)
+    assert pruned(allocate(*frames, macs_decide)) == pruned(alone)
+    energy_decides = Budget(macs=1.0, energy=0.5, allocator=allocator)
+    assert pruned(allocate(*frames, energy_decides)) == pruned(
+        allocate(*frames, Budget(energy=0.5, allocator=allocator))
+    )
+
+
+def test_the_frontier_passes_through_the_allocation_and_trades_one_budget_for_the_other(tmp_path):
+    frames = swin_like(count=1000)
+    budget = Budget(macs=0.5, sparsity=0.6)
+    allocation = allocate(*frames, budget).iloc[0]
+    trade = frontier(*frames, budget, levels=(0.5, 1.0), points=101)
+    write_parquet(trade, tmp_path / "frontier.parquet", FRONTIER)
+    for level, line in trade.groupby("level"):
+        one_block = 16 / 21_000, 1 / 3000
+        assert (np.diff(line["first"]) <= one_block[0]).all()  # fewer MACs and less sparsity the more MACs weigh
+        assert (np.diff(line["second"]) <= one_block[1]).all()
+        reached = interpolated_distortion(frames[0], allocate(*frames, budget)) * level
+        assert line["distortion"].to_numpy() == pytest.approx(reached, rel=0.01)
+    line = trade[trade["level"] == 1]
+    assert np.interp(-0.5, -line["first"], line["second"]) == pytest.approx(allocation["second_achieved"], abs=0.002)
+
+
 # --- the rest --------------------------------------------------------------------------------------------------------
 
 
@@ -507,7 +728,9 @@ def test_an_allocation_fits_its_schema_and_is_the_same_twice(allocator, tmp_path
     allocation = allocate(*random_case(4), budget)
     write_parquet(allocation, tmp_path / "allocation.parquet", ALLOCATION)
     pd.testing.assert_frame_equal(
-        read_parquet(tmp_path / "allocation.parquet", ALLOCATION), allocation, check_dtype=False
+        read_parquet(tmp_path / "allocation.parquet", ALLOCATION),
+        allocation.astype({"second_budget": "str"}),
+        check_dtype=False,
     )
     assert allocation.equals(allocate(*random_case(4), budget))
     assert allocation["layer"].tolist() == ["qkv", "proj", "fc1", "fc2"]
@@ -516,7 +739,7 @@ def test_an_allocation_fits_its_schema_and_is_the_same_twice(allocator, tmp_path
 def test_target_and_achieved_are_logged(caplog):
     with caplog.at_level(logging.INFO):
         allocate(*random_case(0), Budget(macs=0.5))
-    assert "lagrangian: target 0.5, achieved 0.49" in caplog.text
+    assert "lagrangian: macs target 0.5, achieved 0.49" in caplog.text
 
 
 @pytest.mark.parametrize("column", ["saliency", "squared_norm"])

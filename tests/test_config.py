@@ -71,6 +71,9 @@ def test_a_config_cannot_be_changed():
         ("budgets/half/power_beta", 0.25),
         ("budgets/half/power_beta", False),  # YAML's bare `off`
         ("budgets/half", {"sparsity": 0}),
+        ("budgets/half/energy", 0.5),
+        ("budgets/half", {"sparsity": 0.5, "latency": 0.5, "latency_table": "x.parquet", "allocator": "exact"}),
+        ("energy", {"dtype": "int8", "mac": 0.3, "batch_size": 32}),
         ("budgets/half", {"sparsity": 0.93, "min_keep_ratio": 0.07}),
         ("budgets/half/smoothing", 1),
         ("prunings/b16/block_shape", [1, 64]),
@@ -135,8 +138,11 @@ def test_what_makes_sense_is_accepted(path, value):
         ("budgets/half/power_beta", True, "budgets.half.power_beta: input should be 'off' or 'auto', found 'on' or"),
         ("budgets/half/power_beta", -1, "budgets.half.power_beta: input should be 'off' or 'auto', found -1 or input"),
         # keys that belong together
-        ("budgets/half", {}, "budgets.half: give exactly one of 'macs' and 'sparsity'"),
-        ("budgets/half/sparsity", 0.5, "budgets.half: give exactly one of 'macs' and 'sparsity'"),
+        ("budgets/half", {}, "budgets.half: give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them"),
+        ("budgets/half", {"macs": 0.5, "energy": 0.5, "sparsity": 0.5}, "budgets.half: give one of 'macs', 'sparsity'"),
+        ("budgets/sparse/macs", 0.5, "allocator: 'lpvit' meets one budget, found macs and sparsity; use 'lagrangian'"),
+        ("budgets/half", {"latency": 0.5}, "budgets.half: latency_table: give the table"),
+        ("budgets/half/latency_table", "x.parquet", "budgets.half: latency_table: give the table"),
         ("budgets/sparse/sparsity", 0.96, "budgets.sparse: sparsity: 0.96 is impossible while min_keep_ratio 0.05"),
         ("datasets/imagenet", {}, "datasets.imagenet: root: missing"),
         ("datasets/digits/root", "x", "datasets.digits: source 'digits' takes no root"),
@@ -198,7 +204,7 @@ def test_every_key_has_a_description():
 
     sections = list(models(Config))
     assert Budget in sections
-    assert len(sections) == 9
+    assert len(sections) == 10
     assert all(field.description for section in sections for field in section.model_fields.values())
 
 

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from lpvit.blocks import BlockGrid
+from lpvit.config import Energy
 from lpvit.cost import count_macs, layer_table, measure_costs, model_metrics
-from lpvit.energy import power_term
+from lpvit.energy import energy_per_weight, power_term
 from lpvit.models import create_model
 from lpvit.schemas import COSTS, LAYERS, METRICS, read_parquet, write_parquet
 
@@ -104,6 +105,17 @@ def test_the_layers_of_a_dense_model_cost_what_was_measured(costs):
     assert layers["parameters"].tolist() == costs["parameters"].tolist()
     assert not layers["prunable"].any()
     assert layers[["blocks", "blocks_kept", "power_term"]].to_numpy().sum() == 0
+
+
+def test_the_energy_of_a_pruned_model_is_that_of_its_layers_with_the_weights_that_stay(vit, costs):
+    model = Energy(dtype="int8")
+    masks = {"blocks.0.attn.qkv": torch.tensor([[True, False], [False, True]])}
+    dense, layers = layer_table("dense", costs, {}, None, model), layer_table("pruned", costs, masks, (50, 20), model)
+    saved = dense.set_index("layer")["energy"] - layers.set_index("layer")["energy"]
+    gone = 72 * 24 - (50 * 20 + 22 * 4)
+    assert saved["blocks.0.attn.qkv"] == pytest.approx(gone * energy_per_weight(17, model))
+    assert (saved.drop("blocks.0.attn.qkv") == 0).all()
+    assert summed_up(vit, costs, layers)["energy"] == pytest.approx(layers["energy"].sum())
 
 
 def test_ragged_blocks_are_counted_at_their_true_size(costs):

@@ -24,7 +24,6 @@ from lpvit.blocks import BlockGrid
 from lpvit.cost import measure_costs
 from lpvit.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.models import weight_matrix
-from lpvit.sparse.storage import compress, decompress, indexed_keep_mask
 
 VIT = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 20, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2)}
@@ -361,33 +360,6 @@ def test_a_file_of_another_kind_is_told_in_one_line_that_names_it(pruned: lpvit.
         with pytest.raises(lpvit.LpvitError, match=f"{name}: {line}") as error:
             lpvit.load(tmp_path / name)
         assert "\n" not in str(error.value)
-
-
-# --- storage ---------------------------------------------------------------------------------------------------------
-
-
-def test_blocks_of_a_ragged_matrix_by_hand() -> None:
-    weight = torch.arange(1.0, 16).view(3, 5)
-    keep_mask = torch.tensor([[False, True, True], [False, False, False]])
-    values, crow_indices, col_indices = compress(weight, keep_mask, (2, 2))
-    assert values.tolist() == [[[3, 4], [8, 9]], [[5, 0], [10, 0]]]
-    assert (crow_indices.tolist(), col_indices.tolist()) == ([0, 2, 2], [1, 2])
-    assert crow_indices.dtype == col_indices.dtype == torch.int32
-    grid = BlockGrid((3, 5), (2, 2))
-    assert decompress(values, crow_indices, col_indices, grid).tolist() == [[0, 0, 3, 4, 5], [0, 0, 8, 9, 10], [0] * 5]
-    assert torch.equal(indexed_keep_mask(crow_indices, col_indices, grid), keep_mask)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_blocks_are_those_of_torch(share: float) -> None:
-    weight = torch.randn(12, 20, dtype=torch.bfloat16)
-    keep_mask = torch.rand(3, 4) < share
-    grid = BlockGrid((12, 20), (4, 5))
-    masked = weight * grid.expand(keep_mask)
-    blocks = compress(weight, keep_mask, (4, 5))
-    crow_indices, col_indices = (indices.long() for indices in blocks[1:])
-    assert torch.equal(torch.sparse_bsr_tensor(crow_indices, col_indices, blocks[0], (12, 20)).to_dense(), masked)
-    assert torch.equal(decompress(*blocks, grid), masked)
 
 
 # --- ONNX ------------------------------------------------------------------------------------------------------------

@@ -19,12 +19,21 @@ from lpvit.data import evaluation_loader
 from lpvit.masks import expand_keep_masks, load_masks, verify_pruned
 from lpvit.models import load_model
 from lpvit.pruning import prune
-from lpvit.schemas import ALL, ALLOCATION, BLOCKS, CURVES, METRICS, SAMPLES, read_parquet
+from lpvit.schemas import ALL, ALLOCATION, BLOCKS, CURVES, FRONTIER, METRICS, SAMPLES, read_parquet
 
 AFTER_ALLOCATION = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
 AFTER_CURVES = {"measure_rate_distortion"} | AFTER_ALLOCATION
 AFTER_STATISTICS = {"collect_statistics"} | AFTER_CURVES
-REPORT = {"summarize", "plot_curves", "plot_allocation", "plot_blocks", "plot_history", "plot_tradeoff", "all"}
+REPORT = {
+    "summarize",
+    "plot_curves",
+    "plot_allocation",
+    "plot_blocks",
+    "plot_history",
+    "plot_tradeoff",
+    "all",
+    "trace_frontier",
+}
 CHECK = {"check_experiments"}
 
 BUDGET = Path("results/digits/vit/c64/b8/half")
@@ -87,6 +96,7 @@ def test_the_budget_is_kept_by_what_is_evaluated(finished: tuple[Workflow, Run])
         ("prunings.b8.saliency", "gauss_newton", AFTER_STATISTICS),
         ("prunings.b8.block_shape", [8, 16], AFTER_STATISTICS),
         ("calibrations.c64.seed", 1, {"sample_calibration"} | AFTER_STATISTICS),
+        ("energy", {"dtype": "int8"}, {"evaluate_dense", "evaluate_pruned", "evaluate_finetuned"}),
         ("compute.threads", 2, set()),
         ("compute.evaluation_batch_size", 64, set()),
     ],
@@ -143,18 +153,22 @@ def test_an_edited_module_reruns_the_stages_that_import_it(
         file.write_text(original)
 
 
-def test_a_rerun_of_the_allocation_alone_happens_for_real(tiny_config: dict, change, finished) -> None:
+def test_an_allocation_alone_under_two_budgets_happens_for_real(tiny_config: dict, change, finished) -> None:
     workflow, _ = finished
     curves = workflow.folder / "results/digits/vit/c64/b8/curves.parquet"
     before = curves.stat().st_mtime_ns
-    extra = change(tiny_config, "budgets.other", {"sparsity": 0.3, "reconstruction": "least_squares"})
+    extra = change(tiny_config, "budgets.other", {"sparsity": 0.3, "energy": 0.9, "reconstruction": "least_squares"})
     main = {**tiny_config["experiments"]["main"], "budget": "other", "recipe": None}
-    run = workflow.run(change(extra, "experiments", {"other": main}), "--until", "evaluate_pruned")
+    run = workflow.run(change(extra, "experiments", {"other": main}), "--until", "evaluate_pruned", "trace_frontier")
     assert run.code == 0, run.output
     assert stages(run.jobs) == {"allocate_sparsity", "build_masks", "evaluate_pruned"}
     assert curves.stat().st_mtime_ns == before
     metrics = read_parquet(curves.parent / "other/pruned/metrics.parquet", METRICS).iloc[0]
     assert metrics["sparsity"] == pytest.approx(0.3, abs=0.01)
+    dense = read_parquet(workflow.folder / "results/digits/vit/dense/metrics.parquet", METRICS).iloc[0]
+    allocation = read_parquet(curves.parent / "other/allocation.parquet", ALLOCATION).iloc[0]
+    assert allocation["second_achieved"] == pytest.approx(metrics["energy"] / dense["energy"], rel=1e-6)
+    assert read_parquet(curves.parent / "other/frontier.parquet", FRONTIER)["level"].nunique() == 3
 
 
 def test_gauss_newton_curves_and_the_exact_allocator_run_through_the_workflow(

@@ -34,6 +34,7 @@ CALIBRATION = f"{MODEL}/{{calibration}}"
 PRUNING = f"{CALIBRATION}/{{pruning}}"
 BUDGET = f"{PRUNING}/{{budget}}"
 RECIPE = f"{BUDGET}/{{recipe}}"
+LATENCY = f"{MODEL}/latency/{{block}}/latency.parquet"
 REPORT = f"{RESULTS}/report/{settings.report}"
 
 experiments = settings.experiments
@@ -46,6 +47,7 @@ wildcard_constraints:
     pruning="[^/]+",
     budget="[^/]+",
     recipe="[^/]+",
+    block=r"\d+x\d+",
 
 
 def hold_folder() -> None:
@@ -85,6 +87,23 @@ def measures_images(wildcards) -> bool:
 
 def is_reconstructed(wildcards) -> bool:
     return settings.budgets[wildcards.budget].reconstruction != "none"
+
+
+def latency_of(wildcards) -> str | list:
+    """The latency table of a budget in milliseconds: as given, or measured on this machine; elsewhere none."""
+    budget = settings.budgets[wildcards.budget]
+    if budget.latency is None:
+        return []
+    return str(budget.latency_table or LATENCY.format(**wildcards, block=block_of(wildcards.pruning)))
+
+
+def block_of(pruning: str) -> str:
+    return "x".join(map(str, settings.prunings[pruning].block_shape))
+
+
+def energy_of(wildcards) -> dict:
+    """The constants of the energy model where a budget counts energy; elsewhere they do not matter."""
+    return chosen(settings.energy) if settings.budgets[wildcards.budget].energy is not None else {}
 
 
 def reconstruction_of(wildcards) -> dict | None:

@@ -10,6 +10,7 @@ rule evaluate_dense:
         layers=f"{MODEL}/dense/layers.parquet",
     params:
         dataset=images_of,
+        energy=chosen(settings.energy),
         stage="dense",
         sources=sources("evaluate.py"),
     log:
@@ -32,6 +33,7 @@ use rule evaluate_dense as evaluate_pruned with:
         layers=f"{BUDGET}/pruned/layers.parquet",
     params:
         dataset=images_of,
+        energy=chosen(settings.energy),
         stage="pruned",
         sources=sources("evaluate.py"),
     log:
@@ -49,6 +51,7 @@ use rule evaluate_dense as evaluate_finetuned with:
         layers=f"{RECIPE}/finetuned/layers.parquet",
     params:
         dataset=images_of,
+        energy=chosen(settings.energy),
         stage="finetuned",
         sources=sources("evaluate.py"),
     log:

@@ -53,10 +53,13 @@ rule allocate_sparsity:
         blocks=f"{PRUNING}/blocks.parquet",
         curves=f"{PRUNING}/curves.parquet",
         costs=f"{MODEL}/costs.parquet",
+        latency=latency_of,
     output:
         allocation=f"{BUDGET}/allocation.parquet",
     params:
         budget=lambda wildcards: chosen(settings.budgets[wildcards.budget], without="reconstruction"),
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
+        energy=energy_of,
         sources=sources("allocate_sparsity.py"),
     log:
         f"{BUDGET}/allocation.log",

@@ -92,7 +92,7 @@ rule plot_allocation:
             },
         ),
     params:
-        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget], "macs", "sparsity", "allocator"),
+        allocator=lambda wildcards: settings.budgets[wildcards.budget].allocator,
         sources=sources("plot_allocation.py"),
     log:
         f"{BUDGET}/allocation.png.log",
@@ -100,6 +100,41 @@ rule plot_allocation:
         ENVIRONMENT
     script:
         "../scripts/plot_allocation.py"
+
+
+rule trace_frontier:
+    """Traces what two budgets could be at equal distortion."""
+    input:
+        blocks=f"{PRUNING}/blocks.parquet",
+        curves=f"{PRUNING}/curves.parquet",
+        costs=f"{MODEL}/costs.parquet",
+        latency=latency_of,
+        allocation=f"{BUDGET}/allocation.parquet",
+    output:
+        frontier=f"{BUDGET}/frontier.parquet",
+        figure=report(
+            f"{BUDGET}/frontier.png",
+            caption="../report/frontier.rst",
+            category="Pruned models",
+            labels={
+                "dataset": "{dataset}",
+                "model": "{model}",
+                "pruning": "{calibration}/{pruning}",
+                "budget": "{budget}",
+                "figure": "two budgets",
+            },
+        ),
+    params:
+        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget], without="reconstruction"),
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
+        energy=energy_of,
+        sources=sources("trace_frontier.py"),
+    log:
+        f"{BUDGET}/frontier.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/trace_frontier.py"
 
 
 rule plot_blocks:

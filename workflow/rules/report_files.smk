@@ -14,6 +14,8 @@ def figures_of(experiment: Experiment) -> list[str]:
         figures.append(f"{budget}/interactions.png")
     if settings.models[experiment.model].recipe is not None:
         figures.append(f"{MODEL}/dense_history.png".format(**names))
+    if len(settings.budgets[experiment.budget].targets) == 2:
+        figures.append(f"{budget}/frontier.png")
     if experiment.recipe is not None:
         figures.append(f"{RECIPE}/history.png".format(**names))
     return figures

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import torch
 
+from lpvit.config import Energy
 from lpvit.cost import count_macs, layer_table, model_metrics
 from lpvit.data import count_skipped, evaluation_loader, usable_images
 from lpvit.evaluation import evaluate
@@ -18,7 +19,9 @@ with stage(snakemake) as compute:
     model = architecture.build(state)
     images = read_parquet(snakemake.input.images, IMAGES)
     costs = read_parquet(snakemake.input.costs, COSTS)
-    layers = layer_table(snakemake.params.stage, costs, keep_masks, block_shape)
+    layers = layer_table(
+        snakemake.params.stage, costs, keep_masks, block_shape, Energy.model_validate(snakemake.params.energy)
+    )
     validation = usable_images(images, "validation")
     loader = evaluation_loader(validation, snakemake.params.dataset, model, compute.evaluation_batch_size, compute)
     metrics = model_metrics(

@@ -7,5 +7,4 @@ from lpvit.stage import stage
 with stage(snakemake):
     allocation = read_parquet(snakemake.input.allocation, ALLOCATION)
     costs = read_parquet(snakemake.input.costs, COSTS)
-    budget = "sparsity" if snakemake.params.budget["macs"] is None else "macs"
-    save_figure(plot_allocation(allocation, costs, budget), snakemake.output.figure)
+    save_figure(plot_allocation(allocation, costs), snakemake.output.figure)

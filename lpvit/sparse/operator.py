@@ -1,0 +1,147 @@
+"""The torch operator ``lpvit::block_sparse_linear``, and which implementation of it runs where.
+
+B = leading dimensions, any number; I, O = input and output features; r, c = rows and columns of a block;
+R = rows of the grid; K = kept blocks.
+"""
+
+import functools
+import importlib.util
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
+
+from lpvit.sparse.build import cpu_kernel
+from lpvit.sparse.storage import decompress
+
+_logger = logging.getLogger(__name__)
+
+_ARGUMENTS = (
+    "(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor? bias, int out_features, bool gelu)"
+)
+_LIBRARY = torch.library.Library("lpvit", "DEF")
+_LIBRARY.define(f"block_sparse_linear{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact_strides,))
+_LIBRARY.define(f"masked_dense_linear{_ARGUMENTS} -> Tensor")
+
+
+def block_sparse_linear(
+    inputs: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    gelu: bool,
+) -> Tensor:
+    """Inputs times the transposed block-sparse weight, plus bias, through GELU (erf) if asked.
+
+    Args:
+        inputs: Shape (B, I).
+        values: Shape (K, r, c); read without a copy if the memory order is (K, c, r) on a CPU, (K, r, c) on a GPU.
+        crow_indices: Shape (R + 1,), int32.
+        col_indices: Shape (K,), int32.
+        bias: Shape (O,).
+        out_features: O.
+        gelu: Whether GELU follows.
+
+    Returns:
+        Shape (B, O).
+    """
+    output: Tensor = torch.ops.lpvit.block_sparse_linear(
+        inputs, values, crow_indices, col_indices, bias, out_features, gelu
+    )
+    return output
+
+
+@dataclass(frozen=True)
+class Path:
+    """Which implementation runs.
+
+    Attributes:
+        name: Of the kernel, or ``masked dense``.
+        reason: Why it is masked dense; empty for a kernel.
+    """
+
+    name: str
+    reason: str = ""
+
+
+def path_for(device: torch.device, dtype: torch.dtype) -> Path:
+    """The implementation for tensors of this device and dtype; builds the CPU kernel if it is the one."""
+    if device.type == "cuda":
+        triton_is_there = importlib.util.find_spec("triton") is not None
+        return Path("triton") if triton_is_there else Path("masked dense", "Triton is not installed")
+    if device.type != "cpu":
+        return Path("masked dense", f"no kernel for the device '{device.type}'")
+    if dtype != torch.float32:
+        return Path("masked dense", f"the CPU kernel computes in float32, not in {str(dtype).removeprefix('torch.')}")
+    kernel = cpu_kernel()
+    return Path(kernel.instruction_set) if kernel.instruction_set else Path("masked dense", kernel.reason)
+
+
+def _masked_dense_linear(
+    inputs: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    gelu: bool,
+) -> Tensor:
+    _log_once(path_for(values.device, values.dtype).reason)
+    weight = decompress(values, crow_indices, col_indices, (out_features, inputs.shape[-1]))
+    outputs = F.linear(inputs, weight, bias)
+    return F.gelu(outputs) if gelu else outputs
+
+
+def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Tensor | int | bool | None) -> Tensor:
+    """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
+    kernel_was_registered = path_for(values.device, values.dtype).reason == "" and values.device.type == "cpu"
+    operator = torch.ops.lpvit.block_sparse_linear if kernel_was_registered else torch.ops.lpvit.masked_dense_linear
+    outputs: Tensor = operator(inputs, values, *others)
+    return outputs
+
+
+def _linear_on_gpu(
+    inputs: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    gelu: bool,
+) -> Tensor:
+    arguments = (values, crow_indices, col_indices, bias, out_features, gelu)
+    if path_for(values.device, values.dtype).reason:
+        outputs: Tensor = torch.ops.lpvit.masked_dense_linear(inputs, *arguments)
+        return outputs
+    from lpvit.sparse import triton_kernel
+
+    flat = inputs.reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
+    return triton_kernel.block_sparse_linear(flat, *arguments).view(*inputs.shape[:-1], out_features)
+
+
+def _shape_only(
+    inputs: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    gelu: bool,
+) -> Tensor:
+    return inputs.new_empty(*inputs.shape[:-1], out_features)
+
+
+@functools.cache
+def _log_once(reason: str) -> None:
+    _logger.warning("block-sparse layers run as masked dense ones: %s", reason)
+
+
+_LIBRARY.impl("masked_dense_linear", _masked_dense_linear, "CompositeExplicitAutograd")
+_LIBRARY.impl("block_sparse_linear", _linear_without_kernel, "CompositeExplicitAutograd")
+_LIBRARY.impl("block_sparse_linear", _linear_on_gpu, "CUDA")
+torch.library.register_fake("lpvit::block_sparse_linear", _shape_only, lib=_LIBRARY)
+torch.library.register_fake("lpvit::masked_dense_linear", _shape_only, lib=_LIBRARY)

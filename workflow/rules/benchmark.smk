@@ -1,0 +1,141 @@
+"""Speed and energy on the machine at hand, on request; all cores for each job, so that nothing runs beside it."""
+
+benchmarked = [
+    {
+        **{"experiment": name, "dataset": experiment.dataset, "model": experiment.model},
+        **{"dense": folders["dense"], "folder": list(folders.values())[-1]},
+        "latency": LATENCY.format(**experiment.model_dump(), block=block_of(experiment.pruning)),
+    }
+    for name, experiment in experiments.items()
+    for folders in [evaluated(experiment)]
+]
+timed = list({entry["latency"]: entry for entry in benchmarked}.values())  # one per model and block shape
+
+
+rule measure_latency:
+    """Times the layers of a model, dense and with blocks of a shape pruned: the cost of a budget in milliseconds."""
+    input:
+        costs=f"{MODEL}/costs.parquet",
+    output:
+        latency=LATENCY,
+    params:
+        benchmark=chosen(settings.benchmark, "dtype", "layer_batch_size"),
+        block_shape=lambda wildcards: [int(side) for side in wildcards.block.split("x")],
+        sources=sources("measure_latency.py"),
+    log:
+        f"{MODEL}/latency/{{block}}/latency.log",
+    threads: lambda wildcards: workflow.cores
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/measure_latency.py"
+
+
+rule benchmark_pruned:
+    """Times a final model against the dense one, masked and block-sparse, and measures the energy of all."""
+    input:
+        dense=f"{MODEL}/dense.pt",
+        model=f"{BUDGET}/pruned.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        speed=f"{BUDGET}/pruned/speed.parquet",
+        choices=f"{BUDGET}/pruned/choices.parquet",
+        energy=f"{BUDGET}/pruned/energy.parquet",
+    params:
+        stage="pruned",
+        benchmark=chosen(settings.benchmark, without="layer_batch_size"),
+        sources=sources("benchmark.py"),
+    log:
+        f"{BUDGET}/pruned/speed.log",
+    threads: lambda wildcards: workflow.cores
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/benchmark.py"
+
+
+use rule benchmark_pruned as benchmark_finetuned with:
+    input:
+        dense=f"{MODEL}/dense.pt",
+        model=f"{RECIPE}/finetuned.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        speed=f"{RECIPE}/finetuned/speed.parquet",
+        choices=f"{RECIPE}/finetuned/choices.parquet",
+        energy=f"{RECIPE}/finetuned/energy.parquet",
+    params:
+        stage="finetuned",
+        benchmark=chosen(settings.benchmark, without="layer_batch_size"),
+        sources=sources("benchmark.py"),
+    log:
+        f"{RECIPE}/finetuned/speed.log",
+
+
+rule summarize_speed:
+    """Gathers what every final model reached, and which of its layers stayed dense."""
+    input:
+        speed=[f"{entry['folder']}/speed.parquet" for entry in benchmarked],
+        choices=[f"{entry['folder']}/choices.parquet" for entry in benchmarked],
+        energy=[f"{entry['folder']}/energy.parquet" for entry in benchmarked],
+        dense=[f"{entry['dense']}/metrics.parquet" for entry in benchmarked],
+        final=[f"{entry['folder']}/metrics.parquet" for entry in benchmarked],
+    output:
+        markdown=f"{REPORT}/speed.md",
+        csv=report(
+            f"{REPORT}/speed.csv",
+            caption="../report/speed.rst",
+            category="Speed",
+            labels={"what": "all models", "form": "table"},
+        ),
+        choices=report(
+            f"{REPORT}/choices.csv",
+            caption="../report/choices.rst",
+            category="Speed",
+            labels={"what": "sparse and dense layers", "form": "table"},
+        ),
+        figure=report(
+            f"{REPORT}/latency.png",
+            caption="../report/latency.rst",
+            category="Speed",
+            labels={"what": "accuracy against latency", "form": "figure"},
+        ),
+    params:
+        benchmarked=benchmarked,
+        sources=sources("summarize_speed.py"),
+    log:
+        f"{REPORT}/speed.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/summarize_speed.py"
+
+
+rule plot_speed_up:
+    """Draws the speed-up of layers against their sparsity, for the block shapes of all experiments."""
+    input:
+        latency=[entry["latency"] for entry in timed],
+        costs=[MODEL.format(**entry) + "/costs.parquet" for entry in timed],
+    output:
+        figure=report(
+            f"{REPORT}/speed_up.png",
+            caption="../report/speed_up.rst",
+            category="Speed",
+            labels={"what": "speed-up against sparsity", "form": "figure"},
+        ),
+    params:
+        models=[{"dataset": entry["dataset"], "model": entry["model"]} for entry in timed],
+        benchmark=chosen(settings.benchmark, "dtype", "layer_batch_size"),
+        sources=sources("plot_speed_up.py"),
+    log:
+        f"{REPORT}/speed_up.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/plot_speed_up.py"
+
+
+rule benchmark:
+    """Speed and energy of every experiment's final model, and their part of the report."""
+    input:
+        f"{REPORT}/speed.csv",
+        f"{REPORT}/speed_up.png",
