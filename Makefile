@@ -11,7 +11,7 @@ run: setup
 setup: $(INSTALLED)
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

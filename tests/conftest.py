@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: workers and their children share the cores
+
 REPOSITORY = Path(__file__).parent.parent
 
 TINY = {
@@ -84,6 +86,14 @@ class Workflow:
         run = self.run(config, "--dry-run")
         assert run.code == 0, run.output
         return run.jobs
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Lets one worker have all tests on the finished workflow, which is made once."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if "finished" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("finished"))
 
 
 @pytest.fixture
