@@ -141,7 +141,6 @@ def test_what_makes_sense_is_accepted(path, value):
         ("budgets/half", {}, "budgets.half: give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them"),
         ("budgets/half", {"macs": 0.5, "energy": 0.5, "sparsity": 0.5}, "budgets.half: give one of 'macs', 'sparsity'"),
         ("budgets/sparse/macs", 0.5, "allocator: 'lpvit' meets one budget, found macs and sparsity; use 'lagrangian'"),
-        ("budgets/half", {"latency": 0.5}, "budgets.half: latency_table: give the table"),
         ("budgets/half/latency_table", "x.parquet", "budgets.half: latency_table: give the table"),
         ("budgets/sparse/sparsity", 0.96, "budgets.sparse: sparsity: 0.96 is impossible while min_keep_ratio 0.05"),
         ("datasets/imagenet", {}, "datasets.imagenet: root: missing"),
