@@ -24,7 +24,7 @@ def read_latency(path: str | Path, block_shape: tuple[int, int]) -> pd.DataFrame
         LpvitError: The table cannot be read, or nothing in it was measured with this block shape.
     """
     table = read_parquet(path, LATENCY)
-    rows = table[(table[_BLOCK] == block_shape).all(axis=1)]
+    rows = table[(table[_BLOCK] == list(block_shape)).all(axis=1)]
     if rows.empty:
         known = sorted({f"{height}x{width}" for height, width in table[_BLOCK].itertuples(index=False)})
         raise LpvitError(
@@ -55,7 +55,7 @@ def milliseconds(
     Raises:
         LpvitError: The table has no such layer, not its dense time, or a time that is not positive.
     """
-    measured = table[(table[_LAYER] == (out_features, in_features, tokens)).all(axis=1)]
+    measured = table[(table[_LAYER] == [out_features, in_features, tokens]).all(axis=1)]
     points = measured.groupby("sparsity")["milliseconds"].median()
     layer = f"layer of {out_features}x{in_features} with {tokens} tokens"
     if 0.0 not in points.index:
