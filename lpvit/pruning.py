@@ -8,14 +8,17 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lpvit.allocation import allocate
-from lpvit.config import Budget, Pruning
+from lpvit.config import Benchmark, Budget, Pruning
 from lpvit.cost import measure_costs
 from lpvit.errors import LpvitError
 from lpvit.gauss_newton import statistics_with_products
+from lpvit.latency import read_latency
+from lpvit.layer_latency import measure_latency
 from lpvit.masks import build_keep_masks
 from lpvit.models import matrix_layers, prunable_layers
 from lpvit.pruned import Pruned
@@ -61,7 +64,9 @@ def prune(
     statistics = statistics_with_products(model, batches, layers, pruning.block_shape, pruning.probes_used, device)
     blocks = block_table(statistics, pruning.saliency)
     curves = rate_distortion_curves(statistics, blocks, pruning, model, batches, device)
-    keep_masks = build_keep_masks(blocks, allocate(curves, blocks, measure_costs(model), budget))
+    costs = measure_costs(model)
+    allocation = allocate(curves, blocks, costs, budget, latency=_latency(budget, costs, pruning.block_shape, model))
+    keep_masks = build_keep_masks(blocks, allocation)
     calibration = None if budget.reconstruction == "none" else batches
     model.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, calibration, device))
     return Pruned(model, keep_masks, pruning.block_shape, budget)
@@ -98,6 +103,19 @@ class _Batches:
         for images, _ in self:
             return images
         raise LpvitError("loader: gives no images")
+
+
+def _latency(
+    budget: Budget, costs: pd.DataFrame, block_shape: tuple[int, int], model: nn.Module
+) -> pd.DataFrame | None:
+    """Milliseconds of the layers where the budget counts them: from its table, or measured with the model's dtype."""
+    if budget.latency is None:
+        return None
+    if budget.latency_table is not None:
+        return read_latency(budget.latency_table, block_shape)
+    weight = next(model.parameters())
+    images = Benchmark().layer_batch_size
+    return measure_latency(costs, block_shape, batch_size=images, dtype=weight.dtype, device=weight.device)
 
 
 def _adopt_input_size(model: nn.Module, images: Tensor) -> None:

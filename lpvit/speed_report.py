@@ -143,13 +143,15 @@ def plot_speed_up(curves: pd.DataFrame) -> Figure:
     for axes, ((dataset, model), of_model) in zip(panels, models, strict=True):
         for block, curve in of_model.groupby("block", sort=False):
             at = break_even(curve)
-            label = f"{block}: {_break_even_told(at, curve)}"
-            axes.plot(100 * curve["sparsity"], curve["speed_up"], color=colors[block], label=label)
-            axes.plot(100 * at, 1, "o", color=colors[block], zorder=3)
+            always = bool(at == curve["sparsity"].iloc[0])
+            told = "none" if np.isnan(at) else f"{'≤ ' * always}{100 * at:.0f} %"
+            axes.plot(100 * curve["sparsity"], curve["speed_up"], color=colors[block], label=f"{block}: {told}")
+            if not always:
+                axes.plot(100 * at, 1, "o", color=colors[block], zorder=3)
         axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
         axes.set(title=f"{dataset}, {model}", xlabel="sparsity of the layers", xlim=(0, 100), ylim=(0, None))
         axes.xaxis.set_major_formatter(percent())
-        axes.legend(loc="upper left", title="blocks, break-even")
+        axes.legend(loc="lower right", title="blocks, break-even")
     panels[0].set_ylabel("speed-up over dense layers")
     return figure
 
@@ -158,7 +160,9 @@ def plot_speed_up(curves: pd.DataFrame) -> Figure:
 def plot_latency(table: pd.DataFrame) -> Figure:
     """Top-1 accuracy against measured milliseconds per image: a panel per dataset and batch size, with intervals.
 
-    Of each model the fastest arm is drawn; of a dense model that several experiments measured, the median.
+    Of each model the fastest arm is drawn, and of a dense model the median over the experiments. The others stand where
+    their speed-up over the dense arm that they took turns with places them: a machine that was busier during one
+    experiment than during another shifts none.
 
     Args:
         table: From `speed_summary`.
@@ -169,7 +173,7 @@ def plot_latency(table: pd.DataFrame) -> Figure:
     experiments = list(table["experiment"].unique())
     looks = {name: (COLORS[i % 8], MARKERS[i // 8 % 6]) for i, name in enumerate(experiments)}
     for axes, ((dataset, batch_size), rows) in zip(grid, panels, strict=True):
-        for row in _fastest(rows).itertuples():
+        for row in _placed(rows).itertuples():
             color, marker = ("black", "*") if row.stage == "dense" else looks[row.experiment]
             _draw_latency(axes, row, color, marker)
         axes.set(title=f"{dataset}, batch size {batch_size}", xlabel="milliseconds per image", xlim=(0, None))
@@ -182,24 +186,32 @@ def plot_latency(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _fastest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each experiment's model, its fastest arm; of each dense model, one row of medians."""
-    best = rows.loc[rows.groupby(["model", "experiment", "stage"])["milliseconds"].idxmin()]
-    times = ["milliseconds", "milliseconds_low", "milliseconds_high"]
-    dense = best[best["stage"] == "dense"]
-    together = dense.drop_duplicates("model").set_index("model")
-    together[times] = dense.groupby("model")[times].median()
-    return pd.concat([together.reset_index(), best[best["stage"] != "dense"]], ignore_index=True)
+def _placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each dense model, one for the fastest arm of each other: ``time``, ``low`` and ``high``, in ms/image.
+
+    Args:
+        rows: From `speed_summary`, of one dataset and batch size.
+    """
+    references = rows[rows["arm"] == rows["reference"]].copy()
+    for end, column in (("time", "milliseconds"), ("low", "milliseconds_low"), ("high", "milliseconds_high")):
+        references[end] = (
+            (references[column] / references["batch_size"]).groupby(references["model"]).transform("median")
+        )
+    dense = references.drop_duplicates("model")
+    rest = rows[rows["stage"] != "dense"]
+    pruned = rest.loc[rest.groupby("experiment", sort=False)["speed_up"].idxmax()].copy()
+    of_dense = pruned["model"].map(dense.set_index("model")["time"])
+    for end, column in (("time", "speed_up"), ("low", "speed_up_high"), ("high", "speed_up_low")):
+        pruned[end] = of_dense / pruned[column]
+    return pd.concat([dense, pruned], ignore_index=True)
 
 
 def _draw_latency(axes: Axes, row: Any, color: str, marker: str) -> None:
-    place = row.milliseconds / row.batch_size
-    below, above = row.milliseconds - row.milliseconds_low, row.milliseconds_high - row.milliseconds
-    error = [[below / row.batch_size], [above / row.batch_size]]
+    error = [[row.time - row.low], [row.high - row.time]]
     size = 10 if marker == "*" else 6
-    axes.errorbar(place, row.top1, xerr=error, color=color, marker=marker, markersize=size, elinewidth=1, zorder=3)
+    axes.errorbar(row.time, row.top1, xerr=error, color=color, marker=marker, markersize=size, elinewidth=1, zorder=3)
     if row.stage == "dense":
-        axes.annotate(row.model, (place, row.top1), (0, 7), textcoords="offset points", ha="center")
+        axes.annotate(row.model, (row.time, row.top1), (0, 7), textcoords="offset points", ha="center")
 
 
 def _speed_rows(table: pd.DataFrame) -> str:
@@ -230,9 +242,3 @@ def _energy_told(table: pd.DataFrame, energy: pd.DataFrame) -> str:
         for row in energy_ranking(table).itertuples()
     ]
     return "\n".join(f"{line}." for line in lines) + "\n"
-
-
-def _break_even_told(at: float, curve: pd.DataFrame) -> str:
-    if np.isnan(at):
-        return "none"
-    return f"{'≤ ' if at == curve['sparsity'].iloc[0] else ''}{100 * at:.0f} %"

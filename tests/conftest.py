@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: workers and their children share the cores
+os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start; workers share the cores
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -89,11 +91,12 @@ class Workflow:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Lets one worker have all tests on the finished workflow, which is made once."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if "finished" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group("finished"))
+    """Skips what needs a GPU where there is none; lets one worker have all tests on the finished workflow."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if config.pluginmanager.hasplugin("xdist") and "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("finished"))
 
 
 @pytest.fixture

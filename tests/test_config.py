@@ -73,6 +73,8 @@ def test_a_config_cannot_be_changed():
         ("budgets/half", {"sparsity": 0}),
         ("budgets/half/energy", 0.5),
         ("budgets/half", {"sparsity": 0.5, "latency": 0.5, "latency_table": "x.parquet", "allocator": "exact"}),
+        ("budgets/half", {"latency": 0.5}),
+        ("benchmark", {"arms": ["dense_compiled", "dense"], "batch_sizes": [8, "largest"], "dtype": "bfloat16"}),
         ("energy", {"dtype": "int8", "mac": 0.3, "batch_size": 32}),
         ("budgets/half", {"sparsity": 0.93, "min_keep_ratio": 0.07}),
         ("budgets/half/smoothing", 1),
@@ -141,6 +143,10 @@ def test_what_makes_sense_is_accepted(path, value):
         ("budgets/half", {}, "budgets.half: give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them"),
         ("budgets/half", {"macs": 0.5, "energy": 0.5, "sparsity": 0.5}, "budgets.half: give one of 'macs', 'sparsity'"),
         ("budgets/sparse/macs", 0.5, "allocator: 'lpvit' meets one budget, found macs and sparsity; use 'lagrangian'"),
+        ("benchmark", {"arms": ["sparse"]}, "benchmark: arms: name 'dense', which the others are compared with"),
+        ("benchmark", {"arms": ["dense", "dense"]}, "benchmark: arms: name 'dense'"),
+        ("benchmark", {"arms": ["dense", "spars"]}, "benchmark.arms.1: "),
+        ("benchmark", {"batch_sizes": [1, "large"]}, "benchmark.batch_sizes.1: "),
         ("budgets/half/latency_table", "x.parquet", "budgets.half: latency_table: give the table"),
         ("budgets/sparse/sparsity", 0.96, "budgets.sparse: sparsity: 0.96 is impossible while min_keep_ratio 0.05"),
         ("datasets/imagenet", {}, "datasets.imagenet: root: missing"),
@@ -203,7 +209,7 @@ def test_every_key_has_a_description():
 
     sections = list(models(Config))
     assert Budget in sections
-    assert len(sections) == 10
+    assert len(sections) == 11
     assert all(field.description for section in sections for field in section.model_fields.values())
 
 

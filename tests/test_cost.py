@@ -202,7 +202,6 @@ def test_tables_fit_their_schemas(vit, costs, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_counts_on_a_gpu_equal_those_on_the_cpu(vit):
     on_gpu = build(*VIT, device="cuda")
     assert count_macs(on_gpu) == count_macs(vit)

@@ -23,7 +23,6 @@ from lpvit.masks import expand_keep_masks, zero_pruned
 from lpvit.schemas import HISTORY, write_parquet
 
 CPU = torch.device("cpu")
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CLASSES = 4
 ALL_RANDOM_PARTS = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
 
@@ -146,7 +145,7 @@ def test_the_model_that_is_passed_in_stays_as_it_is(tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_training_learns_in_mixed_precision(tmp_path: Path, precision: str, device: str) -> None:
     settings = recipe(epochs=8, learning_rate=1e-2, precision=precision)

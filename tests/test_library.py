@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -24,6 +25,7 @@ from lpvit.blocks import BlockGrid
 from lpvit.cost import measure_costs
 from lpvit.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.models import weight_matrix
+from lpvit.sparse import BlockSparseLinear
 
 VIT = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 20, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2)}
@@ -127,7 +129,6 @@ def test_the_report_adds_up_and_counts_what_is_not_zero(pruned: lpvit.Pruned) ->
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_model_on_a_gpu_stays_there_and_is_saved_from_there(tmp_path: Path) -> None:
     model = dense_model("swin").cuda()
     pruned = lpvit.prune(model, photographs("swin").split(8), budget=0.6, block_shape=BLOCK_SHAPE)
@@ -309,11 +310,11 @@ def with_header(**entries: Any) -> Callable[[dict[str, Tensor], dict[str, Any]],
         (without(f"{LAYER}.col_indices"), f"'{LAYER}' does not fit its model .col_indices are missing"),
         (without("norm.weight"), "norm.weight is missing"),
         (without(f"{LAYER}.bias"), f"{LAYER}.bias is missing"),
-        (with_value(f"{LAYER}.values", lambda values: values[1:]), f"'{LAYER}' .*values are"),
-        (with_value(f"{LAYER}.col_indices", lambda columns: columns + 99), f"'{LAYER}' .*indices do not describe"),
-        (with_value(f"{LAYER}.col_indices", lambda columns: columns.flip(0)), f"'{LAYER}' .*out of order"),
-        (with_value(f"{LAYER}.crow_indices", lambda rows: rows[:-1]), f"'{LAYER}' .*indices do not describe"),
-        (with_value(f"{LAYER}.crow_indices", lambda rows: rows.flip(0)), f"'{LAYER}' .*indices do not describe"),
+        (with_value(f"{LAYER}.values", lambda values: values[1:]), f"'{LAYER}' .*end at block 33 of 32"),
+        (with_value(f"{LAYER}.col_indices", lambda columns: columns + 99), f"'{LAYER}' .*not rising within rows"),
+        (with_value(f"{LAYER}.col_indices", lambda columns: columns.flip(0)), f"'{LAYER}' .*not rising within rows"),
+        (with_value(f"{LAYER}.crow_indices", lambda rows: rows[:-1]), f"'{LAYER}' .*not the bounds of 10 rows"),
+        (with_value(f"{LAYER}.crow_indices", lambda rows: rows.flip(0)), f"'{LAYER}' .*not the bounds of 10 rows"),
         (lambda tensors, _: tensors.update({"extra.values": torch.zeros(1)}), "'extra' does not fit its model"),
         (with_header(format=99), "format 99, this lpvit .* reads format 1"),
         (with_header(block_shape=[8]), "its metadata is damaged"),
@@ -387,6 +388,48 @@ def test_without_its_packages_onnx_says_what_to_install(
         lpvit.export_onnx(pruned, tmp_path / "model.onnx")
 
 
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_a_pruned_model_becomes_block_sparse_in_one_line_and_stays_as_it_was(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lpvit.sparse.model._timed", lambda *_: (2.0, 1.0))
+    pruned = random_prune(dense_model(kind), BLOCK_SHAPE)
+    images = photographs(kind)
+    before = logits(pruned.model, images)
+    sparse = lpvit.sparsify(pruned, batch_size=4)
+    assert not any(isinstance(module, BlockSparseLinear) for module in pruned.model.modules())
+    assert {name for name, module in sparse.named_modules() if isinstance(module, BlockSparseLinear)} == {
+        *pruned.keep_masks
+    }
+    torch.testing.assert_close(sparse(images), before, rtol=1e-4, atol=1e-4)  # without no_grad
+    assert torch.equal(logits(pruned.model, images), before)
+
+
+def test_a_budget_in_milliseconds_without_a_table_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def times(costs: pd.DataFrame, block_shape: tuple[int, int], **options: Any) -> pd.DataFrame:
+        asked.append((block_shape, options))
+        rows = costs[["out_features", "in_features", "tokens"]].drop_duplicates()
+        dense = rows["out_features"] * rows["in_features"] / 1e3
+        rows = pd.concat([rows.assign(sparsity=s, milliseconds=dense * (1 - s)) for s in (0.0, 0.9)])
+        return rows.assign(block_rows=block_shape[0], block_columns=block_shape[1])
+
+    monkeypatch.setattr("lpvit.pruning.measure_latency", times)
+    model, images = dense_model("vit"), photographs("vit")
+    budget = lpvit.Budget(latency=0.5)
+    pruned = lpvit.prune(model, images.split(8), budget=budget, block_shape=BLOCK_SHAPE)
+    (block_shape, options) = asked[0]
+    assert block_shape == BLOCK_SHAPE
+    assert options == {"batch_size": 8, "dtype": torch.float32, "device": torch.device("cpu")}
+    weights = {layer: pruned.model.get_submodule(layer).weight for layer in pruned.keep_masks}
+    kept = sum(int(weight.count_nonzero()) for weight in weights.values())
+    assert 0.49 < kept / sum(weight.numel() for weight in weights.values()) <= 0.5
+
+
 # --- imports ---------------------------------------------------------------------------------------------------------
 
 
@@ -407,7 +450,7 @@ def test_the_calls_in_the_readme_fit_the_functions() -> None:
     (code,) = re.findall(r"```python\n(import lpvit\n.*?)```", readme, flags=re.DOTALL)
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     ours = [call for call in calls if ast.unparse(call.func).startswith("lpvit.")]
-    assert {call.func.attr for call in ours} == {"prune", "save", "load", "export_onnx"}
+    assert {call.func.attr for call in ours} == {"prune", "save", "load", "sparsify", "export_onnx"}
     for call in ours:
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         inspect.signature(getattr(lpvit, call.func.attr)).bind(*call.args, **keywords)

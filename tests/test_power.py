@@ -122,7 +122,6 @@ def test_zeus_that_is_absent_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_busy_gpu_needs_more_than_an_idle_one():
     matrix = torch.randn(4096, 4096, device="cuda")
     table = measure_energy({"product": lambda: matrix @ matrix}, 1, device="cuda", seconds=2, repeats=2)

@@ -72,6 +72,7 @@ def test_top_level_keys_come_first() -> None:
         ("options", "keys with values", "`{}`"),
         ("budgets", "names, see below", "required"),
         ("compute", "see below", ""),
+        ("batch_sizes", "[integer > 0 or `largest`, ...]", "`[1, 32, largest]`"),
     ],
 )
 def test_types_and_defaults_are_told_in_words(key: str, value: str, default: str) -> None:

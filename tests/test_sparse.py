@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 
 import pytest
 import torch
@@ -284,7 +285,9 @@ def test_layers_that_are_not_faster_stay_dense_and_are_named(monkeypatch, caplog
     with caplog.at_level(logging.INFO):
         choices = sparsify(model, keep_masks, (16, 16))
     assert [choice.layer for choice in choices if choice.sparse] == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
-    assert "blocks.0.attn.proj: stays dense at sparsity 0.56: 2.000 ms sparse, 1.000 ms dense" in caplog.text
+    assert re.search(
+        r"blocks.0.attn.proj: stays dense at sparsity 0\.\d\d: 2.000 ms sparse, 1.000 ms dense", caplog.text
+    )
     assert isinstance(model.blocks[0].mlp.act, nn.GELU)
 
 

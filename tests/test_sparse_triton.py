@@ -199,7 +199,6 @@ def resources(cubin: bytes, folder: Path) -> str:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["ieee", "tf32", "fp16", "bf16"])
 @pytest.mark.parametrize("block_shape", [(16, 16), (32, 32), (64, 64), (128, 64)], ids=lambda s: f"{s[0]}x{s[1]}")
 def test_kernel_equals_the_masked_dense_layer_at_the_shapes_of_deit_b_on_a_gpu(

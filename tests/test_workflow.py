@@ -19,7 +19,20 @@ from lpvit.data import evaluation_loader
 from lpvit.masks import expand_keep_masks, load_masks, verify_pruned
 from lpvit.models import load_model
 from lpvit.pruning import prune
-from lpvit.schemas import ALL, ALLOCATION, BLOCKS, CURVES, FRONTIER, METRICS, SAMPLES, read_parquet
+from lpvit.schemas import (
+    ALL,
+    ALLOCATION,
+    BLOCKS,
+    CHOICES,
+    CURVES,
+    ENERGY,
+    FRONTIER,
+    LATENCY,
+    METRICS,
+    SAMPLES,
+    SPEED,
+    read_parquet,
+)
 
 AFTER_ALLOCATION = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
 AFTER_CURVES = {"measure_rate_distortion"} | AFTER_ALLOCATION
@@ -62,7 +75,7 @@ def test_a_second_run_has_nothing_to_do(finished: tuple[Workflow, Run], tiny_con
 def test_every_table_reads_back_under_its_schema(finished: tuple[Workflow, Run]) -> None:
     schemas = {schema.file: schema for schema in ALL}
     tables = list((finished[0].folder / "results").rglob("*.parquet"))
-    assert len(tables) >= len(ALL)
+    assert {"images.parquet", "allocation.parquet", "metrics.parquet"} <= {table.name for table in tables}
     for table in tables:
         read_parquet(table, schemas[table.name.removeprefix("dense_")])
 
@@ -230,6 +243,43 @@ def test_the_library_prunes_as_the_workflow_does_whose_models_are_exported_on_re
     assert all(torch.equal(value, expected[name]) for name, value in read.model.state_dict().items())
     assert read.budget == Budget(macs=0.6)
     assert (finetuned / "model.onnx").stat().st_size > 4 * sum(value.numel() for value in expected.values())
+
+
+def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_milliseconds(
+    tiny_config: dict, change, finished
+) -> None:
+    workflow, _ = finished
+    config = change(tiny_config, "benchmark", {"seconds": 0.02, "batch_sizes": [1, 4], "energy_seconds": 0.02})
+    config = change(config, "budgets.timed", {"latency": 1.0})
+    timed = {**tiny_config["experiments"]["main"], "budget": "timed", "recipe": None}
+    config = change(config, "experiments.timed", timed)
+    run = workflow.run(config, "benchmark")
+    assert run.code == 0, run.output
+
+    results = workflow.folder / "results/digits/vit"
+    latency = read_parquet(results / "latency/8x8/latency.parquet", LATENCY)
+    allocation = read_parquet(results / "c64/b8/timed/allocation.parquet", ALLOCATION)
+    assert (latency["tokens"] == 5).all()
+    assert allocation["budget"].tolist() == ["latency"] * len(allocation)
+    for folder, stage in (
+        (workflow.folder / BUDGET / "short/finetuned", "finetuned"),
+        (results / "c64/b8/timed/pruned", "pruned"),
+    ):
+        speed = read_parquet(folder / "speed.parquet", SPEED)
+        assert set(speed["stage"]) == {stage}
+        assert (speed["threads"] == 2).all()  # all cores of the run, whatever the threads of other stages
+        choices = read_parquet(folder / "choices.parquet", CHOICES)
+        assert set(choices["layer"]) == set(allocation["layer"])
+        assert set(read_parquet(folder / "energy.parquet", ENERGY)["arm"]) == {"dense", "masked", "sparse"}
+    report = workflow.folder / "results/report/tiny"
+    table = pd.read_csv(report / "speed.csv")
+    assert table.groupby("experiment").size().to_dict() == {"main": 6, "timed": 6}
+    assert "| main       | sparse |" in (report / "speed.md").read_text()
+    assert {"speed_up.png", "latency.png", "choices.csv"} <= {file.name for file in report.iterdir()}
+
+    longer = workflow.run(change(config, "benchmark.seconds", 0.03), "benchmark", "--dry-run")
+    assert stages(longer.jobs) == {"benchmark_pruned", "benchmark_finetuned", "summarize_speed", "benchmark"}
+    assert stages(workflow.would_run(change(tiny_config, "benchmark", {"seconds": 0.03}))) == set()
 
 
 def test_a_killed_workflow_finishes_with_the_same_weights(

@@ -137,5 +137,6 @@ rule plot_speed_up:
 rule benchmark:
     """Speed and energy of every experiment's final model, and their part of the report."""
     input:
+        f"{RESULTS}/plan.parquet",
         f"{REPORT}/speed.csv",
         f"{REPORT}/speed_up.png",
