@@ -8,6 +8,7 @@ by one formula for sums, solution and error.
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ from lpvit.statistics import Batches, evaluation_mode
 
 RIDGES = (math.inf, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # infinity leaves a layer as it is
 HELD_OUT = 5  # one calibration image in so many chooses the ridge
+# Layers whose output is added to the residual stream -> the norm that reads the stream before, in the same
+# transformer block. In Swin the tokens of `proj` stand in windows, in another order than the stream: it goes without.
+RESIDUALS = {"proj": "norm1", "fc2": "norm2"}
 SINGULAR = 1e-12  # share of an input's squares that the inputs before it do not explain
 
 _logger = logging.getLogger(__name__)
@@ -113,8 +117,10 @@ def reconstruct(
     """Weights of the pruned model, fitted layer by layer in order of execution.
 
     The inputs of a layer are those that reach it in the pruned network, fitted up to there; its targets are the outputs
-    of the dense layer in the dense network. So it makes up for what it and the layers before it lost. Held-out images
-    choose the ridge of every layer, which is then fitted to all images. A layer whose blocks all stay is left alone.
+    of the dense layer in the dense network. So it makes up for what it and the layers before it lost. A layer whose
+    output is added to the residual stream (see `RESIDUALS`) aims at the sum: it also makes up for what the stream has
+    lost on the way. Held-out images choose the ridge of every layer, which is then fitted to all images. A layer whose
+    blocks all stay is left alone.
 
     Every image is read once; from layer to layer the passes of both networks resume where a transformer block begins,
     which comes to some five forward passes in all, however deep the network. For every image two outputs of a block
@@ -246,21 +252,46 @@ class _Walk:
     passes: list[PausedPass]
     device: torch.device | str
 
-    def inputs_of(self, layer: str) -> Iterator[Tensor]:
-        """For every batch the vectors that a layer multiplies, (N, T / N, J), float64."""
+    def inputs_of(self, layer: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """For every batch what a layer multiplies, (N, T / N, J), and what its output is added to, (N, T / N, O)."""
         module = _matrix_layer(self.model, layer)
         for number, paused in enumerate(self.passes):
-            inputs, self.passes[number] = run_until(self.model, paused, layer, self.device)
+            with _recorded_residual(self.model, layer) as residuals:
+                inputs, self.passes[number] = run_until(self.model, paused, layer, self.device)
             vectors = _vectors(module, inputs.double())
-            yield vectors.reshape(len(paused.images), -1, vectors.shape[-1])
+            images = len(paused.images)
+            same_tokens = bool(residuals) and residuals[-1].shape[:-1] == inputs.shape[:-1]
+            residual = residuals[-1].double().reshape(images, -1, residuals[-1].shape[-1]) if same_tokens else None
+            yield vectors.reshape(images, -1, vectors.shape[-1]), residual
+
+
+@contextmanager
+def _recorded_residual(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
+    """Yields a list that gets the residual stream to which a layer's output is added as it is, if there is one."""
+    branch, _, role = layer.rpartition(".")
+    transformer_block = model.get_submodule(branch.rpartition(".")[0])
+    norm = getattr(transformer_block, RESIDUALS.get(role, ""), None)
+    scales = [getattr(transformer_block, name, None) for name in ("ls1", "ls2")]
+    residuals: list[Tensor] = []
+    if norm is None or not all(scale is None or isinstance(scale, nn.Identity) for scale in scales):
+        yield residuals
+        return
+    hook = norm.register_forward_pre_hook(lambda _, inputs: residuals.append(inputs[0]))
+    try:
+        yield residuals
+    finally:
+        hook.remove()
 
 
 def _collect_moments(dense: _Walk, pruned: _Walk, layer: str, weight: Tensor) -> tuple[Moments, Moments]:
     """Moments of a layer over the images that are fitted and over those held out, for its dense weight (O, J)."""
     fit, held_out = Moments.zeros(weight), Moments.zeros(weight)
     images_seen = 0
-    for dense_inputs, inputs in zip(dense.inputs_of(layer), pruned.inputs_of(layer), strict=True):
+    passes = zip(dense.inputs_of(layer), pruned.inputs_of(layer), strict=True)
+    for (dense_inputs, dense_residual), (inputs, residual) in passes:
         targets = dense_inputs @ weight.T
+        if dense_residual is not None and residual is not None:
+            targets += dense_residual - residual
         chooses = (torch.arange(len(inputs), device=inputs.device) + images_seen) % HELD_OUT == 0
         for moments, images in ((fit, ~chooses), (held_out, chooses)):
             moments.add(inputs[images].flatten(0, 1), targets[images].flatten(0, 1))
