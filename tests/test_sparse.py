@@ -256,10 +256,9 @@ def test_a_sparse_vit_equals_the_masked_one_eager_compiled_and_exported():
 
 def test_inductor_compiles_the_layer_whole():
     dense, sparse = masked_pair((64, 48), (16, 16), random_mask((64, 48), (16, 16), 0.5))
-    compiled = torch.compile(nn.Sequential(sparse, nn.ReLU()), fullgraph=True)
     inputs = torch.randn(2, 5, 48)
     with torch.no_grad():
-        assert_equal(compiled(inputs), dense(inputs).relu())
+        assert_equal(torch.compile(sparse, fullgraph=True)(inputs), dense(inputs))
 
 
 def test_layers_that_are_not_faster_stay_dense_and_are_named(monkeypatch, caplog):
@@ -273,11 +272,11 @@ def test_layers_that_are_not_faster_stay_dense_and_are_named(monkeypatch, caplog
     with caplog.at_level(logging.INFO):
         choices = sparsify(model, keep_masks, (16, 16))
     assert [choice.layer for choice in choices if choice.sparse] == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
-    assert "blocks.0.attn.proj: stays dense at sparsity 0.56: 2.000 ms sparse, 1.000 ms dense" in caplog.text
+    assert "blocks.0.attn.proj: stays dense at sparsity 0.44: 2.000 ms sparse, 1.000 ms dense" in caplog.text
     assert isinstance(model.blocks[0].mlp.act, nn.GELU)
 
 
-def test_the_measured_rule_keeps_a_layer_with_all_its_blocks_at_most_as_sparse_if_faster():
+def test_a_layer_becomes_sparse_exactly_when_it_was_measured_to_be_faster():
     model, keep_masks = masked_vit()
     choices = sparsify(model, keep_masks, (16, 16), batch_size=2)
     for choice in choices[1:]:
@@ -301,4 +300,4 @@ def test_a_gpu_gives_what_the_cpu_gives():
     on_gpu = copy.deepcopy(sparse).cuda().half()
     assert on_gpu.values.is_contiguous()
     assert (on_gpu(inputs.cuda().half()).cpu() - dense(inputs)).abs().max() < 0.01
-    assert_equal(on_gpu.cpu().float()(inputs.half().float()), on_gpu.cpu().float()(inputs))
+    assert (on_gpu.cpu().float()(inputs) - dense(inputs)).abs().max() < 0.01

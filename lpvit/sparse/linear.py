@@ -116,7 +116,7 @@ class BlockSparseLinear(nn.Module):
             self.values = self.values.contiguous()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._lay_out_values()
         return self
 

@@ -7,6 +7,7 @@ R = rows of the grid; K = kept blocks.
 import functools
 import importlib.util
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +22,11 @@ _logger = logging.getLogger(__name__)
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor? bias, int out_features, bool gelu)"
 )
-_LIBRARY = torch.library.Library("lpvit", "DEF")
-_LIBRARY.define(f"block_sparse_linear{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact_strides,))
-_LIBRARY.define(f"masked_dense_linear{_ARGUMENTS} -> Tensor")
+_LIBRARY = torch.library.Library("lpvit", "DEF")  # type: ignore[no-untyped-call]
+_define: Callable[..., str] = _LIBRARY.define
+_implement: Callable[..., None] = _LIBRARY.impl
+_define(f"block_sparse_linear{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact_strides,))
+_define(f"masked_dense_linear{_ARGUMENTS} -> Tensor")
 
 
 def block_sparse_linear(
@@ -117,10 +120,10 @@ def _linear_on_gpu(
     if path_for(values.device, values.dtype).reason:
         outputs: Tensor = torch.ops.lpvit.masked_dense_linear(inputs, *arguments)
         return outputs
-    from lpvit.sparse import triton_kernel
+    from lpvit.sparse.triton_kernel import block_sparse_linear as linear_by_triton
 
     flat = inputs.reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
-    return triton_kernel.block_sparse_linear(flat, *arguments).view(*inputs.shape[:-1], out_features)
+    return linear_by_triton(flat, *arguments).view(*inputs.shape[:-1], out_features)
 
 
 def _shape_only(
@@ -140,8 +143,8 @@ def _log_once(reason: str) -> None:
     _logger.warning("block-sparse layers run as masked dense ones: %s", reason)
 
 
-_LIBRARY.impl("masked_dense_linear", _masked_dense_linear, "CompositeExplicitAutograd")
-_LIBRARY.impl("block_sparse_linear", _linear_without_kernel, "CompositeExplicitAutograd")
-_LIBRARY.impl("block_sparse_linear", _linear_on_gpu, "CUDA")
+_implement("masked_dense_linear", _masked_dense_linear, "CompositeExplicitAutograd")
+_implement("block_sparse_linear", _linear_without_kernel, "CompositeExplicitAutograd")
+_implement("block_sparse_linear", _linear_on_gpu, "CUDA")
 torch.library.register_fake("lpvit::block_sparse_linear", _shape_only, lib=_LIBRARY)
 torch.library.register_fake("lpvit::masked_dense_linear", _shape_only, lib=_LIBRARY)

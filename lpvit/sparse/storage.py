@@ -65,13 +65,11 @@ def check_indices(crow_indices: Tensor, col_indices: Tensor, kept: int, columns:
         LpvitError: They do not describe ``kept`` blocks with columns rising within each row.
     """
     steps = crow_indices.diff()
-    rows_are_whole = crow_indices[0] == 0 and crow_indices[-1] == kept == len(col_indices) and bool((steps >= 0).all())
-    if not rows_are_whole:
+    bounds_fit = crow_indices[0] == 0 and crow_indices[-1] == kept == len(col_indices) and bool((steps >= 0).all())
+    if not bounds_fit:
         raise LpvitError(f"crow_indices: not the bounds of {kept} blocks in {len(steps)} rows; the weights are damaged")
     rows = torch.arange(len(steps), device=steps.device).repeat_interleave(steps)
-    if kept and not (0 <= col_indices.min() and col_indices.max() < columns and _rises(rows * columns + col_indices)):
+    are_columns = bool(((col_indices >= 0) & (col_indices < columns)).all())
+    rise = bool(((rows * columns + col_indices).diff() > 0).all())
+    if not (are_columns and rise):
         raise LpvitError(f"col_indices: not rising within rows of {columns} blocks; the weights are damaged")
-
-
-def _rises(places: Tensor) -> bool:
-    return bool((places.diff() > 0).all())

@@ -53,6 +53,11 @@ float* scratch_of_thread(int64_t floats) {
   return memory.get();
 }
 
+// A copy only where one is needed: even a call that does nothing costs time, through torch's dispatcher.
+Tensor made_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // The values as the kernel reads them, column by column; a copy where they are not laid out so.
 Tensor by_columns(const Tensor& values) {
   const int64_t rows = values.size(1), columns = values.size(2);
@@ -139,8 +144,8 @@ Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Te
     return masked_dense_linear(inputs, values, crow_indices, col_indices, bias, out_features, gelu);
   }
   check(inputs, values, crow_indices, col_indices, bias, out_features);
-  inputs = torch::stable::contiguous(inputs);
-  if (bias) bias = torch::stable::contiguous(*bias);
+  inputs = made_contiguous(inputs);
+  if (bias) bias = made_contiguous(*bias);
   const Tensor weights = by_columns(values);
 
   std::vector<int64_t> shape(inputs.sizes().begin(), inputs.sizes().end());
