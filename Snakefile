@@ -21,11 +21,13 @@ include: "workflow/rules/pruning.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/export.smk"
 
 
 localrules:
     all,
     check_experiments,
+    export,
 
 
 rule all:

@@ -137,6 +137,12 @@ class Pruning(Section):
     probes: int = Field(
         2, ge=1, le=8, description="backward passes per image (`gauss_newton`, as saliency or as distortion)"
     )
+    correction_images: int = Field(
+        0,
+        ge=0,
+        description="images on which predicted curves are corrected for the finite size of the change "
+        "(`distortion: gauss_newton`); 0 is off",
+    )
     points: int = Field(101, ge=2, description="sparsities at which a curve is sampled, evenly from 0 to 1")
     layers: tuple[str, ...] = Field(
         ("qkv", "proj", "fc1", "fc2"),
@@ -149,6 +155,11 @@ class Pruning(Section):
     def probes_used(self) -> int:
         """`probes` where the saliency or the distortion is `gauss_newton`, else 0."""
         return self.probes if "gauss_newton" in (self.saliency, self.distortion) else 0
+
+    @property
+    def measures_images(self) -> bool:
+        """Whether curves need another look at the calibration images."""
+        return self.distortion == "empirical" or (self.distortion == "gauss_newton" and self.correction_images > 0)
 
 
 class Budget(Section):

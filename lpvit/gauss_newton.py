@@ -1,6 +1,7 @@
 r"""Block products: what every block of every layer contributes to a random projection of the logits, image by image.
 
-For an image x with Jacobian J_x of the logits with respect to the weights, and a probe v ~ N(0, I) over the logits,
+For an image x with Jacobian J_x of the logits with respect to the weights, and a random probe v over the logits with
+E v v^T = I,
 
 .. math:: c_b = \langle (J_x^T v)_b, W_b \rangle,
 
@@ -8,13 +9,16 @@ so that, to first order in the weights, zeroing a set S of blocks changes the lo
 
 .. math:: E_x \lVert f(x; W) - f(x; \tilde W) \rVert^2 \approx E_{x,v} \Big( \sum_{b \in S} c_b \Big)^2
 
-(the Gauss-Newton form of the distortion, its trace estimated by random probes; Hutchinson, 1989).
+(the Gauss-Newton form of the distortion, its trace estimated by random probes; Hutchinson, 1989). The probes of an
+image are orthogonal and of equal length, which leaves less to chance than independent normal ones, and nothing when
+there are as many as logits.
 
 N = images of a batch; S = images x probes; K = logits; T = tokens of an image in a layer; O, I = output and input
-features of a layer; R, C = rows and columns of its grid of blocks; B = R * C.
+features of a layer; R, C = rows and columns of its grid of blocks; B = R * C; V = changes of a weight.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -25,9 +29,37 @@ from tqdm import tqdm
 from lpvit.blocks import BlockGrid
 from lpvit.errors import LpvitError
 from lpvit.models import LayerSpec, weight_matrix
-from lpvit.statistics import Batches, evaluation_mode, require_finite_logits
+from lpvit.statistics import Batches, Statistics, collect_statistics, evaluation_mode, require_finite_logits
 
 GRADIENT_NUMBERS = 2**24  # of per-image weight gradients held at once: 64 MiB in float32
+
+
+def statistics_with_products(
+    model: nn.Module,
+    loader: Batches,
+    layers: Sequence[LayerSpec],
+    block_shape: tuple[int, int],
+    probes: int,
+    device: torch.device | str,
+) -> Statistics:
+    """All that the scores and predicted curves need: one pass over the images, and another one for block products.
+
+    Args:
+        model: Dense model; moved to the device, otherwise left as it is.
+        loader: Calibration images.
+        layers: Layers to describe.
+        block_shape: Rows and columns of a block.
+        probes: Random projections of the logits per image; with 0 there are no block products.
+        device: Where to compute.
+
+    Raises:
+        LpvitError: As `lpvit.statistics.collect_statistics` and `block_products`.
+    """
+    statistics = collect_statistics(model, loader, layers, block_shape, device)
+    if not probes:
+        return statistics
+    products = block_products(model, loader, layers, block_shape, probes, device)
+    return {layer: tables | {"block_products": products[layer]} for layer, tables in statistics.items()}
 
 
 def block_products(
@@ -61,74 +93,133 @@ def block_products(
     Raises:
         LpvitError: A block is larger than a layer, or an output or a product is not finite.
     """
-    model.to(device)
     grids = {layer.name: BlockGrid(layer.shape, block_shape) for layer in layers}
-    generator = torch.Generator().manual_seed(seed)
-    products: dict[str, list[Tensor]] = {layer: [] for layer in grids}
-    with evaluation_mode(model):
-        for batch, _ in tqdm(loader, desc="block products", unit="batch"):
-            for layer, of_batch in _products_of_batch(model, batch.to(device), grids, probes, generator).items():
-                products[layer].append(of_batch.float().cpu())
-    return {layer: _require_finite(layer, torch.cat(products.pop(layer))) for layer in grids}
+    weights = {layer: weight_matrix(model.to(device).get_submodule(layer)).detach() for layer in grids}
+
+    def products(layer: str, gradients: Tensor) -> Tensor:
+        return grids[layer].reduce(gradients.mul_(weights[layer])).flatten(1)
+
+    return _products(model, loader, list(grids), products, probes, device, seed)
 
 
-def _products_of_batch(
-    model: nn.Module, images: Tensor, grids: Mapping[str, BlockGrid], probes: int, generator: torch.Generator
+def change_products(
+    model: nn.Module,
+    loader: Batches,
+    changes: Mapping[str, Tensor],
+    probes: int,
+    device: torch.device | str,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Block products of the images of a batch, layer -> (N * probes, B)."""
+    r"""Products of the gradients with any changes of the weights, say those of a reconstruction.
+
+    To first order, the change :math:`\Delta W` of a layer changes the logits by :math:`E \langle (J_x^T v),
+    \Delta W \rangle^2`, the mean square of what this returns. Zeroing blocks, with :math:`\Delta W = -W` on them, is
+    the case that `block_products` has.
+
+    Args:
+        model: Dense model; moved to the device, otherwise left as it is.
+        loader: Calibration images.
+        changes: layer -> V changes of its weight, (V, O, I), or of weight and bias, (V, O, I + 1).
+        probes: Random projections v of the logits per image, the same as in `block_products`.
+        device: Where to compute.
+        seed: Of the probes.
+
+    Returns:
+        layer -> shape (S, V), float32, on the CPU, in logits; the probes of an image one after the other.
+
+    Raises:
+        LpvitError: An output or a product is not finite.
+    """
+    weights = {layer: weight_matrix(model.to(device).get_submodule(layer)) for layer in changes}
+    flat = {layer: change.to(weights[layer]).flatten(1) for layer, change in changes.items()}
+
+    def products(layer: str, gradients: Tensor) -> Tensor:
+        return gradients.flatten(1) @ flat[layer].T
+
+    with_bias = {layer for layer, change in changes.items() if change.shape[2] > weights[layer].shape[1]}
+    return _products(model, loader, list(changes), products, probes, device, seed, with_bias)
+
+
+def _products(
+    model: nn.Module,
+    loader: Batches,
+    layers: Sequence[str],
+    products: Callable[[str, Tensor], Tensor],
+    probes: int,
+    device: torch.device | str,
+    seed: int,
+    with_bias: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """What a function makes of the gradients of every image and probe: layer and (n, O, I) -> (n, B).
+
+    Layers ``with_bias`` have the gradient of the bias as one more column.
+    """
+    model.to(device)
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    with evaluation_mode(model):
+        for batch, _ in tqdm(loader, desc="gradients", unit="batch"):
+            by_probe: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+            for layer, inputs, gradients in _layer_gradients(model, batch.to(device), layers, probes, generator):
+                tokens = nn.functional.pad(inputs, (0, 1), value=1.0) if layer in with_bias else inputs
+                by_probe[layer].append(
+                    torch.cat([products(layer, chunk) for chunk in _image_gradients(tokens, gradients)])
+                )
+            for layer, parts in by_probe.items():
+                found[layer].append(torch.stack(parts, dim=1).flatten(0, 1).float().cpu())
+    return {layer: _require_finite(layer, torch.cat(found.pop(layer))) for layer in layers}
+
+
+def _layer_gradients(
+    model: nn.Module, images: Tensor, layers: Sequence[str], probes: int, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Layer, its input tokens (N, T, I) and the gradients of its output tokens (N, T, O), probe after probe."""
     constants = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    with _recorded_layers(model, grids) as (inputs, outputs):
+    with _recorded_layers(model, layers) as (inputs, outputs):
         logits = functional_call(model, constants, (images,))
     require_finite_logits(logits, model, images)
-    projections = _probes(logits, probes, generator)
-    by_probe: dict[str, list[Tensor]] = {layer: [] for layer in grids}
-    for i, projection in enumerate(projections):
+    for i, projection in enumerate(_probes(logits, probes, generator)):
         gradients = torch.autograd.grad(
-            logits, [outputs[layer] for layer in grids], projection, retain_graph=i < probes - 1
+            logits, [outputs[layer] for layer in layers], projection, retain_graph=i < probes - 1
         )
-        for (layer, grid), gradient in zip(grids.items(), gradients, strict=True):
+        for layer, gradient in zip(layers, gradients, strict=True):
             module = model.get_submodule(layer)
-            by_probe[layer].append(
-                layer_products(
-                    _input_tokens(module, inputs[layer], len(images)),
-                    _output_tokens(module, gradient, len(images)),
-                    weight_matrix(module).detach(),
-                    grid,
-                )
+            yield (
+                layer,
+                _input_tokens(module, inputs[layer], len(images)),
+                _output_tokens(module, gradient, len(images)),
             )
-    return {layer: torch.stack(parts, dim=1).flatten(0, 1) for layer, parts in by_probe.items()}
 
 
-def layer_products(inputs: Tensor, output_gradients: Tensor, weight: Tensor, grid: BlockGrid) -> Tensor:
-    """Inner products, block by block, of a weight matrix with its gradient for each image.
-
-    The gradient of an image is ``output_gradients^T inputs``. As many images as ``GRADIENT_NUMBERS`` allows are done
-    at once.
+def _image_gradients(inputs: Tensor, output_gradients: Tensor) -> Iterator[Tensor]:
+    """Gradients of the weight, ``output_gradients^T inputs`` of every image, (n, O, I), as many as memory allows.
 
     Args:
         inputs: (N, T, I).
         output_gradients: (N, T, O).
-        weight: (O, I).
-        grid: The blocks.
-
-    Returns:
-        Shape (N, B), blocks row by row.
     """
-    images_at_once = max(1, GRADIENT_NUMBERS // weight.numel())
-    chunks = zip(torch.split(inputs, images_at_once), torch.split(output_gradients, images_at_once), strict=True)
-    return torch.cat([grid.reduce((gradients.mT @ tokens).mul_(weight)).flatten(1) for tokens, gradients in chunks])
+    images_at_once = max(1, GRADIENT_NUMBERS // (inputs.shape[2] * output_gradients.shape[2]))
+    for tokens, gradients in zip(
+        torch.split(inputs, images_at_once), torch.split(output_gradients, images_at_once), strict=True
+    ):
+        yield gradients.mT @ tokens
 
 
 def _probes(logits: Tensor, probes: int, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers, shape (probes, N, K), drawn image by image so that batches do not matter."""
-    of_images = [torch.randn(probes, logits.shape[1], generator=generator) for _ in logits]
-    return torch.stack(of_images, dim=1).to(logits)
+    """Random vectors, orthogonal for an image as far as K allows, shape (probes, N, K); E v v^T = I.
+
+    They are drawn image by image so that batches do not matter.
+    """
+    classes = logits.shape[1]
+    of_images = []
+    for _ in logits:
+        frames = torch.split(torch.randn(probes, classes, generator=generator), classes)
+        of_images.append(torch.cat([torch.linalg.qr(frame.T).Q.T for frame in frames]))
+    return math.sqrt(classes) * torch.stack(of_images, dim=1).to(logits)
 
 
 @contextmanager
-def _recorded_layers(
-    model: nn.Module, layers: Mapping[str, BlockGrid]
-) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def _recorded_layers(model: nn.Module, layers: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Keeps input and output of layers in a forward pass, and makes the outputs differentiable."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}

@@ -20,6 +20,8 @@ from lpvit.errors import LpvitError
 
 MatrixLayer = nn.Linear | nn.Conv2d
 
+_DATA_CONFIG = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # of the preprocessing, beside the input size
+
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -82,7 +84,7 @@ def create_model(
     if not timm.is_model(name.partition(".")[0]):
         raise LpvitError(f"models: timm knows no model '{name}'{_nearest_model(name)}")
     overlay = _input_size(options) | dict(data_config or {})
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU
     try:
         model: nn.Module = timm.create_model(
             name,
@@ -113,6 +115,28 @@ class Architecture:
     num_classes: int
     options: dict[str, Any]
     data_config: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> "Architecture":
+        """What made a model of timm, as far as it can tell.
+
+        Args:
+            model: From ``timm.create_model``.
+            options: Arguments that it was made with beside its name, ``num_classes`` and ``pretrained``; without them
+                only another size or another number of channels of the images is found.
+
+        Raises:
+            LpvitError: The model does not say its name in timm.
+        """
+        found = getattr(model, "pretrained_cfg", None) or {}
+        if "architecture" not in found:
+            raise LpvitError("model: does not say its name in timm; make it with timm.create_model")
+        name = ".".join(filter(None, (found["architecture"], found.get("tag"))))
+        default = timm.get_pretrained_cfg(name).to_dict()
+        if options is None:
+            options = _image_options(tuple(default["input_size"]), input_size(model))
+        data_config = {key: found[key] for key in _DATA_CONFIG if found.get(key) != default.get(key)}
+        return cls(name, int(model.num_classes), dict(options), data_config)  # type: ignore[arg-type]
 
     def build(self, state: Mapping[str, Tensor] | None = None, **arguments: Any) -> nn.Module:
         """The model, with the weights of ``state`` if given; further arguments go to `create_model`."""
@@ -289,6 +313,12 @@ def _input_size(options: Mapping[str, Any]) -> dict[str, Any]:
     size = options.get("img_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     return {"input_size": (options.get("in_chans", 3), height, width)}
+
+
+def _image_options(default: tuple[int, int, int], found: tuple[int, int, int]) -> dict[str, Any]:
+    """The options that change the input size of a model: the inverse of `_input_size`."""
+    size = {"img_size": found[1:]} if found[1:] != default[1:] else {}
+    return size | ({"in_chans": found[0]} if found[0] != default[0] else {})
 
 
 def _nearest_model(name: str) -> str:

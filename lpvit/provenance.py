@@ -17,7 +17,8 @@ PACKAGE = Path(__file__).parent
 def source_digest(script: str | Path, package: Path = PACKAGE) -> str:
     """Digest of a script and of every module of the package that it imports, directly or not.
 
-    Comments, docstrings, layout and the version number do not count: rewording or a release reruns nothing.
+    Comments, docstrings, layout, the version number and imports for type checkers do not count: rewording or a release
+    reruns nothing.
 
     Args:
         script: Python file.
@@ -32,9 +33,9 @@ def source_digest(script: str | Path, package: Path = PACKAGE) -> str:
         file = waiting.pop()
         if file in seen:
             continue
-        tree = ast.parse(file.read_text(), str(file))
+        tree = _without_prose(ast.parse(file.read_text(), str(file)))
         waiting += _imported_files(tree, package)
-        seen[file] = ast.dump(_without_prose(tree))
+        seen[file] = ast.dump(tree)
     ordered = sorted((file.name, dump) for file, dump in seen.items())
     return hashlib.sha256(repr(ordered).encode()).hexdigest()[:12]
 
@@ -89,6 +90,8 @@ def _without_prose(tree: ast.Module) -> ast.Module:
 
 
 def _is_prose(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.If):
+        return ast.unparse(statement.test) == "TYPE_CHECKING" and not statement.orelse
     if isinstance(statement, ast.Assign):
         return ast.unparse(statement.targets[0]) == "__version__"
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

@@ -16,14 +16,55 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpvit.blocks import BlockGrid
+from lpvit.config import Pruning
 from lpvit.masks import pruning_ranks
-from lpvit.models import LayerSpec, MatrixLayer, weight_matrix
+from lpvit.models import LayerSpec, MatrixLayer, matrix_layers, prunable_layers, weight_matrix
 from lpvit.ranking import in_pruning_order
 from lpvit.resume import constant, recorded_units, replaced_forwards
 from lpvit.statistics import Batches, Statistics, evaluation_mode, mean_squared_products, require_finite_logits
 
 DAMPING = 1e-7  # eps of the second-order term (LPViT)
 CUMULATIVE_NUMBERS = 2**23  # of running sums held at once: 64 MiB in float64
+CORRECTION_POINTS = 5  # sparsities at which a curve is corrected: 0, 1/4, ... 1
+SMALL_SHARE = 0.05  # of the pruned weights taken away: a change that counts as infinitesimal
+
+
+def rate_distortion_curves(
+    statistics: Statistics,
+    blocks: pd.DataFrame,
+    pruning: Pruning,
+    model: nn.Module | None = None,
+    loader: Batches | None = None,
+    device: torch.device | str = "cpu",
+) -> pd.DataFrame:
+    """Curves by the distortion that the settings name.
+
+    Args:
+        statistics: From `lpvit.gauss_newton.statistics_with_products`.
+        blocks: Scores, schema ``BLOCKS``.
+        pruning: Distortion and its options.
+        model: The dense model, where the settings ask for a look at images (``pruning.measures_images``).
+        loader: Calibration images, likewise.
+        device: Where to measure.
+
+    Returns:
+        Schema ``CURVES``.
+
+    Raises:
+        LpvitError: As `empirical_curves`.
+    """
+    if pruning.distortion == "taylor":
+        return taylor_curves(statistics, blocks, pruning.order, pruning.points)
+    if not pruning.measures_images:
+        return gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
+    assert model is not None, "the settings ask for a look at images"
+    assert loader is not None, "the settings ask for a look at images"
+    layers = prunable_layers(matrix_layers(model), pruning.layers)
+    if pruning.distortion == "empirical":
+        return empirical_curves(model, loader, layers, blocks, pruning.block_shape, pruning.points, device)
+    curves = gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
+    few_images = _first_images(loader, pruning.correction_images)
+    return corrected_curves(curves, model, few_images, layers, blocks, pruning.block_shape, device)
 
 
 def taylor_curves(statistics: Statistics, blocks: pd.DataFrame, order: Literal[1, 2], points: int) -> pd.DataFrame:
@@ -136,6 +177,7 @@ def empirical_curves(
     points: int,
     device: torch.device | str,
     images_per_pass: int = 256,
+    share: float = 1.0,
 ) -> pd.DataFrame:
     r"""Curves measured by masking one layer at a time: the mean over the images of the squared change of the logits.
 
@@ -153,6 +195,7 @@ def empirical_curves(
         points: Sparsities of a curve, evenly from 0 to 1.
         device: Where to compute.
         images_per_pass: Bound of N * P, and so of memory; never less than one batch.
+        share: Of the pruned weights that is taken away; the distortion is divided by its square.
 
     Returns:
         Schema ``CURVES``; exactly 0 where nothing is pruned.
@@ -177,12 +220,71 @@ def empirical_curves(
             for layer, grid in tqdm(grids.items(), desc="layers", leave=False):
                 ranks_of_weights = grid.expand(ranks[layer])
                 for pruned in torch.split(counts[layer], copies):
-                    keep_masks = ranks_of_weights >= pruned[:, None, None]
-                    sums[layer][pruned] += _squared_changes(model, dense, layer, keep_masks)
+                    scales = 1 - share * (ranks_of_weights < pruned[:, None, None]).to(dense.logits)
+                    sums[layer][pruned] += _squared_changes(model, dense, layer, scales) / share**2
             images_seen += len(images)
     return pd.concat(
         [_curve(of_layer[layer], points, sums[layer].cpu() / images_seen) for layer in grids], ignore_index=True
     )
+
+
+def corrected_curves(
+    curves: pd.DataFrame,
+    model: nn.Module,
+    loader: Batches,
+    layers: Sequence[LayerSpec],
+    blocks: pd.DataFrame,
+    block_shape: tuple[int, int],
+    device: torch.device | str,
+) -> pd.DataFrame:
+    r"""Curves of the first order in the weights, corrected for the finite size of the change.
+
+    A few images suffice for the quotient of the distortions of a finite and of an infinitesimal change, since both are
+    measured on them (a control variate):
+
+    .. math:: D_{corrected}(\alpha) = D(\alpha) \, \frac{\sum_x \lVert f(x; W) - f(x; W + \Delta W) \rVert^2}
+        {\sum_x \lVert f(x; W) - f(x; W + h \Delta W) \rVert^2 / h^2}, \qquad h \ll 1,
+
+    at ``CORRECTION_POINTS`` sparsities; its logarithm is linear in between, and 0 where nothing is pruned.
+
+    Args:
+        curves: Schema ``CURVES``, in the order of the layers.
+        model: Dense model; moved to the device, otherwise left as it is.
+        loader: The few images x.
+        layers: Layers of the curves.
+        blocks: Scores, schema ``BLOCKS``.
+        block_shape: Rows and columns of a block.
+        device: Where to compute.
+
+    Returns:
+        Schema ``CURVES``.
+
+    Raises:
+        LpvitError: As `empirical_curves`.
+    """
+    finite, small = (
+        empirical_curves(model, loader, layers, blocks, block_shape, CORRECTION_POINTS, device, share=share)
+        for share in (1.0, SMALL_SHARE)
+    )
+    known = small["distortion"] > 0
+    quotient = (finite["distortion"] / small["distortion"]).where(known & (finite["distortion"] > 0), 1.0)
+    corrections = finite.assign(logarithm=np.log(quotient)).groupby("layer", sort=False)
+    corrected = curves.copy()
+    for layer, at in corrections:
+        of_layer = corrected["layer"] == layer
+        logarithm = np.interp(corrected.loc[of_layer, "sparsity"], at["sparsity"], at["logarithm"])
+        corrected.loc[of_layer, "distortion"] *= np.exp(logarithm)
+    return corrected
+
+
+def _first_images(loader: Batches, count: int) -> list[tuple[Tensor, Tensor]]:
+    batches = []
+    for images, labels in loader:
+        batches.append((images[:count], labels[:count]))
+        count -= len(images)
+        if count <= 0:
+            break
+    return batches
 
 
 def _blocks_pruned(count: int, points: int) -> NDArray[np.int64]:
@@ -241,19 +343,19 @@ def _record_dense_pass(model: nn.Module, images: Tensor, layers: Iterable[str]) 
     return _DensePass(images, logits, outputs, units_before)
 
 
-def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, keep_masks: Tensor) -> Tensor:
-    """Squared change of the logits, summed over the batch, under each mask of a layer.
+def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Tensor) -> Tensor:
+    """Squared change of the logits, summed over the batch, for each way to scale the weights of a layer.
 
     Args:
         model: Left as it is.
         dense: Of this model.
         layer: The layer that is pruned.
-        keep_masks: (P, O, I), bool.
+        scales: Factors of its weights, (P, O, I); 0 where a weight is pruned.
 
     Returns:
         Shape (P,), float64.
     """
-    copies = len(keep_masks)
+    copies = len(scales)
     done = list(dense.outputs)[: dense.units_before[layer]]
     forwards = {unit: constant(dense.outputs[unit]) for unit in done}
     images = dense.images
@@ -263,21 +365,21 @@ def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, keep_masks
         images = _repeat(images, copies)
     pruned_layer = model.get_submodule(layer)
     assert isinstance(pruned_layer, MatrixLayer)
-    forwards[layer] = _pruned_side_by_side(pruned_layer, keep_masks)
+    forwards[layer] = _scaled_side_by_side(pruned_layer, scales)
     with replaced_forwards(model, forwards):
         pruned: Tensor = model(images)
     change = pruned.view(copies, *dense.logits.shape) - dense.logits
     return change.double().square().sum(dim=(1, 2))
 
 
-def _pruned_side_by_side(layer: MatrixLayer, keep_masks: Tensor) -> Callable[[Tensor], Tensor]:
-    """A forward of P pruned versions of a layer, each on its share of the batch, copy after copy.
+def _scaled_side_by_side(layer: MatrixLayer, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """A forward of P versions of a layer, each on its share of the batch, copy after copy.
 
     The copies differ only from this layer on, so that one product of the first copy's input with the stacked weights
     (P * O, I) serves all.
     """
-    copies = len(keep_masks)
-    weight = (weight_matrix(layer) * keep_masks).reshape(-1, *layer.weight.shape[1:])
+    copies = len(scales)
+    weight = (weight_matrix(layer) * scales).reshape(-1, *layer.weight.shape[1:])
     bias = None if layer.bias is None else layer.bias.repeat(copies)
 
     def forward(inputs: Tensor) -> Tensor:

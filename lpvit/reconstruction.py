@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpvit.errors import LpvitError
-from lpvit.masks import KeepMasks, expand_keep_masks, zero_pruned
+from lpvit.masks import KeepMasks, expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.models import MatrixLayer, matrix_layers, weight_matrix
 from lpvit.resume import PausedPass, run_until
 from lpvit.statistics import Batches, evaluation_mode
@@ -66,6 +66,38 @@ class Moments:
         """Sum of (Y - X W^T)^2 for a weight W (O, J), as a share of the sum of Y^2."""
         error = self.energy - 2 * (weight.T * self.cross).sum() + ((weight @ self.gram) * weight).sum()
         return float(error / self.energy.clamp_min(torch.finfo(torch.float64).tiny))
+
+
+def pruned_weights(
+    model: nn.Module,
+    keep_masks: KeepMasks,
+    block_shape: tuple[int, int],
+    loader: Batches | None,
+    device: torch.device | str,
+) -> dict[str, Tensor]:
+    """Weights of the pruned model: those that stay as they were or, given calibration images, reconstructed.
+
+    Args:
+        model: Dense model; moved to the device for a reconstruction, otherwise left as it is.
+        keep_masks: Which blocks stay.
+        block_shape: Rows and columns of a block.
+        loader: Calibration images; None leaves the weights that stay as they were.
+        device: Where to reconstruct.
+
+    Returns:
+        The state dict, on the CPU; pruned weights are exactly zero.
+
+    Raises:
+        LpvitError: As `reconstruct`.
+    """
+    expanded = {name: keep.cpu() for name, keep in expand_keep_masks(model, keep_masks, block_shape).items()}
+    if loader is None:
+        state = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
+        zero_pruned(state, expanded)
+    else:
+        state = reconstruct(model, keep_masks, block_shape, loader, device=device)
+    verify_pruned(state, expanded)
+    return state
 
 
 @torch.no_grad()

@@ -199,6 +199,33 @@ def plot_allocation(allocation: pd.DataFrame, costs: pd.DataFrame, budget: Liter
 
 
 @_styled
+def plot_interactions(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure:
+    """Heat map of how much of their distortion pairs of layers share: 1 adds to it, 0 not, -1 takes away.
+
+    Args:
+        interactions: Schema ``INTERACTIONS``.
+        costs: Schema ``COSTS``; gives roles and order of execution.
+    """
+    layers = _place_layers(costs, interactions["layer"])
+    table = interactions.pivot_table("distortion", index="layer", columns="other")
+    pairs = table.loc[layers.index, layers.index]
+    distortion = pairs.to_numpy()
+    norms = np.sqrt(np.outer(np.diag(distortion), np.diag(distortion)))
+    shared = np.divide(distortion, norms, out=np.zeros_like(norms), where=norms > 0)
+    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shared, cmap="RdBu_r", vmin=-1, vmax=1)
+    names = layers["role"] + " " + layers["depth"].astype(str)
+    shown = np.arange(0, len(names), -(-len(names) // 24))
+    axes.set_xticks(shown, names.iloc[shown], rotation=90, fontsize="small")
+    axes.set_yticks(shown, names.iloc[shown], fontsize="small")
+    axes.grid(visible=False)
+    axes.set_title(f"sum of the layers' own distortions: {np.trace(distortion) / distortion.sum():.2f} of the model's")
+    figure.colorbar(image, ax=axes, label="correlation of what two layers do to the logits")
+    return figure
+
+
+@_styled
 def plot_blocks(keep_masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame) -> Figure:
     """Pictures of which blocks stay in the first, middle and last layer of each role.
 

@@ -159,6 +159,22 @@ CURVES = Schema(
     ),
 )
 
+INTERACTIONS = Schema(
+    "interactions.parquet",
+    "ordered pair of prunable layers, under the masks of an experiment",
+    (
+        _LAYER,
+        Column("other", pa.string(), "", "the other layer; the same one for its own distortion"),
+        Column(
+            "distortion",
+            pa.float64(),
+            "logit^2/image",
+            "mean product of what both layers' pruning adds to the logits; all pairs sum to the model's distortion, to "
+            "first order in the weights and before reconstruction",
+        ),
+    ),
+)
+
 ALLOCATION = Schema(
     "allocation.parquet",
     "prunable layer",
@@ -232,4 +248,4 @@ LAYERS = Schema(
     ),
 )
 
-ALL = (IMAGES, SAMPLES, PLAN, COSTS, BLOCKS, CURVES, ALLOCATION, HISTORY, METRICS, LAYERS)
+ALL = (IMAGES, SAMPLES, PLAN, COSTS, BLOCKS, CURVES, ALLOCATION, INTERACTIONS, HISTORY, METRICS, LAYERS)

@@ -12,7 +12,7 @@ def project(tmp_path: Path) -> Path:
     package = tmp_path / "pkg"
     (package / "sub").mkdir(parents=True)
     files = {
-        "__init__.py": '__version__ = "1"\n',
+        "__init__.py": '__version__ = "1"\nif TYPE_CHECKING:\n    from pkg.unrelated import x\n',
         "direct.py": "from pkg.indirect import f\n",
         "indirect.py": '"""Docstring."""\n\n\ndef f():\n    # why\n    return 1\n',
         "unrelated.py": "x = 1\n",
@@ -43,9 +43,12 @@ def test_an_edit_of_anything_imported_changes_the_digest(project: Path, file: st
         ("pkg/indirect.py", "# why", "# because"),
         ("pkg/indirect.py", "    return 1", "\n    return (1)"),
         ("pkg/__init__.py", '"1"', '"2"'),
+        ("pkg/__init__.py", "from pkg.unrelated import x", "from pkg.unrelated import x as z"),
     ],
 )
-def test_prose_layout_version_and_unrelated_modules_do_not_count(project: Path, file: str, old: str, new: str) -> None:
+def test_prose_layout_version_types_and_unrelated_modules_do_not_count(
+    project: Path, file: str, old: str, new: str
+) -> None:
     before = source_digest(project / "script.py", project / "pkg")
     path = project / file
     path.write_text(path.read_text().replace(old, new))

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.blocks import BlockGrid
+from lpvit.config import Pruning
 from lpvit.errors import LpvitError
+from lpvit.gauss_newton import statistics_with_products
 from lpvit.models import LayerSpec, create_model, matrix_layers, weight_matrix
-from lpvit.rate_distortion import empirical_curves, taylor_curves
+from lpvit.rate_distortion import empirical_curves, gauss_newton_curves, rate_distortion_curves, taylor_curves
 from lpvit.schemas import CURVES
 from lpvit.statistics import averaged_gradients, block_statistics, block_table, collect_statistics
 
@@ -257,3 +259,47 @@ def test_single_precision_agrees_to_its_own_rounding(case: Callable[[str], Case]
         deepcopy(model).float(), batches(images.float(), 3), layers, blocks, BLOCK_SHAPE, 5, "cpu"
     )
     np.testing.assert_allclose(single["distortion"], exact["distortion"], rtol=1e-3)
+
+
+# --- corrected for the finite size of the change ---------------------------------------------------------------------
+
+
+def test_a_small_share_of_the_change_is_the_infinitesimal_one(case: Callable[[str], Case]) -> None:
+    model, images, layers, _ = case("vit")
+    statistics = statistics_with_products(model, batches(images, 7), layers, BLOCK_SHAPE, 5, "cpu")  # K probes: exact
+    blocks = block_table(statistics, "taylor")
+    linear = gauss_newton_curves(statistics, blocks, "cumulative", 5)
+    small = empirical_curves(model, batches(images, 7), layers, blocks, BLOCK_SHAPE, 5, "cpu", share=1e-4)
+    np.testing.assert_allclose(small["distortion"], linear["distortion"], rtol=1e-2)
+
+
+def test_corrected_on_all_images_an_exact_first_order_becomes_the_truth(
+    case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lpvit.rate_distortion.SMALL_SHARE", 1e-4)
+    model, images, layers, _ = case("vit")
+    statistics = statistics_with_products(model, batches(images, 7), layers, BLOCK_SHAPE, 5, "cpu")
+    blocks = block_table(statistics, "gauss_newton")
+    pruning = Pruning(
+        block_shape=BLOCK_SHAPE,
+        saliency="gauss_newton",
+        distortion="gauss_newton",
+        correction_images=len(images),
+        layers=tuple({layer.role for layer in layers}),
+        points=9,
+    )
+    corrected = rate_distortion_curves(statistics, blocks, pruning, model, batches(images, 2), "cpu")
+    truth = empirical_curves(model, batches(images, 7), layers, blocks, BLOCK_SHAPE, 9, "cpu")
+    at = truth["sparsity"].isin([0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(corrected["distortion"][at], truth["distortion"][at], rtol=0.01)
+    assert corrected["layer"].tolist() == truth["layer"].tolist()
+
+
+def test_only_as_many_images_as_asked_for_are_looked_at(case: Callable[[str], Case]) -> None:
+    model, images, layers, _ = case("vit")
+    statistics = statistics_with_products(model, batches(images, 7), layers, BLOCK_SHAPE, 1, "cpu")
+    blocks = block_table(statistics, "gauss_newton")
+    pruning = Pruning(block_shape=BLOCK_SHAPE, distortion="gauss_newton", correction_images=3, points=5)
+    spoilt = torch.cat([images[:3], torch.full_like(images[3:], float("nan"))])
+    curves = rate_distortion_curves(statistics, blocks, pruning, model, batches(spoilt, 2), "cpu")
+    assert curves["distortion"].notna().all()

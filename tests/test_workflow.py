@@ -13,9 +13,13 @@ import torch
 from conftest import Run, Workflow
 
 from lpvit.artifacts import load
+from lpvit.checkpoint import load as load_pruned
+from lpvit.config import Budget, Compute, Pruning
+from lpvit.data import evaluation_loader
 from lpvit.masks import expand_keep_masks, load_masks, verify_pruned
 from lpvit.models import load_model
-from lpvit.schemas import ALL, ALLOCATION, BLOCKS, CURVES, METRICS, read_parquet
+from lpvit.pruning import prune
+from lpvit.schemas import ALL, ALLOCATION, BLOCKS, CURVES, METRICS, SAMPLES, read_parquet
 
 AFTER_ALLOCATION = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
 AFTER_CURVES = {"measure_rate_distortion"} | AFTER_ALLOCATION
@@ -175,6 +179,43 @@ def test_gauss_newton_curves_and_the_exact_allocator_run_through_the_workflow(
     assert stages(workflow.would_run(change(config, "experiments", {"gn": main}))) == {
         "measure_rate_distortion", "allocate_sparsity", "build_masks", "evaluate_pruned",
     }  # fmt: skip
+
+
+def test_the_library_prunes_as_the_workflow_does_whose_models_are_exported_on_request(
+    tiny_config: dict, change, finished
+) -> None:
+    workflow, _ = finished
+    pruning = Pruning(block_shape=(8, 8), saliency="gauss_newton", distortion="gauss_newton", batch_size=32)
+    budget = Budget(macs=0.5, reconstruction="least_squares")
+    config = change(tiny_config, "prunings.ours", pruning.model_dump(mode="json"))
+    config = change(config, "budgets.fitted", budget.model_dump(mode="json"))
+    ours = {**tiny_config["experiments"]["main"], "pruning": "ours", "budget": "fitted", "recipe": None}
+    run = workflow.run(change(config, "experiments.ours", ours), "export")
+    assert run.code == 0, run.output
+
+    results = workflow.folder / "results/digits/vit"
+    architecture, dense = load_model(results / "dense.pt", "dense")
+    samples = read_parquet(results / "c64/samples.parquet", SAMPLES)
+    compute = Compute(device="cpu", threads=1)
+    model = architecture.build(dense)
+    loader = evaluation_loader(samples, {"root": None, "loader": "memory"}, model, 32, compute)
+    pruned = prune(model, loader, budget=0.5, block_shape=(8, 8))
+    exported = load_pruned(results / "c64/ours/fitted/model.safetensors")
+    assert all(torch.equal(mask, exported.keep_masks[layer]) for layer, mask in pruned.keep_masks.items())
+    assert exported.budget == pruned.budget
+    weights, expected = exported.model.state_dict(), load_model(results / "c64/ours/fitted/pruned.pt", "pruned")[1]
+    for name, value in pruned.model.state_dict().items():
+        assert torch.equal(weights[name], expected[name])
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)  # threads may differ
+
+    finetuned = workflow.folder / BUDGET / "short"
+    expected, read = (
+        load_model(finetuned / "finetuned.pt", "finetuned")[1],
+        load_pruned(finetuned / "model.safetensors"),
+    )
+    assert all(torch.equal(value, expected[name]) for name, value in read.model.state_dict().items())
+    assert read.budget == Budget(macs=0.6)
+    assert (finetuned / "model.onnx").stat().st_size > 4 * sum(value.numel() for value in expected.values())
 
 
 def test_a_killed_workflow_finishes_with_the_same_weights(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
+from lpvit.blocks import BlockGrid
 from lpvit.sparse.build import cpu_kernel
 from lpvit.sparse.storage import decompress
 
@@ -73,13 +74,15 @@ class Path:
 
 def path_for(device: torch.device, dtype: torch.dtype) -> Path:
     """The implementation for tensors of this device and dtype; builds the CPU kernel if it is the one."""
-    if device.type == "cuda":
-        triton_is_there = importlib.util.find_spec("triton") is not None
-        return Path("triton") if triton_is_there else Path("masked dense", "Triton is not installed")
-    if device.type != "cpu":
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return Path("masked dense", "Triton is not installed")
+    dtypes = {"cuda": (torch.float16, torch.bfloat16, torch.float32), "cpu": (torch.float32,)}
+    if device.type not in dtypes:
         return Path("masked dense", f"no kernel for the device '{device.type}'")
-    if dtype != torch.float32:
-        return Path("masked dense", f"the CPU kernel computes in float32, not in {str(dtype).removeprefix('torch.')}")
+    if dtype not in dtypes[device.type]:
+        return Path("masked dense", f"no kernel for {str(dtype).removeprefix('torch.')} on '{device.type}'")
+    if device.type == "cuda":
+        return Path("triton")
     kernel = cpu_kernel()
     return Path(kernel.instruction_set) if kernel.instruction_set else Path("masked dense", kernel.reason)
 
@@ -94,7 +97,8 @@ def _masked_dense_linear(
     gelu: bool,
 ) -> Tensor:
     _log_once(path_for(values.device, values.dtype).reason)
-    weight = decompress(values, crow_indices, col_indices, (out_features, inputs.shape[-1]))
+    grid = BlockGrid((out_features, inputs.shape[-1]), (values.shape[1], values.shape[2]))
+    weight = decompress(values, crow_indices, col_indices, grid)
     outputs = F.linear(inputs, weight, bias)
     return F.gelu(outputs) if gelu else outputs
 

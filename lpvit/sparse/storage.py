@@ -1,75 +1,73 @@
-"""Compressed block rows (BSR): the kept blocks of a weight matrix, and where they lie.
+"""Weights without their pruned blocks: block compressed sparse rows (BSR) with rectangular blocks and ragged edges.
 
-O, I = output and input features; r, c = rows and columns of a block; R, C = rows and columns of the grid;
-K = kept blocks.
+O, I = output and input features of a layer; r, c = rows and columns of a block; R, C = rows and columns of its grid of
+blocks; B = blocks that stay.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lpvit.blocks import BlockGrid
-from lpvit.errors import LpvitError
+
+PARTS = ("values", "crow_indices", "col_indices")  # what `compress` returns, by the names in files
 
 
 def compress(weight: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The kept blocks of a weight matrix, by rows of blocks.
+    """The blocks that stay, and where they stand.
 
     Args:
-        weight: Shape (O, I).
-        keep_mask: Shape (R, C), bool, True where the block stays.
+        weight: (O, I).
+        keep_mask: (R, C), bool, True where the block stays.
         block_shape: (r, c).
 
     Returns:
-        ``values`` (K, r, c), in the dtype of the weight, blocks at ragged edges padded with zeros; ``crow_indices``
-        (R + 1,), int32: the blocks of row i are those from ``crow_indices[i]`` to ``crow_indices[i + 1]``;
-        ``col_indices`` (K,), int32, rising within a row.
-
-    Raises:
-        LpvitError: The mask is not one boolean per block.
+        ``values`` (B, r, c), in the dtype of the weight, block-row by block-row, blocks at ragged edges filled up with
+        zeros; ``crow_indices`` (R + 1,), int32, the number of blocks before each block-row, and at the end of all;
+        ``col_indices`` (B,), int32, the column of each block in the grid.
     """
     grid = BlockGrid((weight.shape[0], weight.shape[1]), block_shape)
-    if keep_mask.shape != (grid.rows, grid.columns) or keep_mask.dtype != torch.bool:
-        raise LpvitError(
-            f"keep mask: {keep_mask.dtype} of {tuple(keep_mask.shape)} for a layer of {grid.shape[0]}x{grid.shape[1]}; "
-            f"blocks of {block_shape[0]}x{block_shape[1]} need torch.bool of {(grid.rows, grid.columns)}"
-        )
-    keep_mask = keep_mask.to(weight.device)
-    right, below = grid.columns * block_shape[1] - grid.shape[1], grid.rows * block_shape[0] - grid.shape[0]
-    padded = torch.nn.functional.pad(weight, (0, right, 0, below))
-    blocks = padded.view(grid.rows, block_shape[0], grid.columns, block_shape[1]).transpose(1, 2)
-    crow_indices = torch.zeros(grid.rows + 1, dtype=torch.int32, device=weight.device)
-    crow_indices[1:] = keep_mask.sum(dim=1).cumsum(dim=0)
-    return blocks[keep_mask], crow_indices, keep_mask.nonzero()[:, 1].int()
+    below, right = grid.rows * block_shape[0] - grid.shape[0], grid.columns * block_shape[1] - grid.shape[1]
+    whole = pad(weight, (0, right, 0, below))
+    tiles = whole.reshape(grid.rows, block_shape[0], grid.columns, block_shape[1]).transpose(1, 2)
+    crow_indices = pad(keep_mask.sum(dim=1).cumsum(dim=0), (1, 0)).to(torch.int32)
+    return tiles[keep_mask], crow_indices, keep_mask.nonzero()[:, 1].to(torch.int32)
 
 
-def decompress(values: Tensor, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The weight matrix of ``shape`` (O, I) that `compress` took apart, zero where blocks were pruned."""
-    kept, height, width = values.shape
-    rows, columns = len(crow_indices) - 1, -(-shape[1] // width)
-    row_indices = torch.arange(rows, device=values.device).repeat_interleave(crow_indices.diff(), output_size=kept)
-    blocks = values.new_zeros(rows, columns, height, width)
-    blocks[row_indices, col_indices] = values
-    return blocks.transpose(1, 2).reshape(rows * height, columns * width)[: shape[0], : shape[1]].contiguous()
-
-
-def check_indices(crow_indices: Tensor, col_indices: Tensor, kept: int, columns: int) -> None:
-    """Makes sure that indices from a file point into the grid, since the kernels trust them.
+def decompress(values: Tensor, crow_indices: Tensor, col_indices: Tensor, grid: BlockGrid) -> Tensor:
+    """The weight (O, I) that `compress` was given, exactly zero where no block stands.
 
     Args:
-        crow_indices: Shape (R + 1,).
-        col_indices: Shape (K,).
-        kept: K, blocks stored.
-        columns: C.
+        values: (B, r, c).
+        crow_indices: (R + 1,), int32.
+        col_indices: (B,), int32.
+        grid: The blocks of the weight.
 
     Raises:
-        LpvitError: They do not describe ``kept`` blocks with columns rising within each row.
+        ValueError: Values and indices do not describe blocks of this grid.
     """
-    steps = crow_indices.diff()
-    bounds_fit = crow_indices[0] == 0 and crow_indices[-1] == kept == len(col_indices) and bool((steps >= 0).all())
-    if not bounds_fit:
-        raise LpvitError(f"crow_indices: not the bounds of {kept} blocks in {len(steps)} rows; the weights are damaged")
-    rows = torch.arange(len(steps), device=steps.device).repeat_interleave(steps)
-    are_columns = bool(((col_indices >= 0) & (col_indices < columns)).all())
-    rise = bool(((rows * columns + col_indices).diff() > 0).all())
-    if not (are_columns and rise):
-        raise LpvitError(f"col_indices: not rising within rows of {columns} blocks; the weights are damaged")
+    keep_mask = indexed_keep_mask(crow_indices, col_indices, grid)
+    (height, width), (rows, columns) = grid.block_shape, keep_mask.shape
+    if values.shape != (len(col_indices), height, width):
+        raise ValueError(f"values are {tuple(values.shape)}, expected {(len(col_indices), height, width)}")
+    tiles = values.new_zeros(rows, columns, height, width)
+    tiles[keep_mask] = values
+    matrix = tiles.transpose(1, 2).reshape(rows * height, columns * width)
+    return matrix[: grid.shape[0], : grid.shape[1]].contiguous()
+
+
+def indexed_keep_mask(crow_indices: Tensor, col_indices: Tensor, grid: BlockGrid) -> Tensor:
+    """The keep mask (R, C), bool, that the indices of `compress` spell.
+
+    Raises:
+        ValueError: The indices do not describe blocks of this grid, block-row by block-row.
+    """
+    rising = crow_indices.shape == (grid.rows + 1,) and crow_indices[0] == 0 and (crow_indices.diff() >= 0).all()
+    if not rising or crow_indices[-1] != len(col_indices) or ((col_indices < 0) | (col_indices >= grid.columns)).any():
+        raise ValueError(f"indices do not describe blocks of a grid of {grid.rows}x{grid.columns}")
+    rows = torch.arange(grid.rows, device=col_indices.device).repeat_interleave(crow_indices.diff())
+    keep_mask = torch.zeros(grid.rows, grid.columns, dtype=torch.bool, device=col_indices.device)
+    keep_mask[rows, col_indices.long()] = True
+    if not torch.equal(keep_mask.nonzero()[:, 1], col_indices.long()):
+        raise ValueError("blocks are repeated or out of order")
+    return keep_mask

@@ -79,8 +79,8 @@ def recipe_of(name: str | None) -> dict | None:
     return None if name is None else chosen(settings.recipes[name])
 
 
-def is_empirical(wildcards) -> bool:
-    return settings.prunings[wildcards.pruning].distortion == "empirical"
+def measures_images(wildcards) -> bool:
+    return settings.prunings[wildcards.pruning].measures_images
 
 
 def is_reconstructed(wildcards) -> bool:

@@ -27,8 +27,8 @@ rule measure_rate_distortion:
     """Scores the blocks, and measures or predicts what pruning them costs: one curve a layer."""
     input:
         statistics=f"{PRUNING}/statistics.pt",
-        dense=branch(is_empirical, then=f"{MODEL}/dense.pt", otherwise=[]),
-        samples=branch(is_empirical, then=f"{CALIBRATION}/samples.parquet", otherwise=[]),
+        dense=branch(measures_images, then=f"{MODEL}/dense.pt", otherwise=[]),
+        samples=branch(measures_images, then=f"{CALIBRATION}/samples.parquet", otherwise=[]),
     output:
         blocks=f"{PRUNING}/blocks.parquet",
         curves=f"{PRUNING}/curves.parquet",
@@ -89,3 +89,20 @@ rule build_masks:
         ENVIRONMENT
     script:
         "../scripts/build_masks.py"
+
+
+rule measure_interactions:
+    """Predicts how far the layers' distortions add up, under the masks of an experiment."""
+    input:
+        statistics=f"{PRUNING}/statistics.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        interactions=f"{BUDGET}/interactions.parquet",
+    params:
+        sources=sources("measure_interactions.py"),
+    log:
+        f"{BUDGET}/interactions.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/measure_interactions.py"

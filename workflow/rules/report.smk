@@ -131,6 +131,34 @@ rule plot_blocks:
         "../scripts/plot_blocks.py"
 
 
+rule plot_interactions:
+    """Draws how far the layers' distortions add up."""
+    input:
+        interactions=f"{BUDGET}/interactions.parquet",
+        costs=f"{MODEL}/costs.parquet",
+    output:
+        figure=report(
+            f"{BUDGET}/interactions.png",
+            caption="../report/interactions.rst",
+            category="Pruned models",
+            labels={
+                "dataset": "{dataset}",
+                "model": "{model}",
+                "pruning": "{calibration}/{pruning}",
+                "budget": "{budget}",
+                "figure": "interactions of layers",
+            },
+        ),
+    params:
+        sources=sources("plot_interactions.py"),
+    log:
+        f"{BUDGET}/interactions.png.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/plot_interactions.py"
+
+
 rule plot_history:
     """Draws the course of a training, dense or pruned."""
     input:

@@ -10,6 +10,8 @@ evaluations = [
 def figures_of(experiment: Experiment) -> list[str]:
     names, budget = experiment.model_dump(), experiment_folder(experiment)
     figures = [f"{PRUNING}/curves.png".format(**names), f"{budget}/allocation.png", f"{budget}/blocks.png"]
+    if settings.prunings[experiment.pruning].probes_used:
+        figures.append(f"{budget}/interactions.png")
     if settings.models[experiment.model].recipe is not None:
         figures.append(f"{MODEL}/dense_history.png".format(**names))
     if experiment.recipe is not None:

@@ -1,9 +1,9 @@
 """Scores and an allocation in, keep masks and the pruned model out, its weights fitted to the dense one's if asked."""
 
 from lpvit.data import evaluation_loader
-from lpvit.masks import build_keep_masks, expand_keep_masks, save_masks, verify_pruned, zero_pruned
+from lpvit.masks import build_keep_masks, save_masks
 from lpvit.models import load_model, save_model
-from lpvit.reconstruction import reconstruct
+from lpvit.reconstruction import pruned_weights
 from lpvit.schemas import ALLOCATION, BLOCKS, SAMPLES, read_parquet
 from lpvit.stage import stage
 
@@ -14,13 +14,10 @@ with stage(snakemake) as compute:
     keep_masks = build_keep_masks(
         read_parquet(snakemake.input.blocks, BLOCKS), read_parquet(snakemake.input.allocation, ALLOCATION)
     )
-    expanded = expand_keep_masks(model, keep_masks, block_shape)
-    if (reconstruction := snakemake.params.reconstruction) is None:
-        zero_pruned(state, expanded)
-    else:
+    loader = None
+    if (reconstruction := snakemake.params.reconstruction) is not None:
         samples = read_parquet(snakemake.input.samples, SAMPLES)
         loader = evaluation_loader(samples, reconstruction, model, reconstruction["batch_size"], compute)
-        state = reconstruct(model, keep_masks, block_shape, loader, device=compute.device)
-    verify_pruned(state, expanded)
+    pruned = pruned_weights(model, keep_masks, block_shape, loader, compute.device)
     save_masks(keep_masks, block_shape, snakemake.output.masks)
-    save_model(architecture, state, snakemake.output.pruned, "pruned")
+    save_model(architecture, pruned, snakemake.output.pruned, "pruned")

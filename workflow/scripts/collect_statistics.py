@@ -3,11 +3,10 @@
 from lpvit.artifacts import save
 from lpvit.config import Pruning
 from lpvit.data import evaluation_loader
-from lpvit.gauss_newton import block_products
+from lpvit.gauss_newton import statistics_with_products
 from lpvit.models import load_model, matrix_layers, prunable_layers
 from lpvit.schemas import SAMPLES, read_parquet
 from lpvit.stage import stage
-from lpvit.statistics import collect_statistics
 
 with stage(snakemake) as compute:
     pruning = Pruning.model_validate(snakemake.params.pruning)
@@ -16,8 +15,7 @@ with stage(snakemake) as compute:
     samples = read_parquet(snakemake.input.samples, SAMPLES)
     loader = evaluation_loader(samples, snakemake.params.dataset, model, pruning.batch_size, compute)
     layers = prunable_layers(matrix_layers(model), pruning.layers)
-    statistics = collect_statistics(model, loader, layers, pruning.block_shape, compute.device)
-    if probes := snakemake.params.probes:
-        products = block_products(model, loader, layers, pruning.block_shape, probes, compute.device)
-        statistics = {layer: tables | {"block_products": products[layer]} for layer, tables in statistics.items()}
+    statistics = statistics_with_products(
+        model, loader, layers, pruning.block_shape, snakemake.params.probes, compute.device
+    )
     save(statistics, snakemake.output.statistics, "statistics")

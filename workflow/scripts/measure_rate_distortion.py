@@ -3,8 +3,8 @@
 from lpvit.artifacts import load
 from lpvit.config import Pruning
 from lpvit.data import evaluation_loader
-from lpvit.models import load_model, matrix_layers, prunable_layers
-from lpvit.rate_distortion import empirical_curves, gauss_newton_curves, taylor_curves
+from lpvit.models import load_model
+from lpvit.rate_distortion import rate_distortion_curves
 from lpvit.schemas import BLOCKS, CURVES, SAMPLES, read_parquet, write_parquet
 from lpvit.stage import stage
 from lpvit.statistics import block_table
@@ -13,24 +13,12 @@ with stage(snakemake) as compute:
     pruning = Pruning.model_validate(snakemake.params.pruning)
     statistics = load(snakemake.input.statistics, "statistics")
     blocks = block_table(statistics, pruning.saliency)
-    if pruning.distortion == "taylor":
-        curves = taylor_curves(statistics, blocks, pruning.order, pruning.points)
-    elif pruning.distortion == "gauss_newton":
-        curves = gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
-    else:
+    model = loader = None
+    if pruning.measures_images:
         architecture, state = load_model(snakemake.input.dense, "dense")
-        model = architecture.build(state).to(compute.device)
+        model = architecture.build(state)
         samples = read_parquet(snakemake.input.samples, SAMPLES)
         loader = evaluation_loader(samples, snakemake.params.dataset, model, pruning.batch_size, compute)
-        layers = prunable_layers(matrix_layers(model), pruning.layers)
-        curves = empirical_curves(
-            model,
-            loader,
-            layers,
-            blocks,
-            pruning.block_shape,
-            points=pruning.points,
-            device=compute.device,
-        )
+    curves = rate_distortion_curves(statistics, blocks, pruning, model, loader, compute.device)
     write_parquet(blocks, snakemake.output.blocks, BLOCKS)
     write_parquet(curves, snakemake.output.curves, CURVES)

@@ -1,0 +1,375 @@
+"""Which way of pruning keeps most of a model: every arm of `pruning.yaml` on one dense model.
+
+    snakemake --cores all --configfile config/cifar10.yaml results/cifar10/given/dense.pt
+    python benchmarks/pruning.py --config config/cifar10.yaml --dataset cifar10 --model given
+
+Writes ``runs.csv`` (a line per arm, budget, block shape and calibration seed; a run that was stopped goes on after the
+last line), ``table.md`` and ``accuracy.png`` to ``results/benchmarks/<dataset>/<model>``.
+"""
+
+import argparse
+import copy
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+import yaml
+from matplotlib.figure import Figure
+from pydantic import Field
+from shrinking import shrink
+from subject import Batches, Subject, add_arguments, read_subject
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lpvit.allocation import allocate
+from lpvit.config import Budget, Pruning, Recipe, Section
+from lpvit.cost import measure_costs
+from lpvit.data import Preprocessing
+from lpvit.data.splits import SplitLoaders
+from lpvit.finetune import train
+from lpvit.gauss_newton import block_products
+from lpvit.masks import build_keep_masks
+from lpvit.rate_distortion import rate_distortion_curves
+from lpvit.reconstruction import pruned_weights
+from lpvit.statistics import Statistics, block_table, collect_statistics
+
+KEY = ["arm", "reconstruction", "macs", "block_shape", "seed"]
+COLUMNS = [*KEY, "achieved", "dense_top1", "top1", "distortion", "seconds", "peak_mib", "finetuned_top1"]
+
+
+class Arm(Section):
+    """A way of pruning blocks, by options of `lpvit.config.Pruning` and `lpvit.config.Budget`; or of shrinking."""
+
+    pruning: dict[str, Any] = Field({})
+    budget: dict[str, Any] = Field({})
+    mask_saliency: Literal["l1"] | None = None  # ranks the final masks, where not the curves' own does
+    shrink: Literal["width"] | None = None  # a narrower dense model instead
+
+
+class Finetuning(Section):
+    """Which runs are fine-tuned, and how."""
+
+    recipe: Recipe
+    images: int  # of the training split
+    macs: tuple[float, ...]
+    block_shapes: tuple[tuple[int, int], ...]
+    seeds: int
+
+
+class Plan(Section):
+    """The file `pruning.yaml`."""
+
+    calibration: int
+    validation: int
+    seeds: int
+    macs: tuple[float, ...]
+    block_shapes: tuple[tuple[int, int], ...]
+    reconstructions: tuple[Literal["none", "least_squares"], ...]
+    arms: dict[str, Arm]
+    finetuning: Finetuning | None = None
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    subject = read_subject(arguments)
+    plan = Plan.model_validate(yaml.safe_load(arguments.plan.read_text()))
+    folder = subject.config.results / "benchmarks" / subject.dataset / subject.name
+    folder.mkdir(parents=True, exist_ok=True)
+    run(subject, plan, folder / "runs.csv")
+    runs = pd.read_csv(folder / "runs.csv")
+    table = markdown(runs)
+    (folder / "table.md").write_text(table)
+    plot(runs).savefig(folder / "accuracy.png", dpi=150)
+    print(table)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--plan", type=Path, default=Path(__file__).with_suffix(".yaml"), help="arms and grid")
+    return parser.parse_args()
+
+
+# --- the runs --------------------------------------------------------------------------------------------------------
+
+
+def run(subject: Subject, plan: Plan, file: Path) -> None:
+    """Does what the plan asks for and the file does not hold yet, and appends a line after each."""
+    if not file.exists():
+        file.write_text(",".join(COLUMNS) + "\n")
+    done = set(pd.read_csv(file)[KEY].itertuples(index=False, name=None))
+    judge = Judge(subject, plan)
+    todo = [key for key in keys(plan) if key not in done]
+    calibrated: Calibrated | None = None
+    for arm, reconstruction, macs, block_shape, seed in tqdm(todo, desc=subject.name, unit="run"):
+        if calibrated is None or (calibrated.seed, calibrated.block_shape) != (seed, block_shape):
+            calibrated = Calibrated(subject, plan, seed, block_shape)
+        if plan.arms[arm].shrink:
+            outcome = judge.shrunk(calibrated, macs)
+        else:
+            outcome = judge.pruned(calibrated, plan.arms[arm], macs, reconstruction)
+        row = pd.DataFrame([dict(zip(KEY, (arm, reconstruction, macs, block_shape, seed), strict=True)) | outcome])
+        row[COLUMNS].to_csv(file, mode="a", header=False, index=False)
+
+
+def keys(plan: Plan) -> Iterator[tuple[str, str, float, str, int]]:
+    """Every run, those of a calibration seed and block shape together."""
+    blockwise = [name for name, arm in plan.arms.items() if not arm.shrink]
+    shrinking = [name for name, arm in plan.arms.items() if arm.shrink]
+    for shape, seed in itertools.product(plan.block_shapes, range(plan.seeds)):
+        block_shape = "x".join(map(str, shape))
+        for arm, macs, reconstruction in itertools.product(blockwise, plan.macs, plan.reconstructions):
+            yield arm, reconstruction, macs, block_shape, seed
+    for seed, arm, macs in itertools.product(range(plan.seeds), shrinking, plan.macs):
+        yield arm, "none", macs, "-", seed
+
+
+@dataclass
+class Meter:
+    """Seconds, and memory above that at the start, summed and maximised over what it measured."""
+
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        before, started = _reset_peak(), time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+        self.peak_mib = max(self.peak_mib, (_peak() - before) / 2**20)
+
+    def __add__(self, other: "Meter") -> "Meter":
+        return Meter(self.seconds + other.seconds, max(self.peak_mib, other.peak_mib))
+
+
+def _reset_peak() -> int:
+    """Lets the peak memory begin anew, and gives its value: on the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak of the resident set
+    return _peak()
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+@dataclass
+class Calibrated:
+    """What the arms of one calibration seed and block shape share, made when first asked for, and what it took."""
+
+    subject: Subject
+    plan: Plan
+    seed: int
+    block_shape: str
+    meters: dict[str, Meter] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = map(int, self.block_shape.split("x"))
+        return rows, columns
+
+    @cached_property
+    def images(self) -> Batches:
+        return self.subject.calibration(self.plan.calibration, self.seed)
+
+    @cached_property
+    def averaged(self) -> Statistics:
+        subject = self.subject
+        with self._meter("averaged"):
+            return collect_statistics(subject.model, self.images, subject.layers, self.shape, subject.compute.device)
+
+    @cached_property
+    def products(self) -> dict[str, Tensor]:
+        subject = self.subject
+        with self._meter("products"):
+            return block_products(
+                subject.model, self.images, subject.layers, self.shape, probes=2, device=subject.compute.device
+            )
+
+    def statistics(self, pruning: Pruning) -> tuple[Statistics, Meter]:
+        if not pruning.probes_used:
+            return self.averaged, self.meters["averaged"]
+        statistics = {
+            layer: tables | {"block_products": self.products[layer]} for layer, tables in self.averaged.items()
+        }
+        return statistics, self.meters["products"]
+
+    @contextmanager
+    def _meter(self, name: str) -> Iterator[None]:
+        _ = self.images
+        with self.meters.setdefault(name, Meter()).measured():
+            yield
+
+
+class Judge:
+    """Makes pruned models and measures them against the dense one on validation images."""
+
+    def __init__(self, subject: Subject, plan: Plan) -> None:
+        self.subject = subject
+        self.plan = plan
+        self.costs = measure_costs(subject.model)
+        self.images = subject.validation(plan.validation)
+        self.labels = torch.cat([labels for _, labels in self.images])
+        self.dense_logits = self._logits(subject.model)
+
+    def pruned(self, calibrated: Calibrated, arm: Arm, macs: float, reconstruction: str) -> dict[str, Any]:
+        pruning = Pruning.model_validate({"block_shape": calibrated.shape} | arm.pruning)
+        budget = Budget.model_validate({"macs": macs} | arm.budget)
+        statistics, shared = calibrated.statistics(pruning)
+        meter = Meter()
+        model, device = copy.deepcopy(self.subject.model), self.subject.compute.device
+        with meter.measured():
+            blocks = block_table(statistics, pruning.saliency)
+            curves = rate_distortion_curves(statistics, blocks, pruning, model, calibrated.images, device)
+            allocation = allocate(curves, blocks, self.costs, budget)
+            ranked = blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
+            keep_masks = build_keep_masks(ranked, allocation)
+            images = None if reconstruction == "none" else calibrated.images
+            model.load_state_dict(pruned_weights(model, keep_masks, calibrated.shape, images, device))
+        outcome = self._measure(model, float(allocation["achieved"].iloc[0]), shared + meter)
+        if self._is_finetuned(macs, calibrated):
+            outcome["finetuned_top1"] = self._finetune(model, keep_masks, calibrated.shape)
+        return outcome
+
+    def shrunk(self, calibrated: Calibrated, macs: float) -> dict[str, Any]:
+        meter = Meter()
+        _ = calibrated.images
+        with meter.measured():
+            model = shrink(self.subject.model, calibrated.images, macs)
+        achieved = measure_costs(model)["macs"].sum() / self.costs["macs"].sum()
+        outcome = self._measure(model, float(achieved), meter)
+        if self._is_finetuned(macs, calibrated):
+            outcome["finetuned_top1"] = self._finetune(model, None, (1, 1))
+        return outcome
+
+    def _measure(self, model: nn.Module, achieved: float, meter: Meter) -> dict[str, Any]:
+        logits = self._logits(model)
+        return {
+            "achieved": achieved,
+            "dense_top1": self._top1(self.dense_logits),
+            "top1": self._top1(logits),
+            "distortion": float((logits - self.dense_logits).double().square().sum(dim=1).mean()),
+            "seconds": meter.seconds,
+            "peak_mib": meter.peak_mib,
+            "finetuned_top1": None,
+        }
+
+    @torch.no_grad()
+    def _logits(self, model: nn.Module) -> Tensor:
+        return torch.cat([model.eval()(images) for images, _ in self.images])
+
+    def _top1(self, logits: Tensor) -> float:
+        return 100 * float((logits.argmax(dim=1) == self.labels).double().mean())
+
+    def _is_finetuned(self, macs: float, calibrated: Calibrated) -> bool:
+        wanted = self.plan.finetuning
+        if wanted is None or macs not in wanted.macs or calibrated.seed >= wanted.seeds:
+            return False
+        return calibrated.block_shape == "-" or calibrated.shape in wanted.block_shapes
+
+    def _finetune(self, model: nn.Module, keep_masks: dict[str, Tensor] | None, shape: tuple[int, int]) -> float:
+        assert self.plan.finetuning is not None
+        subject, recipe = self.subject, self.plan.finetuning.recipe
+        images = subject.few_images(self.plan.finetuning.images, self.plan.validation)
+        dataset = subject.config.datasets[subject.dataset].model_dump()
+        preprocessing = Preprocessing.from_model(subject.model)
+        with tempfile.TemporaryDirectory() as folder:
+            _, history = train(
+                model,
+                recipe,
+                SplitLoaders(images, dataset, preprocessing, recipe, subject.compute),
+                keep_masks=keep_masks,
+                block_shape=shape,
+                teacher=None if recipe.teacher is None else subject.model,
+                device=torch.device(subject.compute.device),
+                threads=subject.compute.threads,
+                resume_file=Path(folder, "training.pt"),
+                fingerprint="",
+            )
+        return float(history["top1"].iloc[-1])
+
+
+# --- what people read ------------------------------------------------------------------------------------------------
+
+
+def markdown(runs: pd.DataFrame) -> str:
+    """A table per block shape: mean and standard deviation over the calibration seeds, arms as rows."""
+    dense = f"Dense: {runs['dense_top1'].iloc[0]:.2f} % top-1."
+    parts = [dense]
+    for block_shape, of_shape in runs.groupby("block_shape", sort=False):
+        seeds = of_shape["seed"].nunique()
+        title = "Narrower dense model" if block_shape == "-" else f"Blocks {block_shape}"
+        parts.append(f"**{title}**, mean ± standard deviation of {seeds} calibration seeds\n\n{_table(of_shape)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(runs: pd.DataFrame) -> str:
+    groups = runs.groupby(["arm", "reconstruction"], sort=False)
+    budgets = sorted(runs["macs"].unique(), reverse=True)
+    header = ["arm", "reconstruction"]
+    header += [f"top-1 at {macs:.0%}" for macs in budgets] + [f"distortion at {macs:.0%}" for macs in budgets]
+    header += ["fine-tuned", "seconds", "peak MiB"]
+    lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2)]
+    for (arm, reconstruction), of_arm in groups:
+        cells = [str(arm), str(reconstruction)]
+        for column, digits in (("top1", 1), ("distortion", 2)):
+            cells += [_mean(of_arm.loc[of_arm["macs"] == macs, column], digits) for macs in budgets]
+        cells += [_mean(of_arm["finetuned_top1"].dropna(), 1), _mean(of_arm["seconds"], 1)]
+        cells.append(f"{of_arm['peak_mib'].max():.0f}")
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _mean(values: pd.Series, digits: int) -> str:
+    if values.empty:
+        return "-"
+    deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation}"
+
+
+def plot(runs: pd.DataFrame) -> Figure:
+    """Top-1 against MACs, a panel per block shape and reconstruction."""
+    shapes = [shape for shape in runs["block_shape"].unique() if shape != "-"]
+    reconstructions = list(runs["reconstruction"].unique())
+    figure = Figure(figsize=(4.2 * len(shapes) + 2, 3.2 * len(reconstructions)), layout="constrained")
+    axes = figure.subplots(len(reconstructions), len(shapes), sharex=True, sharey=True, squeeze=False)
+    colors = {arm: f"C{i % 10}" for i, arm in enumerate(runs["arm"].unique())}
+    for (row, reconstruction), (column, shape) in itertools.product(enumerate(reconstructions), enumerate(shapes)):
+        panel = axes[row, column]
+        shown = runs[(runs["block_shape"].isin([shape, "-"])) & (runs["reconstruction"] == reconstruction)]
+        for number, (arm, of_arm) in enumerate(shown.groupby("arm", sort=False)):
+            of_budget = of_arm.groupby("macs")["top1"]
+            panel.errorbar(
+                100 * of_budget.mean().index,
+                of_budget.mean(),
+                of_budget.std().fillna(0),
+                label=arm,
+                color=colors[arm],
+                linestyle=("-", "--", ":")[number // 10],
+                marker="o",
+                markersize=3,
+            )
+        panel.axhline(runs["dense_top1"].iloc[0], color="0.5", linewidth=0.8)
+        panel.set_title(f"blocks {shape}, reconstruction {reconstruction}")
+        panel.set_xlabel("MACs kept, %")
+        panel.set_ylabel("top-1, %")
+    handles = {text: line for panel in axes.flat for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What the benchmarks of pruning work on: a dense model that the workflow made, and images of its dataset in memory."""
+
+import argparse
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from torch import Tensor, nn
+
+from lpvit.config import Compute, Config, parse_config
+from lpvit.data import evaluation_loader, sample_calibration, usable_images
+from lpvit.errors import LpvitError
+from lpvit.models import Architecture, LayerSpec, load_model, matrix_layers, prunable_layers
+from lpvit.schemas import IMAGES, read_parquet
+
+Batches = list[tuple[Tensor, Tensor]]  # images (N, C, H, W) and labels (N,)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A dense model of a config, trained or converted by ``snakemake results/<dataset>/<model>/dense.pt``."""
+
+    config: Config
+    dataset: str
+    name: str
+    compute: Compute
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return self._dense[0]
+
+    @cached_property
+    def model(self) -> nn.Module:
+        architecture, state = self._dense
+        return architecture.build(state).to(self.compute.device).eval()
+
+    @cached_property
+    def layers(self) -> list[LayerSpec]:
+        return prunable_layers(matrix_layers(self.model), ("qkv", "proj", "fc1", "fc2"))
+
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        return read_parquet(self._made(self.config.results / self.dataset / "images.parquet"), IMAGES)
+
+    def calibration(self, count: int, seed: int) -> Batches:
+        """Training images, drawn as the workflow draws them."""
+        return self._batches(sample_calibration(self.images, count, seed))
+
+    def validation(self, count: int) -> Batches:
+        """Validation images, evenly spread over the split."""
+        return self._batches(usable_images(self.few_images(1, count), "validation"))
+
+    def few_images(self, training: int, validation: int) -> pd.DataFrame:
+        """As many images of each split, evenly spread over it, schema ``IMAGES``."""
+        counts = {"train": training, "validation": validation}
+        parts = []
+        for split, count in counts.items():
+            images = self.images[(self.images["split"] == split) & self.images["problem"].isna()]
+            parts.append(images.iloc[:: max(1, len(images) // count)].head(count))
+        return pd.concat(parts, ignore_index=True)
+
+    def _batches(self, images: pd.DataFrame) -> Batches:
+        dataset = self.config.datasets[self.dataset].model_dump()
+        loader = evaluation_loader(images, dataset, self.model, 128, self.compute)
+        return [(batch.clone(), labels.clone()) for batch, labels in loader]
+
+    @cached_property
+    def _dense(self) -> tuple[Architecture, dict[str, Tensor]]:
+        return load_model(self._made(self.config.results / self.dataset / self.name / "dense.pt"), "dense")
+
+    @staticmethod
+    def _made(path: Path) -> Path:
+        if not path.exists():
+            raise SystemExit(f"{path}: missing; first run: snakemake --cores all --configfile <the config> {path}")
+        return path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that choose the subject."""
+    parser.add_argument("--config", type=Path, required=True, help="config of the workflow that made the dense model")
+    parser.add_argument("--dataset", required=True, help="name in the config's `datasets`")
+    parser.add_argument("--model", required=True, help="name in the config's `models`")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+
+
+def read_subject(arguments: argparse.Namespace) -> Subject:
+    """The subject that `add_arguments` chose; the device is the GPU where there is one."""
+    torch.set_num_threads(arguments.threads)
+    try:
+        config = parse_config(yaml.safe_load(arguments.config.read_text()))
+    except LpvitError as error:
+        raise SystemExit(f"{arguments.config}: {error}") from None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    compute = config.compute.model_copy(update={"device": device, "threads": arguments.threads})
+    return Subject(config, arguments.dataset, arguments.model, compute)

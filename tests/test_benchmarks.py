@@ -1,0 +1,79 @@
+"""The benchmark of pruning on the digits, small: it runs, measures what it says, and goes on after it was stopped."""
+
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import REPOSITORY, Run, Workflow
+
+PLAN = {
+    "calibration": 64,
+    "validation": 100,
+    "seeds": 2,
+    "macs": [0.6],
+    "block_shapes": [[8, 8]],
+    "reconstructions": ["none", "least_squares"],
+    "arms": {
+        "paper": {"pruning": {"saliency": "taylor", "distortion": "taylor"}, "budget": {"allocator": "lpvit"}},
+        "published": {
+            "pruning": {"saliency": "taylor", "distortion": "taylor"},
+            "budget": {"allocator": "lpvit"},
+            "mask_saliency": "l1",
+        },
+        "ours": {"pruning": {"saliency": "gauss_newton", "distortion": "gauss_newton"}},
+        "narrower": {"shrink": "width"},
+    },
+}
+FOLDER = "results/benchmarks/digits/vit"
+
+
+@pytest.fixture(scope="module")
+def benchmark(finished: tuple[Workflow, Run]):
+    folder = finished[0].folder
+    (folder / "plan.yaml").write_text(yaml.safe_dump(PLAN))
+
+    def run(*arguments: str) -> str:
+        script = str(REPOSITORY / "benchmarks" / "pruning.py")
+        choice = ["--config", "config.yaml", "--dataset", "digits", "--model", "vit", "--plan", "plan.yaml"]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, script, *choice, *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_every_arm_is_measured_once_and_at_its_budget(benchmark, finished: tuple[Workflow, Run]) -> None:
+    table = benchmark()
+    runs = pd.read_csv(finished[0].folder / FOLDER / "runs.csv")
+    assert len(runs) == 2 * 3 * 2 + 2
+    assert not runs.duplicated(["arm", "reconstruction", "seed"]).any()
+    assert runs["achieved"].between(0.4, 0.6).all()
+    assert (runs["seconds"] > 0).all()
+    assert all(arm in table for arm in PLAN["arms"])
+
+    distortion = runs.groupby(["arm", "reconstruction"])["distortion"].mean()
+    assert (distortion[:, "least_squares"] < distortion[:, "none"].drop("narrower")).all()
+    assert distortion["ours", "none"] < distortion["paper", "none"]
+    assert distortion["paper", "none"] != distortion["published", "none"]
+
+
+def test_a_run_that_was_stopped_goes_on_after_the_last_line(benchmark, finished: tuple[Workflow, Run]) -> None:
+    benchmark()
+    file = finished[0].folder / FOLDER / "runs.csv"
+    whole = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(whole[:-2]))
+    benchmark()
+    again = file.read_text().splitlines(keepends=True)
+    assert again[:-2] == whole[:-2]
+    assert len(again) == len(whole)

@@ -1,0 +1,44 @@
+rule export_pruned:
+    """Writes a model for use elsewhere: compressed for lpvit.load, and masked dense for ONNX runtimes. On request."""
+    input:
+        model=f"{BUDGET}/pruned.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        safetensors=f"{BUDGET}/model.safetensors",
+        onnx=f"{BUDGET}/model.onnx",
+    params:
+        stage="pruned",
+        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget]),
+        sources=sources("export_model.py"),
+    log:
+        f"{BUDGET}/model.log",
+    threads: settings.compute.threads
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/export_model.py"
+
+
+use rule export_pruned as export_finetuned with:
+    input:
+        model=f"{RECIPE}/finetuned.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        safetensors=f"{RECIPE}/model.safetensors",
+        onnx=f"{RECIPE}/model.onnx",
+    params:
+        stage="finetuned",
+        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget]),
+        sources=sources("export_model.py"),
+    log:
+        f"{RECIPE}/model.log",
+
+
+rule export:
+    """Every experiment's final model."""
+    input:
+        [
+            f"{BUDGET if experiment.recipe is None else RECIPE}/model.{suffix}".format(**experiment.model_dump())
+            for experiment in experiments.values()
+            for suffix in ("safetensors", "onnx")
+        ],
