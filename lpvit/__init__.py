@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from lpvit.onnx import export_onnx
     from lpvit.pruned import Pruned
     from lpvit.pruning import prune
+    from lpvit.sparse import sparsify
 
 __version__ = "0.1.0"
 
-__all__ = ["Budget", "LpvitError", "Pruned", "Pruning", "export_onnx", "load", "prune", "save"]
+__all__ = ["Budget", "LpvitError", "Pruned", "Pruning", "export_onnx", "load", "prune", "save", "sparsify"]
 
 _MODULES = {
     "Budget": "config",
@@ -27,6 +28,7 @@ _MODULES = {
     "load": "checkpoint",
     "prune": "pruning",
     "save": "checkpoint",
+    "sparsify": "sparse",
 }
 
 
