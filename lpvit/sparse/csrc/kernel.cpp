@@ -21,7 +21,7 @@ constexpr int kLanes = LPVIT_LANES;
 constexpr int kTileTokens = LPVIT_TILE_TOKENS;
 constexpr int kGroup = 16;                     // inputs of a token that lie together in a panel: a cache line
 constexpr int64_t kDepth = 1536;               // inputs worked on at once, roughly
-constexpr int64_t kRowsInCache = 128 * 1024;   // weights of the block-rows that pass one tile before the next comes
+constexpr int64_t kRowsInCache = 64 * 1024;    // weights of the block-rows that pass one tile before the next comes
 
 template <int lanes>
 struct VectorOf {

@@ -65,13 +65,12 @@ Tensor by_columns(const Tensor& values) {
   return are_so ? values : torch::stable::contiguous(torch::stable::transpose(values, 1, 2));
 }
 
-constexpr int64_t kPanelFloats = 64 * 1024;  // inputs kept at hand: 256 KiB, so that weights find room in the L2 cache
+constexpr int64_t kPartTokens = 112;  // their inputs and the weights that meet them fit a common L2 cache of 1 MiB
 
 // Cuts the output into parts that threads take one after the other.
 struct Parts {
   Parts(const Problem& p, const Kernel& kernel, int64_t threads) : p(p) {
-    const int64_t fitting = std::max(kernel.tile_tokens, kPanelFloats / kernel.depth(p));
-    token_parts = (p.tokens + fitting - 1) / fitting;
+    token_parts = (p.tokens + kPartTokens - 1) / kPartTokens;
     if (threads > 1) {
       const int64_t most = std::max<int64_t>(p.tokens / (3 * kernel.tile_tokens), 1);
       token_parts = std::max(token_parts, std::min(most, 4 * threads));
