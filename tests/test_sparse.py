@@ -110,6 +110,13 @@ def test_inputs_deeper_than_one_pass_through_the_cache():
         assert_equal(sparse(inputs), dense(inputs))
 
 
+def test_what_a_call_leaves_behind_does_not_reach_the_next():
+    dense, sparse = masked_pair((32, 50), (16, 16), random_mask((32, 50), (16, 16), 0.0))
+    _, deeper = masked_pair((32, 64), (16, 16), random_mask((32, 64), (16, 16), 0.0))
+    deeper(torch.full((43, 64), torch.nan))
+    assert_equal(sparse(torch.ones(43, 50)), dense(torch.ones(43, 50)))
+
+
 def test_gelu_is_the_exact_one_far_into_its_tails():
     sparse = BlockSparseLinear.from_linear(
         nn.Linear(16, 16, bias=False), torch.ones(1, 1, dtype=torch.bool), (16, 16), gelu=True
