@@ -155,7 +155,7 @@ def _restore(module: nn.Module, parts: Mapping[str, Tensor], block_shape: tuple[
     if values.shape[1:] != block_shape:
         raise ValueError(f"blocks of {tuple(values.shape[1:])}, expected {block_shape}")
     keep_mask = indexed_keep_mask(parts["crow_indices"], parts["col_indices"], len(values), grid)
-    return decompress(**parts, shape=grid.shape).reshape(weight.shape), keep_mask
+    return decompress(**parts, grid=grid).reshape(weight.shape), keep_mask
 
 
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:

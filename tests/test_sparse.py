@@ -47,7 +47,7 @@ def test_storage_by_hand():
     assert crow_indices.tolist() == [0, 2, 3]
     assert col_indices.tolist() == [0, 2, 1]
     assert crow_indices.dtype == col_indices.dtype == torch.int32
-    assert torch.equal(decompress(values, crow_indices, col_indices, (3, 5)), weight)
+    assert torch.equal(decompress(values, crow_indices, col_indices, BlockGrid((3, 5), (2, 2))), weight)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -58,7 +58,7 @@ def test_storage_is_that_of_torch(share):
     blocks = compress(weight, keep_mask, (4, 5))
     crow_indices, col_indices = (indices.long() for indices in blocks[1:])
     assert torch.equal(torch.sparse_bsr_tensor(crow_indices, col_indices, blocks[0], (12, 20)).to_dense(), masked)
-    assert torch.equal(decompress(*blocks, (12, 20)), masked)
+    assert torch.equal(decompress(*blocks, BlockGrid((12, 20), (4, 5))), masked)
 
 
 SHAPES = [
@@ -120,6 +120,13 @@ def test_inputs_deeper_than_one_pass_through_the_cache():
         dense, sparse = masked_pair((40, 5000), block_shape, random_mask((40, 5000), block_shape, 0.5), gelu=True)
         inputs = torch.randn(20, 5000)
         assert_equal(sparse(inputs), dense(inputs))
+
+
+def test_what_a_call_leaves_behind_does_not_reach_the_next():
+    dense, sparse = masked_pair((32, 50), (16, 16), random_mask((32, 50), (16, 16), 0.0))
+    _, deeper = masked_pair((32, 64), (16, 16), random_mask((32, 64), (16, 16), 0.0))
+    deeper(torch.full((43, 64), torch.nan))
+    assert_equal(sparse(torch.ones(43, 50)), dense(torch.ones(43, 50)))
 
 
 def test_gelu_is_the_exact_one_far_into_its_tails():
@@ -202,7 +209,7 @@ def test_a_damaged_state_dict_is_refused():
 def test_repr_says_what_runs():
     _, sparse = masked_pair((64, 48), (32, 16), random_mask((64, 48), (32, 16), 0.5))
     assert f"block_shape=32x16, sparsity=0.500, path={build.cpu_kernel().instruction_set}" in repr(sparse)
-    assert "path=masked dense (the CPU kernel computes in float32, not in bfloat16)" in repr(sparse.bfloat16())
+    assert "path=masked dense (no kernel for bfloat16 on 'cpu')" in repr(sparse.bfloat16())
 
 
 def test_the_operator_keeps_the_rules_of_torch():
@@ -268,10 +275,9 @@ def test_a_sparse_vit_equals_the_masked_one_eager_compiled_and_exported():
 
 def test_inductor_compiles_the_layer_whole():
     dense, sparse = masked_pair((64, 48), (16, 16), random_mask((64, 48), (16, 16), 0.5))
-    compiled = torch.compile(nn.Sequential(sparse, nn.ReLU()), fullgraph=True)
     inputs = torch.randn(2, 5, 48)
     with torch.no_grad():
-        assert_equal(compiled(inputs), dense(inputs).relu())
+        assert_equal(torch.compile(sparse, fullgraph=True)(inputs), dense(inputs))
 
 
 def test_layers_that_are_not_faster_stay_dense_and_are_named(monkeypatch, caplog):
@@ -291,7 +297,7 @@ def test_layers_that_are_not_faster_stay_dense_and_are_named(monkeypatch, caplog
     assert isinstance(model.blocks[0].mlp.act, nn.GELU)
 
 
-def test_the_measured_rule_keeps_a_layer_with_all_its_blocks_at_most_as_sparse_if_faster():
+def test_a_layer_becomes_sparse_exactly_when_it_was_measured_to_be_faster():
     model, keep_masks = masked_vit()
     choices = sparsify(model, keep_masks, (16, 16), batch_size=2)
     for choice in choices[1:]:
@@ -315,4 +321,4 @@ def test_a_gpu_gives_what_the_cpu_gives():
     on_gpu = copy.deepcopy(sparse).cuda().half()
     assert on_gpu.values.is_contiguous()
     assert (on_gpu(inputs.cuda().half()).cpu() - dense(inputs)).abs().max() < 0.01
-    assert_equal(on_gpu.cpu().float()(inputs.half().float()), on_gpu.cpu().float()(inputs))
+    assert (on_gpu.cpu().float()(inputs) - dense(inputs)).abs().max() < 0.01

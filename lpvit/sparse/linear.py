@@ -63,9 +63,16 @@ class BlockSparseLinear(nn.Module):
         Raises:
             LpvitError: The mask does not fit the layer.
         """
-        storage = compress(linear.weight.detach(), keep_mask, block_shape)
+        grid = BlockGrid((linear.out_features, linear.in_features), block_shape)
+        if keep_mask.shape != (grid.rows, grid.columns) or keep_mask.dtype != torch.bool:
+            raise LpvitError(
+                f"keep mask: {keep_mask.dtype} of {tuple(keep_mask.shape)} for a layer of {grid.shape[0]}x"
+                f"{grid.shape[1]}; blocks of {block_shape[0]}x{block_shape[1]} need torch.bool of {grid.rows}x"
+                f"{grid.columns}"
+            )
+        storage = compress(linear.weight.detach(), keep_mask.to(linear.weight.device), block_shape)
         bias = None if linear.bias is None else linear.bias.detach().clone()
-        return cls((linear.out_features, linear.in_features), *storage, bias, gelu)
+        return cls(grid.shape, *storage, bias, gelu)
 
     @property
     def grid(self) -> BlockGrid:
@@ -78,7 +85,7 @@ class BlockSparseLinear(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """The weight as a matrix (O, I), zero where it is pruned."""
-        return decompress(self.values, self.crow_indices, self.col_indices, (self.out_features, self.in_features))
+        return decompress(self.values, self.crow_indices, self.col_indices, self.grid)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., I) -> (..., O), in the dtype of the weights.
@@ -116,7 +123,7 @@ class BlockSparseLinear(nn.Module):
             self.values = self.values.contiguous()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._lay_out_values()
         return self
 

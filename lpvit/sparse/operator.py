@@ -7,12 +7,14 @@ R = rows of the grid; K = kept blocks.
 import functools
 import importlib.util
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
+from lpvit.blocks import BlockGrid
 from lpvit.sparse.build import cpu_kernel
 from lpvit.sparse.storage import decompress
 
@@ -21,9 +23,11 @@ _logger = logging.getLogger(__name__)
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor? bias, int out_features, bool gelu)"
 )
-_LIBRARY = torch.library.Library("lpvit", "DEF")
-_LIBRARY.define(f"block_sparse_linear{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact_strides,))
-_LIBRARY.define(f"masked_dense_linear{_ARGUMENTS} -> Tensor")
+_LIBRARY = torch.library.Library("lpvit", "DEF")  # type: ignore[no-untyped-call]
+_define: Callable[..., str] = _LIBRARY.define
+_implement: Callable[..., None] = _LIBRARY.impl
+_define(f"block_sparse_linear{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact_strides,))
+_define(f"masked_dense_linear{_ARGUMENTS} -> Tensor")
 
 
 def block_sparse_linear(
@@ -70,13 +74,15 @@ class Path:
 
 def path_for(device: torch.device, dtype: torch.dtype) -> Path:
     """The implementation for tensors of this device and dtype; builds the CPU kernel if it is the one."""
-    if device.type == "cuda":
-        triton_is_there = importlib.util.find_spec("triton") is not None
-        return Path("triton") if triton_is_there else Path("masked dense", "Triton is not installed")
-    if device.type != "cpu":
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return Path("masked dense", "Triton is not installed")
+    dtypes = {"cuda": (torch.float16, torch.bfloat16, torch.float32), "cpu": (torch.float32,)}
+    if device.type not in dtypes:
         return Path("masked dense", f"no kernel for the device '{device.type}'")
-    if dtype != torch.float32:
-        return Path("masked dense", f"the CPU kernel computes in float32, not in {str(dtype).removeprefix('torch.')}")
+    if dtype not in dtypes[device.type]:
+        return Path("masked dense", f"no kernel for {str(dtype).removeprefix('torch.')} on '{device.type}'")
+    if device.type == "cuda":
+        return Path("triton")
     kernel = cpu_kernel()
     return Path(kernel.instruction_set) if kernel.instruction_set else Path("masked dense", kernel.reason)
 
@@ -91,7 +97,8 @@ def _masked_dense_linear(
     gelu: bool,
 ) -> Tensor:
     _log_once(path_for(values.device, values.dtype).reason)
-    weight = decompress(values, crow_indices, col_indices, (out_features, inputs.shape[-1]))
+    grid = BlockGrid((out_features, inputs.shape[-1]), (values.shape[1], values.shape[2]))
+    weight = decompress(values, crow_indices, col_indices, grid)
     outputs = F.linear(inputs, weight, bias)
     return F.gelu(outputs) if gelu else outputs
 
@@ -117,10 +124,10 @@ def _linear_on_gpu(
     if path_for(values.device, values.dtype).reason:
         outputs: Tensor = torch.ops.lpvit.masked_dense_linear(inputs, *arguments)
         return outputs
-    from lpvit.sparse import triton_kernel
+    from lpvit.sparse.triton_kernel import block_sparse_linear as linear_by_triton
 
     flat = inputs.reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
-    return triton_kernel.block_sparse_linear(flat, *arguments).view(*inputs.shape[:-1], out_features)
+    return linear_by_triton(flat, *arguments).view(*inputs.shape[:-1], out_features)
 
 
 def _shape_only(
@@ -140,8 +147,8 @@ def _log_once(reason: str) -> None:
     _logger.warning("block-sparse layers run as masked dense ones: %s", reason)
 
 
-_LIBRARY.impl("masked_dense_linear", _masked_dense_linear, "CompositeExplicitAutograd")
-_LIBRARY.impl("block_sparse_linear", _linear_without_kernel, "CompositeExplicitAutograd")
-_LIBRARY.impl("block_sparse_linear", _linear_on_gpu, "CUDA")
+_implement("masked_dense_linear", _masked_dense_linear, "CompositeExplicitAutograd")
+_implement("block_sparse_linear", _linear_without_kernel, "CompositeExplicitAutograd")
+_implement("block_sparse_linear", _linear_on_gpu, "CUDA")
 torch.library.register_fake("lpvit::block_sparse_linear", _shape_only, lib=_LIBRARY)
 torch.library.register_fake("lpvit::masked_dense_linear", _shape_only, lib=_LIBRARY)

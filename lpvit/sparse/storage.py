@@ -44,14 +44,15 @@ def compress(weight: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) ->
     return blocks[keep_mask], crow_indices, keep_mask.nonzero()[:, 1].int()
 
 
-def decompress(values: Tensor, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The weight matrix of ``shape`` (O, I) that `compress` took apart, zero where blocks were pruned."""
-    kept, height, width = values.shape
-    rows, columns = len(crow_indices) - 1, -(-shape[1] // width)
-    row_indices = torch.arange(rows, device=values.device).repeat_interleave(crow_indices.diff(), output_size=kept)
-    blocks = values.new_zeros(rows, columns, height, width)
+def decompress(values: Tensor, crow_indices: Tensor, col_indices: Tensor, grid: BlockGrid) -> Tensor:
+    """The weight matrix (O, I) that `compress` took apart, zero where blocks were pruned."""
+    (height, width), (out_features, in_features) = grid.block_shape, grid.shape
+    rows = torch.arange(grid.rows, device=values.device)
+    row_indices = rows.repeat_interleave(crow_indices.diff(), output_size=len(values))
+    blocks = values.new_zeros(grid.rows, grid.columns, height, width)
     blocks[row_indices, col_indices] = values
-    return blocks.transpose(1, 2).reshape(rows * height, columns * width)[: shape[0], : shape[1]].contiguous()
+    whole = blocks.transpose(1, 2).reshape(grid.rows * height, grid.columns * width)
+    return whole[:out_features, :in_features].contiguous()
 
 
 def indexed_keep_mask(crow_indices: Tensor, col_indices: Tensor, kept: int, grid: BlockGrid) -> Tensor:

@@ -21,7 +21,7 @@ constexpr int kLanes = LPVIT_LANES;
 constexpr int kTileTokens = LPVIT_TILE_TOKENS;
 constexpr int kGroup = 16;                     // inputs of a token that lie together in a panel: a cache line
 constexpr int64_t kDepth = 1536;               // inputs worked on at once, roughly
-constexpr int64_t kRowsInCache = 128 * 1024;   // weights of the block-rows that pass one tile before the next comes
+constexpr int64_t kRowsInCache = 64 * 1024;    // weights of the block-rows that pass one tile before the next comes
 
 template <int lanes>
 struct VectorOf {
@@ -177,15 +177,21 @@ TileFunction tile_function(int64_t tokens, std::integer_sequence<int, smaller...
 template <int lanes>
 void multiply_block_row(const Problem& p, Strip strip, const float* panel, int64_t tokens, float* outputs) {
   const int64_t height = std::min(p.block_rows, p.out_features - strip.block_row * p.block_rows);
+  const auto sizes = std::make_integer_sequence<int, kTileTokens>{};
   for (int64_t done = 0; done < height;) {
-    const bool two = done + 2 * lanes <= p.block_rows;
-    strip.offset = two ? done : std::min(done, p.block_rows - lanes);
+    TileFunction multiply = tile_function<lanes, 1>(tokens, sizes);
+    int64_t width = lanes;
+    if constexpr (lanes == kLanes) {  // narrower vectors are for blocks lower than two of them
+      if (done + 2 * lanes <= p.block_rows) {
+        multiply = tile_function<lanes, 2>(tokens, sizes);
+        width = 2 * lanes;
+      }
+    }
+    strip.offset = std::min(done, p.block_rows - width);
     strip.first = done - strip.offset;
     strip.last = height - strip.offset;
-    const auto sizes = std::make_integer_sequence<int, kTileTokens>{};
-    const TileFunction multiply = two ? tile_function<lanes, 2>(tokens, sizes) : tile_function<lanes, 1>(tokens, sizes);
     multiply(p, strip, panel, outputs);
-    done = strip.offset + (two ? 2 : 1) * lanes;
+    done = strip.offset + width;
   }
 }
 

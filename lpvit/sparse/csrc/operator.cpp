@@ -53,6 +53,11 @@ float* scratch_of_thread(int64_t floats) {
   return memory.get();
 }
 
+// A copy only where one is needed: even a call that does nothing costs time, through torch's dispatcher.
+Tensor made_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // The values as the kernel reads them, column by column; a copy where they are not laid out so.
 Tensor by_columns(const Tensor& values) {
   const int64_t rows = values.size(1), columns = values.size(2);
@@ -60,13 +65,12 @@ Tensor by_columns(const Tensor& values) {
   return are_so ? values : torch::stable::contiguous(torch::stable::transpose(values, 1, 2));
 }
 
-constexpr int64_t kPanelFloats = 64 * 1024;  // inputs kept at hand: 256 KiB, so that weights find room in the L2 cache
+constexpr int64_t kPartTokens = 112;  // their inputs and the weights that meet them fit a common L2 cache of 1 MiB
 
 // Cuts the output into parts that threads take one after the other.
 struct Parts {
   Parts(const Problem& p, const Kernel& kernel, int64_t threads) : p(p) {
-    const int64_t fitting = std::max(kernel.tile_tokens, kPanelFloats / kernel.depth(p));
-    token_parts = (p.tokens + fitting - 1) / fitting;
+    token_parts = (p.tokens + kPartTokens - 1) / kPartTokens;
     if (threads > 1) {
       const int64_t most = std::max<int64_t>(p.tokens / (3 * kernel.tile_tokens), 1);
       token_parts = std::max(token_parts, std::min(most, 4 * threads));
@@ -139,8 +143,8 @@ Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Te
     return masked_dense_linear(inputs, values, crow_indices, col_indices, bias, out_features, gelu);
   }
   check(inputs, values, crow_indices, col_indices, bias, out_features);
-  inputs = torch::stable::contiguous(inputs);
-  if (bias) bias = torch::stable::contiguous(*bias);
+  inputs = made_contiguous(inputs);
+  if (bias) bias = made_contiguous(*bias);
   const Tensor weights = by_columns(values);
 
   std::vector<int64_t> shape(inputs.sizes().begin(), inputs.sizes().end());
