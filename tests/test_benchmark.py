@@ -200,20 +200,22 @@ def test_every_shape_of_layer_is_timed_once_at_the_sparsities_that_its_blocks_gi
     assert (milliseconds(table, 48, 48, 17, [0.0, 0.5, 1.0]) > 0).all()
 
 
-def test_a_time_is_for_an_image_and_the_median_of_its_rounds(clock: Clock, monkeypatch) -> None:
-    class Layer(nn.Module):
-        def __init__(self, *seconds: float) -> None:
-            super().__init__()
-            self.call = clock.function(str(seconds), *seconds)
+def test_a_sparse_layer_is_timed_against_the_dense_one_and_by_the_image(clock: Clock, monkeypatch) -> None:
+    def layer(*seconds: float) -> nn.Module:
+        call, module = clock.function(str(seconds), *seconds), nn.Identity()
+        module.forward = lambda _: call()
+        return module
 
-        def forward(self, _: Tensor) -> None:
-            self.call()
-
-    layers = {0.0: Layer(0.4), 0.5: Layer(*[9.0] * WARM_UP, 0.1, 0.3, 0.2)}
-    monkeypatch.setattr("lpvit.layer_latency._layers", lambda *_: layers)
+    busy = [9.0] * WARM_UP + [0.4] * LEAST_ROUNDS + [4.0] * (WARM_UP + LEAST_ROUNDS) + [0.4]
+    dense = layer(*busy)
+    dense.to = lambda *_: dense
+    monkeypatch.setattr("lpvit.layer_latency.nn.Linear", lambda *_: dense)
+    layers = {0.3: layer(0.3), 0.5: layer(2.0), 0.9: layer(0.1)}  # the machine is busy while the second is timed
+    monkeypatch.setattr("lpvit.layer_latency._block_sparse", lambda *_: layers)
     costs = pd.DataFrame([("qkv", 32, 32, 5)], columns=["role", "out_features", "in_features", "tokens"])
-    table = measure_latency(costs, (16, 16), batch_size=8, dtype=torch.float32, device="cpu")
-    assert table["milliseconds"].tolist() == pytest.approx([50, 25])
+    table = measure_latency(costs, (16, 16), batch_size=8, dtype=torch.float32, device="cpu", seconds=0.1)
+    assert table["sparsity"].tolist() == [0, 0.3, 0.5, 0.9]
+    assert table["milliseconds"].tolist() == pytest.approx([50, 37.5, 25, 12.5])
 
 
 @pytest.mark.gpu

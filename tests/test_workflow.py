@@ -259,7 +259,7 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     results = workflow.folder / "results/digits/vit"
     latency = read_parquet(results / "latency/8x8/latency.parquet", LATENCY)
     allocation = read_parquet(results / "c64/b8/timed/allocation.parquet", ALLOCATION)
-    assert (latency["tokens"] == 5).all()
+    assert set(latency["tokens"]) == {1, 5}  # of the head, of the transformer blocks
     assert allocation["budget"].tolist() == ["latency"] * len(allocation)
     for folder, stage in (
         (workflow.folder / BUDGET / "short/finetuned", "finetuned"),
