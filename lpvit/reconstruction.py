@@ -24,9 +24,6 @@ from lpvit.statistics import Batches, evaluation_mode
 
 RIDGES = (math.inf, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # infinity leaves a layer as it is
 HELD_OUT = 5  # one calibration image in so many chooses the ridge
-# Layers whose output is added to the residual stream -> the norm that reads the stream before, in the same
-# transformer block. In Swin the tokens of `proj` stand in windows, in another order than the stream: it goes without.
-RESIDUALS = {"proj": "norm1", "fc2": "norm2"}
 SINGULAR = 1e-12  # share of an input's squares that the inputs before it do not explain
 
 _logger = logging.getLogger(__name__)
@@ -117,9 +114,9 @@ def reconstruct(
     """Weights of the pruned model, fitted layer by layer in order of execution.
 
     The inputs of a layer are those that reach it in the pruned network, fitted up to there; its targets are the outputs
-    of the dense layer in the dense network. So it makes up for what it and the layers before it lost. A layer whose
-    output is added to the residual stream (see `RESIDUALS`) aims at the sum: it also makes up for what the stream has
-    lost on the way. Held-out images choose the ridge of every layer, which is then fitted to all images. A layer whose
+    of the dense layer in the dense network. So it makes up for what it and the layers before it lost. The
+    last layer of a transformer block, ``fc2``, aims at the dense block's output: it also makes up for what the residual
+    stream has lost on the way. Held-out images choose the ridge of every layer, which is then fitted to all images. A layer whose
     blocks all stay is left alone.
 
     Every image is read once; from layer to layer the passes of both networks resume where a transformer block begins,
@@ -260,23 +257,20 @@ class _Walk:
                 inputs, self.passes[number] = run_until(self.model, paused, layer, self.device)
             vectors = _vectors(module, inputs.double())
             images = len(paused.images)
-            same_tokens = bool(residuals) and residuals[-1].shape[:-1] == inputs.shape[:-1]
-            residual = residuals[-1].double().reshape(images, -1, residuals[-1].shape[-1]) if same_tokens else None
+            residual = residuals[0].double().reshape(images, -1, residuals[0].shape[-1]) if residuals else None
             yield vectors.reshape(images, -1, vectors.shape[-1]), residual
 
 
 @contextmanager
 def _recorded_residual(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """Yields a list that gets the residual stream to which a layer's output is added as it is, if there is one."""
-    branch, _, role = layer.rpartition(".")
-    transformer_block = model.get_submodule(branch.rpartition(".")[0])
-    norm = getattr(transformer_block, RESIDUALS.get(role, ""), None)
-    scales = [getattr(transformer_block, name, None) for name in ("ls1", "ls2")]
+    """Yields a list that gets the residual stream to which ``fc2`` adds its output, where it is added as it is."""
+    block = model.get_submodule(layer.removesuffix(".mlp.fc2")) if layer.endswith(".mlp.fc2") else None
+    norm, scale = getattr(block, "norm2", None), getattr(block, "ls2", None)
     residuals: list[Tensor] = []
-    if norm is None or not all(scale is None or isinstance(scale, nn.Identity) for scale in scales):
+    if norm is None or not (scale is None or isinstance(scale, nn.Identity)):
         yield residuals
         return
-    hook = norm.register_forward_pre_hook(lambda _, inputs: residuals.append(inputs[0]))
+    hook = norm.register_forward_pre_hook(lambda _, inputs: residuals.append(inputs[0]))  # what the norm reads
     try:
         yield residuals
     finally:
