@@ -5,7 +5,7 @@ N = images of a pass; K = classes.
 
 import logging
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -200,7 +200,7 @@ def largest_batch(runs: Callable[[int], object], most: int) -> int:
     return size
 
 
-def _batch_sizes(asked: Iterable[int | str], models: Models) -> list[int]:
+def _batch_sizes(asked: Sequence[int | str], models: Models) -> list[int]:
     """The batch sizes asked for, rising, with ``largest`` as a number."""
     device = next(models["dense"].parameters()).device
     most = LARGEST_BATCH[device.type]

@@ -33,6 +33,15 @@ def test_the_plan_says_what_is_prunable_and_what_must_stay(
     assert plan["target"] == 0.6
 
 
+def test_a_budget_in_milliseconds_that_are_yet_to_be_measured_is_left_to_the_allocation(
+    tiny_config: dict[str, Any], images: dict[str, pd.DataFrame], change: Callable[..., dict[str, Any]]
+) -> None:
+    config = change(tiny_config, "budgets.half", {"latency": 0.01})
+    assert plan_experiments(parse_config(config), images)["target"].tolist() == [0.01]
+    with pytest.raises(LpvitError, match=r"budget: macs 0\.01 is impossible"):
+        plan_experiments(parse_config(change(config, "budgets.half.macs", 0.01)), images)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

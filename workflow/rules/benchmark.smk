@@ -114,7 +114,7 @@ rule plot_speed_up:
     """Draws the speed-up of layers against their sparsity, for the block shapes of all experiments."""
     input:
         latency=[entry["latency"] for entry in timed],
-        costs=[MODEL.format(**entry) + "/costs.parquet" for entry in timed],
+        costs=[f"{MODEL}/costs.parquet".format(**entry) for entry in timed],
     output:
         figure=report(
             f"{REPORT}/speed_up.png",
