@@ -114,9 +114,9 @@ def reconstruct(
     """Weights of the pruned model, fitted layer by layer in order of execution.
 
     The inputs of a layer are those that reach it in the pruned network, fitted up to there; its targets are the outputs
-    of the dense layer in the dense network. So it makes up for what it and the layers before it lost. The
-    last layer of a transformer block, ``fc2``, aims at the dense block's output: it also makes up for what the residual
-    stream has lost on the way. Held-out images choose the ridge of every layer, which is then fitted to all images. A layer whose
+    of the dense layer in the dense network. So it makes up for what it and the layers before it lost. The last layer of
+    a transformer block, ``fc2``, aims at the dense block's output: it also makes up for what the residual stream has
+    lost on the way. Held-out images choose the ridge of every layer, which is then fitted to all images. A layer whose
     blocks all stay is left alone.
 
     Every image is read once; from layer to layer the passes of both networks resume where a transformer block begins,
