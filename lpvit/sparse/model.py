@@ -1,10 +1,9 @@
 """Block-sparse layers in place of the pruned linear layers of a timm model, where they are faster."""
 
 import logging
-import time
 from dataclasses import dataclass
-from statistics import median
 
+import numpy as np
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
@@ -13,10 +12,10 @@ from lpvit.masks import KeepMasks, expand_keep_masks, zero_pruned
 from lpvit.models import matrix_layers
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_for
+from lpvit.timing import time_in_turns
 
 _logger = logging.getLogger(__name__)
 
-_ROUNDS = 7
 _measured: dict[tuple[object, ...], tuple[float, float]] = {}  # what was timed -> seconds of dense, of sparse
 
 
@@ -124,15 +123,7 @@ def _timed(dense: nn.Module, sparse: BlockSparseLinear, tokens: int) -> tuple[fl
     key = (sparse.grid, len(values), sparse.gelu, tokens, values.dtype, values.device, torch.get_num_threads())
     if key not in _measured:
         inputs = torch.randn(tokens, sparse.in_features, device=values.device).to(values.dtype)
-        rounds = [(_seconds(dense, inputs), _seconds(sparse, inputs)) for _ in range(_ROUNDS + 1)]
-        warm = list(zip(*rounds[1:], strict=True))
-        _measured[key] = (median(warm[0]), median(warm[1]))
+        forms = {"dense": lambda: dense(inputs), "sparse": lambda: sparse(inputs)}
+        times = time_in_turns(forms, device=values.device, seconds=0)
+        _measured[key] = (float(np.median(times["dense"])), float(np.median(times["sparse"])))
     return _measured[key]
-
-
-def _seconds(module: nn.Module, inputs: Tensor) -> float:
-    start = time.perf_counter()
-    module(inputs)
-    if inputs.is_cuda:
-        torch.cuda.synchronize(inputs.device)
-    return time.perf_counter() - start
