@@ -90,6 +90,7 @@ class Workflow:
         return run.jobs
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips what needs a GPU where there is none; lets one worker have all tests on the finished workflow."""
     for item in items:

@@ -46,6 +46,8 @@ REPORT = {
     "plot_tradeoff",
     "all",
     "trace_frontier",
+    "measure_interactions",
+    "plot_interactions",
 }
 CHECK = {"check_experiments"}
 
