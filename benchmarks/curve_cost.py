@@ -29,7 +29,6 @@ Result = TypeVar("Result")
 
 ROLES = ("qkv", "proj", "fc1", "fc2")
 FEW = 2  # images of the measurements that take long
-SAMPLES = 512  # of block products, repeated, that curves are made from
 RATIOS = 3  # of a masked curve, unpruned included
 
 
@@ -42,8 +41,7 @@ def main() -> None:
 
     with measured_peak() as peak:
         gradients, products = case.gradients(arguments.images)
-    many = {layer: of_layer.repeat(SAMPLES // len(of_layer), 1) for layer, of_layer in products.items()}
-    sums, loop = case.cumulative_sums(many), case.loop_over_ratios(many)
+    sums, loop = case.cumulative_sums(products), case.loop_over_ratios(products)
     gauss_newton = gradients + sums
     masking = case.masking()
     print(f"{arguments.timm}, blocks {case.block_shape}, {case.calibration} images, {case.points} ratios\n")
@@ -87,26 +85,34 @@ class Case:
         return seconds * self.calibration / images, products
 
     def cumulative_sums(self, products: dict[str, Tensor]) -> float:
-        """All ratios at once, from the products."""
-        statistics = {layer: {"block_products": of_layer} for layer, of_layer in products.items()}
-        _, seconds = timed(lambda: gauss_newton_curves(statistics, self.blocks, "cumulative", self.points))
-        return seconds * self._samples(products)
+        """From the products to curves, all ratios at once."""
+        blocks, many = self._first_transformer_block(products)
+        statistics = {layer: {"block_products": of_layer} for layer, of_layer in many.items()}
+        _, seconds = timed(lambda: gauss_newton_curves(statistics, blocks, "cumulative", self.points))
+        return seconds * len(self.layers) / len(many)
 
     def loop_over_ratios(self, products: dict[str, Tensor]) -> float:
         """The same, but with a sum over the pruned blocks for every ratio."""
+        blocks, many = self._first_transformer_block(products)
 
         def curves() -> None:
-            for layer, of_layer in self.blocks.groupby("layer", sort=False):
+            for layer, of_layer in blocks.groupby("layer", sort=False):
                 pruned_first = pruning_ranks(of_layer).flatten().argsort()
                 for count in torch.linspace(0, len(of_layer), self.points).long()[1:]:
-                    products[str(layer)][:, pruned_first[:count]].double().sum(dim=1).square().mean()
+                    many[str(layer)][:, pruned_first[:count]].double().sum(dim=1).square().mean()
 
         _, seconds = timed(curves)
-        return seconds * self._samples(products)
+        return seconds * len(self.layers) / len(many)
 
-    def _samples(self, products: dict[str, Tensor]) -> float:
-        """Samples of the whole calibration set over those of the products."""
-        return self.calibration * self.probes / len(next(iter(products.values())))
+    def _first_transformer_block(self, products: dict[str, Tensor]) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+        """Scores and products of its layers, repeated to those of all calibration images."""
+        samples = self.calibration * self.probes
+        many = {
+            layer.name: products[layer.name].repeat(samples // len(products[layer.name]), 1)
+            for layer in self.layers
+            if _transformer_block(layer) == 0
+        }
+        return self.blocks[self.blocks["layer"].isin(many)], many
 
     def masking(self) -> float:
         """Empirical curves."""

@@ -90,14 +90,12 @@ class Workflow:
         return run.jobs
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Skips what needs a GPU where there is none; lets one worker have all tests on the finished workflow."""
-    for item in items:
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if config.pluginmanager.hasplugin("xdist") and "finished" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("finished"))
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if item.config.pluginmanager.hasplugin("xdist") and "finished" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("finished"))
 
 
 @pytest.fixture
