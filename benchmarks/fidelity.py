@@ -23,7 +23,7 @@ from lpvit.statistics import block_table
 
 PROBES = (1, 2, 4, 8)
 CORRECTION_IMAGES = (0, 32, 64)
-AT = (0.1, 0.25, 0.5)
+AT = (0.1, 0.3, 0.5)
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     add_arguments(parser)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--block-shape", type=int, nargs=2, default=(16, 16))
-    parser.add_argument("--points", type=int, default=21, help="sparsities of a curve")
+    parser.add_argument("--points", type=int, default=11, help="sparsities of a curve")
     return parser.parse_args()
 
 
