@@ -11,7 +11,7 @@ run: setup
 setup: $(INSTALLED)
 
 test: setup
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .

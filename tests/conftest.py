@@ -91,11 +91,9 @@ class Workflow:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Skips what needs a GPU where there is none; lets one worker have all tests on the finished workflow."""
+    """Skips what needs a GPU where there is none."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    if item.config.pluginmanager.hasplugin("xdist") and "finished" in getattr(item, "fixturenames", ()):
-        item.add_marker(pytest.mark.xdist_group("finished"))
 
 
 @pytest.fixture
