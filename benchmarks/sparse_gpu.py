@@ -20,13 +20,13 @@ from pathlib import Path
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, pad
+from torch.nn.functional import gelu, linear
 from tqdm import tqdm
 
 from lpvit.blocks import BlockGrid
 from lpvit.masks import expand_keep_masks, load_masks, zero_pruned
 from lpvit.models import LayerSpec, input_size, matrix_layers, prunable_layers
-from lpvit.sparse.triton_kernel import block_sparse_linear, fullest_first
+from lpvit.sparse import BlockSparseLinear, compress, sparsify
 
 Replay = Callable[[], None]
 DTYPE = torch.bfloat16
@@ -53,57 +53,6 @@ def main() -> None:
 # What is timed
 
 
-class BlockSparse(nn.Module):
-    """A linear layer without its pruned blocks, GELU on top if asked."""
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, keep_mask: Tensor, block_shape: tuple[int, int], gelu: bool = False
-    ) -> None:
-        super().__init__()
-        (self.out_features, in_features), self.gelu = weight.shape, gelu
-        (rows, columns), (height, width) = keep_mask.shape, block_shape
-        whole = pad(weight, (0, columns * width - in_features, 0, rows * height - self.out_features))
-        blocks = whole.reshape(rows, height, columns, width).transpose(1, 2)
-        self.register_buffer("values", blocks[keep_mask])
-        self.register_buffer("crow_indices", pad(keep_mask.sum(dim=1).cumsum(dim=0), (1, 0)).to(torch.int32))
-        self.register_buffer("col_indices", keep_mask.nonzero()[:, 1].to(torch.int32))
-        self.register_buffer("row_order", fullest_first(self.crow_indices))
-        self.register_buffer("bias", bias)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        operands = inputs.flatten(0, -2), self.values, self.crow_indices, self.col_indices, self.bias
-        outputs = torch.ops.lpvit_benchmark.block_sparse_linear(*operands, self.out_features, self.gelu, self.row_order)
-        return outputs.unflatten(0, inputs.shape[:-1])
-
-
-@torch.library.custom_op("lpvit_benchmark::block_sparse_linear", mutates_args=())
-def block_sparse_linear_op(
-    inputs: Tensor,
-    values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    gelu: bool,
-    row_order: Tensor,
-) -> Tensor:
-    return block_sparse_linear(inputs, values, crow_indices, col_indices, bias, out_features, gelu, row_order)
-
-
-@block_sparse_linear_op.register_fake
-def _(
-    inputs: Tensor,
-    values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    gelu: bool,
-    row_order: Tensor,
-) -> Tensor:
-    return inputs.new_empty(len(inputs), out_features)
-
-
 def random_keep_mask(layer: LayerSpec, block_shape: tuple[int, int], sparsity: float) -> Tensor:
     """Keeps that share of the blocks, to one block. Shape (R, C), bool."""
     grid = BlockGrid(layer.shape, block_shape)
@@ -112,16 +61,9 @@ def random_keep_mask(layer: LayerSpec, block_shape: tuple[int, int], sparsity: f
 
 
 def block_sparse_model(model: nn.Module, keep_masks: Mapping[str, Tensor], block_shape: tuple[int, int]) -> nn.Module:
-    """A copy with the masked layers replaced; the GELU after each fc1 moves into it."""
+    """A copy with every masked layer replaced, faster or not; the GELU after each fc1 moves into it."""
     sparse = copy.deepcopy(model)
-    for name, keep_mask in keep_masks.items():
-        parent, _, role = name.rpartition(".")
-        owner, dense = sparse.get_submodule(parent), sparse.get_submodule(name)
-        fused = role == "fc1" and isinstance(getattr(owner, "act", None), nn.GELU)
-        weight = dense.weight.detach()
-        setattr(owner, role, BlockSparse(weight, dense.bias, keep_mask.to(weight.device), block_shape, fused))
-        if fused:
-            owner.act = nn.Identity()
+    sparsify(sparse, keep_masks, block_shape, only_faster=False)
     return sparse
 
 
@@ -220,7 +162,8 @@ def time_layers(watch: Watch, layers: Iterable[LayerSpec], arguments: argparse.N
             replays = dict(rivals)
             for sparsity in arguments.sparsities:
                 keep_mask = random_keep_mask(layer, block_shape, sparsity).cuda()
-                sparse = BlockSparse(weight, bias, keep_mask, block_shape, fused)
+                storage = compress(weight, keep_mask, block_shape)
+                sparse = BlockSparseLinear(layer.shape, *storage, bias, fused)
                 masked = weight * BlockGrid(layer.shape, block_shape).expand(keep_mask)
                 expected = linear(inputs, masked, bias)
                 require_equal(sparse(inputs), gelu(expected) if fused else expected, "layer")
