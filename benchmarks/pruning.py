@@ -1,6 +1,6 @@
 """Which way of pruning keeps most of a model: every arm of `pruning.yaml` on one dense model.
 
-    snakemake --cores all --configfile config/cifar10.yaml results/cifar10/given/dense.pt
+    snakemake --cores all results/cifar10/given/dense.pt --configfile config/cifar10.yaml
     python benchmarks/pruning.py --config config/cifar10.yaml --dataset cifar10 --model given
 
 Writes ``runs.csv`` (a line per arm, budget, block shape and calibration seed), ``finetuned.csv``, ``table.md`` and
@@ -83,10 +83,12 @@ def main() -> None:
     plan = Plan.model_validate(yaml.safe_load(arguments.plan.read_text()))
     folder = subject.config.results / "benchmarks" / subject.dataset / subject.name
     folder.mkdir(parents=True, exist_ok=True)
-    judge = Judge(subject, plan)
-    run(judge, keys(plan), folder / "runs.csv", judge.measure, MEASURED)
-    if plan.finetuning:
-        run(judge, keys_finetuned(plan, plan.finetuning), folder / "finetuned.csv", judge.finetune, ["finetuned_top1"])
+    if not arguments.table:
+        judge = Judge(subject, plan)
+        run(judge, keys(plan), folder / "runs.csv", judge.measure, MEASURED)
+        if plan.finetuning:
+            finetuned = keys_finetuned(plan, plan.finetuning)
+            run(judge, finetuned, folder / "finetuned.csv", judge.finetune, ["finetuned_top1"])
     runs = read(folder)
     table = markdown(runs)
     (folder / "table.md").write_text(table)
@@ -98,6 +100,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--plan", type=Path, default=Path(__file__).with_suffix(".yaml"), help="arms and grid")
+    parser.add_argument("--table", action="store_true", help="only show the runs done so far")
     return parser.parse_args()
 
 
@@ -135,14 +138,13 @@ def run(
 
 
 def keys(plan: Plan) -> Iterator[Key]:
-    """Every run, those that share calibration images and block shape together."""
-    blockwise = [name for name, arm in plan.arms.items() if not arm.shrink]
-    for shape, macs, seed in itertools.product(plan.block_shapes, plan.macs, range(plan.seeds)):
-        for arm, reconstruction in itertools.product(blockwise, plan.reconstructions):
-            yield Key(arm, reconstruction, macs, "x".join(map(str, shape)), seed)
-    for seed, macs in itertools.product(range(plan.seeds), plan.macs):
-        for arm in plan.arms.keys() - blockwise:
-            yield Key(arm, "none", macs, "-", seed)
+    """Every run, those that share block shape and calibration images together; first those without blocks."""
+    shapes = ["-", *("x".join(map(str, shape)) for shape in plan.block_shapes)]
+    for shape, seed, macs in itertools.product(shapes, range(plan.seeds), plan.macs):
+        for name, arm in plan.arms.items():
+            if (shape == "-") == (arm.shrink is not None):
+                for reconstruction in ["none"] if arm.shrink else plan.reconstructions:
+                    yield Key(name, reconstruction, macs, shape, seed)
 
 
 def keys_finetuned(plan: Plan, finetuning: Finetuning) -> Iterator[Key]:

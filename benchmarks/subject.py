@@ -74,7 +74,7 @@ class Subject:
     @staticmethod
     def _made(path: Path) -> Path:
         if not path.exists():
-            raise SystemExit(f"{path}: missing; first run: snakemake --cores all --configfile <the config> {path}")
+            raise SystemExit(f"{path}: missing; first run: snakemake --cores all {path} --configfile <the config>")
         return path
 
 

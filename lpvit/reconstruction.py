@@ -8,7 +8,7 @@ by one formula for sums, solution and error.
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -55,10 +55,10 @@ class Moments:
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=weight.device) for shape in shapes))
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Takes in tokens: their inputs (T, J) and targets (T, O)."""
-        self.gram.addmm_(inputs.T, inputs)
-        self.cross.addmm_(inputs.T, targets)
-        self.energy += targets.square().sum()
+        """Takes in tokens: their inputs (T, J) and targets (T, O), multiplied in their own precision."""
+        self.gram += inputs.T @ inputs
+        self.cross += inputs.T @ targets
+        self.energy += targets.square().sum(dtype=torch.float64)
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.gram + other.gram, self.cross + other.cross, self.energy + other.energy)
@@ -185,12 +185,18 @@ def fit_layer(
         The fitted weight (O, J), and the relative errors on the held-out tokens without a fit and of the fit chosen.
 
     Raises:
-        SingularError: A system is singular.
+        SingularError: A system is singular with every ridge.
     """
     before = held_out.relative_error(fit_rows(fit, weight, keep, math.inf))
-    errors = [held_out.relative_error(fit_rows(fit, weight, keep, ridge)) for ridge in ridges]
-    after = min(errors)
-    return fit_rows(fit + held_out, weight, keep, ridges[errors.index(after)]), before, after
+    errors = {}
+    for ridge in ridges:
+        with suppress(SingularError):  # too weak for single precision; a stronger one may do
+            errors[ridge] = held_out.relative_error(fit_rows(fit, weight, keep, ridge))
+    finite = {ridge for ridge in ridges if math.isfinite(ridge)}
+    if finite and finite.isdisjoint(errors):
+        raise SingularError
+    best = min(errors, key=errors.__getitem__)
+    return fit_rows(fit + held_out, weight, keep, best), before, errors[best]
 
 
 def fit_rows(moments: Moments, weight: Tensor, keep: Tensor, ridge: float) -> Tensor:
@@ -255,9 +261,9 @@ class _Walk:
         for number, paused in enumerate(self.passes):
             with _recorded_residual(self.model, layer) as residuals:
                 inputs, self.passes[number] = run_until(self.model, paused, layer, self.device)
-            vectors = _vectors(module, inputs.double())
+            vectors = _vectors(module, _single(inputs))
             images = len(paused.images)
-            residual = residuals[0].double().reshape(images, -1, residuals[0].shape[-1]) if residuals else None
+            residual = _single(residuals[0]).reshape(images, -1, residuals[0].shape[-1]) if residuals else None
             yield vectors.reshape(images, -1, vectors.shape[-1]), residual
 
 
@@ -283,7 +289,7 @@ def _collect_moments(dense: _Walk, pruned: _Walk, layer: str, weight: Tensor) ->
     images_seen = 0
     passes = zip(dense.inputs_of(layer), pruned.inputs_of(layer), strict=True)
     for (dense_inputs, dense_residual), (inputs, residual) in passes:
-        targets = dense_inputs @ weight.T
+        targets = dense_inputs @ weight.T.to(dense_inputs.dtype)
         if dense_residual is not None and residual is not None:
             targets += dense_residual - residual
         chooses = (torch.arange(len(inputs), device=inputs.device) + images_seen) % HELD_OUT == 0
@@ -297,6 +303,11 @@ def _collect_moments(dense: _Walk, pruned: _Walk, layer: str, weight: Tensor) ->
             "and the mean and std of the images"
         )
     return fit, held_out
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """In single precision, or in double where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _vectors(module: MatrixLayer, inputs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from lpvit.blocks import BlockGrid
 from lpvit.errors import LpvitError
 from lpvit.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.models import create_model, matrix_layers
-from lpvit.reconstruction import RIDGES, Moments, fit_layer, fit_rows, reconstruct
+from lpvit.reconstruction import RIDGES, Moments, SingularError, fit_layer, fit_rows, reconstruct
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4}
@@ -156,6 +156,18 @@ def test_the_chosen_ridge_is_never_worse_on_held_out_tokens_than_no_fit(seed: in
     assert before == pytest.approx(held_out.relative_error(weight * keep), rel=1e-12)
     assert after <= before
     assert after == min(held_out.relative_error(fit_rows(fit, weight, keep, ridge)) for ridge in RIDGES)
+
+
+def test_a_ridge_too_weak_for_a_singular_system_is_passed_over_and_none_at_all_fails() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, keep = torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool)
+    inputs = torch.randn(50, 1, dtype=torch.float64, generator=generator).expand(50, 3)  # thrice the same
+    moments = moments_of(inputs, inputs @ weight.T)
+    fitted, _, after = fit_layer(moments, moments, weight, keep, [0.0, 1e-3])
+    torch.testing.assert_close(fitted, weight)
+    assert after == pytest.approx(0, abs=1e-12)
+    with pytest.raises(SingularError):
+        fit_layer(moments, moments, weight, keep, [math.inf, 0.0])
 
 
 def test_a_fit_that_only_learns_noise_is_turned_down() -> None:
