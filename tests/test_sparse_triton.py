@@ -34,13 +34,12 @@ class Case:
     empty_rows: bool = False
     bias: bool = True
     gelu: bool = False
-    reordered: bool = False
     device: str = "cpu"
 
 
 def relative_error(case: Case) -> float:
     """Of the kernel's output against the masked dense layer in float64."""
-    from lpvit.sparse.triton_kernel import block_sparse_linear, fullest_first
+    from lpvit.sparse.triton_kernel import block_sparse_linear
 
     generator = torch.Generator().manual_seed(0)
     (out_features, in_features), (height, width) = case.shape, case.block_shape
@@ -62,8 +61,7 @@ def relative_error(case: Case) -> float:
     place = guarded if case.device == "cpu" else torch.Tensor.cuda
     x, values, crow_indices, col_indices = (place(tensor) for tensor in (x, *parts))
     bias = None if bias is None else bias.to(case.device)
-    order = fullest_first(crow_indices) if case.reordered else None
-    outputs = block_sparse_linear(x, values, crow_indices, col_indices, bias, out_features, case.gelu, order)
+    outputs = block_sparse_linear(x, values, crow_indices, col_indices, bias, out_features, case.gelu)
     assert outputs.shape == expected.shape
     assert outputs.dtype == case.dtype
     return float((outputs.cpu().double() - expected).norm() / expected.norm().clamp_min(1e-30))
@@ -102,7 +100,7 @@ SHAPES = [(8, 8), (16, 16), (32, 32), (64, 64), (32, 64), (64, 32), (128, 64), (
 def test_kernel_equals_the_masked_dense_layer(
     interpreter: Executor, block_shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
-    even = Case((2 * block_shape[0], 4 * block_shape[1]), block_shape, dtype=dtype, reordered=True)
+    even = Case((2 * block_shape[0], 4 * block_shape[1]), block_shape, dtype=dtype)
     ragged = Case((2 * block_shape[0] + 3, 3 * block_shape[1] + 5), block_shape, tokens=33, dtype=dtype, gelu=True)
     assert interpreter.submit(relative_error, even).result() < TOLERANCE[dtype]
     assert interpreter.submit(relative_error, ragged).result() < TOLERANCE[dtype]
@@ -146,12 +144,6 @@ def outputs_of_ones_among_nan() -> list[list[float]]:
     return outputs
 
 
-def test_full_block_rows_come_first() -> None:
-    from lpvit.sparse.triton_kernel import fullest_first
-
-    assert fullest_first(torch.tensor([0, 1, 5, 5, 7], dtype=torch.int32)).tolist() == [1, 3, 0, 2]
-
-
 def test_inputs_on_a_cpu_are_refused_outside_the_interpreter() -> None:
     from lpvit.errors import LpvitError
 
@@ -182,7 +174,7 @@ def compile_for_hopper(block_shape: tuple[int, int], tile_m: int, tile_k: int, w
     names = _kernel.fn.arg_names
     constants = _constants(BF16, 768, block_shape, gelu=True) | {"tile_m": tile_m, "tile_k": tile_k}
     types = dict.fromkeys(names, "i32") | dict.fromkeys(("inputs", "values", "bias", "outputs"), "*bf16")
-    types |= dict.fromkeys(("crow_indices", "col_indices", "row_order"), "*i32") | dict.fromkeys(constants, "constexpr")
+    types |= dict.fromkeys(("crow_indices", "col_indices"), "*i32") | dict.fromkeys(constants, "constexpr")
     unaligned = {"tokens", "tokens_bucket", *constants}
     aligned = {(number,): [["tt.divisibility", 16]] for number, name in enumerate(names) if name not in unaligned}
     source = ASTSource(_kernel.fn, types, constants, aligned)
@@ -209,5 +201,5 @@ def test_kernel_equals_the_masked_dense_layer_at_the_shapes_of_deit_b_on_a_gpu(
     monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32" if precision == "tf32" else "ieee")
     for shape in [(2304, 768), (768, 768), (3072, 768), (768, 3072)]:
         for tokens in (197, 8 * 197):
-            case = Case(shape, block_shape, tokens, dtype, gelu=shape[0] == 3072, reordered=True, device="cuda")
+            case = Case(shape, block_shape, tokens, dtype, gelu=shape[0] == 3072, device="cuda")
             assert relative_error(case) < tolerance

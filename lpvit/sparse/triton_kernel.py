@@ -42,7 +42,6 @@ def block_sparse_linear(
     bias: Tensor | None,
     out_features: int,
     gelu: bool,
-    row_order: Tensor | None = None,
 ) -> Tensor:
     """``inputs @ weight.T + bias``, with GELU on top if asked, for a weight of which only some blocks are kept.
 
@@ -59,7 +58,6 @@ def block_sparse_linear(
         bias: Shape (O,), or None.
         out_features: O.
         gelu: Whether to apply the exact GELU, x / 2 * (1 + erf(x / sqrt(2))).
-        row_order: From `fullest_first`, or None to compute block rows as they come; the result is the same.
 
     Returns:
         Shape (M, O), in the dtype of the inputs.
@@ -79,7 +77,6 @@ def block_sparse_linear(
             values.contiguous(),
             crow_indices,
             col_indices,
-            row_order,
             bias,
             outputs,
             tokens,
@@ -90,18 +87,6 @@ def block_sparse_linear(
             enable_fp_fusion=True,
         )
     return outputs
-
-
-def fullest_first(crow_indices: Tensor) -> Tensor:
-    """Block rows by falling number of kept blocks: computed in this order, no long program starts last.
-
-    Args:
-        crow_indices: Shape (R + 1,), int32.
-
-    Returns:
-        Shape (R,), int32.
-    """
-    return crow_indices.diff().argsort(descending=True, stable=True).to(torch.int32)
 
 
 def _require_runnable(inputs: Tensor, values: Tensor) -> None:
@@ -201,7 +186,6 @@ def _kernel(
     values,
     crow_indices,
     col_indices,
-    row_order,
     bias,
     outputs,
     tokens,
@@ -225,8 +209,6 @@ def _kernel(
     within = tl.program_id(0) % strip_size
     first_token = (strip + within % height) * tile_m
     block_row = within // height
-    if row_order is not None:
-        block_row = tl.load(row_order + block_row)
     first_block = tl.load(crow_indices + block_row)
     length = (tl.load(crow_indices + block_row + 1) - first_block) * block_columns
 
