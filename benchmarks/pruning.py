@@ -3,8 +3,9 @@
     snakemake --cores all results/cifar10/given/dense.pt --configfile config/cifar10.yaml
     python benchmarks/pruning.py --config config/cifar10.yaml --dataset cifar10 --model given
 
-Writes ``runs.csv`` (a line per arm, budget, block shape and calibration seed), ``finetuned.csv``, ``table.md`` and
-``accuracy.png`` to ``results/benchmarks/<dataset>/<model>``. What was stopped goes on after the last line.
+Writes ``runs.csv`` (a line per arm, budget, block shape and calibration seed), ``finetuned.csv``, ``table.md``,
+``accuracy.png`` and ``speed_up.png`` to ``results/benchmarks/<dataset>/<model>``. What was stopped goes on after the
+last line.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -37,13 +39,17 @@ from lpvit.data import Preprocessing
 from lpvit.data.splits import SplitLoaders
 from lpvit.finetune import train
 from lpvit.gauss_newton import block_products
+from lpvit.inference import sparsify
 from lpvit.masks import build_keep_masks
+from lpvit.pruned import Pruned
 from lpvit.rate_distortion import rate_distortion_curves
 from lpvit.reconstruction import pruned_weights
 from lpvit.statistics import Statistics, block_table, collect_statistics
+from lpvit.timing import time_in_turns
 
 KEY = ["arm", "reconstruction", "macs", "block_shape", "seed"]
 MEASURED = ["achieved", "dense_top1", "top1", "distortion", "seconds", "peak_mib"]
+FINETUNED = ["finetuned_top1", "speed_up"]
 
 
 class Arm(Section):
@@ -56,12 +62,13 @@ class Arm(Section):
 
 
 class Finetuning(Section):
-    """Which runs are fine-tuned, and how: those of the first calibration seed at these budgets and block shapes."""
+    """Which runs of the first calibration seed are fine-tuned, and how; all budgets."""
 
     recipe: Recipe
     images: int  # of the training split
-    macs: tuple[float, ...]
+    arms: tuple[tuple[str, str], ...]  # with their reconstruction
     block_shapes: tuple[tuple[int, int], ...]
+    timed_batch: int  # images per pass that they are timed with
 
 
 class Plan(Section):
@@ -88,11 +95,13 @@ def main() -> None:
         run(judge, keys(plan), folder / "runs.csv", judge.measure, MEASURED)
         if plan.finetuning:
             finetuned = keys_finetuned(plan, plan.finetuning)
-            run(judge, finetuned, folder / "finetuned.csv", judge.finetune, ["finetuned_top1"])
+            run(judge, finetuned, folder / "finetuned.csv", judge.finetune, FINETUNED)
     runs = read(folder)
     table = markdown(runs)
     (folder / "table.md").write_text(table)
     plot(runs).savefig(folder / "accuracy.png", dpi=150)
+    if runs["speed_up"].notna().any():
+        plot_speed_up(runs).savefig(folder / "speed_up.png", dpi=150)
     print(table)
 
 
@@ -150,15 +159,15 @@ def keys(plan: Plan) -> Iterator[Key]:
 def keys_finetuned(plan: Plan, finetuning: Finetuning) -> Iterator[Key]:
     shapes = ["-", *("x".join(map(str, shape)) for shape in finetuning.block_shapes)]
     for key in keys(plan):
-        if key.seed == 0 and key.macs in finetuning.macs and key.block_shape in shapes:
+        if key.seed == 0 and key.block_shape in shapes and (key.arm, key.reconstruction) in finetuning.arms:
             yield key
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """All runs, with the accuracy after fine-tuning where there is one."""
+    """All runs, with accuracy and speed after fine-tuning where there was one."""
     runs = pd.read_csv(folder / "runs.csv")
     if not (folder / "finetuned.csv").exists():
-        return runs.assign(finetuned_top1=float("nan"))
+        return runs.assign(**dict.fromkeys(FINETUNED, float("nan")))
     return runs.merge(pd.read_csv(folder / "finetuned.csv"), how="left", on=KEY)
 
 
@@ -297,7 +306,7 @@ class Judge:
         dataset = subject.config.datasets[subject.dataset].model_dump()
         preprocessing = Preprocessing.from_model(subject.model)
         with tempfile.TemporaryDirectory() as folder:
-            _, history = train(
+            state, history = train(
                 pruned.model,
                 recipe,
                 SplitLoaders(images, dataset, preprocessing, recipe, subject.compute),
@@ -309,7 +318,19 @@ class Judge:
                 resume_file=Path(folder, "training.pt"),
                 fingerprint="",
             )
-        return {"finetuned_top1": float(history["top1"].iloc[-1])}
+        pruned.model.load_state_dict(state)
+        return {"finetuned_top1": float(history["top1"].iloc[-1]), "speed_up": self._speed_up(pruned)}
+
+    @torch.no_grad()
+    def _speed_up(self, pruned: PrunedModel) -> float:
+        """Time of the dense model over that of this one, with block-sparse kernels where it has blocks; both eager."""
+        assert self.plan.finetuning is not None
+        dense, fast, device = self.subject.model, pruned.model.eval(), self.subject.compute.device
+        images = self.images[0][0][: self.plan.finetuning.timed_batch]
+        if pruned.keep_masks is not None:
+            fast = sparsify(Pruned(fast, pruned.keep_masks, pruned.block_shape), len(images))
+        times = time_in_turns({"dense": lambda: dense(images), "fast": lambda: fast(images)}, device=device, seconds=2)
+        return float(np.median(times["dense"] / times["fast"]))
 
     @torch.no_grad()
     def _logits(self, model: nn.Module) -> Tensor:
@@ -338,14 +359,13 @@ def _table(runs: pd.DataFrame) -> str:
     budgets = sorted(runs["macs"].unique(), reverse=True)
     header = ["arm", "reconstruction"]
     header += [f"top-1 at {macs:.0%}" for macs in budgets] + [f"distortion at {macs:.0%}" for macs in budgets]
-    header += ["fine-tuned", "seconds", "peak MiB"]
+    header += [f"fine-tuned at {macs:.0%}" for macs in budgets] + ["seconds", "peak MiB"]
     lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2)]
     for (arm, reconstruction), of_arm in groups:
         cells = [str(arm), str(reconstruction)]
-        for column, digits in (("top1", 1), ("distortion", 2)):
-            cells += [_mean(of_arm.loc[of_arm["macs"] == macs, column], digits) for macs in budgets]
-        cells += [_mean(of_arm["finetuned_top1"].dropna(), 1), _mean(of_arm["seconds"], 1)]
-        cells.append(f"{of_arm['peak_mib'].max():.0f}")
+        for column, digits in (("top1", 1), ("distortion", 2), ("finetuned_top1", 1)):
+            cells += [_mean(of_arm.loc[of_arm["macs"] == macs, column].dropna(), digits) for macs in budgets]
+        cells += [_mean(of_arm["seconds"], 1), f"{of_arm['peak_mib'].max():.0f}"]
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -385,6 +405,22 @@ def plot(runs: pd.DataFrame) -> Figure:
         panel.set_ylabel("top-1, %")
     handles = {text: line for panel in axes.flat for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def plot_speed_up(runs: pd.DataFrame) -> Figure:
+    """Top-1 after fine-tuning against the measured speed-up over the dense model: a line per arm, a mark per budget."""
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    finetuned = runs.dropna(subset="speed_up").sort_values("macs")
+    groups = finetuned.groupby(["arm", "reconstruction", "block_shape"], sort=False)
+    for (arm, reconstruction, block_shape), of_arm in groups:
+        label = arm if block_shape == "-" else f"{arm}, {block_shape}, {reconstruction}"
+        style = {"color": "black", "linestyle": "--"} if block_shape == "-" else {}
+        axes.plot(of_arm["speed_up"], of_arm["finetuned_top1"], "o-", markersize=4, label=label, **style)
+    axes.plot(1, runs["dense_top1"].iloc[0], "k*", markersize=10, label="dense")
+    axes.set(xlabel="measured speed-up over the dense model", ylabel="top-1 after fine-tuning, %")
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 

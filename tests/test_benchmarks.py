@@ -26,6 +26,13 @@ PLAN = {
         "ours": {"pruning": {"saliency": "gauss_newton", "distortion": "gauss_newton"}},
         "narrower": {"shrink": "width"},
     },
+    "finetuning": {
+        "images": 200,
+        "timed_batch": 8,
+        "block_shapes": [[8, 8]],
+        "arms": [["ours", "least_squares"], ["narrower", "none"]],
+        "recipe": {"epochs": 1, "batch_size": 50, "learning_rate": 1e-4, "distillation": "soft", "teacher": "dense"},
+    },
 }
 FOLDER = "results/benchmarks/digits/vit"
 
@@ -66,6 +73,12 @@ def test_every_arm_is_measured_once_and_at_its_budget(benchmark, finished: tuple
     assert (distortion[:, "least_squares"] < distortion[:, "none"].drop("narrower")).all()
     assert distortion["ours", "none"] < distortion["paper", "none"]
     assert distortion["paper", "none"] != distortion["published", "none"]
+
+    finetuned = pd.read_csv(finished[0].folder / FOLDER / "finetuned.csv")
+    assert sorted(finetuned["arm"]) == ["narrower", "ours"]
+    assert (finetuned["seed"] == 0).all()
+    assert finetuned["finetuned_top1"].between(0, 100).all()
+    assert (finetuned["speed_up"] > 0).all()
 
 
 def test_a_run_that_was_stopped_goes_on_after_the_last_line(benchmark, finished: tuple[Workflow, Run]) -> None:
