@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-_SOURCES = Path(__file__).parent / "csrc"
+SOURCES = Path(__file__).parent / "csrc"
 _TORCH = Path(torch.__file__).parent
-_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")
+FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")
 _OPERATOR_FLAGS = ("-isystem", str(_TORCH / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000")  # torch 2.11
 
 
@@ -48,13 +48,13 @@ class InstructionSet:
 
 
 _X86 = ("-mfma", "-mprfchw")
-_INSTRUCTION_SETS = {
+INSTRUCTION_SETS = {
     "x86_64": (
         InstructionSet("avx512", (*_X86, "-mavx512f"), lanes=16, tile_tokens=14),
         InstructionSet("avx2", (*_X86, "-mavx2"), lanes=8, tile_tokens=6),
         InstructionSet("sse", (), lanes=4, tile_tokens=6),
     ),
-    "aarch64": (InstructionSet("neon", (), lanes=4, tile_tokens=12),),
+    "aarch64": (InstructionSet("neon", (), lanes=4, tile_tokens=10),),
 }
 
 
@@ -121,27 +121,27 @@ def _compiler() -> tuple[str, ...]:
 
 def _digest(compiler: tuple[str, ...]) -> str:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    settings = repr((compiler, version, _FLAGS, _OPERATOR_FLAGS, _instruction_sets(), torch.__version__))
+    settings = repr((compiler, version, FLAGS, _OPERATOR_FLAGS, _instruction_sets(), torch.__version__))
     digest = hashlib.sha256(settings.encode())
-    for source in sorted(_SOURCES.iterdir()):
+    for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _instruction_sets() -> tuple[InstructionSet, ...]:
     machine = platform.machine()
-    if machine not in _INSTRUCTION_SETS:
-        raise _BuildError(f"no kernel for {machine}; there is one for {' and '.join(_INSTRUCTION_SETS)}")
-    return _INSTRUCTION_SETS[machine]
+    if machine not in INSTRUCTION_SETS:
+        raise _BuildError(f"no kernel for {machine}; there is one for {' and '.join(INSTRUCTION_SETS)}")
+    return INSTRUCTION_SETS[machine]
 
 
 def _build(compiler: tuple[str, ...], folder: Path) -> Path:
     """Compiles the sources side by side and links them; the library in ``folder``."""
-    common = [*compiler, *_FLAGS, "-c"]
-    commands = {"operator.o": [*common, *_OPERATOR_FLAGS, str(_SOURCES / "operator.cpp")]}
+    common = [*compiler, *FLAGS, "-c"]
+    commands = {"operator.o": [*common, *_OPERATOR_FLAGS, str(SOURCES / "operator.cpp")]}
     for instruction_set in _instruction_sets():
         flags = (*instruction_set.flags, *instruction_set.definitions())
-        commands[f"{instruction_set.name}.o"] = [*common, *flags, str(_SOURCES / "kernel.cpp")]
+        commands[f"{instruction_set.name}.o"] = [*common, *flags, str(SOURCES / "kernel.cpp")]
     compilations = [_start([*command, "-o", str(folder / name)]) for name, command in commands.items()]
     for compilation in compilations:
         _finish(compilation)

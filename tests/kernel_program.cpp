@@ -1,0 +1,49 @@
+// The arithmetic of a kernel as a program, for a processor that only an emulator has: a problem from standard input,
+// its outputs to standard output. Compiled with LPVIT_ISA, as kernel.cpp.
+//
+// Input: int64 M, I, O, r, c, R, K, bias (0 or 1), gelu (0 or 1); then inputs, values, crow_indices, col_indices, bias.
+
+#include "kernel.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#define JOIN(name) name##_kernel
+#define KERNEL_OF(name) JOIN(name)
+
+template <typename T>
+std::vector<T> take(int64_t count) {
+  std::vector<T> values(count);
+  if (std::fread(values.data(), sizeof(T), count, stdin) != static_cast<size_t>(count)) std::exit(2);
+  return values;
+}
+
+int main() {
+  const lpvit::Kernel& kernel = lpvit::KERNEL_OF(LPVIT_ISA);
+  const auto sizes = take<int64_t>(9);
+  const int64_t tokens = sizes[0], in_features = sizes[1], out_features = sizes[2], kept = sizes[6];
+  lpvit::Problem problem{};
+  problem.tokens = tokens;
+  problem.in_features = in_features;
+  problem.out_features = out_features;
+  problem.block_rows = sizes[3];
+  problem.block_columns = sizes[4];
+  problem.grid_rows = sizes[5];
+  problem.gelu = sizes[8];
+  const auto inputs = take<float>(tokens * in_features), values = take<float>(kept * sizes[3] * sizes[4]);
+  const auto crow_indices = take<int32_t>(sizes[5] + 1), col_indices = take<int32_t>(kept);
+  const auto bias = take<float>(sizes[7] ? out_features : 0);
+  std::vector<float> outputs(tokens * out_features);
+  problem.inputs = inputs.data();
+  problem.values = values.data();
+  problem.crow_indices = crow_indices.data();
+  problem.col_indices = col_indices.data();
+  problem.bias = sizes[7] ? bias.data() : nullptr;
+  problem.outputs = outputs.data();
+  const auto bytes = (tokens * kernel.depth(problem) * sizeof(float) + 63) / 64 * 64;
+  auto* scratch = static_cast<float*>(std::aligned_alloc(64, bytes));
+  kernel.run(problem, {0, tokens, 0, problem.grid_rows}, scratch);
+  std::fwrite(outputs.data(), sizeof(float), outputs.size(), stdout);
+  std::free(scratch);
+}
