@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start; workers share the cores
 torch.set_num_threads(1)
@@ -63,15 +64,19 @@ class Run:
         return {rule: int(count) for rule, count in map(str.split, rows)}
 
 
+@dataclass(frozen=True)
 class Workflow:
     """A copy of the workflow and the package, so that tests can edit, kill and break it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
+
+    @classmethod
+    def copied_to(cls, folder: Path) -> Self:
         for name in ("Snakefile", "workflow", "lpvit", "profiles"):
             source = REPOSITORY / name
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder)
+        return cls(folder)
 
     def command(self, config: dict[str, Any], *arguments: str) -> tuple[list[str], dict[str, str]]:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -98,7 +103,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture
 def workflow(tmp_path: Path) -> Workflow:
-    return Workflow(tmp_path)
+    return Workflow.copied_to(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -108,11 +113,21 @@ def tiny_config() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workflow, Run]:
-    """A workflow that ran to its end, and what it printed; not to be changed but for edits that are taken back."""
-    finished = Workflow(tmp_path_factory.mktemp("finished"))
-    run = finished.run(TINY)
-    assert run.code == 0, run.output
-    return finished, run
+    """A workflow that ran to its end, and what it printed; not to be changed but for edits that are taken back.
+
+    It runs once for all of pytest's workers; each gets a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    output = shared / "output.txt"
+    with FileLock(f"{shared}.lock"):
+        if not output.exists():
+            shared.mkdir()
+            run = Workflow.copied_to(shared).run(TINY)
+            assert run.code == 0, run.output
+            output.write_text(run.output)
+    folder = shutil.copytree(shared, tmp_path_factory.mktemp("workflow"), dirs_exist_ok=True)
+    return Workflow(folder), Run(0, output.read_text())
 
 
 @pytest.fixture(scope="session")
