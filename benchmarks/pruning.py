@@ -39,6 +39,7 @@ from lpvit.data import Preprocessing
 from lpvit.data.splits import SplitLoaders
 from lpvit.finetune import train
 from lpvit.gauss_newton import block_products
+from lpvit.gradual import before_last_step
 from lpvit.inference import sparsify
 from lpvit.masks import build_keep_masks
 from lpvit.pruned import Pruned
@@ -265,13 +266,23 @@ class Judge:
         if arm.shrink:
             return self._shrink(calibrated, key.macs)
         pruning = Pruning.model_validate({"block_shape": calibrated.shape} | arm.pruning)
-        budget = Budget.model_validate({"macs": key.macs} | arm.budget)
+        budget = Budget.model_validate({"macs": key.macs, "reconstruction": key.reconstruction} | arm.budget)
         statistics, shared = calibrated.statistics(pruning)
         meter = Meter()
         model, device = copy.deepcopy(self.subject.model), self.subject.compute.device
         with meter.measured():
             blocks = block_table(statistics, pruning.saliency)
             curves = rate_distortion_curves(statistics, blocks, pruning, model, calibrated.images, device)
+            blocks, curves = before_last_step(
+                model,
+                calibrated.images,
+                pruning,
+                curves=curves,
+                blocks=blocks,
+                costs=self.costs,
+                budget=budget,
+                device=device,
+            )
             allocation = allocate(curves, blocks, self.costs, budget)
             ranked = blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
             keep_masks = build_keep_masks(ranked, allocation)

@@ -4,6 +4,7 @@ Each section of ``config/config.yaml`` names decisions (a dataset, a budget, ...
 from each. The descriptions below are the README's reference of configuration keys.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -196,6 +197,22 @@ class Budget(Section):
         description="weights that stay: as they were, or fitted layer by layer to the dense outputs on the calibration "
         "images",
     )
+    steps: int = Field(
+        1, gt=0, description="steps to the budget, each with curves of the model that those before left (reconstructed)"
+    )
+
+    @property
+    def on_the_way(self) -> list["Budget"]:
+        """The budgets of all steps but the last: every step keeps the same share of what the one before kept."""
+
+        def target(name: str, last: float, step: int) -> float:
+            kept = math.pow(1 - last if name == "sparsity" else last, step / self.steps)
+            return 1 - kept if name == "sparsity" else kept
+
+        return [
+            self.model_copy(update={name: target(name, last, step) for name, last in self.targets.items()})
+            for step in range(1, self.steps)
+        ]
 
     @property
     def targets(self) -> dict[str, float]:

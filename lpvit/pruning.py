@@ -16,15 +16,15 @@ from lpvit.allocation import allocate
 from lpvit.config import Benchmark, Budget, Pruning
 from lpvit.cost import measure_costs
 from lpvit.errors import LpvitError
-from lpvit.gauss_newton import statistics_with_products
+from lpvit.gradual import before_last_step, scores_and_curves
 from lpvit.latency import read_latency
 from lpvit.layer_latency import measure_latency
 from lpvit.masks import build_keep_masks
-from lpvit.models import matrix_layers, prunable_layers
+from lpvit.models import matrix_layers
 from lpvit.pruned import Pruned
-from lpvit.rate_distortion import rate_distortion_curves
 from lpvit.reconstruction import pruned_weights
-from lpvit.statistics import block_table
+
+STEPS = 4  # to a budget that is given as a number
 
 
 def prune(
@@ -42,7 +42,8 @@ def prune(
         loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
             width), or tuples that begin with one. Read several times; order and
             batches may change, the images should not.
-        budget: What may stay; a number is the share of MACs, with the weights that stay fitted by least squares.
+        budget: What may stay; a number is the share of MACs, reached in `STEPS` steps, with the weights that stay
+            fitted by least squares.
         block_shape: Rows (output features) and columns (input features) of a block, which Gauss-Newton products score
             and predict curves for. For anything else give `pruning` instead.
         pruning: How blocks are scored and curves measured; ``batch_size`` is that of the loader.
@@ -59,14 +60,22 @@ def prune(
     model = deepcopy(model).eval()
     device = next(model.parameters()).device
     _adopt_input_size(model, batches.first())
-    layers = prunable_layers(matrix_layers(model), pruning.layers)
 
-    statistics = statistics_with_products(model, batches, layers, pruning.block_shape, pruning.probes_used, device)
-    blocks = block_table(statistics, pruning.saliency)
-    curves = rate_distortion_curves(statistics, blocks, pruning, model, batches, device)
+    blocks, curves = scores_and_curves(model, batches, pruning, device)
     costs = measure_costs(model)
-    allocation = allocate(curves, blocks, costs, budget, latency=_latency(budget, costs, pruning.block_shape, model))
-    keep_masks = build_keep_masks(blocks, allocation)
+    latency = _latency(budget, costs, pruning.block_shape, model)
+    blocks, curves = before_last_step(
+        model,
+        batches,
+        pruning,
+        curves=curves,
+        blocks=blocks,
+        costs=costs,
+        budget=budget,
+        latency=latency,
+        device=device,
+    )
+    keep_masks = build_keep_masks(blocks, allocate(curves, blocks, costs, budget, latency=latency))
     calibration = None if budget.reconstruction == "none" else batches
     model.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, calibration, device))
     return Pruned(model, keep_masks, pruning.block_shape, budget)
@@ -140,7 +149,7 @@ def _as_budget(budget: float | Budget) -> Budget:
     if isinstance(budget, Budget):
         return budget
     try:
-        return Budget(macs=budget, reconstruction="least_squares")
+        return Budget(macs=budget, reconstruction="least_squares", steps=STEPS)
     except ValidationError:
         raise LpvitError(
             f"budget: found {budget!r}, expected the share of MACs that stays, above 0 and up to 1, or an lpvit.Budget"

@@ -103,6 +103,7 @@ def test_the_budget_is_kept_by_what_is_evaluated(finished: tuple[Workflow, Run])
     [
         ("budgets.half.macs", 0.7, AFTER_ALLOCATION),
         ("budgets.half.allocator", "uniform", AFTER_ALLOCATION),
+        ("budgets.half.steps", 2, AFTER_ALLOCATION | {"approach_budget"}),
         ("budgets.half.reconstruction", "least_squares", AFTER_ALLOCATION - {"allocate_sparsity"}),
         ("prunings.b8.order", 1, AFTER_CURVES),
         ("prunings.b8.distortion", "empirical", AFTER_CURVES),
@@ -215,7 +216,7 @@ def test_the_library_prunes_as_the_workflow_does_whose_models_are_exported_on_re
 ) -> None:
     workflow, _ = finished
     pruning = Pruning(block_shape=(8, 8), saliency="gauss_newton", distortion="gauss_newton", batch_size=32)
-    budget = Budget(macs=0.5, reconstruction="least_squares")
+    budget = Budget(macs=0.5, reconstruction="least_squares", steps=4)
     config = change(tiny_config, "prunings.ours", pruning.model_dump(mode="json"))
     config = change(config, "budgets.fitted", budget.model_dump(mode="json"))
     ours = {**tiny_config["experiments"]["main"], "pruning": "ours", "budget": "fitted", "recipe": None}

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -33,6 +34,7 @@ MODEL = f"{DATASET}/{{model}}"
 CALIBRATION = f"{MODEL}/{{calibration}}"
 PRUNING = f"{CALIBRATION}/{{pruning}}"
 BUDGET = f"{PRUNING}/{{budget}}"
+APPROACH = f"{BUDGET}/approach"
 RECIPE = f"{BUDGET}/{{recipe}}"
 LATENCY = f"{MODEL}/latency/{{block}}/latency.parquet"
 REPORT = f"{RESULTS}/report/{settings.report}"
@@ -87,6 +89,15 @@ def measures_images(wildcards) -> bool:
 
 def is_reconstructed(wildcards) -> bool:
     return settings.budgets[wildcards.budget].reconstruction != "none"
+
+
+def last_step(file: str) -> Callable:
+    """Scores or curves that a budget's allocation goes by: of the dense model, or of what its steps left."""
+    return branch(
+        lambda wildcards: settings.budgets[wildcards.budget].steps > 1,
+        then=f"{APPROACH}/{file}",
+        otherwise=f"{PRUNING}/{file}",
+    )
 
 
 def latency_of(wildcards) -> str | list:

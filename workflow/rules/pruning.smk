@@ -47,11 +47,40 @@ rule measure_rate_distortion:
         "../scripts/measure_rate_distortion.py"
 
 
+rule approach_budget:
+    """Prunes in steps towards the budget, and scores blocks and draws up curves anew before the last one."""
+    input:
+        dense=f"{MODEL}/dense.pt",
+        samples=f"{CALIBRATION}/samples.parquet",
+        blocks=f"{PRUNING}/blocks.parquet",
+        curves=f"{PRUNING}/curves.parquet",
+        costs=f"{MODEL}/costs.parquet",
+        latency=latency_of,
+    output:
+        blocks=f"{APPROACH}/blocks.parquet",
+        curves=f"{APPROACH}/curves.parquet",
+    params:
+        dataset=images_of,
+        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget]),
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
+        energy=energy_of,
+        sources=sources("approach_budget.py"),
+    log:
+        f"{APPROACH}/approach.log",
+    benchmark:
+        f"{APPROACH}/approach.time.tsv"
+    threads: settings.compute.threads
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/approach_budget.py"
+
+
 rule allocate_sparsity:
     """Gives every layer its keep ratio under the budget."""
     input:
-        blocks=f"{PRUNING}/blocks.parquet",
-        curves=f"{PRUNING}/curves.parquet",
+        blocks=last_step("blocks.parquet"),
+        curves=last_step("curves.parquet"),
         costs=f"{MODEL}/costs.parquet",
         latency=latency_of,
     output:
@@ -73,7 +102,7 @@ rule build_masks:
     """Keeps the most salient blocks of every layer, zeroes the others, and fits what stays if asked."""
     input:
         dense=f"{MODEL}/dense.pt",
-        blocks=f"{PRUNING}/blocks.parquet",
+        blocks=last_step("blocks.parquet"),
         allocation=f"{BUDGET}/allocation.parquet",
         samples=branch(is_reconstructed, then=f"{CALIBRATION}/samples.parquet", otherwise=[]),
     output:

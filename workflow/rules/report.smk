@@ -105,8 +105,8 @@ rule plot_allocation:
 rule trace_frontier:
     """Traces what two budgets could be at equal distortion."""
     input:
-        blocks=f"{PRUNING}/blocks.parquet",
-        curves=f"{PRUNING}/curves.parquet",
+        blocks=last_step("blocks.parquet"),
+        curves=last_step("curves.parquet"),
         costs=f"{MODEL}/costs.parquet",
         latency=latency_of,
         allocation=f"{BUDGET}/allocation.parquet",
