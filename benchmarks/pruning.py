@@ -359,21 +359,20 @@ def markdown(runs: pd.DataFrame) -> str:
     dense = f"Dense: {runs['dense_top1'].iloc[0]:.2f} % top-1."
     parts = [dense]
     for block_shape, of_shape in runs.groupby("block_shape", sort=False):
-        seeds = of_shape["seed"].nunique()
         title = "Narrower dense model" if block_shape == "-" else f"Blocks {block_shape}"
-        parts.append(f"**{title}**, mean ± standard deviation of {seeds} calibration seeds\n\n{_table(of_shape)}")
+        parts.append(f"**{title}**, mean ± standard deviation over calibration seeds\n\n{_table(of_shape)}")
     return "\n\n".join(parts) + "\n"
 
 
 def _table(runs: pd.DataFrame) -> str:
     groups = runs.groupby(["arm", "reconstruction"], sort=False)
     budgets = sorted(runs["macs"].unique(), reverse=True)
-    header = ["arm", "reconstruction"]
+    header = ["arm", "reconstruction", "seeds"]
     header += [f"top-1 at {macs:.0%}" for macs in budgets] + [f"distortion at {macs:.0%}" for macs in budgets]
     header += [f"fine-tuned at {macs:.0%}" for macs in budgets] + ["seconds", "peak MiB"]
     lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2)]
     for (arm, reconstruction), of_arm in groups:
-        cells = [str(arm), str(reconstruction)]
+        cells = [str(arm), str(reconstruction), str(of_arm["seed"].nunique())]
         for column, digits in (("top1", 1), ("distortion", 2), ("finetuned_top1", 1)):
             cells += [_mean(of_arm.loc[of_arm["macs"] == macs, column].dropna(), digits) for macs in budgets]
         cells += [_mean(of_arm["seconds"], 1), f"{of_arm['peak_mib'].max():.0f}"]
