@@ -158,6 +158,11 @@ class Pruning(Section):
         return self.probes if "gauss_newton" in (self.saliency, self.distortion) else 0
 
     @property
+    def averages_gradients(self) -> bool:
+        """Whether the saliency or the distortion is `taylor`."""
+        return "taylor" in (self.saliency, self.distortion)
+
+    @property
     def measures_images(self) -> bool:
         """Whether curves need another look at the calibration images."""
         return self.distortion == "empirical" or (self.distortion == "gauss_newton" and self.correction_images > 0)

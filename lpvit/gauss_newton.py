@@ -41,8 +41,10 @@ def statistics_with_products(
     block_shape: tuple[int, int],
     probes: int,
     device: torch.device | str,
+    *,
+    averaged: bool = True,
 ) -> Statistics:
-    """All that the scores and predicted curves need: one pass over the images, and another one for block products.
+    """All that the scores and predicted curves need: a pass for the averaged gradient, and one for block products.
 
     Args:
         model: Dense model; moved to the device, otherwise left as it is.
@@ -51,11 +53,12 @@ def statistics_with_products(
         block_shape: Rows and columns of a block.
         probes: Random projections of the logits per image; with 0 there are no block products.
         device: Where to compute.
+        averaged: Whether to take the averaged gradient.
 
     Raises:
         LpvitError: As `lpvit.statistics.collect_statistics` and `block_products`.
     """
-    statistics = collect_statistics(model, loader, layers, block_shape, device)
+    statistics = collect_statistics(model, loader, layers, block_shape, device, averaged=averaged)
     if not probes:
         return statistics
     products = block_products(model, loader, layers, block_shape, probes, device)

@@ -43,7 +43,9 @@ def scores_and_curves(
         LpvitError: A block is larger than a layer, or something is not finite.
     """
     layers = prunable_layers(matrix_layers(model), pruning.layers)
-    statistics = statistics_with_products(model, loader, layers, pruning.block_shape, pruning.probes_used, device)
+    statistics = statistics_with_products(
+        *(model, loader, layers, pruning.block_shape, pruning.probes_used, device), averaged=pruning.averages_gradients
+    )
     blocks = block_table(statistics, pruning.saliency)
     return blocks, rate_distortion_curves(statistics, blocks, pruning, model, loader, device)
 

@@ -29,8 +29,10 @@ def collect_statistics(
     layers: Sequence[LayerSpec],
     block_shape: tuple[int, int],
     device: torch.device | str,
+    *,
+    averaged: bool = True,
 ) -> Statistics:
-    """Statistics of the blocks of every layer, from the gradient averaged over the calibration images.
+    """Statistics of the blocks of every layer: of weights and, if asked for, of their averaged gradient.
 
     Args:
         model: Dense model; moved to the device, otherwise left as it is.
@@ -38,6 +40,7 @@ def collect_statistics(
         layers: Layers to describe.
         block_shape: Rows and columns of a block.
         device: Where to compute.
+        averaged: Whether to take the gradient, averaged over the calibration images.
 
     Returns:
         For every layer the tables of `block_statistics`, on the CPU.
@@ -46,9 +49,9 @@ def collect_statistics(
         LpvitError: A block is larger than a layer, or an output or gradient is not finite.
     """
     grids = {layer.name: BlockGrid(layer.shape, block_shape) for layer in layers}
-    gradients = averaged_gradients(model, loader, list(grids), device)
+    gradients = averaged_gradients(model, loader, list(grids), device) if averaged else {}
     return {
-        name: block_statistics(weight_matrix(model.get_submodule(name)).detach(), gradients[name], grid)
+        name: block_statistics(weight_matrix(model.get_submodule(name)).detach(), gradients.get(name), grid)
         for name, grid in grids.items()
     }
 
@@ -96,28 +99,28 @@ def averaged_gradients(
     return gradients
 
 
-def block_statistics(weight: Tensor, gradient: Tensor, grid: BlockGrid) -> dict[str, Tensor]:
+def block_statistics(weight: Tensor, gradient: Tensor | None, grid: BlockGrid) -> dict[str, Tensor]:
     """Sums over the weights w of every block, with their gradients g.
 
     Args:
         weight: (O, I).
-        gradient: (O, I).
+        gradient: (O, I), or None.
         grid: The blocks.
 
     Returns:
-        On the CPU, each (R, C) and float64 (``weights``: int64): ``weights``, their number;
-        ``product_sum``, g w; ``squared_product_sum``, (g w)^2; ``absolute_product_sum``, abs(g w);
-        ``absolute_weight_sum``, abs(w); ``squared_weight_sum``, w^2.
+        On the CPU, each (R, C) and float64 (``weights``: int64): ``weights``, their number; ``absolute_weight_sum``,
+        abs(w); ``squared_weight_sum``, w^2; and with a gradient ``product_sum``, g w; ``squared_product_sum``, (g w)^2;
+        ``absolute_product_sum``, abs(g w).
     """
     weight = weight.double()
-    product = weight * gradient.double()
-    terms = {
-        "product_sum": product,
-        "squared_product_sum": product.square(),
-        "absolute_product_sum": product.abs(),
-        "absolute_weight_sum": weight.abs(),
-        "squared_weight_sum": weight.square(),
-    }
+    terms = {"absolute_weight_sum": weight.abs(), "squared_weight_sum": weight.square()}
+    if gradient is not None:
+        product = weight * gradient.double()
+        terms |= {
+            "product_sum": product,
+            "squared_product_sum": product.square(),
+            "absolute_product_sum": product.abs(),
+        }
     return {"weights": grid.sizes()} | {name: grid.reduce(term).cpu() for name, term in terms.items()}
 
 
@@ -125,7 +128,8 @@ def block_table(statistics: Statistics, saliency: Literal["taylor", "l1", "gauss
     """Scores of all blocks.
 
     Args:
-        statistics: From `collect_statistics`; for ``gauss_newton`` with the ``block_products`` of every layer.
+        statistics: From `collect_statistics`; for ``taylor`` with an averaged gradient, for ``gauss_newton`` with the
+            ``block_products`` of every layer.
         saliency: LPViT's mean abs(g w) over the weights of a block (``taylor``), their mean abs(w) (``l1``), or the
             mean squared block product, which predicts the distortion of zeroing the block alone (``gauss_newton``).
 

@@ -90,6 +90,9 @@ def test_block_statistics_by_hand() -> None:
         "absolute_weight_sum": [[1 + 2 + 4 + 5, 3 + 6]],
         "squared_weight_sum": [[1 + 4 + 16 + 25, 9 + 36]],
     }
+    without = block_statistics(weight, None, BlockGrid((2, 3), (2, 2)))
+    assert without.keys() == {"weights", "absolute_weight_sum", "squared_weight_sum"}
+    assert all(torch.equal(table, tables[name]) for name, table in without.items())
 
 
 @pytest.mark.parametrize("saliency", ["taylor", "l1"])

@@ -1,5 +1,5 @@
 rule collect_statistics:
-    """Gradients of the calibration images, reduced to blocks: their average, and image by image if asked for."""
+    """Gradients of the calibration images, reduced to blocks: their average, image by image, or both."""
     input:
         dense=f"{MODEL}/dense.pt",
         samples=f"{CALIBRATION}/samples.parquet",
@@ -11,6 +11,7 @@ rule collect_statistics:
             settings.prunings[wildcards.pruning], "block_shape", "layers", "batch_size"
         ),
         probes=lambda wildcards: settings.prunings[wildcards.pruning].probes_used,
+        averaged=lambda wildcards: settings.prunings[wildcards.pruning].averages_gradients,
         sources=sources("collect_statistics.py"),
     log:
         f"{PRUNING}/statistics.log",

@@ -16,6 +16,7 @@ with stage(snakemake) as compute:
     loader = evaluation_loader(samples, snakemake.params.dataset, model, pruning.batch_size, compute)
     layers = prunable_layers(matrix_layers(model), pruning.layers)
     statistics = statistics_with_products(
-        model, loader, layers, pruning.block_shape, snakemake.params.probes, compute.device
+        *(model, loader, layers, pruning.block_shape, snakemake.params.probes, compute.device),
+        averaged=snakemake.params.averaged,
     )
     save(statistics, snakemake.output.statistics, "statistics")
