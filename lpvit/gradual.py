@@ -86,6 +86,7 @@ def before_last_step(
     Raises:
         LpvitError: As `lpvit.allocation.allocate`, `lpvit.reconstruction.reconstruct` and `scores_and_curves`.
     """
+    allocate(curves, blocks, costs, budget, energy, latency)  # says at once what cannot be met
     images = None if budget.reconstruction == "none" else loader
     on_the_way = budget.on_the_way
     for number, step in enumerate(on_the_way, start=1):
