@@ -149,16 +149,20 @@ def run(
 
 def keys(plan: Plan) -> Iterator[Key]:
     """Every run, those that share block shape and calibration images together; first those without blocks."""
-    shapes = ["-", *("x".join(map(str, shape)) for shape in plan.block_shapes)]
-    for shape, seed, macs in itertools.product(shapes, range(plan.seeds), plan.macs):
+    for shape, seed, macs in itertools.product(shape_names(plan.block_shapes), range(plan.seeds), plan.macs):
         for name, arm in plan.arms.items():
             if (shape == "-") == (arm.shrink is not None):
                 for reconstruction in ["none"] if arm.shrink else plan.reconstructions:
                     yield Key(name, reconstruction, macs, shape, seed)
 
 
+def shape_names(block_shapes: Iterable[tuple[int, int]]) -> list[str]:
+    """As in a `Key`, that without blocks first."""
+    return ["-", *("x".join(map(str, shape)) for shape in block_shapes)]
+
+
 def keys_finetuned(plan: Plan, finetuning: Finetuning) -> Iterator[Key]:
-    shapes = ["-", *("x".join(map(str, shape)) for shape in finetuning.block_shapes)]
+    shapes = shape_names(finetuning.block_shapes)
     for key in keys(plan):
         if key.seed == 0 and key.block_shape in shapes and (key.arm, key.reconstruction) in finetuning.arms:
             yield key

@@ -86,14 +86,14 @@ def before_last_step(
     Raises:
         LpvitError: As `lpvit.allocation.allocate`, `lpvit.reconstruction.reconstruct` and `scores_and_curves`.
     """
-    allocate(curves, blocks, costs, budget, energy, latency)  # says at once what cannot be met
+    if budget.steps > 1:
+        allocate(curves, blocks, costs, budget, energy, latency)  # says at once what cannot be met
     images = None if budget.reconstruction == "none" else loader
-    on_the_way = budget.on_the_way
-    for number, step in enumerate(on_the_way, start=1):
+    for number, step in enumerate(budget.on_the_way, start=1):
         keep_masks = build_keep_masks(blocks, allocate(curves, blocks, costs, step, energy, latency))
         pruned = deepcopy(model)
         pruned.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, images, device))
         blocks, curves = scores_and_curves(pruned, loader, pruning, device)
         targets = ", ".join(f"{quantity} {target:.3f}" for quantity, target in step.targets.items())
-        _logger.info("step %d of %d: %s", number, len(on_the_way) + 1, targets)
+        _logger.info("step %d of %d: %s", number, budget.steps, targets)
     return blocks, curves
