@@ -27,7 +27,6 @@ import yaml
 from matplotlib.figure import Figure
 from memory import measured_peak
 from pydantic import Field
-from shrinking import shrink
 from subject import Batches, Subject, add_arguments, read_subject
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -42,6 +41,7 @@ from lpvit.gauss_newton import block_products
 from lpvit.gradual import before_last_step
 from lpvit.inference import sparsify
 from lpvit.masks import build_keep_masks
+from lpvit.narrowing import narrow
 from lpvit.pruned import Pruned
 from lpvit.rate_distortion import rate_distortion_curves
 from lpvit.reconstruction import pruned_weights
@@ -54,12 +54,15 @@ FINETUNED = ["finetuned_top1", "speed_up"]
 
 
 class Arm(Section):
-    """A way of pruning blocks, by options of `lpvit.config.Pruning` and `lpvit.config.Budget`; or of shrinking."""
+    """A way of pruning, by options of `lpvit.config.Pruning` and `lpvit.config.Budget`."""
 
     pruning: dict[str, Any] = Field({})
     budget: dict[str, Any] = Field({})
     mask_saliency: Literal["l1"] | None = None  # ranks the final masks, where not the curves' own does
-    shrink: Literal["width"] | None = None  # a narrower dense model instead
+
+    @property
+    def narrows(self) -> bool:
+        return self.budget.get("structure") == "width"
 
 
 class Finetuning(Section):
@@ -151,8 +154,8 @@ def keys(plan: Plan) -> Iterator[Key]:
     """Every run, those that share block shape and calibration images together; first those without blocks."""
     for shape, seed, macs in itertools.product(shape_names(plan.block_shapes), range(plan.seeds), plan.macs):
         for name, arm in plan.arms.items():
-            if (shape == "-") == (arm.shrink is not None):
-                for reconstruction in ["none"] if arm.shrink else plan.reconstructions:
+            if (shape == "-") == arm.narrows:
+                for reconstruction in ["none"] if arm.narrows else plan.reconstructions:
                     yield Key(name, reconstruction, macs, shape, seed)
 
 
@@ -267,8 +270,8 @@ class Judge:
 
     def prune(self, calibrated: Calibrated, key: Key) -> PrunedModel:
         arm = self.plan.arms[key.arm]
-        if arm.shrink:
-            return self._shrink(calibrated, key.macs)
+        if arm.narrows:
+            return self._narrow(calibrated, key.macs)
         pruning = Pruning.model_validate({"block_shape": calibrated.shape} | arm.pruning)
         budget = Budget.model_validate({"macs": key.macs, "reconstruction": key.reconstruction} | arm.budget)
         statistics, shared = calibrated.statistics(pruning)
@@ -295,11 +298,11 @@ class Judge:
         achieved = float(allocation["achieved"].iloc[0])
         return PrunedModel(model, keep_masks, calibrated.shape, achieved, shared + meter)
 
-    def _shrink(self, calibrated: Calibrated, macs: float) -> PrunedModel:
+    def _narrow(self, calibrated: Calibrated, macs: float) -> PrunedModel:
         meter = Meter()
         images = calibrated.images
         with meter.measured():
-            model = shrink(self.subject.model, images, macs)
+            model = narrow(self.subject.model, images, macs)
         achieved = float(measure_costs(model)["macs"].sum() / self.costs["macs"].sum())
         return PrunedModel(model, None, (1, 1), achieved, meter)
 

@@ -186,6 +186,11 @@ class Budget(Section):
     latency_table: Path | None = Field(
         None, description="`latency.parquet` of the machine that counts (`latency`); null measures it on this one"
     )
+    structure: Literal["blocks", "width"] = Field(
+        "blocks",
+        description="what is removed: `blocks` of the prunable layers, or `width`: the whole model made narrower by "
+        "Torch-Pruning and dense as before (`macs` alone; ViT and DeiT)",
+    )
     allocator: Literal["lagrangian", "exact", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"] = Field(
         "lagrangian", description="rule that gives every layer its sparsity"
     )
@@ -226,10 +231,15 @@ class Budget(Section):
         return {name: target for name, target in given.items() if target is not None}
 
     @model_validator(mode="after")
-    def _one_target_or_two(self) -> "Budget":
+    def _keys_fit(self) -> "Budget":
         targets = self.targets
         if not 1 <= len(targets) <= 2:
             raise ValueError("give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them")
+        if self.structure == "width":
+            defaults = {name: field.default for name, field in type(self).model_fields.items()}
+            changed = [name for name, default in defaults.items() if getattr(self, name) != default]
+            if others := [name for name in changed if name not in ("structure", "macs")]:
+                raise ValueError(f"structure: 'width' goes by 'macs' alone, found '{others[0]}'; leave it out")
         if len(targets) == 2 and self.allocator not in ("lagrangian", "exact"):
             raise ValueError(
                 f"allocator: '{self.allocator}' meets one budget, found {' and '.join(targets)}; "

@@ -156,7 +156,11 @@ def model_metrics(
     return pd.DataFrame([row])
 
 
-def _relative_power(layers: pd.DataFrame, costs: pd.DataFrame) -> float:
-    """Power terms of the surviving blocks over those of all blocks: comparable between block shapes, 1 if dense."""
-    dense = sum(map(power_term, layers["blocks"], costs["in_features"]))
-    return float(layers["power_term"].sum() / dense) if dense else 1.0
+def _relative_power(layers: pd.DataFrame, costs: pd.DataFrame) -> float | None:
+    """Power terms of the surviving blocks over those of all blocks: comparable between block shapes, 1 if dense.
+
+    None of a model that gave up something else than blocks.
+    """
+    if not layers["blocks"].any():
+        return 1.0 if layers["stage"].iloc[0] == "dense" else None
+    return float(layers["power_term"].sum() / sum(map(power_term, layers["blocks"], costs["in_features"])))

@@ -4,7 +4,7 @@ O, I = output and input features of a layer.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers import Attention
 from torch import Tensor, nn
 
 from lpvit.artifacts import load, save
@@ -109,12 +110,17 @@ def create_model(
 
 @dataclass(frozen=True)
 class Architecture:
-    """What it takes to build a model again: the arguments of `create_model` that shape it."""
+    """What it takes to build a model again: the arguments of `create_model` that shape it.
+
+    Attributes:
+        shapes: Parameter name -> shape, of a model made narrower than timm makes it.
+    """
 
     timm: str
     num_classes: int
     options: dict[str, Any]
     data_config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> "Architecture":
@@ -138,12 +144,55 @@ class Architecture:
         data_config = {key: found[key] for key in _DATA_CONFIG if found.get(key) != default.get(key)}
         return cls(name, int(model.num_classes), dict(options), data_config)  # type: ignore[arg-type]
 
+    def narrowed_to(self, model: nn.Module) -> "Architecture":
+        """The same with the shapes of a narrower model, as far as they differ from timm's."""
+        timms = self.build().state_dict()
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        return replace(self, shapes={name: shape for name, shape in shapes.items() if shape != timms[name].shape})
+
     def build(self, state: Mapping[str, Tensor] | None = None, **arguments: Any) -> nn.Module:
         """The model, with the weights of ``state`` if given; further arguments go to `create_model`."""
         model = create_model(self.timm, self.num_classes, self.options, self.data_config, **arguments)
+        reshape(model, self.shapes)
         if state is not None:
             model.load_state_dict(dict(state))
         return model
+
+
+def reshape(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Gives parameters other shapes, and layers the numbers that they keep beside them; the weights are lost.
+
+    Args:
+        model: Changed in place.
+        shapes: Parameter name -> shape.
+
+    Raises:
+        LpvitError: The model has no such parameter.
+    """
+    for name, shape in shapes.items():
+        place, _, parameter = name.rpartition(".")
+        try:
+            module = model.get_submodule(place)
+            old = module.get_parameter(parameter)
+        except AttributeError:
+            raise LpvitError(f"shapes: the model has no parameter '{name}'") from None
+        setattr(module, parameter, nn.Parameter(old.new_zeros(shape)))
+    for module in model.modules() if shapes else ():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.Conv2d):
+            module.out_channels, module.in_channels = module.weight.shape[:2]
+        elif isinstance(module, nn.LayerNorm):
+            module.normalized_shape = tuple(module.weight.shape)
+        elif isinstance(module, Attention):
+            fit_heads(module)
+
+
+def fit_heads(attention: Attention) -> None:
+    """Sets what timm's attention keeps beside its weights after the width of the heads has changed."""
+    attention.head_dim = len(attention.qkv.weight) // (3 * attention.num_heads)
+    attention.attn_dim = attention.head_dim * attention.num_heads
+    attention.scale = attention.head_dim**-0.5
 
 
 def save_model(

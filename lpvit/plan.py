@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import timm
 import torch
+from torch import nn
 
 from lpvit.allocation import blocks_always_kept
 from lpvit.blocks import BlockGrid
@@ -19,6 +20,7 @@ from lpvit.errors import LpvitError
 from lpvit.latency import milliseconds, read_latency
 from lpvit.models import LayerSpec, create_model, matrix_layers, prunable_layers, read_checkpoint
 from lpvit.models import require_same_architecture as require_same
+from lpvit.narrowing import require_narrowable
 
 LARGEST_BLOCK_PRODUCTS = 8 * 2**30  # bytes
 
@@ -44,13 +46,17 @@ def plan_experiments(settings: Config, images: Mapping[str, pd.DataFrame]) -> pd
             classes = images[experiment.dataset]["label"].nunique()
             calibration = settings.calibrations[experiment.calibration]
             _check_calibration(calibration.images, images[experiment.dataset])
-            layers = _check_model(settings.models[experiment.model], classes)
+            model = _check_model(settings.models[experiment.model], classes)
             for recipe in filter(None, (experiment.recipe, settings.models[experiment.model].recipe)):
                 _check_teacher(settings.recipes[recipe])
             pruning = settings.prunings[experiment.pruning]
-            prunable = prunable_layers(layers, pruning.layers)
-            row = _check_budget(layers, prunable, pruning.block_shape, budget, settings.energy)
-            _check_block_products(prunable, pruning.block_shape, calibration.images * pruning.probes_used)
+            layers = matrix_layers(model)
+            if budget.structure == "width":
+                row = _check_width(model, layers, budget)
+            else:
+                prunable = prunable_layers(layers, pruning.layers)
+                row = _check_budget(layers, prunable, pruning.block_shape, budget, settings.energy)
+                _check_block_products(prunable, pruning.block_shape, calibration.images * pruning.probes_used)
         except LpvitError as error:
             raise LpvitError(f"experiments.{name}: {error}") from None
         rows.append({"experiment": name, "classes": classes, **row})
@@ -70,10 +76,10 @@ def _check_calibration(count: int, images: pd.DataFrame) -> None:
         raise LpvitError(f"calibration: {count} images asked for, the training split has {available}; lower 'images'")
 
 
-def _check_model(model: Model, classes: int) -> list[LayerSpec]:
+def _check_model(model: Model, classes: int) -> nn.Module:
+    """The model, on the meta device."""
     with torch.device("meta"):
         built = create_model(model.timm, classes, model.options, model.data_config)
-        layers = matrix_layers(built)
     known = built.pretrained_cfg.get("num_classes")  # type: ignore[union-attr, operator]
     if model.weights == "pretrained" and model.recipe is None and known != classes:
         raise LpvitError(
@@ -82,7 +88,7 @@ def _check_model(model: Model, classes: int) -> list[LayerSpec]:
         )
     if model.checkpoint is not None:
         require_same(built, read_checkpoint(model.checkpoint), model.checkpoint)
-    return layers
+    return built
 
 
 def _check_teacher(recipe: Recipe) -> None:
@@ -90,6 +96,12 @@ def _check_teacher(recipe: Recipe) -> None:
         raise LpvitError(f"teacher: timm knows no model '{recipe.teacher}'; give a timm name or 'dense'")
     if recipe.teacher_checkpoint is not None and not Path(recipe.teacher_checkpoint).is_file():
         raise LpvitError(f"teacher_checkpoint: {recipe.teacher_checkpoint} not found")
+
+
+def _check_width(model: nn.Module, layers: list[LayerSpec], budget: Budget) -> dict[str, float]:
+    require_narrowable(model)
+    macs = sum(layer.macs for layer in layers)
+    return {"dense_macs": macs, "prunable_macs": macs, "least_macs": 0, "target": budget.targets["macs"]}
 
 
 def _check_budget(

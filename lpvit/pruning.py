@@ -147,6 +147,8 @@ def _adopt_input_size(model: nn.Module, images: Tensor) -> None:
 
 def _as_budget(budget: float | Budget) -> Budget:
     if isinstance(budget, Budget):
+        if budget.structure == "width":
+            raise LpvitError("budget: structure 'width' prunes no blocks; use lpvit.narrowing.narrow")
         return budget
     try:
         return Budget(macs=budget, reconstruction="least_squares", steps=STEPS)

@@ -97,8 +97,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def read_summary(path: str | Path) -> pd.DataFrame:
     """Reads the CSV form of `summary`; names stay text, also when they look like numbers or like missing values."""
+    missing = {"power_term": [""]}
     names = dict.fromkeys(["dataset", "model", "experiment", "stage"], str)
-    return pd.read_csv(path, dtype=names, keep_default_na=False)
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=missing)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -116,7 +117,7 @@ def to_markdown(table: pd.DataFrame) -> str:
             "all MACs": table["macs_all"].map(human),
             "parameters": table["parameters"].map(human),
             "sparsity": (100 * table["sparsity"]).map("{:.1f} %".format),
-            "power": (100 * table["power_term"]).map("{:.1f} %".format),
+            "power": (100 * table["power_term"]).map("{:.1f} %".format, na_action="ignore").fillna("-"),
             "energy": (100 * table["energy_ratio"]).map("{:.1f} %".format),
         }
     )

@@ -250,7 +250,11 @@ METRICS = Schema(
         Column("parameters", pa.int64(), "", "parameters that are kept: all, less the pruned weights"),
         Column("sparsity", pa.float64(), "", "share of the weights of prunable layers that is pruned"),
         Column(
-            "power_term", pa.float64(), "", "sum of the layers' power terms, as a share of that with all blocks kept"
+            "power_term",
+            pa.float64(),
+            "",
+            "sum of the layers' power terms, as a share of that with all blocks kept; null of a narrower model",
+            nullable=True,
         ),
         Column("energy", pa.float64(), "J/image", "modelled energy of the layers that `macs` counts"),
     ),

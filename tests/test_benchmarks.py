@@ -24,7 +24,7 @@ PLAN = {
             "mask_saliency": "l1",
         },
         "ours": {"pruning": {"saliency": "gauss_newton", "distortion": "gauss_newton"}},
-        "narrower": {"shrink": "width"},
+        "narrower": {"budget": {"structure": "width"}},
     },
     "finetuning": {
         "images": 200,

@@ -177,6 +177,10 @@ def test_metrics_of_a_dense_model_are_those_of_the_model(vit, costs):
     assert row[list(ACCURACY)].to_dict() == ACCURACY
 
 
+def test_a_model_that_lost_no_blocks_has_no_power_term_unless_it_is_dense(vit, costs):
+    assert pd.isna(summed_up(vit, costs, layer_table("pruned", costs, {}, None))["power_term"])
+
+
 def test_metrics_of_a_pruned_model_agree_with_counting_zeros(vit, costs):
     masks = some_masks(costs, (7, 5))
     row = summed_up(vit, costs, layer_table("pruned", costs, masks, (7, 5)))

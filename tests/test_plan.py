@@ -33,6 +33,16 @@ def test_the_plan_says_what_is_prunable_and_what_must_stay(
     assert plan["target"] == 0.6
 
 
+def test_a_narrower_model_gives_up_any_part_of_it(
+    tiny_config: dict[str, Any], images: dict[str, pd.DataFrame], change: Callable[..., dict[str, Any]]
+) -> None:
+    config = change(tiny_config, "prunings.b8.block_shape", [8, 64])  # larger than a layer, which does not matter
+    blocks = plan_experiments(parse_config(tiny_config), images).iloc[0]
+    plan = plan_experiments(parse_config(change(config, "budgets.half.structure", "width")), images).iloc[0]
+    assert plan["dense_macs"] == plan["prunable_macs"] == blocks["dense_macs"]
+    assert plan[["least_macs", "target"]].tolist() == [0, 0.6]
+
+
 def test_a_budget_in_milliseconds_that_are_yet_to_be_measured_is_left_to_the_allocation(
     tiny_config: dict[str, Any], images: dict[str, pd.DataFrame], change: Callable[..., dict[str, Any]]
 ) -> None:
@@ -54,6 +64,11 @@ def test_a_budget_in_milliseconds_that_are_yet_to_be_measured_is_left_to_the_all
         ("calibrations.c64.images", 5000, "calibration: 5000 images asked for"),
         ("models.vit.timm", "vit_tinny_patch16_224", "timm knows no model 'vit_tinny_patch16_224'"),
         ("models.vit.options", {"depht": 2}, "depht"),
+        (
+            "models.vit.timm",
+            "swin_tiny_patch4_window7_224",
+            "structure: 'width' narrows ViT and DeiT, not SwinTransformer",
+        ),
         ("recipes.short.teacher", "resnet1000", "teacher: timm knows no model 'resnet1000'"),
         ("recipes.short.teacher", "resnet18", "teacher_checkpoint: nowhere.pt not found"),
     ],
@@ -67,6 +82,8 @@ def test_an_experiment_that_cannot_work_is_named_with_the_key_at_fault(
     message: str,
 ) -> None:
     config = change(tiny_config, key, value)
+    if "structure" in message:
+        config = change(change(config, "budgets.half.structure", "width"), "models.vit.options", {})
     if "teacher" in key:
         config = change(config, "recipes.short.distillation", "soft")
         config = change(config, "recipes.short.teacher_checkpoint", "nowhere.pt")

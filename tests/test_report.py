@@ -173,6 +173,15 @@ def test_summary_survives_csv_also_with_names_that_look_like_numbers_or_nothing(
     pd.testing.assert_frame_equal(report.read_summary(tmp_path / "summary.csv"), table)
 
 
+def test_a_missing_power_term_stays_missing(tmp_path: Path) -> None:
+    rows = evaluations()
+    rows["power_term"] = rows["power_term"].mask(rows["experiment"] == "half")
+    table = report.summary(rows)
+    table.to_csv(tmp_path / "summary.csv", index=False)
+    pd.testing.assert_frame_equal(report.read_summary(tmp_path / "summary.csv"), table)
+    assert report.to_markdown(table).splitlines()[3].split("|")[-3].strip() == "-"
+
+
 def test_markdown_is_aligned_and_in_human_units() -> None:
     rows = report.to_markdown(report.summary(evaluations())).splitlines()
     assert len({len(row) for row in rows}) == 1

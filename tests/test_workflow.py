@@ -28,6 +28,7 @@ from lpvit.schemas import (
     ENERGY,
     FRONTIER,
     LATENCY,
+    LAYERS,
     METRICS,
     SAMPLES,
     SPEED,
@@ -256,8 +257,11 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     config = change(config, "budgets.timed", {"latency": 1.0})
     timed = {**tiny_config["experiments"]["main"], "budget": "timed", "recipe": None}
     config = change(config, "experiments.timed", timed)
+    config = change(config, "budgets.narrower", {"macs": 0.6, "structure": "width"})
+    config = change(config, "experiments.narrower", {**tiny_config["experiments"]["main"], "budget": "narrower"})
     run = workflow.run(config, "benchmark")
     assert run.code == 0, run.output
+    assert run.jobs["narrow_model"] == run.jobs["allocate_sparsity"] == run.jobs["build_masks"] == 1
 
     results = workflow.folder / "results/digits/vit"
     latency = read_parquet(results / "latency/8x8/latency.parquet", LATENCY)
@@ -276,9 +280,20 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
         assert set(read_parquet(folder / "energy.parquet", ENERGY)["arm"]) == {"dense", "masked", "sparse"}
     report = workflow.folder / "results/report/tiny"
     table = pd.read_csv(report / "speed.csv")
-    assert table.groupby("experiment").size().to_dict() == {"main": 6, "timed": 6}
+    assert table.groupby("experiment").size().to_dict() == {"main": 6, "narrower": 6, "timed": 6}
     assert "| main       | sparse |" in (report / "speed.md").read_text()
     assert {"speed_up.png", "latency.png", "choices.csv"} <= {file.name for file in report.iterdir()}
+
+    narrower = results / "c64/b8/narrower"
+    metrics = read_parquet(narrower / "short/finetuned/metrics.parquet", METRICS).iloc[0]
+    layers = read_parquet(narrower / "short/finetuned/layers.parquet", LAYERS)
+    dense = read_parquet(results / "dense/metrics.parquet", METRICS).iloc[0]
+    assert 0.5 < metrics["macs"] / dense["macs"] <= 0.6
+    assert metrics["macs_all"] < dense["macs_all"]
+    assert not layers["prunable"].any()
+    architecture, state = load_model(narrower / "short/finetuned.pt", "finetuned")
+    assert sum(value.numel() for value in state.values()) == metrics["parameters"]
+    assert architecture.build(state).blocks[0].mlp.fc1.out_features < 128
 
     longer = workflow.run(change(config, "benchmark.seconds", 0.03), "benchmark", "--dry-run")
     assert stages(longer.jobs) == {"benchmark_pruned", "benchmark_finetuned", "summarize_speed", "benchmark"}

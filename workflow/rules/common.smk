@@ -4,6 +4,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,12 @@ def measures_images(wildcards) -> bool:
 
 def is_reconstructed(wildcards) -> bool:
     return settings.budgets[wildcards.budget].reconstruction != "none"
+
+
+def budgets_of(structure: str) -> str:
+    """Wildcard constraint: the budgets that remove blocks, or width."""
+    names = [name for name, budget in settings.budgets.items() if budget.structure == structure]
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def last_step(file: str) -> Callable:

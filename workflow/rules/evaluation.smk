@@ -2,7 +2,6 @@ rule evaluate_dense:
     """Measures accuracy and counts costs on the validation split."""
     input:
         images=f"{DATASET}/images.parquet",
-        costs=f"{MODEL}/costs.parquet",
         model=f"{MODEL}/dense.pt",
         masks=[],
     output:
@@ -25,7 +24,6 @@ rule evaluate_dense:
 use rule evaluate_dense as evaluate_pruned with:
     input:
         images=f"{DATASET}/images.parquet",
-        costs=f"{MODEL}/costs.parquet",
         model=f"{BUDGET}/pruned.pt",
         masks=f"{BUDGET}/masks.pt",
     output:
@@ -43,7 +41,6 @@ use rule evaluate_dense as evaluate_pruned with:
 use rule evaluate_dense as evaluate_finetuned with:
     input:
         images=f"{DATASET}/images.parquet",
-        costs=f"{MODEL}/costs.parquet",
         model=f"{RECIPE}/finetuned.pt",
         masks=f"{BUDGET}/masks.pt",
     output:

@@ -117,11 +117,39 @@ rule build_masks:
         f"{BUDGET}/masks.log",
     benchmark:
         f"{BUDGET}/masks.time.tsv"
+    wildcard_constraints:
+        budget=budgets_of("blocks"),
     threads: settings.compute.threads
     conda:
         ENVIRONMENT
     script:
         "../scripts/build_masks.py"
+
+
+rule narrow_model:
+    """Makes the whole model narrower, and prunes no block: what block sparsity has to beat."""
+    input:
+        dense=f"{MODEL}/dense.pt",
+        samples=f"{CALIBRATION}/samples.parquet",
+    output:
+        masks=f"{BUDGET}/masks.pt",
+        pruned=f"{BUDGET}/pruned.pt",
+    params:
+        dataset=images_of,
+        macs=lambda wildcards: settings.budgets[wildcards.budget].macs,
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "batch_size"),
+        sources=sources("narrow_model.py"),
+    log:
+        f"{BUDGET}/masks.log",
+    benchmark:
+        f"{BUDGET}/masks.time.tsv"
+    wildcard_constraints:
+        budget=budgets_of("width"),
+    threads: settings.compute.threads
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/narrow_model.py"
 
 
 rule measure_interactions:

@@ -9,9 +9,11 @@ evaluations = [
 
 def figures_of(experiment: Experiment) -> list[str]:
     names, budget = experiment.model_dump(), experiment_folder(experiment)
-    figures = [f"{PRUNING}/curves.png".format(**names), f"{budget}/allocation.png", f"{budget}/blocks.png"]
-    if settings.prunings[experiment.pruning].probes_used:
-        figures.append(f"{budget}/interactions.png")
+    figures = []
+    if settings.budgets[experiment.budget].structure == "blocks":
+        figures += [f"{PRUNING}/curves.png".format(**names), f"{budget}/allocation.png", f"{budget}/blocks.png"]
+        if settings.prunings[experiment.pruning].probes_used:
+            figures.append(f"{budget}/interactions.png")
     if settings.models[experiment.model].recipe is not None:
         figures.append(f"{MODEL}/dense_history.png".format(**names))
     if len(settings.budgets[experiment.budget].targets) == 2:

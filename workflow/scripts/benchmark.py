@@ -9,12 +9,12 @@ from lpvit.stage import stage
 
 with stage(snakemake) as compute:
     name = snakemake.params.stage
-    architecture, dense = load_model(snakemake.input.dense, "dense")
-    _, pruned = load_model(snakemake.input.model, name)
+    dense, dense_state = load_model(snakemake.input.dense, "dense")
+    pruned, pruned_state = load_model(snakemake.input.model, name)
     keep_masks, block_shape = load_masks(snakemake.input.masks)
     measured = benchmark(
-        architecture.build(dense),
-        architecture.build(pruned),
+        dense.build(dense_state),
+        pruned.build(pruned_state),
         keep_masks,
         block_shape,
         Benchmark.model_validate(snakemake.params.benchmark),

@@ -5,12 +5,12 @@ from dataclasses import asdict
 import torch
 
 from lpvit.config import Energy
-from lpvit.cost import count_macs, layer_table, model_metrics
+from lpvit.cost import count_macs, layer_table, measure_costs, model_metrics
 from lpvit.data import count_skipped, evaluation_loader, usable_images
 from lpvit.evaluation import evaluate
 from lpvit.masks import load_masks
 from lpvit.models import load_model
-from lpvit.schemas import COSTS, IMAGES, LAYERS, METRICS, read_parquet, write_parquet
+from lpvit.schemas import IMAGES, LAYERS, METRICS, read_parquet, write_parquet
 from lpvit.stage import stage
 
 with stage(snakemake) as compute:
@@ -18,7 +18,7 @@ with stage(snakemake) as compute:
     keep_masks, block_shape = load_masks(snakemake.input.masks) if snakemake.input.masks else ({}, None)
     model = architecture.build(state)
     images = read_parquet(snakemake.input.images, IMAGES)
-    costs = read_parquet(snakemake.input.costs, COSTS)
+    costs = measure_costs(model)
     layers = layer_table(
         snakemake.params.stage, costs, keep_masks, block_shape, Energy.model_validate(snakemake.params.energy)
     )
