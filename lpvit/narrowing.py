@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import logging
 
 from timm.layers import Attention
 from timm.models import VisionTransformer
@@ -9,10 +10,12 @@ from torch import nn
 
 from lpvit.cost import measure_costs
 from lpvit.errors import LpvitError
-from lpvit.models import fit_heads, input_size
+from lpvit.models import fit_heads, input_size, matrix_layers
 from lpvit.statistics import Batches
 
 HALVINGS = 12  # of the pruning ratio: widths are whole numbers, so that MACs move in steps
+
+_logger = logging.getLogger(__name__)
 
 
 def require_narrowable(model: nn.Module) -> None:
@@ -59,6 +62,8 @@ def narrow(model: nn.Module, calibration: Batches, macs: float) -> nn.Module:
     if best is None:
         raise LpvitError(f"budget: no width of this model is within macs {macs:g}; raise 'macs'")
     best.zero_grad()
+    widths = (matrix_layers(network)[0].out_features for network in (model, best))  # of the embedding
+    _logger.info("narrower: %.1f %% of the MACs, embedding of %d -> %d", 100 * _macs(best) / dense, *widths)
     return best
 
 
