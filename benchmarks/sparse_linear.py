@@ -1,6 +1,7 @@
-"""Block-sparse layers and models against dense ones, in float32 on the CPU.
+"""Block-sparse layers and models against dense ones, on the CPU, in float32 or bfloat16.
 
     python benchmarks/sparse_linear.py layers --threads 1 --batch-size 8
+    python benchmarks/sparse_linear.py layers --dtype bfloat16
     python benchmarks/sparse_linear.py model --threads 1 --batch-size 8
     python benchmarks/sparse_linear.py model --pruned results/.../pruned.pt --masks results/.../masks.pt
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
 
+from lpvit.benchmark import TOLERANCE
 from lpvit.blocks import BlockGrid
 from lpvit.masks import expand_keep_masks, load_masks, zero_pruned
 from lpvit.models import create_model, input_size, load_model, matrix_layers, prunable_layers
@@ -34,7 +36,6 @@ WIDTHS = {"DeiT-T": 192, "DeiT-S": 384, "DeiT-B": 768}
 TOKENS = 197
 SPARSITIES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 BLOCK_SHAPES = ((16, 16), (32, 32), (32, 64), (64, 32), (64, 64))
-TOLERANCE = 1e-4  # of the largest output
 
 Arm = Callable[[], Tensor]
 
@@ -42,6 +43,7 @@ Arm = Callable[[], Tensor]
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
+    torch.set_default_dtype(getattr(torch, arguments.dtype))
     with torch.no_grad():
         if arguments.what == "layers":
             speedups = pd.concat([measure_layer(*layer, arguments) for layer in tqdm(layers(arguments.widths))])
@@ -123,7 +125,7 @@ def random_model(arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, Te
 def given_model(arguments: argparse.Namespace) -> tuple[nn.Module, Mapping[str, Tensor], tuple[int, int]]:
     """A model and masks that the workflow made."""
     architecture, state = load_model(arguments.pruned, arguments.pruned.stem)
-    return architecture.build(state), *load_masks(arguments.masks)
+    return architecture.build(state).to(torch.get_default_dtype()), *load_masks(arguments.masks)
 
 
 def random_mask(shape: tuple[int, int], block_shape: tuple[int, int], sparsity: float) -> Tensor:
@@ -133,7 +135,7 @@ def random_mask(shape: tuple[int, int], block_shape: tuple[int, int], sparsity: 
 
 def require_equal(outputs: Tensor, expected: Tensor) -> None:
     error = ((outputs - expected).abs().max() / expected.abs().max()).item()
-    assert error <= TOLERANCE, f"outputs differ by {error:.1e} of the largest"
+    assert error <= TOLERANCE[expected.dtype], f"outputs differ by {error:.1e} of the largest"
 
 
 def take_turns(arms: Mapping[str, Arm], seconds: float) -> pd.DataFrame:
@@ -182,6 +184,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=("layers", "model"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and inputs")
     parser.add_argument("--seconds", type=float, default=10, help="per layer or model")
     parser.add_argument("--widths", nargs="+", default=list(WIDTHS), choices=list(WIDTHS), help="models of `layers`")
     parser.add_argument("--timm", default="deit_small_patch16_224", help="`model` with random masks")

@@ -41,8 +41,8 @@ int main() {
   problem.col_indices = col_indices.data();
   problem.bias = sizes[7] ? bias.data() : nullptr;
   problem.outputs = outputs.data();
-  const auto bytes = (tokens * kernel.depth(problem) * sizeof(float) + 63) / 64 * 64;
-  auto* scratch = static_cast<float*>(std::aligned_alloc(64, bytes));
+  const auto bytes = (tokens * kernel.scratch_bytes(problem) + 63) / 64 * 64;
+  void* scratch = std::aligned_alloc(64, bytes);
   kernel.run(problem, {0, tokens, 0, problem.grid_rows}, scratch);
   std::fwrite(outputs.data(), sizeof(float), outputs.size(), stdout);
   std::free(scratch);

@@ -105,6 +105,31 @@ def test_equals_the_masked_dense_layer(shape, block_shape, instruction_set, monk
             assert_equal(sparse(inputs), dense.double()(inputs.double()).float())
 
 
+@pytest.mark.parametrize(("shape", "block_shape"), [*SHAPES, ((40, 5001), (24, 16)), ((12, 70), (10, 6))])
+def test_bfloat16_equals_the_masked_dense_layer_but_for_rounding(shape, block_shape):
+    for sparsity, bias, gelu in ((0.0, False, False), (0.5, True, True), (0.9, True, False), (1.0, True, True)):
+        dense, sparse = masked_pair(shape, block_shape, random_mask(shape, block_shape, sparsity), bias, gelu)
+        dense, sparse = dense.bfloat16().double(), sparse.bfloat16()
+        for tokens in (1, 13, 43):
+            inputs = torch.randn(tokens, shape[1]).bfloat16()
+            outputs, expected = sparse(inputs), dense(inputs.double())
+            assert outputs.dtype == torch.bfloat16
+            rounding = 2.0**-8 if build.cpu_kernel().bfloat16 and block_shape[1] % 2 == 0 else 2.0**-6
+            assert ((outputs - expected).abs() <= rounding * expected.abs() + 1e-4 * expected.abs().max()).all()
+
+
+def test_bfloat16_rounds_ties_to_even_and_keeps_what_is_not_finite():
+    if build.cpu_kernel().bfloat16 is None:
+        pytest.skip("this CPU has no instructions for bfloat16")
+    inputs = torch.tensor([[1.0, 2.0**-8], [1 + 2.0**-7, 2.0**-8], [torch.inf, 1.0], [torch.nan, 1.0]]).bfloat16()
+    expected = torch.tensor([1.0, 1 + 2.0**-6, torch.inf, torch.nan]).bfloat16()
+    for height in (3, 8, 16):  # vectors of one number, of half a register, of a whole one
+        linear = nn.Linear(2, height, bias=False)
+        layer = BlockSparseLinear.from_linear(linear, torch.ones(1, 1, dtype=torch.bool), (height, 2)).bfloat16()
+        layer.values.fill_(1.0)
+        assert torch.equal(layer(inputs).nan_to_num(7.0), expected.nan_to_num(7.0)[:, None].expand(4, height))
+
+
 @pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize("tokens", [1, 20, 43, 300])
 def test_two_threads_give_the_bits_that_one_gives(tokens):
@@ -209,7 +234,24 @@ def test_a_damaged_state_dict_is_refused():
 def test_repr_says_what_runs():
     _, sparse = masked_pair((64, 48), (32, 16), random_mask((64, 48), (32, 16), 0.5))
     assert f"block_shape=32x16, sparsity=0.500, path={build.cpu_kernel().instruction_set}" in repr(sparse)
-    assert "path=masked dense (no kernel for bfloat16 on 'cpu')" in repr(sparse.bfloat16())
+    assert "path=masked dense (no kernel for float16 on 'cpu')" in repr(sparse.half())
+
+
+@pytest.mark.usefixtures("_fresh_kernel")
+def test_repr_says_what_bfloat16_needs(monkeypatch):
+    _, sparse = masked_pair((64, 48), (32, 16), random_mask((64, 48), (32, 16), 0.5))
+    _, odd = masked_pair((64, 48), (32, 3), random_mask((64, 48), (32, 3), 0.5))
+    if (name := build.cpu_kernel().bfloat16) is not None:
+        assert f"path={name})" in repr(sparse.bfloat16())
+        assert "path=masked dense (no kernel for blocks of 3 columns, an odd number, in bfloat16)" in repr(
+            odd.bfloat16()
+        )
+    build.cpu_kernel.cache_clear()
+    monkeypatch.setenv("LPVIT_INSTRUCTION_SET", "sse")
+    if build.cpu_kernel().instruction_set == "sse":
+        assert "path=masked dense ('sse' has no kernel for bfloat16)" in repr(sparse.bfloat16())
+        inputs = torch.randn(5, 48).bfloat16()
+        assert torch.equal(sparse(inputs), nn.functional.linear(inputs, sparse.dense_weight(), sparse.bias))
 
 
 def test_the_operator_keeps_the_rules_of_torch():

@@ -32,24 +32,29 @@ class InstructionSet:
         flags: That let the compiler use it.
         lanes: Floats in a vector.
         tile_tokens: Tokens that, times two vectors of sums, fit the registers.
+        bfloat16: Whether the kernel is one for bfloat16, instead of float32.
     """
 
     name: str
     flags: tuple[str, ...]
     lanes: int
     tile_tokens: int
+    bfloat16: bool = False
 
     def definitions(self) -> tuple[str, ...]:
         return (
             f"-DLPVIT_ISA={self.name}",
             f"-DLPVIT_LANES={self.lanes}",
             f"-DLPVIT_TILE_TOKENS={self.tile_tokens}",
+            *(["-DLPVIT_BF16"] if self.bfloat16 else []),
         )
 
 
 _X86 = ("-mfma", "-mprfchw")
+_BF16 = ("-mavx512f", "-mavx512vl", "-mavx512bf16")
 INSTRUCTION_SETS = {
     "x86_64": (
+        InstructionSet("avx512_bf16", (*_X86, *_BF16), lanes=16, tile_tokens=14, bfloat16=True),
         InstructionSet("avx512", (*_X86, "-mavx512f"), lanes=16, tile_tokens=14),
         InstructionSet("avx2", (*_X86, "-mavx2"), lanes=8, tile_tokens=6),
         InstructionSet("sse", (), lanes=4, tile_tokens=6),
@@ -60,9 +65,16 @@ INSTRUCTION_SETS = {
 
 @dataclass(frozen=True)
 class CpuKernel:
-    """The kernel of this process: the instruction set that it uses, or why there is none."""
+    """The kernels of this process: the instruction set that they use, or why there are none.
+
+    Attributes:
+        instruction_set: Of the kernel for float32; None if there is none.
+        bfloat16: Of the kernel for bfloat16; None if there is none.
+        reason: Why there are none.
+    """
 
     instruction_set: str | None
+    bfloat16: str | None = None
     reason: str = ""
 
 
@@ -75,11 +87,14 @@ def cpu_kernel() -> CpuKernel:
     try:
         library = ctypes.CDLL(str(_built_library()))
     except _BuildError as error:
-        return CpuKernel(None, str(error))
+        return CpuKernel(None, reason=str(error))
     wanted = os.environ.get("LPVIT_INSTRUCTION_SET", "")
-    library.lpvit_choose_kernel.restype = ctypes.c_char_p
+    library.lpvit_choose_kernel.restype = library.lpvit_bfloat16_kernel.restype = ctypes.c_char_p
     chosen = library.lpvit_choose_kernel(wanted.encode())
-    return CpuKernel(chosen.decode()) if chosen else CpuKernel(None, f"LPVIT_INSTRUCTION_SET: no '{wanted}' here")
+    if not chosen:
+        return CpuKernel(None, reason=f"LPVIT_INSTRUCTION_SET: no '{wanted}' here")
+    bfloat16 = library.lpvit_bfloat16_kernel()
+    return CpuKernel(chosen.decode(), bfloat16.decode() if bfloat16 else None)
 
 
 def cache_folder() -> Path:

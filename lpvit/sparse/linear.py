@@ -108,7 +108,7 @@ class BlockSparseLinear(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        path = path_for(self.values.device, self.values.dtype)
+        path = path_for(self.values.device, self.values.dtype, self.values.shape[2])
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"gelu={self.gelu}, block_shape={self.values.shape[1]}x{self.values.shape[2]}, "

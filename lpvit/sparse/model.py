@@ -91,7 +91,7 @@ def _replace(
     sparse = BlockSparseLinear.from_linear(dense, keep_mask, block_shape, gelu=activation is not None)
     seconds: tuple[float, float] | tuple[None, None] = (None, None)
     if tokens is not None:
-        path = path_for(dense.weight.device, dense.weight.dtype)
+        path = path_for(dense.weight.device, dense.weight.dtype, block_shape[1])
         if path.reason:
             return LayerChoice(layer, False, sparsity, reason=path.reason)
         seconds = _timed(nn.Sequential(dense, *([activation] if activation else [])), sparse, tokens)

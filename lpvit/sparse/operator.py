@@ -72,19 +72,37 @@ class Path:
     reason: str = ""
 
 
-def path_for(device: torch.device, dtype: torch.dtype) -> Path:
-    """The implementation for tensors of this device and dtype; builds the CPU kernel if it is the one."""
+def path_for(device: torch.device, dtype: torch.dtype, block_columns: int = 2) -> Path:
+    """The implementation for tensors of this device and dtype; builds the CPU kernels if it is one of them.
+
+    Args:
+        device: Of values and inputs.
+        dtype: Of values and inputs.
+        block_columns: c; the CPU kernel for bfloat16 takes them in pairs.
+    """
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return Path("masked dense", "Triton is not installed")
-    dtypes = {"cuda": (torch.float16, torch.bfloat16, torch.float32), "cpu": (torch.float32,)}
+    dtypes = {"cuda": (torch.float16, torch.bfloat16, torch.float32), "cpu": (torch.float32, torch.bfloat16)}
     if device.type not in dtypes:
         return Path("masked dense", f"no kernel for the device '{device.type}'")
     if dtype not in dtypes[device.type]:
         return Path("masked dense", f"no kernel for {str(dtype).removeprefix('torch.')} on '{device.type}'")
-    if device.type == "cuda":
-        return Path("triton")
+    return Path("triton") if device.type == "cuda" else _cpu_path(dtype, block_columns)
+
+
+def _cpu_path(dtype: torch.dtype, block_columns: int) -> Path:
     kernel = cpu_kernel()
-    return Path(kernel.instruction_set) if kernel.instruction_set else Path("masked dense", kernel.reason)
+    if dtype == torch.float32:
+        name, reason = kernel.instruction_set, kernel.reason
+    else:
+        name, reason = kernel.bfloat16, kernel.reason or f"'{kernel.instruction_set}' has no kernel for bfloat16"
+        if name and block_columns % 2:
+            name, reason = None, f"no kernel for blocks of {block_columns} columns, an odd number, in bfloat16"
+    return Path(name) if name else Path("masked dense", reason)
+
+
+def _path_of(values: Tensor) -> Path:
+    return path_for(values.device, values.dtype, values.shape[2])
 
 
 def _masked_dense_linear(
@@ -96,7 +114,7 @@ def _masked_dense_linear(
     out_features: int,
     gelu: bool,
 ) -> Tensor:
-    _log_once(path_for(values.device, values.dtype).reason)
+    _log_once(_path_of(values).reason)
     grid = BlockGrid((out_features, inputs.shape[-1]), (values.shape[1], values.shape[2]))
     weight = decompress(values, crow_indices, col_indices, grid)
     outputs = F.linear(inputs, weight, bias)
@@ -105,7 +123,7 @@ def _masked_dense_linear(
 
 def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Tensor | int | bool | None) -> Tensor:
     """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
-    kernel_was_registered = path_for(values.device, values.dtype).reason == "" and values.device.type == "cpu"
+    kernel_was_registered = _path_of(values).reason == "" and values.device.type == "cpu"
     operator = torch.ops.lpvit.block_sparse_linear if kernel_was_registered else torch.ops.lpvit.masked_dense_linear
     outputs: Tensor = operator(inputs, values, *others)
     return outputs
@@ -121,7 +139,7 @@ def _linear_on_gpu(
     gelu: bool,
 ) -> Tensor:
     arguments = (values, crow_indices, col_indices, bias, out_features, gelu)
-    if path_for(values.device, values.dtype).reason:
+    if _path_of(values).reason:
         outputs: Tensor = torch.ops.lpvit.masked_dense_linear(inputs, *arguments)
         return outputs
     from lpvit.sparse.triton_kernel import block_sparse_linear as linear_by_triton

@@ -7,13 +7,14 @@
 
 namespace lpvit {
 
+// Its numbers are those of the kernel that it is for: float, or bfloat16 with an even c.
 struct Problem {
-  const float* inputs;          // (M, I)
-  const float* values;          // (K, c, r): every block column by column, so that outputs are neighbours
+  const void* inputs;           // (M, I)
+  const void* values;           // (K, c, r): every block column by column, so that outputs are neighbours
   const int32_t* crow_indices;  // (R + 1,)
   const int32_t* col_indices;   // (K,)
-  const float* bias;            // (O,) or null
-  float* outputs;               // (M, O)
+  const void* bias;             // (O,) or null
+  void* outputs;                // (M, O)
   int64_t tokens, in_features, out_features;
   int64_t block_rows, block_columns;  // r, c
   int64_t grid_rows;                  // R
@@ -28,11 +29,12 @@ struct Part {
 // The kernel for one instruction set.
 struct Kernel {
   const char* name;
-  int64_t tile_tokens;                // tokens that it works on at once
-  int64_t (*depth)(const Problem&);   // inputs of a token that it works on at once
-  void (*run)(const Problem&, const Part&, float* scratch);  // scratch: depth floats per token, aligned to 64 bytes
+  int64_t tile_tokens;                     // tokens that it works on at once
+  int64_t (*scratch_bytes)(const Problem&);  // per token
+  void (*run)(const Problem&, const Part&, void* scratch);  // scratch: aligned to 64 bytes
 };
 
 extern const Kernel avx512_kernel, avx2_kernel, sse_kernel, neon_kernel;
+extern const Kernel avx512_bf16_kernel;  // for bfloat16
 
 }  // namespace lpvit

@@ -23,32 +23,45 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The kernels that this CPU can run, best first.
-std::vector<const Kernel*> usable_kernels() {
+// The kernels of an instruction set; null where it has none for bfloat16.
+struct Kernels {
+  const Kernel* for_float;
+  const Kernel* for_bfloat16 = nullptr;
+
+  const Kernel* of(ScalarType type) const {
+    return type == ScalarType::Float ? for_float : type == ScalarType::BFloat16 ? for_bfloat16 : nullptr;
+  }
+};
+
+// Those that this CPU can run, best first.
+std::vector<Kernels> usable_kernels() {
 #if defined(__x86_64__)
-  std::vector<const Kernel*> kernels;
+  std::vector<Kernels> kernels;
   const bool has_fma = __builtin_cpu_supports("fma");
-  if (has_fma && __builtin_cpu_supports("avx512f")) kernels.push_back(&avx512_kernel);
-  if (has_fma && __builtin_cpu_supports("avx2")) kernels.push_back(&avx2_kernel);
-  kernels.push_back(&sse_kernel);
+  const bool has_bfloat16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl");
+  if (has_fma && __builtin_cpu_supports("avx512f")) {
+    kernels.push_back({&avx512_kernel, has_bfloat16 ? &avx512_bf16_kernel : nullptr});
+  }
+  if (has_fma && __builtin_cpu_supports("avx2")) kernels.push_back({&avx2_kernel});
+  kernels.push_back({&sse_kernel});
   return kernels;
 #else
-  return {&neon_kernel};
+  return {{&neon_kernel}};
 #endif
 }
 
-const Kernel* chosen_kernel = usable_kernels().front();
+Kernels chosen_kernels = usable_kernels().front();
 
 // Panels that a thread keeps from call to call.
-float* scratch_of_thread(int64_t floats) {
+void* scratch_of_thread(int64_t bytes) {
   struct Free {
-    void operator()(float* memory) const { std::free(memory); }
+    void operator()(void* memory) const { std::free(memory); }
   };
-  thread_local std::unique_ptr<float, Free> memory;
+  thread_local std::unique_ptr<void, Free> memory;
   thread_local int64_t size = 0;
-  if (floats > size) {
-    size = (floats + 15) / 16 * 16;
-    memory.reset(static_cast<float*>(std::aligned_alloc(64, size * sizeof(float))));
+  if (bytes > size) {
+    size = (bytes + 63) / 64 * 64;
+    memory.reset(std::aligned_alloc(64, size));
   }
   return memory.get();
 }
@@ -103,12 +116,12 @@ void run(const Problem& problem, const Kernel& kernel) {
     for (int64_t index; (index = next.fetch_add(1)) < parts.count();) {
       const Part part = parts.part(index);
       kernel.run(problem, part,
-                 scratch_of_thread((part.last_token - part.first_token) * kernel.depth(problem)));
+                 scratch_of_thread((part.last_token - part.first_token) * kernel.scratch_bytes(problem)));
     }
   });
 }
 
-// What runs for other dtypes, which have no kernel.
+// What runs where there is no kernel.
 Tensor masked_dense_linear(const Tensor& inputs, const Tensor& values, const Tensor& crow_indices,
                            const Tensor& col_indices, const std::optional<Tensor>& bias, int64_t out_features,
                            bool gelu) {
@@ -123,7 +136,8 @@ Tensor masked_dense_linear(const Tensor& inputs, const Tensor& values, const Ten
 void check(const Tensor& inputs, const Tensor& values, const Tensor& crow_indices, const Tensor& col_indices,
            const std::optional<Tensor>& bias, int64_t out_features) {
   const auto is_int = [](const Tensor& t) { return t.scalar_type() == ScalarType::Int && t.is_contiguous(); };
-  STD_TORCH_CHECK(inputs.dim() >= 1 && inputs.scalar_type() == ScalarType::Float, "inputs: expected float32");
+  const ScalarType type = values.scalar_type();
+  STD_TORCH_CHECK(inputs.dim() >= 1 && inputs.scalar_type() == type, "inputs: expected the dtype of the values");
   STD_TORCH_CHECK(values.dim() == 3, "values: expected (blocks, rows, columns)");
   STD_TORCH_CHECK(is_int(crow_indices) && is_int(col_indices), "indices: expected contiguous int32");
   const int64_t grid_rows = (out_features + values.size(1) - 1) / values.size(1);
@@ -132,14 +146,15 @@ void check(const Tensor& inputs, const Tensor& values, const Tensor& crow_indice
   STD_TORCH_CHECK(col_indices.dim() == 1 && col_indices.size(0) == values.size(0), "col_indices: expected one a block");
   STD_TORCH_CHECK(static_cast<const int32_t*>(crow_indices.const_data_ptr())[grid_rows] == values.size(0),
                   "crow_indices: expected to end at the number of blocks");
-  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == out_features &&
-                            bias->scalar_type() == ScalarType::Float),
-                  "bias: expected float32 of ", out_features);
+  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == out_features && bias->scalar_type() == type),
+                  "bias: expected the dtype of the values and ", out_features, " numbers");
 }
 
 Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices,
                            std::optional<Tensor> bias, int64_t out_features, bool gelu) {
-  if (values.scalar_type() != ScalarType::Float) {
+  const Kernel* kernel = chosen_kernels.of(values.scalar_type());
+  const bool has_pairs = values.dim() == 3 && values.size(2) % 2 == 0;
+  if (!kernel || (values.scalar_type() == ScalarType::BFloat16 && !has_pairs)) {
     return masked_dense_linear(inputs, values, crow_indices, col_indices, bias, out_features, gelu);
   }
   check(inputs, values, crow_indices, col_indices, bias, out_features);
@@ -153,12 +168,12 @@ Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Te
   Tensor outputs = torch::stable::new_empty(inputs, shape);
 
   Problem problem{};
-  problem.inputs = static_cast<const float*>(inputs.const_data_ptr());
-  problem.values = static_cast<const float*>(weights.const_data_ptr());
+  problem.inputs = inputs.const_data_ptr();
+  problem.values = weights.const_data_ptr();
   problem.crow_indices = static_cast<const int32_t*>(crow_indices.const_data_ptr());
   problem.col_indices = static_cast<const int32_t*>(col_indices.const_data_ptr());
-  problem.bias = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr;
-  problem.outputs = static_cast<float*>(outputs.mutable_data_ptr());
+  problem.bias = bias ? bias->const_data_ptr() : nullptr;
+  problem.outputs = outputs.mutable_data_ptr();
   problem.tokens = outputs.numel() / std::max<int64_t>(out_features, 1);
   problem.in_features = in_features;
   problem.out_features = out_features;
@@ -166,7 +181,7 @@ Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Te
   problem.block_columns = values.size(2);
   problem.grid_rows = crow_indices.size(0) - 1;
   problem.gelu = gelu;
-  run(problem, *chosen_kernel);
+  run(problem, *kernel);
   return outputs;
 }
 
@@ -177,13 +192,19 @@ STABLE_TORCH_LIBRARY_IMPL(lpvit, CPU, library) {
   library.impl("block_sparse_linear", TORCH_BOX(&lpvit::block_sparse_linear));
 }
 
-// Makes the kernel of this name run from now on, the best one for an empty name. Its name; null if the CPU lacks it.
+// Makes the kernels of this name run from now on, the best ones for an empty name. Their name; null if the CPU has none.
 extern "C" __attribute__((visibility("default"))) const char* lpvit_choose_kernel(const char* name) {
-  for (const lpvit::Kernel* kernel : lpvit::usable_kernels()) {
-    if (*name == '\0' || std::strcmp(name, kernel->name) == 0) {
-      lpvit::chosen_kernel = kernel;
-      return kernel->name;
+  for (const lpvit::Kernels& kernels : lpvit::usable_kernels()) {
+    if (*name == '\0' || std::strcmp(name, kernels.for_float->name) == 0) {
+      lpvit::chosen_kernels = kernels;
+      return kernels.for_float->name;
     }
   }
   return nullptr;
+}
+
+// The name of the kernel for bfloat16 that runs; null if there is none.
+extern "C" __attribute__((visibility("default"))) const char* lpvit_bfloat16_kernel() {
+  const lpvit::Kernel* kernel = lpvit::chosen_kernels.for_bfloat16;
+  return kernel ? kernel->name : nullptr;
 }
