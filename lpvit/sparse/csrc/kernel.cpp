@@ -91,10 +91,10 @@ uint16_t to_bfloat16(float number) {
 template <int lanes>
 void store(uint16_t* to, Vector<lanes> value) {
   if constexpr (lanes == 16) {
-    const __m256bh rounded = _mm512_cvtneps_pbh(std::bit_cast<__m512>(value));
+    const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
     std::memcpy(to, &rounded, sizeof rounded);
   } else if constexpr (lanes == 8) {
-    const __m128bh rounded = _mm256_cvtneps_pbh(std::bit_cast<__m256>(value));
+    const __m128bh rounded = _mm256_cvtneps_pbh(reinterpret_cast<__m256>(value));
     std::memcpy(to, &rounded, sizeof rounded);
   } else {
     *to = to_bfloat16(value[0]);
@@ -106,9 +106,9 @@ template <int lanes>
 typename VectorOf<lanes>::Int widened(const uint16_t* from) {
   using Int = typename VectorOf<lanes>::Int;
   if constexpr (lanes == 16) {
-    return std::bit_cast<Int>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+    return reinterpret_cast<Int>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
   } else if constexpr (lanes == 8) {
-    return std::bit_cast<Int>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+    return reinterpret_cast<Int>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   } else {
     return Int{*from};
   }
@@ -117,26 +117,24 @@ typename VectorOf<lanes>::Int widened(const uint16_t* from) {
 // Weights of a column and of the next one, in turn.
 template <int lanes>
 Vector<lanes> load_weights(const uint16_t* column, int64_t block_rows) {
-  return std::bit_cast<Vector<lanes>>(widened<lanes>(column) | widened<lanes>(column + block_rows) << 16);
+  return reinterpret_cast<Vector<lanes>>(widened<lanes>(column) | widened<lanes>(column + block_rows) << 16);
 }
 
 template <int lanes>
 Vector<lanes> multiply_add(const uint16_t* x, Vector<lanes> weights, Vector<lanes> sum) {
-  if constexpr (lanes == 1) {
-    const auto [low, high] = std::bit_cast<std::array<uint16_t, 2>>(weights);
-    return sum + to_float(x[0]) * to_float(low) + to_float(x[1]) * to_float(high);
+  int32_t pair;
+  std::memcpy(&pair, x, sizeof pair);
+  if constexpr (lanes == 16) {
+    const auto inputs = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+    const auto columns = reinterpret_cast<__m512bh>(weights);
+    return reinterpret_cast<Vector<16>>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), inputs, columns));
+  } else if constexpr (lanes == 8) {
+    const auto inputs = reinterpret_cast<__m256bh>(_mm256_set1_epi32(pair));
+    const auto columns = reinterpret_cast<__m256bh>(weights);
+    return reinterpret_cast<Vector<8>>(_mm256_dpbf16_ps(reinterpret_cast<__m256>(sum), inputs, columns));
   } else {
-    int32_t pair;
-    std::memcpy(&pair, x, sizeof pair);
-    if constexpr (lanes == 16) {
-      const __m512i inputs = _mm512_set1_epi32(pair);
-      return std::bit_cast<Vector<16>>(_mm512_dpbf16_ps(std::bit_cast<__m512>(sum), std::bit_cast<__m512bh>(inputs),
-                                                        std::bit_cast<__m512bh>(weights)));
-    } else {
-      const __m256i inputs = _mm256_set1_epi32(pair);
-      return std::bit_cast<Vector<8>>(_mm256_dpbf16_ps(std::bit_cast<__m256>(sum), std::bit_cast<__m256bh>(inputs),
-                                                       std::bit_cast<__m256bh>(weights)));
-    }
+    const auto [low, high] = std::bit_cast<std::array<uint16_t, 2>>(weights[0]);
+    return sum + to_float(x[0]) * to_float(low) + to_float(x[1]) * to_float(high);
   }
 }
 
