@@ -315,6 +315,18 @@ def test_a_sparse_vit_equals_the_masked_one_eager_compiled_and_exported():
     assert_equal(torch.export.export(sparse, (images,)).module()(images), expected)
 
 
+def test_a_sparse_vit_in_bfloat16_equals_the_masked_one_but_for_rounding():
+    dense, keep_masks = masked_vit()
+    sparse = copy.deepcopy(dense).bfloat16()
+    sparsify(sparse, keep_masks, (16, 16), only_faster=False)
+    images = torch.randn(2, 3, 16, 16)
+    expected, outputs = dense(images), sparse(images.bfloat16()).float()
+    in_bfloat16 = dense.bfloat16()(images.bfloat16()).float()
+    largest = expected.abs().max()
+    assert (outputs - expected).abs().max() <= max(2 * (in_bfloat16 - expected).abs().max(), 1e-2 * largest)
+    assert (outputs - expected).abs().max() <= 0.05 * largest
+
+
 def test_inductor_compiles_the_layer_whole():
     dense, sparse = masked_pair((64, 48), (16, 16), random_mask((64, 48), (16, 16), 0.5))
     inputs = torch.randn(2, 5, 48)
