@@ -1,5 +1,7 @@
 """Peak memory of a piece of work."""
 
+import ctypes
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ def _reset() -> int:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # else what the allocator still holds of earlier work hides what is needed
         Path("/proc/self/clear_refs").write_text("5")
     return _highest()
 

@@ -382,7 +382,8 @@ def _table(runs: pd.DataFrame) -> str:
         cells = [str(arm), str(reconstruction), str(of_arm["seed"].nunique())]
         for column, digits in (("top1", 1), ("distortion", 2), ("finetuned_top1", 1)):
             cells += [_mean(of_arm.loc[of_arm["macs"] == macs, column].dropna(), digits) for macs in budgets]
-        cells += [_mean(of_arm["seconds"], 1), f"{of_arm['peak_mib'].max():.0f}"]
+        peaks = of_arm["peak_mib"].dropna()
+        cells += [_mean(of_arm["seconds"], 1), "-" if peaks.empty else f"{peaks.max():.0f}"]
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
