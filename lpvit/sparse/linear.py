@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lpvit.blocks import BlockGrid
 from lpvit.errors import LpvitError
-from lpvit.sparse.operator import block_sparse_linear, path_for
+from lpvit.sparse.operator import block_sparse_linear, path_of
 from lpvit.sparse.storage import compress, decompress, indexed_keep_mask
 
 
@@ -108,7 +108,7 @@ class BlockSparseLinear(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        path = path_for(self.values.device, self.values.dtype, self.values.shape[2])
+        path = path_of(self.values)
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"gelu={self.gelu}, block_shape={self.values.shape[1]}x{self.values.shape[2]}, "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lpvit.masks import KeepMasks, expand_keep_masks, zero_pruned
 from lpvit.models import matrix_layers
 from lpvit.sparse.linear import BlockSparseLinear
-from lpvit.sparse.operator import path_for
+from lpvit.sparse.operator import path_of
 from lpvit.timing import time_in_turns
 
 _logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _replace(
     sparse = BlockSparseLinear.from_linear(dense, keep_mask, block_shape, gelu=activation is not None)
     seconds: tuple[float, float] | tuple[None, None] = (None, None)
     if tokens is not None:
-        path = path_for(dense.weight.device, dense.weight.dtype, block_shape[1])
+        path = path_of(sparse.values)
         if path.reason:
             return LayerChoice(layer, False, sparsity, reason=path.reason)
         seconds = _timed(nn.Sequential(dense, *([activation] if activation else [])), sparse, tokens)

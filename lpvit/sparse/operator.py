@@ -101,7 +101,8 @@ def _cpu_path(dtype: torch.dtype, block_columns: int) -> Path:
     return Path(name) if name else Path("masked dense", reason)
 
 
-def _path_of(values: Tensor) -> Path:
+def path_of(values: Tensor) -> Path:
+    """The implementation for a layer with these values (K, r, c)."""
     return path_for(values.device, values.dtype, values.shape[2])
 
 
@@ -114,7 +115,7 @@ def _masked_dense_linear(
     out_features: int,
     gelu: bool,
 ) -> Tensor:
-    _log_once(_path_of(values).reason)
+    _log_once(path_of(values).reason)
     grid = BlockGrid((out_features, inputs.shape[-1]), (values.shape[1], values.shape[2]))
     weight = decompress(values, crow_indices, col_indices, grid)
     outputs = F.linear(inputs, weight, bias)
@@ -123,7 +124,7 @@ def _masked_dense_linear(
 
 def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Tensor | int | bool | None) -> Tensor:
     """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
-    kernel_was_registered = _path_of(values).reason == "" and values.device.type == "cpu"
+    kernel_was_registered = path_of(values).reason == "" and values.device.type == "cpu"
     operator = torch.ops.lpvit.block_sparse_linear if kernel_was_registered else torch.ops.lpvit.masked_dense_linear
     outputs: Tensor = operator(inputs, values, *others)
     return outputs
@@ -139,7 +140,7 @@ def _linear_on_gpu(
     gelu: bool,
 ) -> Tensor:
     arguments = (values, crow_indices, col_indices, bias, out_features, gelu)
-    if _path_of(values).reason:
+    if path_of(values).reason:
         outputs: Tensor = torch.ops.lpvit.masked_dense_linear(inputs, *arguments)
         return outputs
     from lpvit.sparse.triton_kernel import block_sparse_linear as linear_by_triton
