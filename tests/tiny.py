@@ -1,0 +1,36 @@
+"""Tiny models and images, made alike for all tests: small enough for a hundred passes a second, random but not trivial.
+
+N = images; C, H, W = channels, height and width.
+"""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+VIT = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 20, "depth": 2, "num_heads": 2}
+SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2)}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_tiny_patch16_224", VIT),
+    "deit": ("deit_tiny_distilled_patch16_224", VIT),
+    "swin": ("swin_tiny_patch4_window7_224", SWIN),
+}
+
+
+def dense_model(kind: str) -> nn.Module:
+    """As a user makes it: by timm, which does not note the options."""
+    name, options = MODELS[kind]
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, num_classes=5, **options)
+    for parameter in model.parameters():  # timm starts with weights so small that outputs hardly depend on images
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def photographs(kind: str, count: int = 24) -> Tensor:
+    """Smooth random images that the model takes, (N, C, H, W)."""
+    options = MODELS[kind][1]
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.randn(count, options.get("in_chans", 3), 4, 4, generator=generator)
+    return nn.functional.interpolate(coarse, (options["img_size"],) * 2, mode="bilinear")
