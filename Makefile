@@ -18,7 +18,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m lpvit.reference --check
+	$(BIN)/python -m lpvit.config.reference --check
 	$(BIN)/snakemake --lint
 
 # Pins and hashes of everything, for all platforms, from the ranges in pyproject.toml.

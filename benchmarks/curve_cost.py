@@ -19,11 +19,13 @@ import torch
 from memory import measured_peak
 from torch import Tensor, nn
 
-from lpvit.gauss_newton import block_products, statistics_with_products
-from lpvit.masks import pruning_ranks
-from lpvit.models import LayerSpec, create_model, matrix_layers, prunable_layers
-from lpvit.rate_distortion import empirical_curves, gauss_newton_curves
-from lpvit.statistics import block_table
+from lpvit.curves.curve import pruning_ranks
+from lpvit.curves.empirical import empirical_curves
+from lpvit.curves.gauss_newton import gauss_newton_curves
+from lpvit.curves.products import block_products, statistics_with_products
+from lpvit.curves.saliencies import block_table
+from lpvit.models.architecture import create_model
+from lpvit.models.layers import LayerSpec, matrix_layers, prunable_layers
 
 Result = TypeVar("Result")
 

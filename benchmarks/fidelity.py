@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from subject import add_arguments, read_subject
 from tqdm import tqdm
 
-from lpvit.config import Pruning
-from lpvit.gauss_newton import statistics_with_products
-from lpvit.models import LayerSpec
-from lpvit.rate_distortion import empirical_curves, rate_distortion_curves
-from lpvit.statistics import block_table
+from lpvit.curves.empirical import empirical_curves
+from lpvit.curves.products import statistics_with_products
+from lpvit.curves.rate_distortion import rate_distortion_curves
+from lpvit.curves.saliencies import block_table
+from lpvit.curves.settings import Pruning
+from lpvit.models.layers import LayerSpec
 
 PROBES = (1, 2, 4, 8)
 CORRECTION_IMAGES = (0, 32, 64)

@@ -18,7 +18,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from tqdm import tqdm
 
-from lpvit.data import Augmentation, Loader, Preprocessing, make_loader
+from lpvit.data.loading import Loader, make_loader
+from lpvit.data.preprocessing import Augmentation, Preprocessing
 
 CASES: dict[str, Augmentation | None] = {
     "evaluation": None,

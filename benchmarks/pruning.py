@@ -31,22 +31,26 @@ from subject import Batches, Subject, add_arguments, read_subject
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lpvit.allocation import allocate
-from lpvit.config import Budget, Pruning, Recipe, Section
-from lpvit.cost import measure_costs
-from lpvit.data import Preprocessing
-from lpvit.data.splits import SplitLoaders
-from lpvit.finetune import train
-from lpvit.gauss_newton import block_products
-from lpvit.gradual import before_last_step
-from lpvit.inference import sparsify
-from lpvit.masks import build_keep_masks
-from lpvit.narrowing import narrow
-from lpvit.pruned import Pruned
-from lpvit.rate_distortion import rate_distortion_curves
-from lpvit.reconstruction import pruned_weights
-from lpvit.statistics import Statistics, block_table, collect_statistics
-from lpvit.timing import time_in_turns
+from lpvit.allocation.allocate import allocate
+from lpvit.allocation.settings import Budget
+from lpvit.api.pruned import Pruned
+from lpvit.api.sparsify import sparsify
+from lpvit.curves.products import block_products
+from lpvit.curves.rate_distortion import rate_distortion_curves
+from lpvit.curves.saliencies import block_table
+from lpvit.curves.settings import Pruning
+from lpvit.curves.statistics import Statistics, collect_statistics
+from lpvit.data.preprocessing import Preprocessing
+from lpvit.measure.timing import time_in_turns
+from lpvit.models.cost import measure_costs
+from lpvit.settings import Section
+from lpvit.training.settings import Recipe
+from lpvit.training.splits import SplitLoaders
+from lpvit.training.train import train
+from lpvit.weights.masks import build_keep_masks
+from lpvit.weights.narrowing import narrow
+from lpvit.weights.reconstruction import pruned_weights
+from lpvit.weights.steps import before_last_step
 
 KEY = ["arm", "reconstruction", "macs", "block_shape", "seed"]
 MEASURED = ["achieved", "dense_top1", "top1", "distortion", "seconds", "peak_mib"]
@@ -54,7 +58,7 @@ FINETUNED = ["finetuned_top1", "speed_up"]
 
 
 class Arm(Section):
-    """A way of pruning, by options of `lpvit.config.Pruning` and `lpvit.config.Budget`."""
+    """A way of pruning, by options of `lpvit.curves.settings.Pruning` and `lpvit.allocation.settings.Budget`."""
 
     pruning: dict[str, Any] = Field({})
     budget: dict[str, Any] = Field({})

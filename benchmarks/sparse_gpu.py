@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 from tqdm import tqdm
 
-from lpvit.blocks import BlockGrid
-from lpvit.masks import expand_keep_masks, load_masks, zero_pruned
-from lpvit.models import LayerSpec, input_size, matrix_layers, prunable_layers
-from lpvit.sparse import BlockSparseLinear, compress, sparsify
+from lpvit.measure.sparsify import sparsify_layers
+from lpvit.models.architecture import input_size
+from lpvit.models.blocks import BlockGrid
+from lpvit.models.layers import LayerSpec, matrix_layers, prunable_layers
+from lpvit.sparse import BlockSparseLinear, compress
+from lpvit.weights.masks import expand_keep_masks, load_masks, zero_pruned
 
 Replay = Callable[[], None]
 DTYPE = torch.bfloat16
@@ -63,7 +65,7 @@ def random_keep_mask(layer: LayerSpec, block_shape: tuple[int, int], sparsity: f
 def block_sparse_model(model: nn.Module, keep_masks: Mapping[str, Tensor], block_shape: tuple[int, int]) -> nn.Module:
     """A copy with every masked layer replaced, faster or not; the GELU after each fc1 moves into it."""
     sparse = copy.deepcopy(model)
-    sparsify(sparse, keep_masks, block_shape, only_faster=False)
+    sparsify_layers(sparse, keep_masks, block_shape, only_faster=False)
     return sparse
 
 

@@ -26,11 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
 
-from lpvit.benchmark import TOLERANCE
-from lpvit.blocks import BlockGrid
-from lpvit.masks import expand_keep_masks, load_masks, zero_pruned
-from lpvit.models import create_model, input_size, load_model, matrix_layers, prunable_layers
-from lpvit.sparse import BlockSparseLinear, sparsify
+from lpvit.measure.sparsify import sparsify_layers
+from lpvit.measure.speed import TOLERANCE
+from lpvit.models.architecture import create_model, input_size, load_model
+from lpvit.models.blocks import BlockGrid
+from lpvit.models.layers import matrix_layers, prunable_layers
+from lpvit.sparse import BlockSparseLinear
+from lpvit.weights.masks import expand_keep_masks, load_masks, zero_pruned
 
 WIDTHS = {"DeiT-T": 192, "DeiT-S": 384, "DeiT-B": 768}
 TOKENS = 197
@@ -98,7 +100,7 @@ def measure_model(arguments: argparse.Namespace) -> pd.DataFrame:
     dense, keep_masks, block_shape = given_model(arguments) if arguments.pruned else random_model(arguments)
     zero_pruned(dict(dense.named_parameters()), expand_keep_masks(dense, keep_masks, block_shape))
     sparse = copy.deepcopy(dense)
-    choices = sparsify(sparse, keep_masks, block_shape, arguments.batch_size)
+    choices = sparsify_layers(sparse, keep_masks, block_shape, arguments.batch_size)
     print(f"stay dense: {', '.join(choice.layer for choice in choices if not choice.sparse) or 'none'}")
     images = torch.randn(arguments.batch_size, *input_size(dense))
     models = {"dense": dense, "sparse": sparse}

@@ -10,11 +10,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lpvit.config import Compute, Config, parse_config
-from lpvit.data import evaluation_loader, sample_calibration, usable_images
+from lpvit.config.config import Config, parse_config
+from lpvit.data.calibration import sample_calibration
+from lpvit.data.index import usable_images
+from lpvit.data.loading import evaluation_loader
 from lpvit.errors import LpvitError
-from lpvit.models import Architecture, LayerSpec, load_model, matrix_layers, prunable_layers
-from lpvit.schemas import IMAGES, read_parquet
+from lpvit.models.architecture import Architecture, load_model
+from lpvit.models.layers import LayerSpec, matrix_layers, prunable_layers
+from lpvit.settings import Compute
+from lpvit.store.schemas import IMAGES, read_parquet
 
 Batches = list[tuple[Tensor, Tensor]]  # images (N, C, H, W) and labels (N,)
 

@@ -7,28 +7,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lpvit.checkpoint import load, save
-    from lpvit.config import Budget, Pruning
+    from lpvit.allocation.settings import Budget
+    from lpvit.api.checkpoint import load, save
+    from lpvit.api.export import export_onnx
+    from lpvit.api.prune import prune
+    from lpvit.api.pruned import Pruned
+    from lpvit.api.sparsify import sparsify
+    from lpvit.curves.settings import Pruning
     from lpvit.errors import LpvitError
-    from lpvit.inference import sparsify
-    from lpvit.onnx import export_onnx
-    from lpvit.pruned import Pruned
-    from lpvit.pruning import prune
 
 __version__ = "0.1.0"
 
 __all__ = ["Budget", "LpvitError", "Pruned", "Pruning", "export_onnx", "load", "prune", "save", "sparsify"]
 
 _MODULES = {
-    "Budget": "config",
+    "Budget": "allocation.settings",
     "LpvitError": "errors",
-    "Pruned": "pruned",
-    "Pruning": "config",
-    "export_onnx": "onnx",
-    "load": "checkpoint",
-    "prune": "pruning",
-    "save": "checkpoint",
-    "sparsify": "inference",
+    "Pruned": "api.pruned",
+    "Pruning": "curves.settings",
+    "export_onnx": "api.export",
+    "load": "api.checkpoint",
+    "prune": "api.prune",
+    "save": "api.checkpoint",
+    "sparsify": "api.sparsify",
 }
 
 

@@ -61,7 +61,7 @@ def outcome(model: str, pruning: str, budget: str) -> dict[str, Any]:
         logits = pruned.model(images[:1])[0].tolist()
     return {
         "kept": {layer: int(mask.sum()) for layer, mask in pruned.keep_masks.items()},
-        "squares": {layer: float(weight.double().square().sum()) for layer, weight in weights.items()},
+        "squares": {layer: float(weight.detach().double().square().sum()) for layer, weight in weights.items()},
         "logits": logits,
     }
 

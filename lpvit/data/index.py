@@ -24,7 +24,7 @@ def index_images(
     """Lists the images of both splits and decodes every file once.
 
     Args:
-        source: ``folder`` or ``digits``, as in `lpvit.config.Dataset`.
+        source: ``folder`` or ``digits``, as in `lpvit.data.settings.Dataset`.
         root: Folder that holds the splits; not used by ``digits``.
         train: Training split, a folder below ``root`` with one folder per class.
         validation: Validation split, likewise.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import timm.data
 from torch import nn
 
-from lpvit.config import Recipe
 from lpvit.errors import LpvitError
 
 
@@ -92,21 +91,6 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.rand_augment is not None:
             RandAugmentPolicy.parse(self.rand_augment)
-
-    @classmethod
-    def from_recipe(cls, recipe: Recipe) -> "Augmentation":
-        """The part of a recipe that acts on single images.
-
-        Raises:
-            LpvitError: The RandAugment policy cannot be read.
-        """
-        return cls(
-            crop_scale=recipe.crop_scale,
-            crop_ratio=recipe.crop_ratio,
-            horizontal_flip=recipe.horizontal_flip,
-            color_jitter=recipe.color_jitter,
-            rand_augment=recipe.rand_augment,
-        )
 
 
 @dataclass(frozen=True)

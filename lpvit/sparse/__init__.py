@@ -1,7 +1,6 @@
-"""Block-sparse linear layers that run faster than dense ones: storage, kernels, and the swap into a timm model."""
+"""Block-sparse linear layers that run faster than dense ones: storage and kernels."""
 
 from lpvit.sparse.linear import BlockSparseLinear
-from lpvit.sparse.model import LayerChoice, sparsify
 from lpvit.sparse.storage import compress, decompress
 
-__all__ = ["BlockSparseLinear", "LayerChoice", "compress", "decompress", "sparsify"]
+__all__ = ["BlockSparseLinear", "compress", "decompress"]

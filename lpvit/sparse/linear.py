@@ -6,8 +6,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lpvit.blocks import BlockGrid
 from lpvit.errors import LpvitError
+from lpvit.models.blocks import BlockGrid
 from lpvit.sparse.operator import block_sparse_linear, path_of
 from lpvit.sparse.storage import compress, decompress, indexed_keep_mask
 

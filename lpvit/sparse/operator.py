@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from lpvit.blocks import BlockGrid
+from lpvit.models.blocks import BlockGrid
 from lpvit.sparse.build import cpu_kernel
 from lpvit.sparse.storage import decompress
 

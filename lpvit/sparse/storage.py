@@ -7,8 +7,8 @@ K = kept blocks.
 import torch
 from torch import Tensor
 
-from lpvit.blocks import BlockGrid
 from lpvit.errors import LpvitError
+from lpvit.models.blocks import BlockGrid
 
 PARTS = ("values", "crow_indices", "col_indices")  # what `compress` returns, by their names in files
 

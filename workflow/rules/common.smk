@@ -18,9 +18,11 @@ BASE = BASE.parent if BASE.name == "workflow" else BASE
 sys.path.insert(0, str(BASE))
 os.environ.update(PYTHONPATH=os.pathsep.join(sys.path[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep)).strip(os.pathsep))
 
-from lpvit.config import Experiment, Section, parse_config
+from lpvit.config.config import Experiment
+from lpvit.settings import Section
+from lpvit.config.config import parse_config
 from lpvit.errors import LpvitError
-from lpvit.provenance import source_digest
+from lpvit.store.provenance import source_digest
 
 ENVIRONMENT = str(BASE / "workflow/envs/lpvit.yaml")  # used with --software-deployment-method conda
 

@@ -1,9 +1,9 @@
 """Curves and costs in, one keep ratio per layer out."""
 
-from lpvit.allocation import allocate
-from lpvit.inputs import allocation_inputs
-from lpvit.schemas import ALLOCATION, write_parquet
-from lpvit.stage import stage
+from lpvit.allocation.allocate import allocate
+from lpvit.stages.inputs import allocation_inputs
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import ALLOCATION, write_parquet
 
 with stage(snakemake):
     allocation = allocate(**allocation_inputs(snakemake))

@@ -1,11 +1,11 @@
 """A dense model, a pruned one and its masks in, their speed and energy on this machine out."""
 
-from lpvit.benchmark import benchmark
-from lpvit.config import Benchmark
-from lpvit.masks import load_masks
-from lpvit.models import load_model
-from lpvit.schemas import CHOICES, ENERGY, SPEED, write_parquet
-from lpvit.stage import stage
+from lpvit.measure.settings import Benchmark
+from lpvit.measure.speed import benchmark
+from lpvit.models.architecture import load_model
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import CHOICES, ENERGY, SPEED, write_parquet
+from lpvit.weights.masks import load_masks
 
 with stage(snakemake) as compute:
     name = snakemake.params.stage

@@ -1,11 +1,11 @@
 """Scores and an allocation in, keep masks and the pruned model out, its weights fitted to the dense one's if asked."""
 
-from lpvit.data import evaluation_loader
-from lpvit.masks import build_keep_masks, save_masks
-from lpvit.models import load_model, save_model
-from lpvit.reconstruction import pruned_weights
-from lpvit.schemas import ALLOCATION, BLOCKS, SAMPLES, read_parquet
-from lpvit.stage import stage
+from lpvit.data.loading import evaluation_loader
+from lpvit.models.architecture import load_model, save_model
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import ALLOCATION, BLOCKS, SAMPLES, read_parquet
+from lpvit.weights.masks import build_keep_masks, save_masks
+from lpvit.weights.reconstruction import pruned_weights
 
 with stage(snakemake) as compute:
     block_shape = tuple(snakemake.params.pruning["block_shape"])

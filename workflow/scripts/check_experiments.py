@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from lpvit.config import parse_config
-from lpvit.plan import plan_experiments
-from lpvit.schemas import IMAGES, PLAN, read_parquet, write_parquet
-from lpvit.stage import stage
+from lpvit.config.config import parse_config
+from lpvit.stages.plan import plan_experiments
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import IMAGES, PLAN, read_parquet, write_parquet
 
 with stage(snakemake):
     images = {Path(file).parent.name: read_parquet(file, IMAGES) for file in snakemake.input.images}

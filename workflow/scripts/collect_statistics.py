@@ -1,10 +1,10 @@
 """A dense model and calibration images in, block statistics of every prunable layer out."""
 
-from lpvit.artifacts import save
-from lpvit.calibrated import read_calibrated
-from lpvit.gauss_newton import statistics_with_products
-from lpvit.models import matrix_layers, prunable_layers
-from lpvit.stage import stage
+from lpvit.curves.products import statistics_with_products
+from lpvit.models.layers import matrix_layers, prunable_layers
+from lpvit.stages.calibrated import read_calibrated
+from lpvit.stages.stage import stage
+from lpvit.store.artifacts import save
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)

@@ -4,14 +4,15 @@ from dataclasses import asdict
 
 import torch
 
-from lpvit.config import Energy
-from lpvit.cost import count_macs, layer_table, measure_costs, model_metrics
-from lpvit.data import count_skipped, evaluation_loader, usable_images
-from lpvit.evaluation import evaluate
-from lpvit.masks import load_masks
-from lpvit.models import load_model
-from lpvit.schemas import IMAGES, LAYERS, METRICS, read_parquet, write_parquet
-from lpvit.stage import stage
+from lpvit.data.index import count_skipped, usable_images
+from lpvit.data.loading import evaluation_loader
+from lpvit.models.architecture import load_model
+from lpvit.models.cost import count_macs, layer_table, measure_costs, model_metrics
+from lpvit.models.settings import Energy
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import IMAGES, LAYERS, METRICS, read_parquet, write_parquet
+from lpvit.training.evaluation import evaluate
+from lpvit.weights.masks import load_masks
 
 with stage(snakemake) as compute:
     architecture, state = load_model(snakemake.input.model, snakemake.params.stage)

@@ -1,12 +1,12 @@
 """A pruned or fine-tuned model and its masks in, files for use outside the workflow out."""
 
-from lpvit.checkpoint import save
-from lpvit.config import Budget
-from lpvit.masks import load_masks
-from lpvit.models import load_model
-from lpvit.onnx import export_onnx
-from lpvit.pruned import Pruned
-from lpvit.stage import stage
+from lpvit.allocation.settings import Budget
+from lpvit.api.checkpoint import save
+from lpvit.api.export import export_onnx
+from lpvit.api.pruned import Pruned
+from lpvit.models.architecture import load_model
+from lpvit.stages.stage import stage
+from lpvit.weights.masks import load_masks
 
 with stage(snakemake):
     architecture, state = load_model(snakemake.input.model, snakemake.params.stage)

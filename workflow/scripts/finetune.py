@@ -4,15 +4,16 @@ from pathlib import Path
 
 import torch
 
-from lpvit.config import Recipe
-from lpvit.data import Preprocessing
-from lpvit.data.splits import SplitLoaders
-from lpvit.finetune import train
-from lpvit.masks import load_masks
-from lpvit.models import load_model, load_teacher, save_model
-from lpvit.provenance import fingerprint
-from lpvit.schemas import HISTORY, IMAGES, read_parquet, write_parquet
-from lpvit.stage import stage
+from lpvit.data.preprocessing import Preprocessing
+from lpvit.models.architecture import load_model, save_model
+from lpvit.stages.stage import stage
+from lpvit.store.provenance import fingerprint
+from lpvit.store.schemas import HISTORY, IMAGES, read_parquet, write_parquet
+from lpvit.training.settings import Recipe
+from lpvit.training.splits import SplitLoaders
+from lpvit.training.teacher import load_teacher
+from lpvit.training.train import train
+from lpvit.weights.masks import load_masks
 
 with stage(snakemake) as compute:
     recipe = Recipe.model_validate(snakemake.params.recipe)

@@ -1,8 +1,8 @@
 """A dataset in, the list of its images with labels and problems out."""
 
-from lpvit.data import check_images, index_images
-from lpvit.schemas import IMAGES, write_parquet
-from lpvit.stage import stage
+from lpvit.data.index import check_images, index_images
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import IMAGES, write_parquet
 
 with stage(snakemake):
     dataset = snakemake.params.dataset

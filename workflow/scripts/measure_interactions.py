@@ -1,10 +1,10 @@
 """Block products and masks in, what pairs of layers share of their distortion out."""
 
-from lpvit.artifacts import load
-from lpvit.interactions import layer_interactions
-from lpvit.masks import load_masks
-from lpvit.schemas import INTERACTIONS, write_parquet
-from lpvit.stage import stage
+from lpvit.curves.interactions import layer_interactions
+from lpvit.stages.stage import stage
+from lpvit.store.artifacts import load
+from lpvit.store.schemas import INTERACTIONS, write_parquet
+from lpvit.weights.masks import load_masks
 
 with stage(snakemake):
     statistics = load(snakemake.input.statistics, "statistics")

@@ -2,9 +2,9 @@
 
 import torch
 
-from lpvit.layer_latency import measure_latency
-from lpvit.schemas import COSTS, LATENCY, read_parquet, write_parquet
-from lpvit.stage import stage
+from lpvit.measure.layer_latency import measure_latency
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import COSTS, LATENCY, read_parquet, write_parquet
 
 with stage(snakemake) as compute:
     settings = snakemake.params.benchmark

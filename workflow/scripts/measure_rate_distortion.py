@@ -1,13 +1,13 @@
 """Block statistics in, scores of the blocks and one rate-distortion curve per layer out."""
 
-from lpvit.artifacts import load
-from lpvit.config import Pruning
-from lpvit.data import evaluation_loader
-from lpvit.models import load_model
-from lpvit.rate_distortion import rate_distortion_curves
-from lpvit.schemas import BLOCKS, CURVES, SAMPLES, read_parquet, write_parquet
-from lpvit.stage import stage
-from lpvit.statistics import block_table
+from lpvit.curves.rate_distortion import rate_distortion_curves
+from lpvit.curves.saliencies import block_table
+from lpvit.curves.settings import Pruning
+from lpvit.data.loading import evaluation_loader
+from lpvit.models.architecture import load_model
+from lpvit.stages.stage import stage
+from lpvit.store.artifacts import load
+from lpvit.store.schemas import BLOCKS, CURVES, SAMPLES, read_parquet, write_parquet
 
 with stage(snakemake) as compute:
     pruning = Pruning.model_validate(snakemake.params.pruning)

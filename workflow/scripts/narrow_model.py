@@ -1,10 +1,10 @@
 """The dense model and calibration images in, a narrower dense model out, with no layer masked."""
 
-from lpvit.calibrated import read_calibrated
-from lpvit.masks import save_masks
-from lpvit.models import save_model
-from lpvit.narrowing import narrow
-from lpvit.stage import stage
+from lpvit.models.architecture import save_model
+from lpvit.stages.calibrated import read_calibrated
+from lpvit.stages.stage import stage
+from lpvit.weights.masks import save_masks
+from lpvit.weights.narrowing import narrow
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)

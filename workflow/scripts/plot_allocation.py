@@ -1,8 +1,8 @@
 """Allocation in, picture of the keep ratios out."""
 
-from lpvit.report import plot_allocation, save_figure
-from lpvit.schemas import ALLOCATION, COSTS, read_parquet
-from lpvit.stage import stage
+from lpvit.report.figures import plot_allocation, save_figure
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import ALLOCATION, COSTS, read_parquet
 
 with stage(snakemake):
     allocation = read_parquet(snakemake.input.allocation, ALLOCATION)

@@ -1,9 +1,9 @@
 """Keep masks in, picture of the block patterns of a few layers out."""
 
-from lpvit.masks import load_masks
-from lpvit.report import plot_blocks, save_figure
-from lpvit.schemas import COSTS, read_parquet
-from lpvit.stage import stage
+from lpvit.report.figures import plot_blocks, save_figure
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import COSTS, read_parquet
+from lpvit.weights.masks import load_masks
 
 with stage(snakemake):
     keep_masks, _ = load_masks(snakemake.input.masks)

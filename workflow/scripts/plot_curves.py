@@ -1,8 +1,8 @@
 """Rate-distortion curves in, their picture out."""
 
-from lpvit.report import plot_curves, save_figure
-from lpvit.schemas import COSTS, CURVES, read_parquet
-from lpvit.stage import stage
+from lpvit.report.figures import plot_curves, save_figure
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import COSTS, CURVES, read_parquet
 
 with stage(snakemake):
     curves = read_parquet(snakemake.input.curves, CURVES)

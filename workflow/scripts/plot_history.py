@@ -1,8 +1,8 @@
 """History of a training in, its picture out."""
 
-from lpvit.report import plot_history, save_figure
-from lpvit.schemas import HISTORY, read_parquet
-from lpvit.stage import stage
+from lpvit.report.figures import plot_history, save_figure
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import HISTORY, read_parquet
 
 with stage(snakemake):
     save_figure(plot_history(read_parquet(snakemake.input.history, HISTORY)), snakemake.output.figure)

@@ -1,8 +1,8 @@
 """What pairs of layers share of their distortion in, its picture out."""
 
-from lpvit.report import plot_interactions, save_figure
-from lpvit.schemas import COSTS, INTERACTIONS, read_parquet
-from lpvit.stage import stage
+from lpvit.report.figures import plot_interactions, save_figure
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import COSTS, INTERACTIONS, read_parquet
 
 with stage(snakemake):
     interactions = read_parquet(snakemake.input.interactions, INTERACTIONS)

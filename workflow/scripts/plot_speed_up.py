@@ -2,10 +2,10 @@
 
 import pandas as pd
 
-from lpvit.report import save_figure
-from lpvit.schemas import COSTS, LATENCY, read_parquet
-from lpvit.speed_report import plot_speed_up, speed_up_by_sparsity
-from lpvit.stage import stage
+from lpvit.report.figures import save_figure
+from lpvit.report.speed import plot_speed_up, speed_up_by_sparsity
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import COSTS, LATENCY, read_parquet
 
 with stage(snakemake):
     inputs = zip(snakemake.input.latency, snakemake.input.costs, snakemake.params.models, strict=True)

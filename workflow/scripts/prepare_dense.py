@@ -4,15 +4,17 @@ from pathlib import Path
 
 import torch
 
-from lpvit.config import Model, Recipe
-from lpvit.cost import measure_costs
-from lpvit.data import Preprocessing
-from lpvit.data.splits import SplitLoaders
-from lpvit.finetune import train
-from lpvit.models import Architecture, load_weights, read_checkpoint, save_model
-from lpvit.provenance import fingerprint
-from lpvit.schemas import COSTS, HISTORY, IMAGES, empty_frame, read_parquet, write_parquet
-from lpvit.stage import stage
+from lpvit.data.preprocessing import Preprocessing
+from lpvit.models.architecture import Architecture, save_model
+from lpvit.models.checkpoints import load_weights, read_checkpoint
+from lpvit.models.cost import measure_costs
+from lpvit.models.settings import Model
+from lpvit.stages.stage import stage
+from lpvit.store.provenance import fingerprint
+from lpvit.store.schemas import COSTS, HISTORY, IMAGES, empty_frame, read_parquet, write_parquet
+from lpvit.training.settings import Recipe
+from lpvit.training.splits import SplitLoaders
+from lpvit.training.train import train
 
 with stage(snakemake) as compute:
     settings = Model.model_validate(snakemake.params.model)

@@ -1,9 +1,9 @@
 """Images in, a class-balanced draw from the training split out."""
 
-from lpvit.config import Calibration
-from lpvit.data import sample_calibration
-from lpvit.schemas import IMAGES, SAMPLES, read_parquet, write_parquet
-from lpvit.stage import stage
+from lpvit.data.calibration import sample_calibration
+from lpvit.data.settings import Calibration
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import IMAGES, SAMPLES, read_parquet, write_parquet
 
 with stage(snakemake):
     calibration = Calibration.model_validate(snakemake.params.calibration)

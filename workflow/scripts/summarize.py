@@ -2,10 +2,10 @@
 
 import pandas as pd
 
-from lpvit.artifacts import replace_atomically
-from lpvit.report import summary, to_markdown
-from lpvit.schemas import METRICS, read_parquet
-from lpvit.stage import stage
+from lpvit.report.tables import summary, to_markdown
+from lpvit.stages.stage import stage
+from lpvit.store.artifacts import replace_atomically
+from lpvit.store.schemas import METRICS, read_parquet
 
 NAMES = ("experiment", "dataset", "model")
 

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from lpvit.artifacts import replace_atomically
-from lpvit.report import save_figure
-from lpvit.schemas import CHOICES, ENERGY, METRICS, SPEED, Schema, read_parquet
-from lpvit.speed_report import NAMES, plot_latency, speed_markdown, speed_summary
-from lpvit.stage import stage
+from lpvit.report.figures import save_figure
+from lpvit.report.speed import NAMES, plot_latency, speed_markdown, speed_summary
+from lpvit.stages.stage import stage
+from lpvit.store.artifacts import replace_atomically
+from lpvit.store.schemas import CHOICES, ENERGY, METRICS, SPEED, Schema, read_parquet
 
 
 def gather(files: Iterable[str], schema: Schema) -> pd.DataFrame:

@@ -1,10 +1,10 @@
 """Curves, costs and two budgets in, what these could be at equal distortion out, as table and figure."""
 
-from lpvit.allocation import frontier
-from lpvit.inputs import allocation_inputs
-from lpvit.report import plot_frontier, save_figure
-from lpvit.schemas import ALLOCATION, FRONTIER, read_parquet, write_parquet
-from lpvit.stage import stage
+from lpvit.allocation.allocate import frontier
+from lpvit.report.figures import plot_frontier, save_figure
+from lpvit.stages.inputs import allocation_inputs
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import ALLOCATION, FRONTIER, read_parquet, write_parquet
 
 with stage(snakemake):
     trade = frontier(**allocation_inputs(snakemake))

@@ -1,0 +1,100 @@
+"""Settings of budgets: what may stay, and who decides where."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from lpvit.settings import Fraction, Section, Share
+
+
+def _unquoted(value: Any) -> Any:
+    """What the user wrote where YAML reads a bare `off` or `on` as a truth value."""
+    return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
+
+
+class Budget(Section):
+    """What may stay, and who decides where."""
+
+    macs: Fraction | None = Field(
+        None,
+        description="share of the dense model's MACs in linear layers (patch embedding and heads included) to keep",
+    )
+    sparsity: Share | None = Field(None, description="share of the prunable weights to remove")
+    energy: Fraction | None = Field(
+        None,
+        description="share of the dense model's modelled energy to keep, in the layers that `macs` counts",
+    )
+    latency: Fraction | None = Field(
+        None, description="share of the prunable layers' dense milliseconds to keep, as measured in `latency_table`"
+    )
+    latency_table: Path | None = Field(
+        None, description="`latency.parquet` of the machine that counts (`latency`); null measures it on this one"
+    )
+    structure: Literal["blocks", "width"] = Field(
+        "blocks",
+        description="what is removed: `blocks` of the prunable layers, or `width`: the whole model made narrower by "
+        "Torch-Pruning and dense as before (`macs` alone; ViT and DeiT)",
+    )
+    allocator: Literal["lagrangian", "exact", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"] = Field(
+        "lagrangian", description="rule that gives every layer its sparsity"
+    )
+    min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that always stays")
+    smoothing: Fraction = Field(
+        0.5, description="weight of the newest point in the exponential smoothing of curves (`lpvit`); 1 is none"
+    )
+    stencil_step: int = Field(4, gt=0, description="step, in curve points, of the five-point slope (`lpvit`)")
+    power_beta: Annotated[Literal["off", "auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_unquoted)] = Field(
+        "off", description="weight of the power term (`lpvit`): `off`, `auto` or a number"
+    )
+    reconstruction: Literal["none", "least_squares"] = Field(
+        "none",
+        description="weights that stay: as they were, or fitted layer by layer to the dense outputs on the calibration "
+        "images",
+    )
+    steps: int = Field(
+        1, gt=0, description="steps to the budget, each with curves of the model that those before left (reconstructed)"
+    )
+
+    @property
+    def on_the_way(self) -> list["Budget"]:
+        """The budgets of all steps but the last: every step keeps the same share of what the one before kept."""
+
+        def target(name: str, last: float, step: int) -> float:
+            kept = math.pow(1 - last if name == "sparsity" else last, step / self.steps)
+            return 1 - kept if name == "sparsity" else kept
+
+        return [
+            self.model_copy(update={name: target(name, last, step) for name, last in self.targets.items()})
+            for step in range(1, self.steps)
+        ]
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """Quantity -> target, of the one or two that are given."""
+        given = {name: getattr(self, name) for name in ("macs", "sparsity", "energy", "latency")}
+        return {name: target for name, target in given.items() if target is not None}
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> "Budget":
+        targets = self.targets
+        if not 1 <= len(targets) <= 2:
+            raise ValueError("give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them")
+        if self.structure == "width":
+            defaults = {name: field.default for name, field in type(self).model_fields.items()}
+            changed = [name for name, default in defaults.items() if getattr(self, name) != default]
+            if others := [name for name in changed if name not in ("structure", "macs")]:
+                raise ValueError(f"structure: 'width' goes by 'macs' alone, found '{others[0]}'; leave it out")
+        if len(targets) == 2 and self.allocator not in ("lagrangian", "exact"):
+            raise ValueError(
+                f"allocator: '{self.allocator}' meets one budget, found {' and '.join(targets)}; "
+                "use 'lagrangian' or 'exact'"
+            )
+        if self.latency_table is not None and self.latency is None:
+            raise ValueError("latency_table: give the table of measured milliseconds together with 'latency'")
+        if self.sparsity is not None and self.sparsity + self.min_keep_ratio > 1 + 1e-9:
+            raise ValueError(
+                f"sparsity: {self.sparsity:g} is impossible while min_keep_ratio {self.min_keep_ratio:g} always stays"
+            )
+        return self

@@ -1,0 +1,189 @@
+"""A pruned model as one safetensors file that leaves out the pruned blocks and says how to build the model again.
+
+A layer with a mask is stored as ``LAYER.values``, ``LAYER.crow_indices`` and ``LAYER.col_indices``
+(`lpvit.sparse.storage`), from which the mask follows; everything else is stored as it stands in the state dict. The
+metadata has one entry, ``lpvit``: a `Header` as JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic_core import PydanticSerializationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lpvit import __version__
+from lpvit.allocation.settings import Budget
+from lpvit.api.pruned import Pruned
+from lpvit.errors import LpvitError
+from lpvit.models.architecture import Architecture, input_size
+from lpvit.models.blocks import BlockGrid
+from lpvit.models.checkpoints import load_weights
+from lpvit.models.layers import weight_matrix
+from lpvit.sparse.storage import PARTS, compress, decompress, indexed_keep_mask
+from lpvit.store.artifacts import replace_atomically
+from lpvit.weights.masks import expand_keep_masks, verify_pruned
+
+FORMAT_VERSION = 1
+
+
+class Header(BaseModel):
+    """What the file says about its tensors.
+
+    Attributes:
+        format: Version of the layout of the file.
+        version: Of the lpvit that wrote it.
+        architecture: Builds the model.
+        block_shape: Rows and columns of a block.
+        budget: What the model was pruned to, if known.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT_VERSION
+    version: str = __version__
+    architecture: Architecture
+    block_shape: tuple[PositiveInt, PositiveInt]
+    budget: Budget | None
+
+
+def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = None) -> None:
+    """Writes a pruned model, fine-tuned or not, without its pruned blocks.
+
+    Args:
+        pruned: From `lpvit.prune` or `lpvit.load`; its model may have been trained since, with its masks frozen.
+        path: Target, ``.safetensors``.
+        options: Arguments that ``timm.create_model`` was given beside name, ``pretrained`` and ``num_classes``, where
+            they are more than another image size or number of channels.
+
+    Raises:
+        LpvitError: A pruned weight is not zero, or name and options build another model than this one.
+    """
+    architecture = pruned.architecture
+    if architecture is None or options is not None:
+        architecture = Architecture.of(pruned.model, options)
+    _require_zeros(pruned)
+    _require_rebuilt(architecture, pruned.model)
+    header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
+    try:
+        metadata = {"lpvit": header.model_dump_json()}
+    except PydanticSerializationError as error:
+        raise LpvitError(f"options: {dict(architecture.options)} cannot be written as JSON ({error})") from None
+    with replace_atomically(path) as partial:
+        save_file(_compressed(pruned), partial, metadata)
+
+
+def load(path: str | Path) -> Pruned:
+    """Reads what `save` wrote, on the CPU, with the pruned weights back as zeros.
+
+    Raises:
+        LpvitError: The file is missing, damaged, not from `save`, of another format, or does not fit its architecture.
+    """
+    header, tensors = _read(Path(path))
+    try:
+        model = _build(header.architecture)
+    except LpvitError as error:
+        raise LpvitError(f"{path}: {error}") from None
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.endswith(PARTS))
+    keep_masks = {}
+    for layer in layers:
+        parts = {part: tensors.pop(f"{layer}.{part}") for part in PARTS if f"{layer}.{part}" in tensors}
+        try:
+            weight, keep_masks[layer] = _restore(model.get_submodule(layer), parts, header.block_shape)
+        except (AttributeError, TypeError, ValueError, LpvitError) as error:
+            raise LpvitError(f"{path}: '{layer}' does not fit its model ({error}); save it again") from None
+        tensors[f"{layer}.weight"] = weight
+    load_weights(model, tensors, path)
+    return Pruned(model, keep_masks, header.block_shape, header.budget, header.architecture)
+
+
+def _require_zeros(pruned: Pruned) -> None:
+    expanded = expand_keep_masks(pruned.model, pruned.keep_masks, pruned.block_shape)
+    try:
+        verify_pruned(pruned.model.state_dict(), expanded)
+    except AssertionError as error:
+        raise LpvitError(f"model: {error}; train it with its masks frozen, or set them to zero") from None
+
+
+@torch.no_grad()
+def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
+    """Makes sure that an architecture builds the model: same weights, and same logits of a random image."""
+    hint = (
+        f"model: is not what timm builds as '{architecture.timm}' with {architecture.options}; give all arguments that "
+        "made it as 'options'"
+    )
+    rebuilt = _build(architecture)
+    try:
+        load_weights(rebuilt, model.state_dict(), "model")
+    except LpvitError as error:
+        raise LpvitError(f"{hint} ({error})") from None
+    given = deepcopy(model).cpu().float().eval()
+    image = torch.rand(1, *input_size(model), generator=torch.Generator().manual_seed(0))
+    if not torch.allclose(rebuilt(image), given(image), rtol=1e-3, atol=1e-4):
+        raise LpvitError(f"{hint} (same weights, other logits)")
+
+
+def _build(architecture: Architecture) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # it seeds its initial weights; the user's generator stays as it was
+        return architecture.build()
+
+
+def _compressed(pruned: Pruned) -> dict[str, Tensor]:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in pruned.model.state_dict().items()}
+    for layer, keep_mask in pruned.keep_masks.items():
+        blocks = compress(tensors.pop(f"{layer}.weight").flatten(1), keep_mask.cpu(), pruned.block_shape)
+        tensors |= {f"{layer}.{part}": tensor for part, tensor in zip(PARTS, blocks, strict=True)}
+    return tensors
+
+
+def _restore(module: nn.Module, parts: Mapping[str, Tensor], block_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Weight of a layer, in its shape there, and keep mask.
+
+    Raises:
+        TypeError, ValueError, LpvitError: The layer has no weight matrix, or the parts do not fit it.
+    """
+    if missing := [part for part in PARTS if part not in parts]:
+        raise ValueError(f"{missing[0]} are missing")
+    matrix = weight_matrix(module)
+    grid = BlockGrid((matrix.shape[0], matrix.shape[1]), block_shape)
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    values = parts["values"]
+    if values.shape[1:] != block_shape:
+        raise ValueError(f"blocks of {tuple(values.shape[1:])}, expected {block_shape}")
+    keep_mask = indexed_keep_mask(parts["crow_indices"], parts["col_indices"], len(values), grid)
+    return decompress(**parts, grid=grid).reshape(weight.shape), keep_mask
+
+
+def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    if not path.is_file():
+        raise LpvitError(f"{path}: file not found")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise LpvitError(
+            f"{path}: cannot be read as safetensors ({error}); it is damaged or another kind of file"
+        ) from None
+    if "lpvit" not in metadata:
+        raise LpvitError(f"{path}: not written by lpvit.save; for dense weights use timm.create_model")
+    return _header(metadata["lpvit"], path), tensors
+
+
+def _header(text: str, path: Path) -> Header:
+    try:
+        found = json.loads(text)["format"]
+        if found == FORMAT_VERSION:
+            return Header.model_validate(json.loads(text))
+    except (ValueError, KeyError, TypeError) as error:  # pydantic's errors are ValueErrors
+        reason = str(error).replace("\n", " ")
+        raise LpvitError(f"{path}: its metadata is damaged ({reason}); save the model again") from None
+    raise LpvitError(
+        f"{path}: format {found}, this lpvit {__version__} reads format {FORMAT_VERSION}; use another lpvit"
+    )

@@ -1,0 +1,178 @@
+"""Pruning in one call, without the workflow and by the same functions.
+
+N = images of a batch.
+"""
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from lpvit.allocation.allocate import allocate
+from lpvit.allocation.latency import read_latency
+from lpvit.allocation.settings import Budget
+from lpvit.api.pruned import Pruned
+from lpvit.curves.settings import Pruning
+from lpvit.errors import LpvitError
+from lpvit.measure.layer_latency import measure_latency
+from lpvit.measure.settings import Benchmark
+from lpvit.models.cost import measure_costs
+from lpvit.models.layers import matrix_layers
+from lpvit.weights.masks import build_keep_masks
+from lpvit.weights.reconstruction import pruned_weights
+from lpvit.weights.steps import before_last_step, scores_and_curves
+
+STEPS = 4  # to a budget that is given as a number
+
+
+def prune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    budget: float | Budget,
+    block_shape: tuple[int, int] | None = None,
+    pruning: Pruning | None = None,
+) -> Pruned:
+    """Prunes a timm model (ViT, DeiT, Swin) to a budget, on the device that it is on.
+
+    Args:
+        model: Dense; left as it is, a copy is pruned.
+        loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
+            width), or tuples that begin with one. Read several times; order and
+            batches may change, the images should not.
+        budget: What may stay; a number is the share of MACs, reached in `STEPS` steps, with the weights that stay
+            fitted by least squares.
+        block_shape: Rows (output features) and columns (input features) of a block, which Gauss-Newton products score
+            and predict curves for. For anything else give `pruning` instead.
+        pruning: How blocks are scored and curves measured; ``batch_size`` is that of the loader.
+
+    Returns:
+        The pruned model with masks and report.
+
+    Raises:
+        LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
+            budget cannot be met, or something is not finite.
+    """
+    budget, pruning = _as_budget(budget), _as_pruning(block_shape, pruning)
+    batches = _Batches(loader)
+    model = deepcopy(model).eval()
+    device = next(model.parameters()).device
+    _adopt_input_size(model, batches.first())
+
+    blocks, curves = scores_and_curves(model, batches, pruning, device)
+    costs = measure_costs(model)
+    latency = _latency(budget, costs, pruning.block_shape, model)
+    blocks, curves = before_last_step(
+        model,
+        batches,
+        pruning,
+        curves=curves,
+        blocks=blocks,
+        costs=costs,
+        budget=budget,
+        latency=latency,
+        device=device,
+    )
+    keep_masks = build_keep_masks(blocks, allocate(curves, blocks, costs, budget, latency=latency))
+    calibration = None if budget.reconstruction == "none" else batches
+    model.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, calibration, device))
+    return Pruned(model, keep_masks, pruning.block_shape, budget)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """What the user's loader gives, as the package reads it: images (N, channels, height, width), and no labels."""
+
+    loader: Iterable[Any]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loader, Iterable) or iter(self.loader) is self.loader:
+            raise LpvitError(
+                f"loader: found {type(self.loader).__name__}, which can be read at most once; give a DataLoader or a "
+                "list of batches, as it is read several times"
+            )
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # a TypeError where it has none, as for any object
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.loader:
+            images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+            if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+                raise LpvitError(
+                    f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width) or "
+                    "(images, labels)"
+                )
+            yield images, images.new_empty(0)
+
+    def first(self) -> Tensor:
+        """Images of the first batch."""
+        for images, _ in self:
+            return images
+        raise LpvitError("loader: gives no images")
+
+
+def _latency(
+    budget: Budget, costs: pd.DataFrame, block_shape: tuple[int, int], model: nn.Module
+) -> pd.DataFrame | None:
+    """Milliseconds of the layers where the budget counts them: from its table, or measured with the model's dtype."""
+    if budget.latency is None:
+        return None
+    if budget.latency_table is not None:
+        return read_latency(budget.latency_table, block_shape)
+    weight = next(model.parameters())
+    images = Benchmark().layer_batch_size
+    return measure_latency(costs, block_shape, batch_size=images, dtype=weight.dtype, device=weight.device)
+
+
+def _adopt_input_size(model: nn.Module, images: Tensor) -> None:
+    """Lets the model's data config say the size of the images that it is given; timm leaves it at the default.
+
+    Raises:
+        LpvitError: The model does not take images of this size.
+    """
+    size = tuple(images.shape[1:])
+    config = getattr(model, "pretrained_cfg", None) or {}
+    model.pretrained_cfg = {**config, "input_size": size}  # type: ignore[assignment]
+    try:
+        matrix_layers(model)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise LpvitError(
+            f"loader: the model does not take its images of {'x'.join(map(str, size))} ({reason})"
+        ) from None
+
+
+def _as_budget(budget: float | Budget) -> Budget:
+    if isinstance(budget, Budget):
+        if budget.structure == "width":
+            raise LpvitError("budget: structure 'width' prunes no blocks; use lpvit.weights.narrowing.narrow")
+        return budget
+    try:
+        return Budget(macs=budget, reconstruction="least_squares", steps=STEPS)
+    except ValidationError:
+        raise LpvitError(
+            f"budget: found {budget!r}, expected the share of MACs that stays, above 0 and up to 1, or an lpvit.Budget"
+        ) from None
+
+
+def _as_pruning(block_shape: tuple[int, int] | None, pruning: Pruning | None) -> Pruning:
+    if (block_shape is None) == (pruning is None):
+        raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Pruning(...)")
+    if pruning is not None:
+        return pruning
+    try:
+        return Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
+    except ValidationError:
+        raise LpvitError(f"block_shape: found {block_shape!r}, expected two positive whole numbers") from None
+
+
+def _describe(batch: Any) -> str:
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if isinstance(first, Tensor):
+        return f"a tensor of shape {tuple(first.shape)} and dtype {first.dtype}"
+    return f"a {type(first).__name__}"

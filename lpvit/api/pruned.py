@@ -1,0 +1,50 @@
+"""A pruned model with its masks, and what it costs."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+from torch import Tensor, nn
+
+from lpvit.allocation.settings import Budget
+from lpvit.models.architecture import Architecture
+from lpvit.models.cost import layer_table, measure_costs
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `lpvit.prune` returns and `lpvit.load` reads.
+
+    Attributes:
+        model: Its pruned weights are exactly zero; in evaluation mode.
+        keep_masks: layer -> (R, C), bool, True where the block stays, on the CPU.
+        block_shape: Rows (output features) and columns (input features) of a block.
+        budget: What it was pruned to, if known.
+        architecture: What builds the model again, if known; else `lpvit.save` asks the model.
+    """
+
+    model: nn.Module
+    keep_masks: dict[str, Tensor]
+    block_shape: tuple[int, int]
+    budget: Budget | None = None
+    architecture: Architecture | None = None
+
+    @property
+    def report(self) -> pd.DataFrame:
+        """What every layer costs, then all else (norms, embeddings), then the model, now and dense.
+
+        Returns:
+            Indexed by layer: ``keep_ratio``, the share of the MACs that stays, for a layer also that of its weights;
+            ``blocks_kept``, 0 without a mask; ``macs`` for an image, in linear layers, as a budget counts them;
+            ``parameters``, without the pruned ones.
+        """
+        costs = measure_costs(self.model)
+        layers = layer_table("pruned", costs, self.keep_masks, self.block_shape)
+        columns = ["blocks_kept", "macs", "parameters"]
+        report = layers.set_index("layer")[columns]
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        report.loc["(others)"] = [0, 0, parameters - costs["parameters"].sum()]
+        report.loc["(model)"] = report.sum()
+        report.loc["(dense model)"] = [layers["blocks"].sum(), costs["macs"].sum(), parameters]
+        dense_macs = [*costs["macs"], 0, *[costs["macs"].sum()] * 2]
+        report.insert(0, "keep_ratio", (report["macs"] / dense_macs).fillna(1.0))
+        return report

@@ -1,0 +1,154 @@
+"""The README's reference of config keys and of artifact columns, generated from `config` and `schemas`.
+
+``python -m lpvit.config.reference`` rewrites what stands between the markers ``<!-- reference:NAME -->`` and
+``<!-- /reference:NAME -->``; with ``--check`` it only tells whether that is up to date.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lpvit.config.config import Config
+from lpvit.errors import LpvitError
+from lpvit.store.artifacts import replace_atomically
+from lpvit.store.schemas import ALL, Schema
+
+JsonSchema = Mapping[str, Any]
+
+_BOUNDS = {"exclusiveMinimum": "> {}", "minimum": "≥ {}", "exclusiveMaximum": "< {}", "maximum": "≤ {}"}
+_TYPES = {"string": "text", "path": "path", "object": "keys with values", "null": "`null`"}
+
+
+def config_reference() -> str:
+    """Every config key with its type, default and meaning: one markdown table for each section."""
+    schema = Config.model_json_schema()
+    return "\n\n".join([_keys(schema), *_sections(schema)])
+
+
+def artifact_reference() -> str:
+    """Every parquet table with its columns, their types, units and meaning: one markdown table for each."""
+    return "\n\n".join(_artifact(schema) for schema in ALL)
+
+
+def update(text: str, references: Mapping[str, str], source: str | Path) -> str:
+    """Puts each reference between its pair of markers.
+
+    Args:
+        text: Markdown.
+        references: Name in the markers -> markdown.
+        source: Where the text comes from, for the message.
+
+    Raises:
+        LpvitError: A pair of markers is missing.
+    """
+    for name, reference in references.items():
+        start, end = f"<!-- reference:{name} -->", f"<!-- /reference:{name} -->"
+        if not 0 <= text.find(start) < text.find(end):
+            raise LpvitError(f"{source}: the markers '{start}' and '{end}' are missing; put them where it shall stand")
+        before, rest = text.split(start, 1)
+        text = f"{before}{start}\n\n{reference}\n\n{end}{rest.split(end, 1)[1]}"
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 if the file is (now) up to date."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lpvit.config.reference", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("file", nargs="?", type=Path, default=Path("README.md"), help="default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file is out of date")
+    options = parser.parse_args(arguments)
+    try:
+        if not options.file.is_file():
+            raise LpvitError(f"{options.file}: not found; run this in the root of the repository or name the file")
+        text = options.file.read_text(encoding="utf-8")
+        updated = update(text, {"config": config_reference(), "artifacts": artifact_reference()}, options.file)
+        if options.check and updated != text:
+            raise LpvitError(f"{options.file}: its reference is out of date; run: python -m lpvit.config.reference")
+        if updated != text:
+            with replace_atomically(options.file) as partial:
+                partial.write_text(updated, encoding="utf-8")
+    except LpvitError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _sections(schema: JsonSchema) -> Iterator[str]:
+    """The sections that the top-level keys hold, in the order of those keys."""
+    for key, field in schema["properties"].items():
+        if reference := _reference(field):
+            title = f"{key}.<name>" if "patternProperties" in field else key
+            section = schema["$defs"][reference.removeprefix("#/$defs/")]
+            yield f"#### `{title}`\n\n{section['description']}\n\n{_keys(section)}"
+
+
+def _reference(field: JsonSchema) -> str | None:
+    """Where the section of a key is defined; None for a key with a plain value."""
+    entries = [field, *field.get("patternProperties", {}).values()]
+    return next((entry["$ref"] for entry in entries if "$ref" in entry), None)
+
+
+def _keys(section: JsonSchema) -> str:
+    rows = [
+        (f"`{key}`", _type(field), _default(field, key in section.get("required", ())), field["description"])
+        for key, field in section["properties"].items()
+    ]
+    return _table(("key", "value", "default", "meaning"), rows)
+
+
+def _type(field: JsonSchema) -> str:
+    if _reference(field):
+        return "names, see below" if "patternProperties" in field else "see below"
+    if "anyOf" in field:
+        return " or ".join(_type(branch) for branch in field["anyOf"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if field["type"] == "array":
+        items = field.get("prefixItems") or [field["items"]]
+        return f"[{', '.join(_type(item) for item in items)}{', ...' * ('items' in field)}]"
+    bounds = [text.format(field[bound]) for bound, text in _BOUNDS.items() if bound in field]
+    kind: str = field.get("format", field["type"])
+    return f"{_TYPES.get(kind, kind)} {', '.join(bounds)}".rstrip()
+
+
+def _default(field: JsonSchema, required: bool) -> str:
+    if required:
+        return "required"
+    return "" if _reference(field) else f"`{_yaml(field['default'])}`"
+
+
+def _yaml(value: Any) -> str:
+    """A default as one would write it in the config."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "null" if value is None else str(value)
+
+
+def _artifact(schema: Schema) -> str:
+    rows = [
+        (f"`{c.name}`", f"{c.dtype}{', or null' if c.nullable else ''}", c.unit, c.description) for c in schema.columns
+    ]
+    table = _table(("column", "type", "unit", "meaning"), rows)
+    return f"#### `{schema.file}`\n\nOne row per {schema.row}.\n\n{table}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([_escape(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escape(cell: str) -> str:
+    """A bar would end the cell, and what looks like a tag would not be shown."""
+    return re.sub(r"\||<(?=\w)", r"\\\g<0>", cell)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

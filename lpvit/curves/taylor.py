@@ -1,0 +1,65 @@
+"""The distortion `taylor`: predicted from one averaged gradient, as LPViT does.
+
+R, C = rows and columns of a grid of blocks; B = R * C.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import pandas as pd
+from torch import Tensor, nn
+
+from lpvit.curves.curve import pruning_ranks, sampled_curve
+from lpvit.curves.statistics import Statistics
+
+DAMPING = 1e-7  # eps of the second-order term (LPViT)
+
+
+def taylor_curves(statistics: Statistics, blocks: pd.DataFrame, order: Literal[1, 2], points: int) -> pd.DataFrame:
+    """Curves predicted from the averaged gradient, by `taylor_distortion`.
+
+    Args:
+        statistics: From `lpvit.curves.statistics.collect_statistics`.
+        blocks: Scores, schema ``BLOCKS``.
+        order: Of the Taylor expansion.
+        points: Sparsities of a curve, evenly from 0 to 1.
+
+    Returns:
+        Schema ``CURVES``.
+    """
+    curves = []
+    for layer, of_layer in blocks.groupby("layer", sort=False):
+        distortion = taylor_distortion(statistics[str(layer)], pruning_ranks(of_layer), order)
+        curves.append(sampled_curve(of_layer, points, distortion))
+    return pd.concat(curves, ignore_index=True)
+
+
+def taylor_distortion(tables: Mapping[str, Tensor], ranks: Tensor, order: Literal[1, 2]) -> Tensor:
+    r"""LPViT's distortion of zeroing the first n blocks of the pruning order, for every n.
+
+    With w the pruned weights, so that their change is -w, g their averaged gradients, and O I the weights of the layer,
+
+    .. math::
+        D_1 = \frac{1}{O I} \sum (g w)^2, \qquad
+        D_2 = D_1 + \frac{1}{2} \Delta W^T (g g^T + \epsilon I) \Delta W
+            = D_1 + \frac{1}{2} \Big(\sum g w\Big)^2 + \frac{\epsilon}{2} \sum w^2.
+
+    The curvature has rank one, so that cumulative sums over the blocks give all n at once.
+
+    Args:
+        tables: Statistics of the layer, (R, C) each.
+        ranks: Place of every block in the pruning order, (R, C).
+        order: 1 for D_1, 2 for D_2.
+
+    Returns:
+        Shape (B + 1,), float64; 0 where nothing is pruned.
+    """
+    pruned_first = ranks.flatten().argsort()
+
+    def pruned_sum(name: str) -> Tensor:
+        return nn.functional.pad(tables[name].flatten()[pruned_first].cumsum(dim=0), (1, 0))
+
+    distortion = pruned_sum("squared_product_sum") / tables["weights"].sum()
+    if order == 2:
+        distortion += pruned_sum("product_sum").square() / 2 + DAMPING / 2 * pruned_sum("squared_weight_sum")
+    return distortion

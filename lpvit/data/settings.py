@@ -1,0 +1,40 @@
+"""Settings of images: datasets and calibration sets."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lpvit.settings import Section
+
+
+class Dataset(Section):
+    """Labelled images with a training and a validation split."""
+
+    source: Literal["folder", "digits"] = Field(
+        "folder", description="`folder`: one folder of images per class; `digits`: the set that scikit-learn ships"
+    )
+    root: Path | None = Field(None, description="folder that holds the splits (`folder` only)")
+    train: str = Field("train", description="training split, a folder below `root`")
+    validation: str = Field("val", description="validation split, a folder below `root`")
+    loader: Literal["dali", "memory", "timm"] = Field(
+        "dali", description="`dali`: JPEG folders; `memory`: small sets, decoded once; `timm`: whatever Pillow reads"
+    )
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="an image that cannot be decoded stops the run, or is left out and counted"
+    )
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> "Dataset":
+        if self.source == "folder" and self.root is None:
+            raise ValueError("root: missing; a dataset with source 'folder' needs the folder that holds its splits")
+        if self.source == "digits" and (self.root is not None or self.loader != "memory"):
+            raise ValueError("source 'digits' takes no root and needs 'loader: memory'")
+        return self
+
+
+class Calibration(Section):
+    """Training images that the statistics and curves are measured on."""
+
+    images: int = Field(gt=0, description="number of images, class-balanced")
+    seed: int = Field(0, ge=0, description="seed of the draw")

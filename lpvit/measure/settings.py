@@ -1,0 +1,37 @@
+"""Settings of what is measured on a machine."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lpvit.settings import Section
+
+
+class Benchmark(Section):
+    """How speed and energy are measured. Changing it measures anew; of what is pruned, only under `latency`."""
+
+    arms: tuple[Literal["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"], ...] = Field(
+        ("dense", "masked", "sparse"),
+        description="what takes turns: the dense model, the pruned one with zeros, the pruned one block-sparse; "
+        "`_compiled` by torch.compile, which takes minutes on a small machine",
+    )
+    batch_sizes: tuple[Annotated[int, Field(gt=0)] | Literal["largest"], ...] = Field(
+        (1, 32, "largest"),
+        min_length=1,
+        description="images per pass; `largest` is the largest power of two that fits on a GPU, up to 1024, and 128 on "
+        "a CPU",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of weights and activations")
+    seconds: float = Field(3, gt=0, description="time for each arm and batch size")
+    energy_seconds: float = Field(
+        10,
+        gt=0,
+        description="length of a window in which energy is measured; three for each arm, at the last batch size",
+    )
+    layer_batch_size: int = Field(8, gt=0, description="images per pass for the milliseconds of a budget in `latency`")
+
+    @model_validator(mode="after")
+    def _dense_is_timed(self) -> "Benchmark":
+        if "dense" not in self.arms or len(set(self.arms)) < len(self.arms):
+            raise ValueError("arms: name 'dense', which the others are compared with, and each arm once")
+        return self

@@ -1,0 +1,194 @@
+"""timm models, their dense weights, and their prunable layers.
+
+O, I = output and input features of a layer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from lpvit.errors import LpvitError
+from lpvit.store.artifacts import load, save
+
+_DATA_CONFIG = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # of the preprocessing, beside the input size
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    options: Mapping[str, Any] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    seed: int = 0,
+) -> nn.Module:
+    """A timm model with ``num_classes`` outputs, in evaluation mode.
+
+    Args:
+        name: Model name in timm.
+        num_classes: Outputs of the classifier.
+        options: Further keyword arguments of ``timm.create_model``.
+        data_config: Overrides of the model's own data config (mean, std, ...); the input size follows ``options``.
+        pretrained: Load timm's weights.
+        drop_path: Stochastic depth rate while training.
+        seed: Of the initial weights.
+
+    Raises:
+        LpvitError: timm does not know the model or an option, or cannot fetch the weights.
+    """
+    options = dict(options or {})
+    if not timm.is_model(name.partition(".")[0]):
+        raise LpvitError(f"models: timm knows no model '{name}'{_nearest_model(name)}")
+    overlay = _input_size(options) | dict(data_config or {})
+    torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU
+    try:
+        model: nn.Module = timm.create_model(
+            name,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            pretrained_cfg_overlay=overlay or None,
+            **({"drop_path_rate": drop_path} if drop_path else {}),
+            **options,
+        )
+    except (TypeError, AssertionError, ValueError) as error:
+        raise LpvitError(f"models: timm cannot build '{name}' with {options}: {error}") from None
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise LpvitError(
+            f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that "
+            "they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
+        ) from None
+    model.eval()
+    return model
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What it takes to build a model again: the arguments of `create_model` that shape it.
+
+    Attributes:
+        shapes: Parameter name -> shape, of a model made narrower than timm makes it.
+    """
+
+    timm: str
+    num_classes: int
+    options: dict[str, Any]
+    data_config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> "Architecture":
+        """What made a model of timm, as far as it can tell.
+
+        Args:
+            model: From ``timm.create_model``.
+            options: Arguments that it was made with beside its name, ``num_classes`` and ``pretrained``; without them
+                only another size or another number of channels of the images is found.
+
+        Raises:
+            LpvitError: The model does not say its name in timm.
+        """
+        found = getattr(model, "pretrained_cfg", None) or {}
+        if "architecture" not in found:
+            raise LpvitError("model: does not say its name in timm; make it with timm.create_model")
+        name = ".".join(filter(None, (found["architecture"], found.get("tag"))))
+        default = timm.get_pretrained_cfg(name).to_dict()
+        if options is None:
+            options = _image_options(tuple(default["input_size"]), input_size(model))
+        data_config = {key: found[key] for key in _DATA_CONFIG if found.get(key) != default.get(key)}
+        return cls(name, int(model.num_classes), dict(options), data_config)  # type: ignore[arg-type]
+
+    def narrowed_to(self, model: nn.Module) -> "Architecture":
+        """The same with the shapes of a narrower model, as far as they differ from timm's."""
+        timms = self.build().state_dict()
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        return replace(self, shapes={name: shape for name, shape in shapes.items() if shape != timms[name].shape})
+
+    def build(self, state: Mapping[str, Tensor] | None = None, **arguments: Any) -> nn.Module:
+        """The model, with the weights of ``state`` if given; further arguments go to `create_model`."""
+        model = create_model(self.timm, self.num_classes, self.options, self.data_config, **arguments)
+        reshape(model, self.shapes)
+        if state is not None:
+            model.load_state_dict(dict(state))
+        return model
+
+
+def reshape(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Gives parameters other shapes, and layers the numbers that they keep beside them; the weights are lost.
+
+    Args:
+        model: Changed in place.
+        shapes: Parameter name -> shape.
+
+    Raises:
+        LpvitError: The model has no such parameter.
+    """
+    for name, shape in shapes.items():
+        place, _, parameter = name.rpartition(".")
+        try:
+            module = model.get_submodule(place)
+            old = module.get_parameter(parameter)
+        except AttributeError:
+            raise LpvitError(f"shapes: the model has no parameter '{name}'") from None
+        setattr(module, parameter, nn.Parameter(old.new_zeros(shape)))
+    for module in model.modules() if shapes else ():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.Conv2d):
+            module.out_channels, module.in_channels = module.weight.shape[:2]
+        elif isinstance(module, nn.LayerNorm):
+            module.normalized_shape = tuple(module.weight.shape)
+        elif isinstance(module, Attention):
+            fit_heads(module)
+
+
+def fit_heads(attention: Attention) -> None:
+    """Sets what timm's attention keeps beside its weights after the width of the heads has changed."""
+    attention.head_dim = len(attention.qkv.weight) // (3 * attention.num_heads)
+    attention.attn_dim = attention.head_dim * attention.num_heads
+    attention.scale = attention.head_dim**-0.5
+
+
+def save_model(
+    architecture: Architecture, state: Mapping[str, Tensor], path: str | Path, kind: str, **provenance: Any
+) -> None:
+    """Writes an architecture and its weights as an artifact (`dense`, `pruned`, `finetuned`)."""
+    save({"architecture": asdict(architecture), "state": dict(state)}, path, kind, provenance)
+
+
+def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Tensor]]:
+    """Reads what `save_model` wrote."""
+    payload = load(path, kind)
+    return Architecture(**payload["architecture"]), payload["state"]
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that the model takes."""
+    return tuple(model.pretrained_cfg["input_size"])  # type: ignore[index]
+
+
+def _input_size(options: Mapping[str, Any]) -> dict[str, Any]:
+    if "img_size" not in options and "in_chans" not in options:
+        return {}
+    size = options.get("img_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    return {"input_size": (options.get("in_chans", 3), height, width)}
+
+
+def _image_options(default: tuple[int, int, int], found: tuple[int, int, int]) -> dict[str, Any]:
+    """The options that change the input size of a model: the inverse of `_input_size`."""
+    size = {"img_size": found[1:]} if found[1:] != default[1:] else {}
+    return size | ({"in_chans": found[0]} if found[0] != default[0] else {})
+
+
+def _nearest_model(name: str) -> str:
+    close = get_close_matches(name, timm.list_models(), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

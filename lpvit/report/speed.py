@@ -1,0 +1,245 @@
+"""Tables and figures of speed and energy, as measured. Frames in, frames, text or matplotlib figures out.
+
+`NAMES` are the columns that say which model a row is of.
+"""
+
+from collections.abc import Iterator
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lpvit.report.figures import COLORS, GREY, LEGEND_ROWS, MARKERS, percent, styled
+from lpvit.report.tables import markdown
+
+NAMES = ["dataset", "model", "experiment"]
+_FACTS = ["device_name", "threads", "dtype", "kernel", "torch"]
+_SHAPE = ["out_features", "in_features", "tokens"]
+_LEAST_TO_RANK = 3  # models
+
+
+def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFrame) -> pd.DataFrame:
+    """What every arm reached in every benchmark, beside the accuracy of the model that it runs.
+
+    Args:
+        speed: Schema ``SPEED`` and `NAMES`.
+        metrics: Schema ``METRICS`` and `NAMES`: the dense model of every experiment, and the one that was benchmarked.
+        energy: Schema ``ENERGY`` and `NAMES`.
+
+    Returns:
+        `NAMES`, and of ``SPEED`` all but ``rounds`` and ``device``, with the stage ``dense`` for dense arms; ``top1``
+        in %, ``power_term`` and ``energy`` (J per image, modelled) as in ``METRICS``; ``joules`` per image, net of the
+        idle power, null where they were not measured.
+    """
+    stage = speed["stage"].where(~speed["arm"].str.startswith("dense"), "dense")
+    keys = [*NAMES, "arm", "batch_size"]
+    table = speed.assign(stage=stage).merge(
+        metrics[[*NAMES, "stage", "top1", "power_term", "energy"]], on=[*NAMES, "stage"], validate="many_to_one"
+    )
+    last = table.groupby(NAMES)["batch_size"].transform("max")  # the one that energy was measured with
+    joules = energy.assign(joules=energy["joules_net"] / energy["images"]).groupby([*NAMES, "arm"])["joules"].median()
+    table = table.assign(batch=last).join(joules, on=[*NAMES, "arm"])
+    table["joules"] = table["joules"].where(table["batch_size"] == table["batch"])
+    of_arm = [column for column in speed.columns if column not in (*keys, "stage", "rounds", "device")]
+    return table[[*NAMES, "stage", "arm", "batch_size", *of_arm, "top1", "power_term", "energy", "joules"]]
+
+
+def speed_markdown(table: pd.DataFrame, energy: pd.DataFrame) -> str:
+    """`speed_summary` for people: a table per machine and dtype, and what the energy of the models is, or why not.
+
+    Args:
+        table: From `speed_summary`.
+        energy: Schema ``ENERGY``.
+    """
+    parts = []
+    for facts, rows in table.groupby(_FACTS, sort=False):
+        device_name, threads, dtype, kernel, torch = facts
+        parts.append(
+            f"{device_name}, {threads} threads, {dtype}, kernel {kernel}, torch {torch}\n\n{_speed_rows(rows)}"
+        )
+    parts.append(_energy_told(table, energy))
+    return "\n".join(parts)
+
+
+def energy_ranking(table: pd.DataFrame) -> pd.DataFrame:
+    """How well modelled energies order measured ones: Spearman's rank correlation over the models of a dataset.
+
+    Args:
+        table: From `speed_summary`; of each model the arm counts that needs least energy.
+
+    Returns:
+        One row per dataset, model and machine with 3 models or more whose energy was measured: ``models``, their
+        number; ``power_term`` and ``energy``, the correlations with ``joules``, -1 to 1.
+    """
+    measured = table.dropna(subset="joules").assign(experiment=table["experiment"].where(table["stage"] != "dense", ""))
+    rows = []
+    for names, group in measured.groupby(["dataset", "model", "device_name", "dtype"]):
+        best = group.groupby("experiment")[["power_term", "energy", "joules"]].min()
+        if len(best) >= _LEAST_TO_RANK:
+            ranks = best.rank().corr()["joules"]
+            rows.append((*names, len(best), ranks["power_term"], ranks["energy"]))
+    return pd.DataFrame(rows, columns=["dataset", "model", "device_name", "dtype", "models", "power_term", "energy"])
+
+
+def speed_up_by_sparsity(latency: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Speed-up of all linear layers of a model together, if all were pruned alike.
+
+    Args:
+        latency: Schema ``LATENCY``, of any block shapes.
+        costs: Schema ``COSTS``: how often each shape occurs.
+
+    Returns:
+        ``block`` (as "32x64"), ``sparsity``, ``speed_up``: dense over block-sparse milliseconds, by rising sparsity.
+    """
+    count = costs.value_counts(_SHAPE)
+    rows = []
+    for (height, width), table in latency.groupby(["block_rows", "block_columns"]):
+        shapes = [shape.sort_values("sparsity") for _, shape in table.groupby(_SHAPE)]
+        counts = [int(count[tuple(shape[_SHAPE].iloc[0])]) for shape in shapes]
+        pruned = [shape[shape["sparsity"] > 0] for shape in shapes]
+        dense = sum(n * shape["milliseconds"].iloc[0] for n, shape in zip(counts, shapes, strict=True))
+        first, last = (max(s["sparsity"].iloc[0] for s in pruned), min(s["sparsity"].iloc[-1] for s in pruned))
+        for sparsity in np.linspace(first, last, 18):
+            times = [np.interp(sparsity, shape["sparsity"], shape["milliseconds"]) for shape in pruned]
+            sparse = sum(n * time for n, time in zip(counts, times, strict=True))
+            rows.append((f"{height}x{width}", sparsity, dense / sparse))
+    return pd.DataFrame(rows, columns=["block", "sparsity", "speed_up"])
+
+
+def break_even(curve: pd.DataFrame) -> float:
+    """The sparsity from which on block-sparse layers are faster than dense ones.
+
+    Args:
+        curve: ``sparsity``, rising, and ``speed_up``.
+
+    Returns:
+        Interpolated; the least sparsity if they always are, NaN if not even at the greatest.
+    """
+    sparsity, gain = curve["sparsity"].to_numpy(), curve["speed_up"].to_numpy() - 1
+    slower = np.flatnonzero(gain < 0)
+    if len(slower) == 0:
+        return float(sparsity[0])
+    last = slower[-1]
+    if last == len(gain) - 1:
+        return float("nan")
+    return float(np.interp(0, gain[last : last + 2], sparsity[last : last + 2]))
+
+
+@styled
+def plot_speed_up(curves: pd.DataFrame) -> Figure:
+    """Speed-up against sparsity: a panel per model, a line per block shape, with a mark at its break-even.
+
+    Args:
+        curves: From `speed_up_by_sparsity`, with the columns ``dataset`` and ``model``.
+    """
+    models = list(curves.groupby(["dataset", "model"], sort=False))
+    blocks = list(curves["block"].unique())
+    colors = dict(zip(blocks, cycle(COLORS), strict=False))
+    figure = Figure(figsize=(4.2 * len(models), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
+    for axes, ((dataset, model), of_model) in zip(panels, models, strict=True):
+        for block, curve in of_model.groupby("block", sort=False):
+            at = break_even(curve)
+            always = bool(at == curve["sparsity"].iloc[0])
+            told = "none" if np.isnan(at) else f"{'≤ ' * always}{100 * at:.0f} %"
+            axes.plot(100 * curve["sparsity"], curve["speed_up"], color=colors[block], label=f"{block}: {told}")
+            if not always:
+                axes.plot(100 * at, 1, "o", color=colors[block], zorder=3)
+        axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
+        axes.set(title=f"{dataset}, {model}", xlabel="sparsity of the layers", xlim=(0, 100), ylim=(0, None))
+        axes.xaxis.set_major_formatter(percent())
+        axes.legend(loc="lower right", title="blocks, break-even")
+    panels[0].set_ylabel("speed-up over dense layers")
+    return figure
+
+
+@styled
+def plot_latency(table: pd.DataFrame) -> Figure:
+    """Top-1 accuracy against measured milliseconds per image: a panel per dataset and batch size, with intervals.
+
+    Of each model the fastest arm is drawn, and of a dense model the median over the experiments. The others stand where
+    their speed-up over the dense arm that they took turns with places them: a machine that was busier during one
+    experiment than during another shifts none.
+
+    Args:
+        table: From `speed_summary`.
+    """
+    panels = list(table.groupby(["dataset", "batch_size"], sort=True))
+    figure = Figure(figsize=(3.2 * len(panels) + 1.8, 3.4), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    experiments = list(table["experiment"].unique())
+    looks = {name: (COLORS[i % 8], MARKERS[i // 8 % 6]) for i, name in enumerate(experiments)}
+    for axes, ((dataset, batch_size), rows) in zip(grid, panels, strict=True):
+        for row in _placed(rows).itertuples():
+            color, marker = ("black", "*") if row.stage == "dense" else looks[row.experiment]
+            _draw_latency(axes, row, color, marker)
+        axes.set(title=f"{dataset}, batch size {batch_size}", xlabel="milliseconds per image", xlim=(0, None))
+        axes.yaxis.set_major_formatter(percent())
+        axes.margins(x=0.1, y=0.12)
+    grid[0].set_ylabel("top-1 accuracy")
+    handles = [Line2D([], [], color="black", marker="*", markersize=10, linestyle="", label="dense")]
+    handles += [Line2D([], [], color=c, marker=m, linestyle="", label=name) for name, (c, m) in looks.items()]
+    figure.legend(handles=handles, loc="outside right center", ncols=-(-len(handles) // LEGEND_ROWS))
+    return figure
+
+
+def _placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each dense model, one for the fastest arm of each other: ``time``, ``low`` and ``high``, in ms/image.
+
+    Args:
+        rows: From `speed_summary`, of one dataset and batch size.
+    """
+    references = rows[rows["arm"] == rows["reference"]].copy()
+    for end, column in (("time", "milliseconds"), ("low", "milliseconds_low"), ("high", "milliseconds_high")):
+        references[end] = (
+            (references[column] / references["batch_size"]).groupby(references["model"]).transform("median")
+        )
+    dense = references.drop_duplicates("model")
+    rest = rows[rows["stage"] != "dense"]
+    pruned = rest.loc[rest.groupby("experiment", sort=False)["speed_up"].idxmax()].copy()
+    of_dense = pruned["model"].map(dense.set_index("model")["time"])
+    for end, column in (("time", "speed_up"), ("low", "speed_up_high"), ("high", "speed_up_low")):
+        pruned[end] = of_dense / pruned[column]
+    return pd.concat([dense, pruned], ignore_index=True)
+
+
+def _draw_latency(axes: Axes, row: Any, color: str, marker: str) -> None:
+    error = [[row.time - row.low], [row.high - row.time]]
+    size = 10 if marker == "*" else 6
+    axes.errorbar(row.time, row.top1, xerr=error, color=color, marker=marker, markersize=size, elinewidth=1, zorder=3)
+    if row.stage == "dense":
+        axes.annotate(row.model, (row.time, row.top1), (0, 7), textcoords="offset points", ha="center")
+
+
+def _speed_rows(table: pd.DataFrame) -> str:
+    def interval(name: str, decimals: int) -> Iterator[str]:
+        columns = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False, name=None)
+        return (f"{median:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})" for median, low, high in columns)
+
+    shown = pd.DataFrame(
+        {
+            **{name: table[name] for name in NAMES},
+            "arm": table["arm"].str.replace("_", ", "),
+            "batch size": table["batch_size"].map(str),
+            "ms per pass": [*interval("milliseconds", 2)],
+            "images/s": table["images_per_second"].map("{:.0f}".format),
+            "speed-up": [*interval("speed_up", 2)],
+            "top-1": table["top1"].map("{:.2f} %".format),
+            "mJ per image": table["joules"].map(lambda joules: "-" if pd.isna(joules) else f"{1e3 * joules:.3g}"),
+        }
+    )
+    return markdown(shown, text_columns=4)
+
+
+def _energy_told(table: pd.DataFrame, energy: pd.DataFrame) -> str:
+    lines = [f"Energy: not measured: {reason}" for reason in energy["reason"].dropna().unique()]
+    lines += [
+        f"Energy of {row.models} models of {row.model} on {row.dataset} ({row.device_name}, {row.dtype}), rank "
+        f"correlation with the joules measured: power term {row.power_term:.2f}, energy model {row.energy:.2f}"
+        for row in energy_ranking(table).itertuples()
+    ]
+    return "\n".join(f"{line}." for line in lines) + "\n"

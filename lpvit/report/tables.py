@@ -1,0 +1,108 @@
+"""Tables that people read: the summary of all experiments, as CSV and as markdown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+_BUDGETS = {
+    "macs": "MACs kept, of the dense model",
+    "sparsity": "sparsity of the prunable layers",
+    "energy": "modelled energy kept, of the dense model",
+    "latency": "measured time kept, of the prunable layers",
+}
+
+
+_SUMMARY_COLUMNS = [
+    "dataset",
+    "model",
+    "experiment",
+    "stage",
+    "top1",
+    "top5",
+    "macs",
+    "macs_ratio",
+    "macs_all",
+    "parameters",
+    "sparsity",
+    "power_term",
+    "energy",
+    "energy_ratio",
+]
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per evaluated model: every dense model once, then what each experiment made of it.
+
+    Args:
+        rows: Schema ``METRICS`` and the columns ``experiment``, ``dataset`` and ``model``; one row per experiment and
+            stage. Experiments that share a dense model each bring its row.
+
+    Returns:
+        Dataset, model, experiment (empty for dense), stage; top1 and top5 in %; macs and macs_all in MAC per image;
+        macs_ratio, the share of the dense model's macs; parameters; sparsity; power_term, a share of the dense
+        model's; energy in J per image, modelled, and energy_ratio, its share of the dense model's. Datasets, models and
+        experiments in order of appearance.
+    """
+    dense = rows[rows["stage"] == "dense"].assign(experiment="").drop_duplicates(["dataset", "model"])
+    of_dense = dense.set_index(["dataset", "model"])[["macs", "energy"]].add_prefix("dense_")
+    table = pd.concat([dense, rows[rows["stage"] != "dense"]]).join(of_dense, on=["dataset", "model"])
+    for quantity in ("macs", "energy"):
+        table[f"{quantity}_ratio"] = table[quantity] / table[f"dense_{quantity}"]
+    groups = [group for _, group in table.groupby(["dataset", "model"], sort=False)]
+    return pd.concat(groups, ignore_index=True)[_SUMMARY_COLUMNS]
+
+
+def read_summary(path: str | Path) -> pd.DataFrame:
+    """Reads the CSV form of `summary`; names stay text, also when they look like numbers or like missing values."""
+    missing = {"power_term": [""]}
+    names = dict.fromkeys(["dataset", "model", "experiment", "stage"], str)
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=missing)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The `summary` as a markdown table in human units, aligned so that it also reads well in a terminal."""
+    shown = pd.DataFrame(
+        {
+            "dataset": table["dataset"],
+            "model": table["model"],
+            "experiment": table["experiment"].replace("", "-"),
+            "stage": table["stage"],
+            "top-1": table["top1"].map("{:.2f} %".format),
+            "top-5": table["top5"].map("{:.2f} %".format),
+            "MACs": table["macs"].map(human),
+            "of dense": (100 * table["macs_ratio"]).map("{:.1f} %".format),
+            "all MACs": table["macs_all"].map(human),
+            "parameters": table["parameters"].map(human),
+            "sparsity": (100 * table["sparsity"]).map("{:.1f} %".format),
+            "power": (100 * table["power_term"]).map("{:.1f} %".format, na_action="ignore").fillna("-"),
+            "energy": (100 * table["energy_ratio"]).map("{:.1f} %".format),
+        }
+    )
+    return markdown(shown, text_columns=4)
+
+
+def human(quantity: float) -> str:
+    """Three significant digits and an SI prefix: 4608000000 -> ``4.61 G``; whole numbers below 1000 as they are."""
+    if quantity < 1000 and float(quantity).is_integer():
+        return str(int(quantity))
+    thousands = 0
+    while float(f"{quantity:.3g}") >= 1000:
+        quantity /= 1000
+        thousands += 1
+    decimals = 3 - len(str(int(float(f"{quantity:.3g}"))))
+    return f"{quantity:.{decimals}f} {' kMGTP'[thousands]}".rstrip()
+
+
+def markdown(table: pd.DataFrame, text_columns: int) -> str:
+    cells = [list(table.columns), *table.to_numpy().tolist()]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            c.ljust(w) if i < text_columns else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * w if i < text_columns else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(cells[0]), line(rule), *(line(row) for row in cells[1:])]) + "\n"

@@ -1,0 +1,63 @@
+"""What every workflow script does around its work: log, threads, device, and errors in one line."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lpvit.errors import LpvitError
+from lpvit.settings import Compute
+
+logger = logging.getLogger("lpvit")
+
+
+@contextmanager
+def stage(snakemake: Any) -> Iterator[Compute]:
+    """Runs a stage: logs to its log file and the terminal, and ends in one line, good or bad.
+
+    How the stage is computed (device, threads, processes) is read from the config without being a param, since
+    changing it must not rerun anything.
+
+    Args:
+        snakemake: The object that Snakemake gives to a script.
+
+    Yields:
+        Where and how wide to compute; ``device`` is ``cpu`` or ``cuda``, ``threads`` are those of the job.
+    """
+    _log_to(snakemake.log[0])
+    started = time.monotonic()
+    try:
+        yield _compute(snakemake)
+    except LpvitError as error:
+        for line in str(error).splitlines():
+            logger.error("%s: %s", snakemake.rule, line)
+        sys.exit(1)
+    except Exception:
+        logger.exception("%s: a bug, or a case that lpvit does not foresee", snakemake.rule)
+        sys.exit(1)
+    logger.info("%s: done in %.1f s", snakemake.rule, time.monotonic() - started)
+
+
+def _compute(snakemake: Any) -> Compute:
+    asked = Compute.model_validate(snakemake.config.get("compute", {}))
+    if "torch" not in sys.modules:
+        return asked
+    import torch
+
+    torch.set_num_threads(snakemake.threads)
+    device = asked.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LpvitError("config: compute.device: 'cuda', but torch finds no GPU; use 'auto' or 'cpu'")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return asked.model_copy(update={"device": device, "threads": snakemake.threads})
+
+
+def _log_to(file: str) -> None:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.FileHandler(file, mode="w"), logging.StreamHandler()]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    logging.captureWarnings(True)

@@ -1,0 +1,363 @@
+"""Every parquet table of the pipeline: its columns, their units and meaning, and a checked read and write.
+
+The README's reference of artifacts is generated from these schemas.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lpvit.errors import LpvitError
+from lpvit.store.artifacts import replace_atomically
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    dtype: pa.DataType
+    unit: str
+    description: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A table: one row per ``row``, written as ``file``."""
+
+    file: str
+    row: str
+    columns: tuple[Column, ...]
+
+    def arrow(self) -> pa.Schema:
+        return pa.schema(
+            pa.field(c.name, c.dtype, c.nullable, {"unit": c.unit, "description": c.description}) for c in self.columns
+        )
+
+
+def write_parquet(frame: pd.DataFrame, path: str | Path, schema: Schema) -> None:
+    """Writes a frame whose columns are exactly those of the schema, in any order; all or nothing.
+
+    Raises:
+        ValueError: Columns, types or missing values do not fit the schema.
+        LpvitError: The disk is full or the folder cannot be written.
+    """
+    names = [column.name for column in schema.columns]
+    if set(frame.columns) != set(names):
+        raise ValueError(f"{path}: columns {sorted(frame.columns)} are not those of {schema.file}: {sorted(names)}")
+    table = pa.Table.from_pandas(frame[names], schema=schema.arrow(), preserve_index=False, safe=True)
+    with replace_atomically(path) as partial:
+        pq.write_table(table, partial)
+
+
+def empty_frame(schema: Schema) -> pd.DataFrame:
+    """No rows, all columns."""
+    frame: pd.DataFrame = schema.arrow().empty_table().to_pandas()
+    return frame
+
+
+def read_parquet(path: str | Path, schema: Schema) -> pd.DataFrame:
+    """Reads a table that `write_parquet` wrote.
+
+    Raises:
+        LpvitError: The file is missing, damaged or of another schema.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise LpvitError(
+            f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); delete it and rerun"
+        ) from None
+    if not table.schema.equals(schema.arrow()):
+        raise LpvitError(f"{path}: not a table of this version of lpvit ({schema.file}); delete it and rerun")
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
+
+
+_LAYER = Column("layer", pa.string(), "", "name of the layer in the timm model")
+_STAGE = Column("stage", pa.string(), "", "dense, pruned or finetuned")
+
+IMAGES = Schema(
+    "images.parquet",
+    "image of the dataset",
+    (
+        Column("split", pa.string(), "", "train or validation"),
+        Column("path", pa.string(), "", "file relative to the dataset's root; digits/<n> for the digits set"),
+        Column("label", pa.int64(), "", "class number: rank of the class name in lexical order"),
+        Column("class_name", pa.string(), "", "name of the class folder"),
+        Column("problem", pa.string(), "", "why the image cannot be decoded; null if it can", nullable=True),
+    ),
+)
+
+SAMPLES = Schema(
+    "samples.parquet",
+    "calibration image",
+    (
+        Column("path", pa.string(), "", "file relative to the dataset's root; digits/<n> for the digits set"),
+        Column("label", pa.int64(), "", "class number"),
+    ),
+)
+
+COSTS = Schema(
+    "costs.parquet",
+    "layer that multiplies by a weight matrix, in order of execution",
+    (
+        _LAYER,
+        Column(
+            "role", pa.string(), "", "last part of the name: qkv, proj, fc1, fc2, patch_embed, head, reduction, ..."
+        ),
+        Column("out_features", pa.int64(), "", "rows of the weight matrix"),
+        Column("in_features", pa.int64(), "", "columns of the weight matrix"),
+        Column("tokens", pa.int64(), "1/image", "vectors that the layer multiplies for an image"),
+        Column("macs", pa.int64(), "MAC/image", "multiply-accumulates: tokens * out_features * in_features"),
+        Column("parameters", pa.int64(), "", "weights and biases"),
+    ),
+)
+
+LATENCY = Schema(
+    "latency.parquet",
+    "layer timed on a machine, at a block shape and a sparsity",
+    (
+        Column("out_features", pa.int64(), "", "rows of the weight matrix"),
+        Column("in_features", pa.int64(), "", "columns of the weight matrix"),
+        Column("tokens", pa.int64(), "1/image", "vectors that the layer multiplies for an image"),
+        Column("block_rows", pa.int64(), "", "rows of a block"),
+        Column("block_columns", pa.int64(), "", "columns of a block"),
+        Column("sparsity", pa.float64(), "", "share of the weights pruned; 0 is the dense layer, without blocks"),
+        Column("milliseconds", pa.float64(), "ms/image", "time of the layer"),
+    ),
+)
+
+PLAN = Schema(
+    "plan.parquet",
+    "experiment, as checked before anything runs",
+    (
+        Column("experiment", pa.string(), "", "name in the config"),
+        Column("classes", pa.int64(), "", "classes of the dataset"),
+        Column("dense_macs", pa.int64(), "MAC/image", "MACs of the dense model in linear layers"),
+        Column("prunable_macs", pa.int64(), "MAC/image", "part of dense_macs in prunable layers"),
+        Column("least_macs", pa.int64(), "MAC/image", "MACs that stay when every prunable layer is at min_keep_ratio"),
+        Column("target", pa.float64(), "", "the budget: a share kept, or sparsity; of two the first"),
+    ),
+)
+
+BLOCKS = Schema(
+    "blocks.parquet",
+    "block of a prunable layer",
+    (
+        _LAYER,
+        Column("row", pa.int32(), "", "row of the block in the grid of the layer"),
+        Column("column", pa.int32(), "", "column of the block in the grid of the layer"),
+        Column("weights", pa.int32(), "", "weights in the block (smaller at ragged edges)"),
+        Column("saliency", pa.float64(), "", "score of the block; the lowest are pruned first"),
+        Column("squared_norm", pa.float64(), "", "sum of the squared weights"),
+    ),
+)
+
+CURVES = Schema(
+    "curves.parquet",
+    "point of the rate-distortion curve of a layer, by rising sparsity",
+    (
+        _LAYER,
+        Column("sparsity", pa.float64(), "", "share of blocks asked to be pruned, 0 to 1"),
+        Column("blocks_pruned", pa.int64(), "", "blocks pruned: the least salient of the layer"),
+        Column("weights_pruned", pa.int64(), "", "weights in the pruned blocks"),
+        Column(
+            "distortion",
+            pa.float64(),
+            "logit^2/image",
+            "change of the output that pruning them causes; `taylor` is not calibrated to this unit",
+        ),
+    ),
+)
+
+INTERACTIONS = Schema(
+    "interactions.parquet",
+    "ordered pair of prunable layers, under the masks of an experiment",
+    (
+        _LAYER,
+        Column("other", pa.string(), "", "the other layer; the same one for its own distortion"),
+        Column(
+            "distortion",
+            pa.float64(),
+            "logit^2/image",
+            "mean product of what both layers' pruning adds to the logits; all pairs sum to the model's distortion, to "
+            "first order in the weights and before reconstruction",
+        ),
+    ),
+)
+
+ALLOCATION = Schema(
+    "allocation.parquet",
+    "prunable layer",
+    (
+        _LAYER,
+        Column("blocks", pa.int64(), "", "blocks of the layer"),
+        Column("blocks_kept", pa.int64(), "", "blocks that stay: the most salient of the layer"),
+        Column("keep_ratio", pa.float64(), "", "blocks_kept / blocks"),
+        Column("macs_dense", pa.int64(), "MAC/image", "MACs of the dense layer"),
+        Column("macs_kept", pa.int64(), "MAC/image", "MACs of the blocks that stay"),
+        Column("budget", pa.string(), "", "macs, sparsity, energy or latency; like all that follows, same in all rows"),
+        Column("target", pa.float64(), "", "the budget: share kept of the dense model's, or sparsity"),
+        Column("achieved", pa.float64(), "", "what the allocation reaches of it"),
+        Column("second_budget", pa.string(), "", "the other of two budgets; null without one", nullable=True),
+        Column("second_target", pa.float64(), "", "its target", nullable=True),
+        Column("second_achieved", pa.float64(), "", "what the allocation reaches of it", nullable=True),
+    ),
+)
+
+FRONTIER = Schema(
+    "frontier.parquet",
+    "allocation on the frontier of two budgets, by distortion and weight",
+    (
+        Column("level", pa.float64(), "", "distortion allowed, in those of the allocation that meets both budgets"),
+        Column("weight", pa.float64(), "", "share of the first budget in the combined cost; 1 less it, of the second"),
+        Column("distortion", pa.float64(), "logit^2/image", "sum of the layers' curves"),
+        Column("first", pa.float64(), "", "what is reached of the first budget: share kept, or sparsity"),
+        Column("second", pa.float64(), "", "what is reached of the second"),
+    ),
+)
+
+HISTORY = Schema(
+    "history.parquet",
+    "epoch of a training",
+    (
+        Column("epoch", pa.int64(), "", "from 1"),
+        Column("learning_rate", pa.float64(), "", "at the end of the epoch"),
+        Column("train_loss", pa.float64(), "nat", "mean over the images of the epoch, distillation included"),
+        Column("validation_loss", pa.float64(), "nat", "cross-entropy on the validation split"),
+        Column("top1", pa.float64(), "%", "top-1 accuracy on the validation split"),
+        Column("seconds", pa.float64(), "s", "wall time of training and validation"),
+    ),
+)
+
+METRICS = Schema(
+    "metrics.parquet",
+    "evaluated model (one row)",
+    (
+        _STAGE,
+        Column("images", pa.int64(), "", "validation images evaluated"),
+        Column("images_skipped", pa.int64(), "", "validation images left out because they cannot be decoded"),
+        Column("top1", pa.float64(), "%", "top-1 accuracy"),
+        Column("top5", pa.float64(), "%", "top-5 accuracy"),
+        Column("loss", pa.float64(), "nat", "cross-entropy"),
+        Column("macs", pa.int64(), "MAC/image", "in linear layers, as the paper counts: what blocks keep"),
+        Column(
+            "macs_all", pa.int64(), "MAC/image", "all matrix products, attention included (half of torch's FLOP count)"
+        ),
+        Column("parameters", pa.int64(), "", "parameters that are kept: all, less the pruned weights"),
+        Column("sparsity", pa.float64(), "", "share of the weights of prunable layers that is pruned"),
+        Column(
+            "power_term",
+            pa.float64(),
+            "",
+            "sum of the layers' power terms, as a share of that with all blocks kept; null of a narrower model",
+            nullable=True,
+        ),
+        Column("energy", pa.float64(), "J/image", "modelled energy of the layers that `macs` counts"),
+    ),
+)
+
+LAYERS = Schema(
+    "layers.parquet",
+    "layer that multiplies by a weight matrix, of an evaluated model",
+    (
+        _STAGE,
+        _LAYER,
+        Column("role", pa.string(), "", "last part of the name"),
+        Column("prunable", pa.bool_(), "", "whether the layer has a mask"),
+        Column("blocks", pa.int64(), "", "blocks of the layer; 0 without a mask"),
+        Column("blocks_kept", pa.int64(), "", "blocks that stay; 0 without a mask"),
+        Column("macs", pa.int64(), "MAC/image", "multiply-accumulates of the weights that stay"),
+        Column("parameters", pa.int64(), "", "weights that stay, and biases"),
+        Column(
+            "power_term",
+            pa.float64(),
+            "block row",
+            "the paper's term: blocks_kept * in_features / 16; 0 without a mask",
+        ),
+        Column("energy", pa.float64(), "J/image", "modelled energy of the layer with the weights that stay"),
+    ),
+)
+
+SPEED = Schema(
+    "speed.parquet",
+    "arm of a benchmark, at a batch size",
+    (
+        _STAGE,
+        Column("arm", pa.string(), "", "what ran: dense, masked or sparse model, eager or compiled"),
+        Column("batch_size", pa.int64(), "", "images per pass"),
+        Column("rounds", pa.int64(), "", "timed passes; in each round all arms take turns"),
+        Column("milliseconds", pa.float64(), "ms/pass", "median"),
+        Column("milliseconds_low", pa.float64(), "ms/pass", "lower end of the median's 95 % interval"),
+        Column("milliseconds_high", pa.float64(), "ms/pass", "upper end"),
+        Column("images_per_second", pa.float64(), "1/s", "from the median"),
+        Column("reference", pa.string(), "", "the faster dense arm: dense or dense_compiled"),
+        Column("speed_up", pa.float64(), "", "median over the rounds of the reference's time over the arm's"),
+        Column("speed_up_low", pa.float64(), "", "lower end of the median's 95 % interval"),
+        Column("speed_up_high", pa.float64(), "", "upper end"),
+        Column("kernel", pa.string(), "", "what computes block-sparse layers here: its name, or masked dense"),
+        Column("dtype", pa.string(), "", "of weights and activations"),
+        Column("device", pa.string(), "", "cpu or cuda"),
+        Column("device_name", pa.string(), "", "as the system calls it"),
+        Column("threads", pa.int64(), "", "CPU threads of torch"),
+        Column("torch", pa.string(), "", "version"),
+    ),
+)
+
+CHOICES = Schema(
+    "choices.parquet",
+    "masked layer of a benchmarked model, at a batch size",
+    (
+        Column("batch_size", pa.int64(), "", "images per pass"),
+        _LAYER,
+        Column("sparse", pa.bool_(), "", "whether it runs block-sparse, since that was measured to be faster"),
+        Column("sparsity", pa.float64(), "", "share of its blocks that is pruned"),
+        Column("dense_milliseconds", pa.float64(), "ms/pass", "of the dense layer; null if not timed", nullable=True),
+        Column("sparse_milliseconds", pa.float64(), "ms/pass", "of the sparse layer; null if not timed", nullable=True),
+        Column("reason", pa.string(), "", "why it stayed dense; empty if it is sparse"),
+    ),
+)
+
+ENERGY = Schema(
+    "energy.parquet",
+    "measurement of a model, or the reason why there is none",
+    (
+        Column("arm", pa.string(), "", "what ran"),
+        Column(
+            "source",
+            pa.string(),
+            "",
+            "counter: nvml (GPU) or rapl (CPU and DRAM); null if none",
+            nullable=True,
+        ),
+        Column("reason", pa.string(), "", "why nothing was measured; null if it was", nullable=True),
+        Column("repeat", pa.int64(), "", "from 1, all arms in turn; 0 if nothing was measured"),
+        Column("images", pa.int64(), "", "images computed in the window; 0 if nothing was measured"),
+        Column("seconds", pa.float64(), "s", "length of the window", nullable=True),
+        Column("joules", pa.float64(), "J", "what the counter rose by, idle power included", nullable=True),
+        Column("idle_watts", pa.float64(), "W", "power of the idle device, before this repeat", nullable=True),
+        Column("joules_net", pa.float64(), "J", "joules less idle_watts * seconds", nullable=True),
+    ),
+)
+
+ALL = (
+    IMAGES,
+    SAMPLES,
+    PLAN,
+    COSTS,
+    LATENCY,
+    BLOCKS,
+    CURVES,
+    ALLOCATION,
+    FRONTIER,
+    INTERACTIONS,
+    HISTORY,
+    METRICS,
+    LAYERS,
+    SPEED,
+    CHOICES,
+    ENERGY,
+)

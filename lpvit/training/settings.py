@@ -1,0 +1,58 @@
+"""Settings of a training."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from lpvit.settings import Section, Share
+
+
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < bounds[0] <= bounds[1]:
+        raise ValueError(f"found {list(bounds)}, expected a positive number and one that is not smaller")
+    return bounds
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
+
+
+class Recipe(Section):
+    """Training: from scratch for a dense model, or with frozen masks for a pruned one."""
+
+    epochs: int = Field(gt=0, description="passes over the training split")
+    batch_size: int = Field(gt=0, description="images per optimiser step, over all processes")
+    learning_rate: float = Field(gt=0, description="peak learning rate at this batch size (no rescaling is done)")
+    min_learning_rate: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine")
+    warmup_epochs: float = Field(0, ge=0, description="epochs of linear warm-up")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay; not for biases and norms")
+    clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
+    drop_path: Share = Field(0.0, description="stochastic depth rate")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0 is off")
+    crop_scale: Range = Field((0.08, 1.0), description="range of the area of a random crop")
+    crop_ratio: Range = Field((3 / 4, 4 / 3), description="range of the aspect ratio of a random crop")
+    horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    color_jitter: float = Field(0.0, ge=0, description="strength of colour jitter; timm uses it without RandAugment")
+    rand_augment: str | None = Field(None, description="timm's policy string, for example `rand-m9-mstd0.5-inc1`")
+    random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle")
+    repeated_augmentation: int = Field(1, gt=0, description="times an image is repeated in an epoch of equal length")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null is off")
+    distillation: Literal["none", "soft", "hard"] = Field("none", description="loss against the teacher")
+    teacher: str | None = Field(None, description="`dense` (the model before pruning) or a timm model name")
+    teacher_checkpoint: Path | None = Field(None, description="local weights of a timm teacher; else timm's own")
+    distillation_alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation loss")
+    distillation_temperature: float = Field(1.0, gt=0, description="temperature of soft distillation")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast of the forward pass")
+    seed: int = Field(0, ge=0, description="seed of data order, augmentation and dropout")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        if (self.distillation == "none") != (self.teacher is None):
+            raise ValueError("teacher: give a teacher together with 'distillation: soft' or 'hard', and only then")
+        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; lower it")
+        if self.teacher_checkpoint is not None and self.teacher in (None, "dense"):
+            raise ValueError("teacher_checkpoint: only a timm teacher takes a checkpoint")
+        return self

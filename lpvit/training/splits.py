@@ -1,0 +1,78 @@
+"""The loaders of a training: both splits of a dataset, shared by the processes that train."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lpvit.data.index import usable_images
+from lpvit.data.loading import Loader, make_loader
+from lpvit.data.preprocessing import Augmentation, Preprocessing
+from lpvit.settings import Compute
+from lpvit.training.settings import Recipe
+
+
+@dataclass(frozen=True)
+class SplitLoaders:
+    """Makes the loaders of one process; can be pickled, so that every process makes its own.
+
+    Attributes:
+        images: Both splits, schema ``IMAGES``.
+        dataset: ``root`` and ``loader`` of the config's dataset.
+        preprocessing: Of the model.
+        recipe: Batch size over all processes, augmentation, repeats and seed.
+        compute: Threads over all processes, and images per batch of the validation split.
+    """
+
+    images: pd.DataFrame
+    dataset: Mapping[str, Any]
+    preprocessing: Preprocessing
+    recipe: Recipe
+    compute: Compute
+
+    def __call__(self, rank: int, processes: int, device: torch.device) -> tuple[Loader, Loader]:
+        """The parts of the training and validation split that process ``rank`` of ``processes`` reads."""
+        threads = max(1, self.compute.threads // processes)
+        training = make_loader(
+            usable_images(self.images, "train"),
+            self.dataset["root"],
+            self.preprocessing,
+            loader=self.dataset["loader"],
+            batch_size=self.recipe.batch_size // processes,
+            threads=threads,
+            device=device,
+            augmentation=augmentation_of(self.recipe),
+            seed=self.recipe.seed,
+            rank=rank,
+            world_size=processes,
+            repeats=self.recipe.repeated_augmentation,
+        )
+        validation = make_loader(
+            usable_images(self.images, "validation"),
+            self.dataset["root"],
+            self.preprocessing,
+            loader=self.dataset["loader"],
+            batch_size=self.compute.evaluation_batch_size,
+            threads=threads,
+            device=device,
+            rank=rank,
+            world_size=processes,
+        )
+        return training, validation
+
+
+def augmentation_of(recipe: Recipe) -> Augmentation:
+    """The part of a recipe that acts on single images.
+
+    Raises:
+        LpvitError: The RandAugment policy cannot be read.
+    """
+    return Augmentation(
+        crop_scale=recipe.crop_scale,
+        crop_ratio=recipe.crop_ratio,
+        horizontal_flip=recipe.horizontal_flip,
+        color_jitter=recipe.color_jitter,
+        rand_augment=recipe.rand_augment,
+    )

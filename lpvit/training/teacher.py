@@ -1,0 +1,31 @@
+"""The teacher that a recipe names."""
+
+from pathlib import Path
+
+from torch import nn
+
+from lpvit.models.architecture import create_model, load_model
+from lpvit.models.checkpoints import load_weights, read_checkpoint
+from lpvit.training.settings import Recipe
+
+
+def load_teacher(recipe: Recipe, num_classes: int, dense: str | Path) -> nn.Module | None:
+    """The teacher that a recipe names, or None if it has none.
+
+    Args:
+        recipe: ``teacher`` is ``dense`` or a timm name, with timm's weights or a local ``teacher_checkpoint``.
+        num_classes: Outputs of a timm teacher.
+        dense: Artifact of the model before pruning.
+
+    Raises:
+        LpvitError: The teacher's weights are not there or do not fit.
+    """
+    if recipe.teacher is None:
+        return None
+    if recipe.teacher == "dense":
+        architecture, state = load_model(dense, "dense")
+        return architecture.build(state)
+    teacher = create_model(recipe.teacher, num_classes, pretrained=recipe.teacher_checkpoint is None)
+    if recipe.teacher_checkpoint is not None:
+        load_weights(teacher, read_checkpoint(recipe.teacher_checkpoint), recipe.teacher_checkpoint)
+    return teacher

@@ -1,0 +1,436 @@
+"""The package as an engineer uses it: prune a timm model, save, load, export."""
+
+import ast
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from conftest import REPOSITORY
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import MODELS, SWIN, VIT, dense_model, photographs
+from torch import Tensor, nn
+
+import lpvit
+from lpvit.models.blocks import BlockGrid
+from lpvit.models.cost import measure_costs
+from lpvit.models.layers import weight_matrix
+from lpvit.sparse import BlockSparseLinear
+from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
+
+BLOCK_SHAPE = (8, 4)
+
+
+def random_prune(model: nn.Module, block_shape: tuple[int, int], budget: lpvit.Budget | None = None) -> lpvit.Pruned:
+    """Without calibration: about half of the blocks of every layer of the transformer blocks."""
+    embedding = model.patch_embed
+    model.pretrained_cfg["input_size"] = (
+        embedding.proj.in_channels,
+        *embedding.img_size,
+    )  # as `prune` sees on the images
+    masks = {}
+    generator = torch.Generator().manual_seed(0)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and "blocks" in name:
+            grid = BlockGrid(tuple(module.weight.shape), block_shape)
+            masks[name] = torch.rand(grid.rows, grid.columns, generator=generator) < 0.5
+    zero_pruned(model.state_dict(), expand_keep_masks(model, masks, block_shape))
+    return lpvit.Pruned(model.eval(), masks, block_shape, budget)
+
+
+def assert_same(found: lpvit.Pruned, expected: lpvit.Pruned) -> None:
+    state, wanted = found.model.state_dict(), expected.model.state_dict()
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[name], wanted[name]) for name in state)
+    assert found.keep_masks.keys() == expected.keep_masks.keys()
+    assert all(torch.equal(found.keep_masks[layer], expected.keep_masks[layer]) for layer in found.keep_masks)
+    assert found.block_shape == expected.block_shape
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        output: Tensor = model.eval()(images)
+    return output
+
+
+@pytest.fixture(scope="module")
+def pruned() -> lpvit.Pruned:
+    images = photographs("vit")
+    return lpvit.prune(dense_model("vit"), images.split(8), budget=0.5, block_shape=BLOCK_SHAPE)
+
+
+# --- prune -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_is_pruned_to_its_budget_and_the_given_one_left_as_it_was(kind: str) -> None:
+    model, images = dense_model(kind).train(), photographs(kind)
+    before, expected = deepcopy(model.state_dict()), logits(deepcopy(model), images)
+
+    pruned = lpvit.prune(model, [(batch, None) for batch in images.split(8)], budget=0.6, block_shape=BLOCK_SHAPE)
+
+    report = pruned.report
+    tokens = measure_costs(pruned.model)["tokens"].max()
+    one_block = BLOCK_SHAPE[0] * BLOCK_SHAPE[1] * tokens / report.loc["(dense model)", "macs"]
+    assert 0.6 - max(0.001, one_block) <= report.loc["(model)", "keep_ratio"] <= 0.6
+    verify_pruned(pruned.model.state_dict(), expand_keep_masks(pruned.model, pruned.keep_masks, BLOCK_SHAPE))
+    assert model.training
+    assert not pruned.model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(logits(model, images), expected)
+    assert all(not parameter.grad_fn and parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_report_adds_up_and_counts_what_is_not_zero(pruned: lpvit.Pruned) -> None:
+    report = pruned.report
+    layers = report.drop(["(model)", "(dense model)"])
+    assert (layers[["blocks_kept", "macs", "parameters"]].sum() == report.loc["(model)"].drop("keep_ratio")).all()
+    assert report.loc["(dense model)", "parameters"] == sum(p.numel() for p in pruned.model.parameters())
+    assert report.loc["(dense model)", "blocks_kept"] == sum(mask.numel() for mask in pruned.keep_masks.values())
+    fc1 = pruned.model.get_parameter("blocks.1.mlp.fc1.weight")
+    assert report.loc["blocks.1.mlp.fc1", "keep_ratio"] == pytest.approx(int(fc1.count_nonzero()) / fc1.numel())
+    assert report.loc["(model)", "parameters"] == sum(
+        int(tensor.count_nonzero()) if name.removesuffix(".weight") in pruned.keep_masks else tensor.numel()
+        for name, tensor in pruned.model.named_parameters()
+    )
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_stays_there_and_is_saved_from_there(tmp_path: Path) -> None:
+    model = dense_model("swin").cuda()
+    pruned = lpvit.prune(model, photographs("swin").split(8), budget=0.6, block_shape=BLOCK_SHAPE)
+    assert {parameter.device.type for parameter in (*pruned.model.parameters(), *model.parameters())} == {"cuda"}
+    lpvit.save(pruned, tmp_path / "model.safetensors", options=SWIN)
+    assert_same(lpvit.load(tmp_path / "model.safetensors"), replace(pruned, model=pruned.model.cpu()))
+
+
+@pytest.mark.parametrize(
+    ("pruning", "budget"),
+    [
+        (lpvit.Pruning(block_shape=(5, 3), distortion="empirical", points=5), lpvit.Budget(sparsity=0.3)),
+        (
+            lpvit.Pruning(block_shape=(5, 3), saliency="l1", distortion="taylor", layers=("fc1", "patch_embed")),
+            lpvit.Budget(sparsity=0.5, allocator="exact", reconstruction="least_squares"),
+        ),
+    ],
+)
+def test_every_option_of_the_config_is_within_reach(pruning: lpvit.Pruning, budget: lpvit.Budget) -> None:
+    pruned = lpvit.prune(dense_model("vit"), photographs("vit").split(8), budget=budget, pruning=pruning)
+    assert {name.split(".")[-1] for name in pruned.keep_masks} == (
+        {"fc1", "proj"} if "patch_embed" in pruning.layers else {"qkv", "proj", "fc1", "fc2"}
+    )
+    weights = [weight_matrix(pruned.model.get_submodule(layer)) for layer in pruned.keep_masks]
+    zero = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+    assert zero == pytest.approx(budget.sparsity, abs=0.01)
+
+
+def test_a_number_as_budget_reconstructs_and_plain_settings_do_not() -> None:
+    model, images = dense_model("vit"), photographs("vit").split(8)
+    pruning = lpvit.Pruning(block_shape=BLOCK_SHAPE, saliency="gauss_newton", distortion="gauss_newton")
+    plain = lpvit.prune(model, images, budget=lpvit.Budget(macs=0.5), pruning=pruning)
+    fitted = lpvit.prune(model, images, budget=0.5, block_shape=BLOCK_SHAPE)
+    expected = logits(model, torch.cat(images))
+    error = [(logits(pruned.model, torch.cat(images)) - expected).square().mean() for pruned in (fitted, plain)]
+    assert error[0] < 0.5 * error[1]
+    kept = plain.model.get_parameter("blocks.0.mlp.fc1.weight")
+    dense = model.get_parameter("blocks.0.mlp.fc1.weight")
+    assert torch.equal(kept[kept != 0], dense[kept != 0])
+
+
+class Endless:
+    def __iter__(self) -> Iterator[Any]:
+        yield {"image": torch.zeros(1, 1, 16, 16)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"loader": iter([torch.zeros(1, 1, 16, 16)])}, "loader: found list_iterator, which can be read at most once"),
+        ({"loader": None}, "loader: found NoneType, which can be read at most once"),
+        ({"loader": []}, "loader: gives no images"),
+        ({"loader": Endless()}, "loader: found a dict, expected normalised images"),
+        ({"loader": [torch.zeros(2, 1, 16, 16, dtype=torch.uint8)]}, "dtype torch.uint8, expected normalised images"),
+        ({"loader": [torch.zeros(1, 16, 16)]}, r"loader: found a tensor of shape \(1, 16, 16\)"),
+        ({"loader": [torch.zeros(2, 3, 8, 8)]}, "loader: the model does not take its images of 3x8x8"),
+        ({"budget": 50}, "budget: found 50, expected the share of MACs that stays"),
+        ({"budget": 0.01}, "budget: macs 0.01 is impossible"),
+        ({"block_shape": (64, 64)}, "block_shape: 64x64 is larger than a layer"),
+        ({"block_shape": (0, 4)}, r"block_shape: found \(0, 4\), expected two positive whole numbers"),
+        ({"block_shape": None}, "block_shape: give either"),
+        ({"pruning": lpvit.Pruning(block_shape=(8, 8))}, "block_shape: give either"),
+    ],
+)
+def test_a_wrong_argument_is_told_in_one_line(arguments: dict[str, Any], line: str) -> None:
+    given = {"loader": [photographs("vit", 4)], "budget": 0.5, "block_shape": BLOCK_SHAPE, **arguments}
+    with pytest.raises(lpvit.LpvitError, match=line) as error:
+        lpvit.prune(dense_model("vit"), **given)
+    assert "\n" not in str(error.value)
+
+
+# --- save and load ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("block_shape", [(8, 4), (7, 3)])
+def test_a_file_gives_back_exact_weights_masks_and_origin(
+    kind: str, block_shape: tuple[int, int], tmp_path: Path
+) -> None:
+    name, options = MODELS[kind]
+    written = random_prune(dense_model(kind), block_shape, budget=lpvit.Budget(sparsity=0.5))
+    torch.manual_seed(5)
+    undisturbed = torch.rand(1)
+    torch.manual_seed(5)
+    lpvit.save(written, tmp_path / "a.safetensors", options=options)
+    read = lpvit.load(tmp_path / "a.safetensors")
+    assert torch.equal(torch.rand(1), undisturbed)
+    assert_same(read, written)
+    assert read.budget == written.budget
+    assert read.architecture.timm.startswith(name)
+    assert not read.model.training
+
+    lpvit.save(read, tmp_path / "b.safetensors")  # now the architecture is known
+    assert_same(lpvit.load(tmp_path / "b.safetensors"), written)
+
+
+def test_the_size_and_channels_of_images_and_the_preprocessing_need_no_options(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, in_chans=1, num_classes=3, global_pool="token")
+    written = random_prune(model, (64, 64))
+    written.model.pretrained_cfg["mean"] = (0.3,)
+    lpvit.save(written, tmp_path / "model.safetensors")
+    read = lpvit.load(tmp_path / "model.safetensors")
+    assert_same(read, written)
+    assert read.architecture.options == {"img_size": [32, 32], "in_chans": 1}
+    assert read.model.pretrained_cfg["input_size"] == (1, 32, 32)
+    assert list(read.model.pretrained_cfg["mean"]) == [0.3]
+
+
+def test_half_of_the_blocks_take_half_of_the_file(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, depth=4)
+    pruned = random_prune(model, (32, 32))
+    lpvit.save(pruned, tmp_path / "model.safetensors", options={"depth": 4})
+    stored = (tmp_path / "model.safetensors").stat().st_size
+    kept, dense = pruned.report.loc[["(model)", "(dense model)"], "parameters"]
+    assert stored == pytest.approx(4 * kept, rel=0.01)
+    assert 0.5 < stored / (4 * dense) < 0.58  # patch embedding, positions and head stay dense
+
+
+def test_training_with_frozen_masks_can_be_saved_and_without_cannot(pruned: lpvit.Pruned, tmp_path: Path) -> None:
+    trained = deepcopy(pruned)
+    with torch.no_grad():
+        for parameter in trained.model.parameters():
+            parameter.mul_(1.5)
+    lpvit.save(trained, tmp_path / "model.safetensors", options=VIT)
+    assert_same(lpvit.load(tmp_path / "model.safetensors"), trained)
+    with torch.no_grad():
+        trained.model.get_parameter("blocks.0.attn.qkv.weight").add_(1)
+    with pytest.raises(lpvit.LpvitError, match=r"blocks\.0\.attn\.qkv\.weight: \d+ pruned weights are not zero; train"):
+        lpvit.save(trained, tmp_path / "again.safetensors", options=VIT)
+    assert not (tmp_path / "again.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (None, "is not what timm builds as 'vit_tiny_patch16_224.*options.*another architecture"),
+        ({**VIT, "depth": 3}, "blocks.2.* is missing"),
+        ({**VIT, "num_heads": 4}, "same weights, other logits"),
+        ({**VIT, "norm_layer": nn.LayerNorm}, "options: .*norm_layer.* cannot be written as JSON"),
+    ],
+)
+def test_a_file_that_would_give_another_model_is_not_written(
+    pruned: lpvit.Pruned, options: dict[str, Any] | None, line: str, tmp_path: Path
+) -> None:
+    with pytest.raises(lpvit.LpvitError, match=line) as error:
+        lpvit.save(pruned, tmp_path / "model.safetensors", options=options)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_timm_did_not_make_is_told_so(tmp_path: Path) -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    images = photographs("vit").split(8)
+    pruned = lpvit.prune(VisionTransformer(**VIT, num_classes=5), images, budget=0.6, block_shape=(8, 4))
+    with pytest.raises(lpvit.LpvitError, match=r"model: does not say its name in timm"):
+        lpvit.save(pruned, tmp_path / "model.safetensors", options=VIT)
+
+
+LAYER = "blocks.1.mlp.fc1"
+
+
+def without(name: str) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
+    return lambda tensors, _: tensors.pop(name)
+
+
+def with_value(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
+    return lambda tensors, _: tensors.update({name: change(tensors[name]).contiguous()})
+
+
+def with_header(**entries: Any) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
+    return lambda _, header: header.update(entries)
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (without(f"{LAYER}.values"), f"'{LAYER}' does not fit its model .values are missing"),
+        (without(f"{LAYER}.col_indices"), f"'{LAYER}' does not fit its model .col_indices are missing"),
+        (without("norm.weight"), "norm.weight is missing"),
+        (without(f"{LAYER}.bias"), f"{LAYER}.bias is missing"),
+        (with_value(f"{LAYER}.values", lambda values: values[1:]), f"'{LAYER}' .*end at block 24 of 23"),
+        (with_value(f"{LAYER}.col_indices", lambda columns: columns + 99), f"'{LAYER}' .*not rising within rows"),
+        (with_value(f"{LAYER}.col_indices", lambda columns: columns.flip(0)), f"'{LAYER}' .*not rising within rows"),
+        (with_value(f"{LAYER}.crow_indices", lambda rows: rows[:-1]), f"'{LAYER}' .*not the bounds of 10 rows"),
+        (with_value(f"{LAYER}.crow_indices", lambda rows: rows.flip(0)), f"'{LAYER}' .*not the bounds of 10 rows"),
+        (lambda tensors, _: tensors.update({"extra.values": torch.zeros(1)}), "'extra' does not fit its model"),
+        (with_header(format=99), "format 99, this lpvit .* reads format 1"),
+        (with_header(block_shape=[8]), "its metadata is damaged"),
+        (with_header(block_shape=[64, 64]), "64x64 is larger than a layer"),
+        (with_header(block_shape=[8, 0]), "its metadata is damaged"),
+        (lambda _, header: header["architecture"].update(timm="vit_tinny_patch16_224"), "timm knows no model"),
+        (lambda _, header: header["architecture"].update(options={}), "does not fit its model"),
+        (with_header(budget={"macs": 2}), "its metadata is damaged"),
+        (lambda _, header: header.pop("architecture"), "its metadata is damaged"),
+        (lambda _, header: header.pop("format"), "its metadata is damaged"),
+    ],
+)
+def test_a_damaged_file_is_told_in_one_line_that_names_it(
+    damage: Callable, line: str, pruned: lpvit.Pruned, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.safetensors"
+    lpvit.save(pruned, file, options=VIT)
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["lpvit"])
+    damage(tensors, header)
+    save_file(tensors, file, {"lpvit": json.dumps(header)})
+    with pytest.raises(lpvit.LpvitError, match=rf"model\.safetensors: .*{line}") as error:
+        lpvit.load(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_another_kind_is_told_in_one_line_that_names_it(pruned: lpvit.Pruned, tmp_path: Path) -> None:
+    lpvit.save(pruned, tmp_path / "whole", options=VIT)
+    content = (tmp_path / "whole").read_bytes()
+    (tmp_path / "truncated").write_bytes(content[: len(content) // 2])
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "text").write_text("not tensors at all")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "torch")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign")
+    for name, line in (
+        ("missing", "file not found"),
+        ("truncated", "cannot be read as safetensors"),
+        ("empty", "cannot be read as safetensors"),
+        ("text", "cannot be read as safetensors"),
+        ("torch", "cannot be read as safetensors"),
+        ("foreign", "not written by lpvit.save"),
+    ):
+        with pytest.raises(lpvit.LpvitError, match=f"{name}: {line}") as error:
+            lpvit.load(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+# --- ONNX ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_the_exported_model_gives_the_same_logits_for_any_number_of_images(kind: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pruned = random_prune(dense_model(kind), BLOCK_SHAPE)
+    lpvit.export_onnx(pruned, tmp_path / "model.onnx")
+    images = photographs(kind, 3)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert [entry.name for entry in (*session.get_inputs(), *session.get_outputs())] == ["images", "logits"]
+    for batch in (images[:1], images):
+        (found,) = session.run(None, {"images": batch.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), logits(pruned.model, batch), rtol=1e-4, atol=1e-4)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_without_its_packages_onnx_says_what_to_install(
+    pruned: lpvit.Pruned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lpvit.api.export.find_spec", lambda package: None if package == "onnxscript" else package)
+    with pytest.raises(lpvit.LpvitError, match=r"needs the package 'onnxscript'; pip install 'lpvit\[onnx\]'"):
+        lpvit.export_onnx(pruned, tmp_path / "model.onnx")
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_a_pruned_model_becomes_block_sparse_in_one_line_and_stays_as_it_was(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lpvit.measure.sparsify._timed", lambda *_: (2.0, 1.0))
+    pruned = random_prune(dense_model(kind), BLOCK_SHAPE)
+    images = photographs(kind)
+    before = logits(pruned.model, images)
+    sparse = lpvit.sparsify(pruned, batch_size=4)
+    assert not any(isinstance(module, BlockSparseLinear) for module in pruned.model.modules())
+    assert {name for name, module in sparse.named_modules() if isinstance(module, BlockSparseLinear)} == {
+        *pruned.keep_masks
+    }
+    torch.testing.assert_close(sparse(images), before, rtol=1e-4, atol=1e-4)  # without no_grad
+    assert torch.equal(logits(pruned.model, images), before)
+
+
+def test_a_budget_in_milliseconds_without_a_table_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def times(costs: pd.DataFrame, block_shape: tuple[int, int], **options: Any) -> pd.DataFrame:
+        asked.append((block_shape, options))
+        rows = costs[["out_features", "in_features", "tokens"]].drop_duplicates()
+        dense = rows["out_features"] * rows["in_features"] / 1e3
+        rows = pd.concat([rows.assign(sparsity=s, milliseconds=dense * (1 - s)) for s in (0.0, 0.9)])
+        return rows.assign(block_rows=block_shape[0], block_columns=block_shape[1])
+
+    monkeypatch.setattr("lpvit.api.prune.measure_latency", times)
+    model, images = dense_model("vit"), photographs("vit")
+    budget = lpvit.Budget(latency=0.5)
+    pruned = lpvit.prune(model, images.split(8), budget=budget, block_shape=BLOCK_SHAPE)
+    (block_shape, options) = asked[0]
+    assert block_shape == BLOCK_SHAPE
+    assert options == {"batch_size": 8, "dtype": torch.float32, "device": torch.device("cpu")}
+    weights = {layer: pruned.model.get_submodule(layer).weight for layer in pruned.keep_masks}
+    kept = sum(int(weight.count_nonzero()) for weight in weights.values())
+    assert 0.49 < kept / sum(weight.numel() for weight in weights.values()) <= 0.5
+
+
+# --- imports ---------------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_and_its_config_loads_no_torch() -> None:
+    code = (
+        "import sys, lpvit, lpvit.config.config; lpvit.Budget(macs=.5); assert not {'torch', 'timm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there_and_others_are_not() -> None:
+    assert all(getattr(lpvit, name).__name__ == name for name in lpvit.__all__)
+    assert set(lpvit.__all__) <= set(dir(lpvit))
+    with pytest.raises(AttributeError, match="prun"):
+        lpvit.prun  # noqa: B018
+
+
+def test_the_calls_in_the_readme_fit_the_functions() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(import lpvit\n.*?)```", readme, flags=re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    ours = [call for call in calls if ast.unparse(call.func).startswith("lpvit.")]
+    assert {call.func.attr for call in ours} == {"prune", "save", "load", "sparsify", "export_onnx"}
+    for call in ours:
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        inspect.signature(getattr(lpvit, call.func.attr)).bind(*call.args, **keywords)

@@ -1,0 +1,233 @@
+import copy
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from lpvit.allocation.settings import Budget
+from lpvit.config.config import Config, parse_config
+from lpvit.curves.settings import Pruning
+from lpvit.errors import LpvitError
+
+VALID = yaml.safe_load("""
+datasets:
+  digits: {source: digits, loader: memory}
+  imagenet: {root: data/imagenet}
+models:
+  tiny: {timm: vit_tiny_patch16_224, weights: train, recipe: long}
+  local: {timm: vit_tiny_patch16_224, weights: checkpoint, checkpoint: weights.pt}
+calibrations: {c10: {images: 10}}
+prunings: {b16: {block_shape: [16, 16]}}
+budgets:
+  half: {macs: 0.5}
+  sparse: {sparsity: 0.7, allocator: lpvit, power_beta: auto}
+recipes:
+  long: {epochs: 1, batch_size: 8, learning_rate: 1e-3}
+  soft: {epochs: 1, batch_size: 8, learning_rate: 0.001, distillation: soft, teacher: dense}
+experiments:
+  main: {dataset: digits, model: tiny, calibration: c10, pruning: b16, budget: half, recipe: long}
+""")
+
+
+def changed(path, value):
+    """The valid config with one key set; with ``...`` it is left out."""
+    raw = copy.deepcopy(VALID)
+    *parents, last = path.split("/")
+    node = raw
+    for key in parents:
+        node = node[key]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return raw
+
+
+def test_a_valid_config_is_filled_with_defaults():
+    config = parse_config(VALID)
+    assert isinstance(config, Config)
+    assert config.recipes["long"].learning_rate == 0.001  # YAML reads 1e-3 as text
+    assert config.budgets["half"].allocator == "lagrangian"
+    assert config.budgets["half"].power_beta == "off"
+    assert config.prunings["b16"].block_shape == (16, 16)
+    assert config.prunings["b16"].points == 101
+    assert config.compute.device == "auto"
+    assert str(config.results) == "results"
+
+
+def test_a_config_survives_being_written_and_read():
+    config = parse_config(VALID)
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(VALID).budgets["half"].macs = 0.7
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("budgets/half/macs", 1),
+        ("budgets/half/power_beta", 0.25),
+        ("budgets/half/power_beta", False),  # YAML's bare `off`
+        ("budgets/half", {"sparsity": 0}),
+        ("budgets/half/energy", 0.5),
+        ("budgets/half", {"sparsity": 0.5, "latency": 0.5, "latency_table": "x.parquet", "allocator": "exact"}),
+        ("budgets/half", {"latency": 0.5}),
+        ("benchmark", {"arms": ["dense_compiled", "dense"], "batch_sizes": [8, "largest"], "dtype": "bfloat16"}),
+        ("energy", {"dtype": "int8", "mac": 0.3, "batch_size": 32}),
+        ("budgets/half", {"sparsity": 0.93, "min_keep_ratio": 0.07}),
+        ("budgets/half/smoothing", 1),
+        ("prunings/b16/block_shape", [1, 64]),
+        ("prunings/b16/distortion", "gauss_newton"),
+        ("prunings/b16/probes", 8),
+        ("budgets/half/allocator", "exact"),
+        ("prunings/b16/layers", ["fc1", "head"]),
+        ("experiments/main/recipe", None),
+        ("recipes/long/ema_decay", 0.999),
+        ("recipes/long/crop_scale", [1.0, 1.0]),
+        ("models/tiny/options", {"class_token": False}),
+        ("datasets/digits-8.x+y", {"source": "digits", "loader": "memory"}),
+        ("compute", {"device": "cuda", "processes": 4}),
+    ],
+)
+def test_what_makes_sense_is_accepted(path, value):
+    parse_config(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        # unknown and missing keys
+        ("budget", {}, "budget: unknown key; did you mean 'budgets'?"),
+        ("budgets/half/mac", 0.5, "budgets.half.mac: unknown key; did you mean 'macs'?"),
+        ("prunings/b16/block_size", 4, "prunings.b16.block_size: unknown key; did you mean 'block_shape'?"),
+        ("compute", {"thread": 2}, "compute.thread: unknown key; did you mean 'threads'?"),
+        ("calibrations/c10/zzz", 1, "calibrations.c10.zzz: unknown key; known are images, seed"),
+        ("datasets", ..., "datasets: missing"),
+        ("models/tiny/timm", ..., "models.tiny.timm: missing"),
+        ("experiments/main/budget", ..., "experiments.main.budget: missing"),
+        # references
+        ("experiments/main/budget", "hal", "experiments.main.budget: no 'hal' in budgets; did you mean 'half'?"),
+        ("experiments/main/recipe", "x", "experiments.main.recipe: no 'x' in recipes; known are long, soft"),
+        ("models/tiny/recipe", "lung", "models.tiny.recipe: no 'lung' in recipes; did you mean 'long'?"),
+        # types
+        ("budgets/half/macs", "much", "budgets.half.macs: input should be a valid number"),
+        ("budgets/half/macs", True, "budgets.half: macs: found true, expected a value"),
+        ("recipes/long/epochs", 2.5, "recipes.long.epochs: input should be a valid integer"),
+        ("prunings/b16/block_shape", 16, "prunings.b16.block_shape: input should be a valid tuple, found 16"),
+        ("prunings/b16/block_shape", [16], "prunings.b16.block_shape.1: missing"),
+        ("prunings/b16/layers", "qkv", "prunings.b16.layers: input should be a valid tuple, found 'qkv'"),
+        ("budgets/half", None, "budgets.half: expected keys with values, found None"),
+        ("budgets", None, "budgets: expected keys with values, found None"),
+        ("experiments/my run", VALID["experiments"]["main"], "experiments.my run: string should match"),
+        ("report", "a/b", "report: string should match"),
+        # ranges
+        ("budgets/half/macs", 0, "budgets.half.macs: input should be greater than 0, found 0"),
+        ("budgets/half/macs", 1.5, "budgets.half.macs: input should be less than or equal to 1, found 1.5"),
+        ("budgets/half/macs", float("nan"), "budgets.half.macs: input should be a finite number, found nan"),
+        ("recipes/long/learning_rate", float("inf"), "learning_rate: input should be a finite number, found inf"),
+        ("recipes/long/crop_scale", [1.0, 0.1], "recipes.long.crop_scale: found [1.0, 0.1], expected a positive"),
+        ("recipes/long/crop_ratio", [0, 1], "recipes.long.crop_ratio: found [0.0, 1.0], expected a positive"),
+        ("prunings/b16/block_shape", [16, 0], "prunings.b16.block_shape.1: input should be greater than 0, found 0"),
+        ("prunings/b16/points", 1, "prunings.b16.points: input should be greater than or equal to 2, found 1"),
+        ("prunings/b16/layers", [], "prunings.b16.layers: tuple should have at least 1 item"),
+        ("experiments", {}, "experiments: dictionary should have at least 1 item"),
+        # choices
+        ("compute", {"device": "gpu"}, "compute.device: input should be 'auto', 'cpu' or 'cuda', found 'gpu'"),
+        ("budgets/half/allocator", "magic", "budgets.half.allocator: input should be 'lagrangian', 'exact'"),
+        ("budgets/half/power_beta", "on", "budgets.half.power_beta: input should be 'off' or 'auto', found 'on' or"),
+        ("budgets/half/power_beta", True, "budgets.half.power_beta: input should be 'off' or 'auto', found 'on' or"),
+        ("budgets/half/power_beta", -1, "budgets.half.power_beta: input should be 'off' or 'auto', found -1 or input"),
+        # keys that belong together
+        ("budgets/half", {}, "budgets.half: give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them"),
+        ("budgets/half", {"macs": 0.5, "energy": 0.5, "sparsity": 0.5}, "budgets.half: give one of 'macs', 'sparsity'"),
+        ("budgets/sparse/macs", 0.5, "allocator: 'lpvit' meets one budget, found macs and sparsity; use 'lagrangian'"),
+        ("benchmark", {"arms": ["sparse"]}, "benchmark: arms: name 'dense', which the others are compared with"),
+        ("benchmark", {"arms": ["dense", "dense"]}, "benchmark: arms: name 'dense'"),
+        ("benchmark", {"arms": ["dense", "spars"]}, "benchmark.arms.1: "),
+        ("benchmark", {"batch_sizes": [1, "large"]}, "benchmark.batch_sizes.1: "),
+        ("budgets/half/latency_table", "x.parquet", "budgets.half: latency_table: give the table"),
+        ("budgets/sparse/sparsity", 0.96, "budgets.sparse: sparsity: 0.96 is impossible while min_keep_ratio 0.05"),
+        ("datasets/imagenet", {}, "datasets.imagenet: root: missing"),
+        ("datasets/digits/root", "x", "datasets.digits: source 'digits' takes no root"),
+        ("datasets/digits/loader", "dali", "datasets.digits: source 'digits' takes no root and needs 'loader: memory'"),
+        ("datasets/report", {"root": "x"}, "datasets.report: reports lie in the folder 'report'"),
+        ("models/tiny/weights", "checkpoint", "models.tiny: checkpoint: give a path together with"),
+        ("models/local/checkpoint", ..., "models.local: checkpoint: give a path together with"),
+        ("models/tiny/weights", "random", "models.tiny: recipe: 'weights: random' is not trained"),
+        ("models/tiny/recipe", ..., "models.tiny: recipe: missing; 'weights: train' needs"),
+        ("recipes/long/teacher", "dense", "recipes.long: teacher: give a teacher together with 'distillation: soft'"),
+        ("recipes/long/distillation", "hard", "recipes.long: teacher: give a teacher together with"),
+        ("recipes/soft/teacher_checkpoint", "x.pt", "recipes.soft: teacher_checkpoint: only a timm teacher takes"),
+    ],
+)
+def test_what_makes_no_sense_is_named_in_one_line(path, value, message):
+    with pytest.raises(LpvitError) as error:
+        parse_config(changed(path, value))
+    assert message in str(error.value)
+    assert str(error.value).startswith("config: ")
+    assert "\n" not in str(error.value)
+
+
+def test_every_problem_gets_its_line():
+    raw = changed("experiments/main/budget", "hal")
+    raw["experiments"]["main"]["model"] = "tine"
+    with pytest.raises(LpvitError) as error:
+        parse_config(raw)
+    lines = [
+        "config: experiments.main.model: no 'tine' in models; did you mean 'tiny'?",
+        "config: experiments.main.budget: no 'hal' in budgets; did you mean 'half'?",
+    ]
+    assert str(error.value).splitlines() == lines
+    raw = changed("budgets/half/macs", 2)
+    raw["recipes"]["long"]["epochs"] = 0
+    with pytest.raises(LpvitError, match=r"config: budgets\.half\.macs.*\nconfig: recipes\.long\.epochs"):
+        parse_config(raw)
+
+
+@pytest.mark.parametrize("raw", [None, [], "text"])
+def test_a_file_without_keys_is_refused(raw):
+    with pytest.raises(LpvitError, match=r"^config: expected keys with values, found"):
+        parse_config(raw)
+
+
+def test_a_name_that_yaml_reads_as_a_number_is_refused():
+    raw = copy.deepcopy(VALID)
+    raw["budgets"][1] = {"macs": 0.5}
+    with pytest.raises(LpvitError, match=r"config: budgets\.1: input should be a valid string, found 1"):
+        parse_config(raw)
+
+
+def test_every_key_has_a_description():
+    def models(model):
+        yield model
+        for field in model.model_fields.values():
+            for nested in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if isinstance(nested, type) and hasattr(nested, "model_fields"):
+                    yield from models(nested)
+
+    sections = list(models(Config))
+    assert Budget in sections
+    assert len(sections) == 11
+    assert all(field.description for section in sections for field in section.model_fields.values())
+
+
+def test_a_dry_run_needs_no_torch():
+    code = "import sys, lpvit.config.config; sys.exit(any(m in sys.modules for m in ('torch', 'pandas', 'timm')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "probes"),
+    [
+        ({}, 0),
+        ({"distortion": "empirical", "probes": 4}, 0),
+        ({"distortion": "gauss_newton"}, 2),
+        ({"saliency": "gauss_newton", "distortion": "empirical", "probes": 4}, 4),
+    ],
+)
+def test_probes_are_used_only_where_something_is_gauss_newton(settings, probes):
+    assert Pruning(block_shape=(16, 16), **settings).probes_used == probes

@@ -1,0 +1,148 @@
+"""The README's generated reference: complete, readable, and checked for drift."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lpvit.allocation.settings import Budget
+from lpvit.config import reference
+from lpvit.config.config import Config, Experiment
+from lpvit.curves.settings import Pruning
+from lpvit.data.settings import Calibration, Dataset
+from lpvit.errors import LpvitError
+from lpvit.models.settings import Model
+from lpvit.settings import Compute
+from lpvit.store.schemas import ALL
+from lpvit.training.settings import Recipe
+
+README = """# A title
+<!-- reference:config -->
+<!-- /reference:config -->
+between
+<!-- reference:artifacts -->
+stale
+<!-- /reference:artifacts -->
+the end
+"""
+
+
+def row(markdown: str, key: str) -> list[str]:
+    line = next(line for line in markdown.splitlines() if line.startswith(f"| `{key}` |"))
+    return [cell.strip() for cell in line.strip("|").replace(r"\|", "/").replace(r"\<", "<").split("|")]
+
+
+@pytest.fixture
+def readme(tmp_path: Path) -> Path:
+    file = tmp_path / "README.md"
+    file.write_text(README)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("section", "title"),
+    [
+        (Dataset, "datasets.<name>"),
+        (Model, "models.<name>"),
+        (Calibration, "calibrations.<name>"),
+        (Pruning, "prunings.<name>"),
+        (Budget, "budgets.<name>"),
+        (Recipe, "recipes.<name>"),
+        (Experiment, "experiments.<name>"),
+        (Compute, "compute"),
+    ],
+)
+def test_every_key_of_a_section_stands_in_its_table(section: type, title: str) -> None:
+    part = reference.config_reference().split(f"#### `{title}`")[1].split("####")[0]
+    assert section.__doc__ in part
+    for key, field in section.model_fields.items():
+        assert row(part, key)[3] == field.description.replace("|", "/")
+
+
+def test_top_level_keys_come_first() -> None:
+    first = reference.config_reference().split("####")[0]
+    assert all(row(first, key)[3] == field.description for key, field in Config.model_fields.items())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "default"),
+    [
+        ("block_shape", "[integer > 0, integer > 0]", "required"),
+        ("layers", "[text, ...]", "`[qkv, proj, fc1, fc2]`"),
+        ("order", "`1`, `2`", "`2`"),
+        ("macs", "number > 0, ≤ 1 or `null`", "`null`"),
+        ("power_beta", "`off`, `auto` or number ≥ 0", "`off`"),
+        ("crop_ratio", "[number, number]", "`[0.75, 1.333]`"),
+        ("checkpoint", "path or `null`", "`null`"),
+        ("options", "keys with values", "`{}`"),
+        ("budgets", "names, see below", "required"),
+        ("compute", "see below", ""),
+        ("batch_sizes", "[integer > 0 or `largest`, ...]", "`[1, 32, largest]`"),
+    ],
+)
+def test_types_and_defaults_are_told_in_words(key: str, value: str, default: str) -> None:
+    assert row(reference.config_reference(), key)[1:3] == [value, default]
+
+
+def test_every_column_of_every_artifact_has_its_type_and_unit() -> None:
+    markdown = reference.artifact_reference()
+    for schema in ALL:
+        part = markdown.split(f"#### `{schema.file}`")[1].split("####")[0]
+        for column in schema.columns:
+            cells = row(part, column.name)
+            assert cells[1].startswith(str(column.dtype))
+            assert cells[2:] == [column.unit, column.description.replace("|", "/")]
+
+
+def test_nullable_columns_say_so() -> None:
+    assert row(reference.artifact_reference(), "problem")[1] == "string, or null"
+
+
+def test_every_line_of_a_table_has_four_cells() -> None:
+    tables = reference.config_reference() + "\n" + reference.artifact_reference()
+    lines = [line.replace(r"\|", "") for line in tables.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {5}
+
+
+def test_only_what_stands_between_the_markers_is_replaced() -> None:
+    updated = reference.update(README, {"config": "C", "artifacts": "A"}, "README.md")
+    assert "stale" not in updated
+    for part in (
+        "# A title\n<!-- reference:config -->\n\nC\n\n<!-- /reference:config -->\nbetween",
+        "\n\nA\n\n",
+        "the end\n",
+    ):
+        assert part in updated
+    assert reference.update(updated, {"config": "C", "artifacts": "A"}, "README.md") == updated
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<!-- reference:config -->", "<!-- /reference:config --><!-- reference:config -->"]
+)
+def test_a_missing_marker_is_an_error_that_names_it(text: str) -> None:
+    with pytest.raises(LpvitError, match=r"^README.md: the markers '<!-- reference:config -->' and"):
+        reference.update(text, {"config": "C"}, "README.md")
+
+
+def test_check_finds_drift_and_writes_nothing(readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reference.main([str(readme), "--check"]) == 1
+    assert "out of date; run: python -m lpvit.config.reference" in capsys.readouterr().err
+    assert readme.read_text() == README
+
+
+def test_check_passes_after_a_rewrite_and_fails_after_an_edit(readme: Path) -> None:
+    assert reference.main([str(readme)]) == 0
+    assert reference.main([str(readme), "--check"]) == 0
+    readme.write_text(readme.read_text().replace("share of the prunable weights", "part of the prunable weights"))
+    assert reference.main([str(readme), "--check"]) == 1
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reference.main([str(tmp_path / "absent.md")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_reference_needs_neither_torch_nor_matplotlib() -> None:
+    code = "import lpvit.config.reference, sys; assert not {'torch', 'matplotlib', 'timm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

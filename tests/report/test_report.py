@@ -1,0 +1,332 @@
+"""Tables and figures from synthetic results of a 12-block ViT, in shape and size like DeiT-S."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lpvit.report import figures as report
+from lpvit.report import tables
+from lpvit.store.schemas import ALLOCATION, COSTS, CURVES, HISTORY, METRICS, write_parquet
+
+DEPTH, WIDTH, TOKENS, BLOCK = 12, 384, 197, 16
+SHAPES = {"qkv": (3 * WIDTH, WIDTH), "proj": (WIDTH, WIDTH), "fc1": (4 * WIDTH, WIDTH), "fc2": (WIDTH, 4 * WIDTH)}
+PATHS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+
+
+def costs(depth: int = DEPTH) -> pd.DataFrame:
+    inside = [
+        (f"blocks.{i}.{PATHS[role]}", role, *shape, TOKENS) for i in range(depth) for role, shape in SHAPES.items()
+    ]
+    layers = [("patch_embed.proj", "patch_embed", WIDTH, 768, TOKENS - 1), *inside, ("head", "head", 1000, WIDTH, 1)]
+    frame = pd.DataFrame(layers, columns=["layer", "role", "out_features", "in_features", "tokens"])
+    frame["parameters"] = frame["out_features"] * (frame["in_features"] + 1)
+    return frame.assign(macs=frame["out_features"] * frame["in_features"] * frame["tokens"])
+
+
+def prunable(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["role"].isin(SHAPES)].reset_index(drop=True)
+
+
+def curves(frame: pd.DataFrame, points: int = 51) -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    sparsity = np.linspace(0, 1, points)
+    layers = []
+    for row in prunable(frame).itertuples():
+        blocks = row.out_features * row.in_features // BLOCK**2
+        pruned = np.round(sparsity * blocks).astype(int)
+        strength = 3 * np.exp(-0.18 * row.Index + random.normal(0, 0.3))
+        distortion = strength * (sparsity**2.2 + 0.02 * sparsity + 2 * sparsity**12)
+        columns = {"sparsity": sparsity, "blocks_pruned": pruned, "weights_pruned": pruned * BLOCK**2}
+        layers.append(pd.DataFrame({"layer": row.layer, **columns, "distortion": distortion}))
+    return pd.concat(layers, ignore_index=True)
+
+
+def allocation(frame: pd.DataFrame, budget: str = "macs") -> pd.DataFrame:
+    random = np.random.default_rng(1)
+    layers = prunable(frame)
+    blocks = layers["out_features"] * layers["in_features"] // BLOCK**2
+    keep_ratio = np.clip(0.75 - 0.012 * layers.index + random.normal(0, 0.1, len(layers)), 0.05, 1)
+    kept = (keep_ratio * blocks).astype(int)
+    return pd.DataFrame(
+        {
+            "layer": layers["layer"],
+            "blocks": blocks,
+            "blocks_kept": kept,
+            "keep_ratio": kept / blocks,
+            "macs_dense": layers["macs"],
+            "macs_kept": layers["macs"] * kept // blocks,
+            "budget": budget,
+            "target": 0.5,
+            "achieved": 0.49987,
+            "second_budget": None,
+            "second_target": np.nan,
+            "second_achieved": np.nan,
+        }
+    )
+
+
+def keep_masks(frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(2)
+    masks = {}
+    for row in allocation(frame).merge(frame, on="layer").itertuples():
+        shape = row.out_features // BLOCK, row.in_features // BLOCK
+        scores = random.normal(size=shape) + random.normal(size=(shape[0], 1)) + random.normal(size=(1, shape[1]))
+        masks[row.layer] = scores > np.quantile(scores, 1 - row.keep_ratio)
+    return masks
+
+
+def evaluation(stage: str, top1: float, share: float, **names: str) -> dict[str, object]:
+    return {
+        "stage": stage,
+        "images": 10000,
+        "images_skipped": 0,
+        "top1": top1,
+        "top5": top1 + (100 - top1) * 0.8,
+        "loss": 1.0,
+        "macs": round(4.24e9 * share),
+        "macs_all": round(4.24e9 * share + 3.6e8),
+        "parameters": round(22.05e6 * share),
+        "sparsity": 1 - share,
+        "power_term": share,
+        "energy": 1e-3 * (share if share == 1 else share - 0.1),
+        **names,
+    }
+
+
+def evaluations() -> pd.DataFrame:
+    """Five experiments on one dense model, one without fine-tuning."""
+    rows = []
+    found = {
+        "half": (0.5, 61.0, 80.4),
+        "third": (0.35, 35.7, 78.2),
+        "uniform": (0.5, 14.7, 76.9),
+        "taylor": (0.5, 27.1, 79.0),
+    }
+    for name, (share, pruned, finetuned) in found.items():
+        names = {"dataset": "imagenet", "model": "deit_s", "experiment": name}
+        rows += [evaluation("dense", 81.2, 1.0, **names), evaluation("pruned", pruned, share, **names)]
+        rows += [evaluation("finetuned", finetuned, share, **names)]
+    names = {"dataset": "imagenet", "model": "deit_s", "experiment": "most"}
+    rows += [evaluation("dense", 81.2, 1.0, **names), evaluation("pruned", 74.9, 0.8, **names)]
+    return pd.DataFrame(rows)
+
+
+def history(epochs: int = 100) -> pd.DataFrame:
+    epoch = np.arange(1, epochs + 1)
+    noise = np.random.default_rng(3).normal(0, 0.02, epochs)
+    return pd.DataFrame(
+        {
+            "epoch": epoch,
+            "learning_rate": 5e-4 * np.minimum(epoch / 5, 0.5 * (1 + np.cos(np.pi * epoch / epochs))),
+            "train_loss": 3 + 3 * np.exp(-epoch / 20) + noise,
+            "validation_loss": 1 + 4 * np.exp(-epoch / 12) + noise,
+            "top1": 81 - 70 * np.exp(-epoch / 12) + 10 * noise,
+            "seconds": 60.0,
+        }
+    )
+
+
+def lines(figure: Figure) -> list[str]:
+    """Every text of a figure that is drawn."""
+    figure.canvas.draw()
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_visible()]
+
+
+def test_the_synthetic_frames_fit_the_schemas(tmp_path: Path) -> None:
+    frames = [(costs(), COSTS), (curves(costs()), CURVES), (allocation(costs()), ALLOCATION), (history(), HISTORY)]
+    metrics = evaluations().drop(columns=["dataset", "model", "experiment"])
+    for frame, schema in [*frames, (metrics, METRICS)]:
+        write_parquet(frame, tmp_path / schema.file, schema)
+
+
+def test_summary_has_the_dense_model_once_and_every_other_row() -> None:
+    table = tables.summary(evaluations())
+    assert table["stage"].tolist() == ["dense", *["pruned", "finetuned"] * 4, "pruned"]
+    assert table["experiment"].tolist()[:3] == ["", "half", "half"]
+    assert table["macs_ratio"].to_numpy() == pytest.approx([1, 0.5, 0.5, 0.35, 0.35, 0.5, 0.5, 0.5, 0.5, 0.8])
+
+
+def test_summary_relates_every_model_to_its_own_dense_model() -> None:
+    small = evaluations().assign(model="deit_t", macs=lambda rows: rows["macs"] // 4)
+    first = evaluations()[evaluations()["experiment"] == "half"]
+    table = tables.summary(pd.concat([first, small, evaluations().assign(dataset="other")]))
+    dense = table[table["stage"] == "dense"]
+    assert dense[["dataset", "model"]].to_numpy().tolist() == [
+        ["imagenet", "deit_s"],
+        ["imagenet", "deit_t"],
+        ["other", "deit_s"],
+    ]
+    assert (dense["macs_ratio"] == 1).all()
+    assert table.groupby(["dataset", "model"], sort=False)["stage"].first().tolist() == ["dense"] * 3
+    halves = table[(table["experiment"] == "half") & (table["stage"] == "pruned")]
+    assert halves["macs_ratio"].to_numpy() == pytest.approx(0.5)
+
+
+def test_summary_survives_csv_also_with_names_that_look_like_numbers_or_nothing(tmp_path: Path) -> None:
+    table = tables.summary(evaluations().replace({"experiment": {"half": "001", "third": "NA"}}))
+    table.to_csv(tmp_path / "summary.csv", index=False)
+    pd.testing.assert_frame_equal(tables.read_summary(tmp_path / "summary.csv"), table)
+
+
+def test_a_missing_power_term_stays_missing(tmp_path: Path) -> None:
+    rows = evaluations()
+    rows["power_term"] = rows["power_term"].mask(rows["experiment"] == "half")
+    table = tables.summary(rows)
+    table.to_csv(tmp_path / "summary.csv", index=False)
+    pd.testing.assert_frame_equal(tables.read_summary(tmp_path / "summary.csv"), table)
+    assert tables.to_markdown(table).splitlines()[3].split("|")[-3].strip() == "-"
+
+
+def test_markdown_is_aligned_and_in_human_units() -> None:
+    rows = tables.to_markdown(tables.summary(evaluations())).splitlines()
+    assert len({len(row) for row in rows}) == 1
+    cells = [cell.strip() for cell in rows[3].strip("|").split("|")]
+    assert cells[:8] == ["imagenet", "deit_s", "half", "pruned", "61.00 %", "92.20 %", "2.12 G", "50.0 %"]
+    assert cells[8:] == ["2.48 G", "11.0 M", "50.0 %", "50.0 %", "40.0 %"]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "text"),
+    [
+        (0, "0"),
+        (7, "7"),
+        (999, "999"),
+        (1.5, "1.50"),
+        (0.25, "0.25"),
+        (1000, "1.00 k"),
+        (74_999, "75.0 k"),
+        (999_499, "999 k"),
+        (999_501, "1.00 M"),
+        (22_050_664, "22.1 M"),
+        (4_608_338_304, "4.61 G"),
+        (17.58e9, "17.6 G"),
+    ],
+)
+def test_quantities_have_three_digits_and_a_prefix(quantity: float, text: str) -> None:
+    assert tables.human(quantity) == text
+
+
+def test_curves_have_a_panel_for_each_role_and_a_line_for_each_layer() -> None:
+    figure = report.plot_curves(curves(costs()), costs())
+    panels = figure.axes[:4]
+    assert [panel.get_title("left") for panel in panels] == list(SHAPES)
+    assert all(len(panel.lines) == DEPTH for panel in panels)
+    assert all(panel.get_yscale() == "log" for panel in panels)
+    assert {"sparsity of the layer (%)", "distortion (logit² per image)", "transformer block"} <= set(lines(figure))
+
+
+def test_a_curve_shows_its_points_and_leaves_out_zero() -> None:
+    frame = curves(costs())
+    line = report.plot_curves(frame, costs()).axes[0].lines[0]
+    curve = frame[frame["layer"] == "blocks.0.attn.qkv"]
+    assert line.get_xdata() == pytest.approx(100 * curve["sparsity"].to_numpy()[1:])
+    assert line.get_ydata() == pytest.approx(curve["distortion"].to_numpy()[1:])
+
+
+def test_depth_counts_transformer_blocks_also_over_the_stages_of_a_swin() -> None:
+    names = [
+        "patch_embed.proj",
+        "layers.0.blocks.0.attn.qkv",
+        "layers.0.blocks.0.mlp.fc1",
+        "layers.0.blocks.1.attn.qkv",
+    ]
+    names += ["layers.1.downsample.reduction", "layers.1.blocks.0.attn.qkv", "head.fc"]
+    frame = pd.DataFrame({"layer": names, "role": [name.split(".")[-1] for name in names]})
+    placed = report._place_layers(frame, names)
+    assert placed["depth"].tolist() == [0, 1, 1, 2, 2, 3, 3]
+
+
+def test_allocation_has_a_bar_as_high_as_each_keep_ratio_in_order_of_execution() -> None:
+    frame = allocation(costs())
+    axes = report.plot_allocation(frame.sample(frac=1, random_state=0), costs()).axes[0]
+    bars = sorted(axes.patches, key=lambda bar: bar.get_x())
+    assert [bar.get_height() for bar in bars] == pytest.approx((100 * frame["keep_ratio"]).tolist())
+    colors = [bar.get_facecolor() for bar in bars]
+    assert colors == [to_rgba(report.COLORS[i % 4]) for i in range(4 * DEPTH)]
+
+
+@pytest.mark.parametrize(("budget", "name"), [("macs", "MACs kept"), ("sparsity", "sparsity of the prunable layers")])
+def test_allocation_tells_target_and_achieved(budget: str, name: str) -> None:
+    frame = allocation(costs(), budget)
+    title, *_ = [text for text in lines(report.plot_allocation(frame, costs())) if "target" in text]
+    assert title.startswith(name)
+    assert title.endswith("49.99 % (target 50.00 %)")
+
+
+def test_blocks_show_first_middle_and_last_layer_of_each_role() -> None:
+    masks = keep_masks(costs())
+    figure = report.plot_blocks(masks, costs())
+    images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert len(images) == 12
+    assert np.array_equal(images[0], masks["blocks.0.attn.qkv"].T)  # the longer side is drawn across
+    assert np.array_equal(images[-1], masks["blocks.11.mlp.fc2"])
+    kept = 100 * masks["blocks.6.mlp.fc1"].mean()
+    assert f"fc1, transformer block 7: {kept:.0f} % kept" in lines(figure)
+
+
+def test_a_model_of_one_transformer_block_shows_each_layer_once() -> None:
+    figure = report.plot_blocks(keep_masks(costs(depth=1)), costs(depth=1))
+    assert len([axes for axes in figure.axes if axes.images]) == 4
+
+
+def test_tradeoff_marks_dense_pruned_and_finetuned_and_joins_them() -> None:
+    axes = report.plot_tradeoff(tables.summary(evaluations())).axes[0]
+    marks = [(line.get_marker(), line.get_markerfacecolor()) for line in axes.lines]
+    assert sum(marker == "*" for marker, _ in marks) == 1
+    assert sum(fill == "white" for _, fill in marks) == 5
+    assert sum(marker == "o" and fill != "white" for marker, fill in marks) == 4
+    arrows = [text for text in axes.texts if text.get_text() == ""]
+    assert len(arrows) == 4
+    for arrow in arrows:
+        assert arrow.xy[1] > arrow.xyann[1]  # from the pruned to the better, fine-tuned model
+
+
+def test_experiments_with_equal_macs_stand_side_by_side_and_others_where_they_are() -> None:
+    shifts = report._shifts(tables.summary(evaluations()))
+    assert shifts["third"] == shifts["most"] == 0
+    assert [shifts["half"], shifts["uniform"], shifts["taylor"]] == [-report.POINTS_APART, 0, report.POINTS_APART]
+
+
+def test_a_crowd_stays_narrow() -> None:
+    many = [evaluations().assign(experiment=lambda rows, i=i: rows["experiment"] + str(i)) for i in range(5)]
+    shifts = report._shifts(tables.summary(pd.concat(many)))
+    assert max(shifts.values()) - min(shifts.values()) < report.WIDEST_CROWD
+
+
+def test_every_curve_shows_some_decades() -> None:
+    frame = curves(costs())
+    frame.loc[frame["layer"] == "blocks.3.mlp.fc1", "distortion"] *= 1e-9
+    frame.loc[3, "distortion"] = 1e-30
+    bottom, _ = report.plot_curves(frame, costs()).axes[0].get_ylim()
+    assert bottom == pytest.approx(1e-3 * frame.groupby("layer")["distortion"].max().min())
+
+
+def test_tradeoff_gives_every_dataset_its_panel_and_every_experiment_its_look() -> None:
+    many = [evaluations().assign(experiment=lambda rows, i=i: rows["experiment"] + str(i)) for i in range(3)]
+    figure = report.plot_tradeoff(tables.summary(pd.concat([*many, evaluations().assign(dataset="cifar10")])))
+    assert [axes.get_title("left") for axes in figure.axes] == ["imagenet", "cifar10"]
+    handles = figure.legends[0].legend_handles[3:]
+    assert len({(handle.get_color(), handle.get_marker()) for handle in handles}) == len(handles) == 20
+
+
+def test_history_shows_loss_accuracy_and_learning_rate() -> None:
+    frame = history()
+    loss, accuracy, rate = report.plot_history(frame).axes
+    assert [line.get_label() for line in loss.lines] == ["training", "validation"]
+    assert accuracy.lines[0].get_ydata() == pytest.approx(frame["top1"].to_numpy())
+    assert rate.lines[0].get_ydata() == pytest.approx(frame["learning_rate"].to_numpy())
+
+
+def test_figures_are_written_whole_and_leave_matplotlib_as_it_was(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    report.save_figure(report.plot_history(history(2)), tmp_path / "history.png")
+    assert dict(matplotlib.rcParams) == before
+    assert [file.name for file in tmp_path.iterdir()] == ["history.png"]
+    with Image.open(tmp_path / "history.png") as image:
+        assert image.size == (9 * report.DOTS_PER_INCH, 2.6 * report.DOTS_PER_INCH)

@@ -1,0 +1,60 @@
+"""The digest follows imports, and only what runs counts."""
+
+from pathlib import Path
+
+import pytest
+
+from lpvit.store.provenance import source_digest
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    package = tmp_path / "pkg"
+    (package / "sub").mkdir(parents=True)
+    files = {
+        "__init__.py": '__version__ = "1"\nif TYPE_CHECKING:\n    from pkg.unrelated import x\n',
+        "direct.py": "from pkg.indirect import f\n",
+        "indirect.py": '"""Docstring."""\n\n\ndef f():\n    # why\n    return 1\n',
+        "unrelated.py": "x = 1\n",
+        "sub/__init__.py": "from pkg.sub.leaf import y\n",
+        "sub/leaf.py": "y = 1\n",
+    }
+    for name, text in files.items():
+        (package / name).write_text(text)
+    (tmp_path / "script.py").write_text("import os\nfrom pkg import direct\nimport pkg.sub\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "file", ["script.py", "pkg/direct.py", "pkg/indirect.py", "pkg/sub/__init__.py", "pkg/sub/leaf.py"]
+)
+def test_an_edit_of_anything_imported_changes_the_digest(project: Path, file: str) -> None:
+    before = source_digest(project / "script.py", project / "pkg")
+    with (project / file).open("a") as module:
+        module.write("\nz = 2\n")
+    assert source_digest(project / "script.py", project / "pkg") != before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("pkg/unrelated.py", "x = 1", "x = 2"),
+        ("pkg/indirect.py", "Docstring.", "Another docstring."),
+        ("pkg/indirect.py", "# why", "# because"),
+        ("pkg/indirect.py", "    return 1", "\n    return (1)"),
+        ("pkg/__init__.py", '"1"', '"2"'),
+        ("pkg/__init__.py", "from pkg.unrelated import x", "from pkg.unrelated import x as z"),
+    ],
+)
+def test_prose_layout_version_types_and_unrelated_modules_do_not_count(
+    project: Path, file: str, old: str, new: str
+) -> None:
+    before = source_digest(project / "script.py", project / "pkg")
+    path = project / file
+    path.write_text(path.read_text().replace(old, new))
+    assert source_digest(project / "script.py", project / "pkg") == before
+
+
+def test_modules_that_import_each_other_end_the_walk(project: Path) -> None:
+    (project / "pkg/indirect.py").write_text("import pkg.direct\n")
+    assert len(source_digest(project / "script.py", project / "pkg")) == 12

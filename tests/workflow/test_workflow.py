@@ -1,0 +1,370 @@
+"""The workflow as a user meets it: what runs, what reruns, what a kill and a full run leave behind."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import Run, Workflow
+
+from lpvit.allocation.settings import Budget
+from lpvit.api.checkpoint import load as load_pruned
+from lpvit.api.prune import prune
+from lpvit.curves.settings import Pruning
+from lpvit.data.loading import evaluation_loader
+from lpvit.models.architecture import load_model
+from lpvit.settings import Compute
+from lpvit.store.artifacts import load
+from lpvit.store.schemas import (
+    ALL,
+    ALLOCATION,
+    BLOCKS,
+    CHOICES,
+    CURVES,
+    ENERGY,
+    FRONTIER,
+    LATENCY,
+    LAYERS,
+    METRICS,
+    SAMPLES,
+    SPEED,
+    read_parquet,
+)
+from lpvit.weights.masks import expand_keep_masks, load_masks, verify_pruned
+
+AFTER_ALLOCATION = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
+AFTER_CURVES = {"measure_rate_distortion"} | AFTER_ALLOCATION
+AFTER_STATISTICS = {"collect_statistics"} | AFTER_CURVES
+REPORT = {
+    "summarize",
+    "plot_curves",
+    "plot_allocation",
+    "plot_blocks",
+    "plot_history",
+    "plot_tradeoff",
+    "all",
+    "trace_frontier",
+    "measure_interactions",
+    "plot_interactions",
+}
+CHECK = {"check_experiments"}
+
+BUDGET = Path("results/digits/vit/c64/b8/half")
+
+
+def stages(jobs: dict[str, int]) -> set[str]:
+    return set(jobs) - REPORT - CHECK
+
+
+def test_every_stage_runs_once_and_ends_in_a_table_that_names_the_report(finished: tuple[Workflow, Run]) -> None:
+    workflow, run = finished
+    assert stages(run.jobs) == {
+        "index_images", "sample_calibration", "prepare_dense", "evaluate_dense", *AFTER_STATISTICS,
+    }  # fmt: skip
+    table = run.output[run.output.rindex("| ") - 2000 :]
+    for word in ("dense", "pruned", "finetuned", "results/report/tiny"):
+        assert word in table
+    assert not list(workflow.folder.glob("results/**/*.partial"))
+    assert not list(workflow.folder.glob("results/**/*resume.pt"))
+
+
+def test_a_second_run_has_nothing_to_do(finished: tuple[Workflow, Run], tiny_config: dict) -> None:
+    assert finished[0].would_run(tiny_config) == {}
+
+
+def test_every_table_reads_back_under_its_schema(finished: tuple[Workflow, Run]) -> None:
+    schemas = {schema.file: schema for schema in ALL}
+    tables = list((finished[0].folder / "results").rglob("*.parquet"))
+    assert {"images.parquet", "allocation.parquet", "metrics.parquet"} <= {table.name for table in tables}
+    for table in tables:
+        read_parquet(table, schemas[table.name.removeprefix("dense_")])
+
+
+def test_pruned_and_finetuned_weights_are_zero_where_the_masks_say_so(finished: tuple[Workflow, Run]) -> None:
+    folder = finished[0].folder / BUDGET
+    keep_masks, block_shape = load_masks(folder / "masks.pt")
+    for kind, file in (("pruned", "pruned.pt"), ("finetuned", "short/finetuned.pt")):
+        architecture, state = load_model(folder / file, kind)
+        verify_pruned(state, expand_keep_masks(architecture.build(state), keep_masks, block_shape))
+
+
+def test_the_budget_is_kept_by_what_is_evaluated(finished: tuple[Workflow, Run]) -> None:
+    results = finished[0].folder
+    dense = read_parquet(results / "results/digits/vit/dense/metrics.parquet", METRICS).iloc[0]
+    for stage in ("pruned", "short/finetuned"):
+        kept = read_parquet(results / BUDGET / stage / "metrics.parquet", METRICS).iloc[0]
+        assert 0.59 < kept["macs"] / dense["macs"] <= 0.6
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rerun"),
+    [
+        ("budgets.half.macs", 0.7, AFTER_ALLOCATION),
+        ("budgets.half.allocator", "uniform", AFTER_ALLOCATION),
+        ("budgets.half.steps", 2, AFTER_ALLOCATION | {"approach_budget"}),
+        ("budgets.half.reconstruction", "least_squares", AFTER_ALLOCATION - {"allocate_sparsity"}),
+        ("prunings.b8.order", 1, AFTER_CURVES),
+        ("prunings.b8.distortion", "empirical", AFTER_CURVES),
+        ("prunings.b8.saliency", "l1", AFTER_CURVES),
+        ("prunings.b8.distortion", "gauss_newton", AFTER_STATISTICS),
+        ("prunings.b8.saliency", "gauss_newton", AFTER_STATISTICS),
+        ("prunings.b8.block_shape", [8, 16], AFTER_STATISTICS),
+        ("calibrations.c64.seed", 1, {"sample_calibration"} | AFTER_STATISTICS),
+        ("energy", {"dtype": "int8"}, {"evaluate_dense", "evaluate_pruned", "evaluate_finetuned"}),
+        ("compute.threads", 2, set()),
+        ("compute.evaluation_batch_size", 64, set()),
+    ],
+)
+def test_a_changed_setting_reruns_its_stage_and_what_follows(
+    finished: tuple[Workflow, Run], tiny_config: dict, change, key: str, value: object, rerun: set[str]
+) -> None:
+    assert stages(finished[0].would_run(change(tiny_config, key, value))) == rerun
+
+
+def test_a_second_experiment_shares_the_stages_in_common(
+    finished: tuple[Workflow, Run], tiny_config: dict, change
+) -> None:
+    config = change(tiny_config, "budgets.more", {"macs": 0.8, "allocator": "uniform"})
+    config = change(config, "experiments.more", {**tiny_config["experiments"]["main"], "budget": "more"})
+    jobs = finished[0].would_run(config)
+    assert stages(jobs) == AFTER_ALLOCATION
+    assert all(jobs[stage] == 1 for stage in AFTER_ALLOCATION)
+
+
+def test_reordered_keys_rerun_nothing(finished: tuple[Workflow, Run], tiny_config: dict) -> None:
+    reordered = {
+        section: dict(reversed(value.items())) if isinstance(value, dict) else value
+        for section, value in reversed(tiny_config.items())
+    }
+    reordered["models"] = {"vit": dict(reversed(tiny_config["models"]["vit"].items()))}
+    assert stages(finished[0].would_run(reordered)) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "rerun"),
+    [
+        ("allocation/allocate.py", AFTER_ALLOCATION),
+        ("allocation/knapsack.py", AFTER_ALLOCATION),
+        ("curves/rate_distortion.py", AFTER_CURVES),
+        ("curves/products.py", AFTER_STATISTICS),
+        ("training/train.py", {"prepare_dense", "evaluate_dense", *AFTER_STATISTICS}),
+        ("report/figures.py", set()),
+    ],
+)
+def test_an_edited_module_reruns_the_stages_that_import_it(
+    finished: tuple[Workflow, Run], tiny_config: dict, module: str, rerun: set[str]
+) -> None:
+    file = finished[0].folder / "lpvit" / module
+    original = file.read_text()
+    try:
+        file.write_text(original + "\n# a comment\n")
+        assert finished[0].would_run(tiny_config) == {}
+        file.write_text(original + "\nEDITED = True\n")
+        jobs = finished[0].would_run(tiny_config)
+        assert jobs
+        assert stages(jobs) == rerun
+    finally:
+        file.write_text(original)
+
+
+def test_an_allocation_alone_under_two_budgets_happens_for_real(tiny_config: dict, change, finished) -> None:
+    workflow, _ = finished
+    curves = workflow.folder / "results/digits/vit/c64/b8/curves.parquet"
+    before = curves.stat().st_mtime_ns
+    extra = change(tiny_config, "budgets.other", {"sparsity": 0.3, "energy": 0.9, "reconstruction": "least_squares"})
+    main = {**tiny_config["experiments"]["main"], "budget": "other", "recipe": None}
+    run = workflow.run(change(extra, "experiments", {"other": main}), "--until", "evaluate_pruned", "trace_frontier")
+    assert run.code == 0, run.output
+    assert stages(run.jobs) == {"allocate_sparsity", "build_masks", "evaluate_pruned"}
+    assert curves.stat().st_mtime_ns == before
+    metrics = read_parquet(curves.parent / "other/pruned/metrics.parquet", METRICS).iloc[0]
+    assert metrics["sparsity"] == pytest.approx(0.3, abs=0.01)
+    dense = read_parquet(workflow.folder / "results/digits/vit/dense/metrics.parquet", METRICS).iloc[0]
+    allocation = read_parquet(curves.parent / "other/allocation.parquet", ALLOCATION).iloc[0]
+    assert allocation["second_achieved"] == pytest.approx(metrics["energy"] / dense["energy"], rel=1e-6)
+    assert read_parquet(curves.parent / "other/frontier.parquet", FRONTIER)["level"].nunique() == 3
+
+
+def test_gauss_newton_curves_and_the_exact_allocator_run_through_the_workflow(
+    tiny_config: dict, change, finished
+) -> None:
+    workflow, _ = finished
+    pruning = {**tiny_config["prunings"]["b8"], "saliency": "gauss_newton", "distortion": "gauss_newton"}
+    config = change(tiny_config, "prunings", {"gn": pruning})
+    config = change(config, "budgets.half.allocator", "exact")
+    main = {**tiny_config["experiments"]["main"], "recipe": None, "pruning": "gn"}
+    run = workflow.run(change(config, "experiments", {"gn": main}), "--until", "evaluate_pruned")
+    assert run.code == 0, run.output
+    folder = workflow.folder / "results/digits/vit/c64/gn"
+    products = load(folder / "statistics.pt", "statistics")["blocks.0.attn.qkv"]["block_products"]
+    blocks, curves = read_parquet(folder / "blocks.parquet", BLOCKS), read_parquet(folder / "curves.parquet", CURVES)
+    assert products.shape == (64 * 2, (blocks["layer"] == "blocks.0.attn.qkv").sum())
+    assert (curves.groupby("layer")["distortion"].first() == 0).all()
+    assert (curves.groupby("layer")["distortion"].last() > 0).all()
+    allocation = read_parquet(folder / "half/allocation.parquet", ALLOCATION)
+    assert 0.59 < allocation["achieved"].iloc[0] <= 0.6
+    config = change(config, "prunings.gn.form", "diagonal")
+    assert stages(workflow.would_run(change(config, "experiments", {"gn": main}))) == {
+        "measure_rate_distortion", "allocate_sparsity", "build_masks", "evaluate_pruned",
+    }  # fmt: skip
+
+
+def test_the_library_prunes_as_the_workflow_does_whose_models_are_exported_on_request(
+    tiny_config: dict, change, finished
+) -> None:
+    workflow, _ = finished
+    pruning = Pruning(block_shape=(8, 8), saliency="gauss_newton", distortion="gauss_newton", batch_size=32)
+    budget = Budget(macs=0.5, reconstruction="least_squares", steps=4)
+    config = change(tiny_config, "prunings.ours", pruning.model_dump(mode="json"))
+    config = change(config, "budgets.fitted", budget.model_dump(mode="json"))
+    ours = {**tiny_config["experiments"]["main"], "pruning": "ours", "budget": "fitted", "recipe": None}
+    run = workflow.run(change(config, "experiments.ours", ours), "export")
+    assert run.code == 0, run.output
+
+    results = workflow.folder / "results/digits/vit"
+    architecture, dense = load_model(results / "dense.pt", "dense")
+    samples = read_parquet(results / "c64/samples.parquet", SAMPLES)
+    compute = Compute(device="cpu", threads=1)
+    model = architecture.build(dense)
+    loader = evaluation_loader(samples, {"root": None, "loader": "memory"}, model, 32, compute)
+    pruned = prune(model, loader, budget=0.5, block_shape=(8, 8))
+    exported = load_pruned(results / "c64/ours/fitted/model.safetensors")
+    assert all(torch.equal(mask, exported.keep_masks[layer]) for layer, mask in pruned.keep_masks.items())
+    assert exported.budget == pruned.budget
+    weights, expected = exported.model.state_dict(), load_model(results / "c64/ours/fitted/pruned.pt", "pruned")[1]
+    for name, value in pruned.model.state_dict().items():
+        assert torch.equal(weights[name], expected[name])
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)  # threads may differ
+
+    finetuned = workflow.folder / BUDGET / "short"
+    expected, read = (
+        load_model(finetuned / "finetuned.pt", "finetuned")[1],
+        load_pruned(finetuned / "model.safetensors"),
+    )
+    assert all(torch.equal(value, expected[name]) for name, value in read.model.state_dict().items())
+    assert read.budget == Budget(macs=0.6)
+    assert (finetuned / "model.onnx").stat().st_size > 4 * sum(value.numel() for value in expected.values())
+
+
+def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_milliseconds(
+    tiny_config: dict, change, finished
+) -> None:
+    workflow, _ = finished
+    config = change(tiny_config, "benchmark", {"seconds": 0.02, "batch_sizes": [1, 4], "energy_seconds": 0.02})
+    config = change(config, "budgets.timed", {"latency": 1.0})
+    timed = {**tiny_config["experiments"]["main"], "budget": "timed", "recipe": None}
+    config = change(config, "experiments.timed", timed)
+    config = change(config, "budgets.narrower", {"macs": 0.6, "structure": "width"})
+    config = change(config, "experiments.narrower", {**tiny_config["experiments"]["main"], "budget": "narrower"})
+    run = workflow.run(config, "benchmark")
+    assert run.code == 0, run.output
+    assert run.jobs["narrow_model"] == run.jobs["allocate_sparsity"] == run.jobs["build_masks"] == 1
+
+    results = workflow.folder / "results/digits/vit"
+    latency = read_parquet(results / "latency/8x8/latency.parquet", LATENCY)
+    allocation = read_parquet(results / "c64/b8/timed/allocation.parquet", ALLOCATION)
+    assert set(latency["tokens"]) == {1, 5}  # of the head, of the transformer blocks
+    assert allocation["budget"].tolist() == ["latency"] * len(allocation)
+    for folder, stage in (
+        (workflow.folder / BUDGET / "short/finetuned", "finetuned"),
+        (results / "c64/b8/timed/pruned", "pruned"),
+    ):
+        speed = read_parquet(folder / "speed.parquet", SPEED)
+        assert set(speed["stage"]) == {stage}
+        assert (speed["threads"] == 2).all()  # all cores of the run, whatever the threads of other stages
+        choices = read_parquet(folder / "choices.parquet", CHOICES)
+        assert set(choices["layer"]) == set(allocation["layer"])
+        assert set(read_parquet(folder / "energy.parquet", ENERGY)["arm"]) == {"dense", "masked", "sparse"}
+    report = workflow.folder / "results/report/tiny"
+    table = pd.read_csv(report / "speed.csv")
+    assert table.groupby("experiment").size().to_dict() == {"main": 6, "narrower": 6, "timed": 6}
+    assert "| main       | sparse |" in (report / "speed.md").read_text()
+    assert {"speed_up.png", "latency.png", "choices.csv"} <= {file.name for file in report.iterdir()}
+
+    narrower = results / "c64/b8/narrower"
+    metrics = read_parquet(narrower / "short/finetuned/metrics.parquet", METRICS).iloc[0]
+    layers = read_parquet(narrower / "short/finetuned/layers.parquet", LAYERS)
+    dense = read_parquet(results / "dense/metrics.parquet", METRICS).iloc[0]
+    assert 0.5 < metrics["macs"] / dense["macs"] <= 0.6
+    assert metrics["macs_all"] < dense["macs_all"]
+    assert not layers["prunable"].any()
+    architecture, state = load_model(narrower / "short/finetuned.pt", "finetuned")
+    assert sum(value.numel() for value in state.values()) == metrics["parameters"]
+    assert architecture.build(state).blocks[0].mlp.fc1.out_features < 128
+
+    longer = workflow.run(change(config, "benchmark.seconds", 0.03), "benchmark", "--dry-run")
+    assert stages(longer.jobs) == {"benchmark_pruned", "benchmark_finetuned", "summarize_speed", "benchmark"}
+    assert stages(workflow.would_run(change(tiny_config, "benchmark", {"seconds": 0.03}))) == set()
+
+
+def test_a_killed_workflow_finishes_with_the_same_weights(
+    workflow: Workflow, tiny_config: dict, change, finished: tuple[Workflow, Run]
+) -> None:
+    command, environment = workflow.command(tiny_config)
+    process = subprocess.Popen(
+        command, cwd=workflow.folder, env=environment, start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:  # kill it in the middle of the dense training
+        if re.search("epoch 1 of 2", line):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)
+    assert not (workflow.folder / "results/digits/vit/dense.pt").exists()
+    again = workflow.run(tiny_config, "--until", "evaluate_pruned")
+    assert again.code == 0, again.output
+    assert "epoch 1 of 2" not in again.output  # it resumed
+    undisturbed = load_model(finished[0].folder / BUDGET / "pruned.pt", "pruned")[1]
+    resumed = load_model(workflow.folder / BUDGET / "pruned.pt", "pruned")[1]
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("budgets.half.mcas", 0.5, "config: budgets.half.mcas: unknown key; did you mean 'macs'?"),
+        ("budgets.half.macs", "much", "config: budgets.half.macs: "),
+        ("budgets.half.macs", 1.5, "config: budgets.half.macs: "),
+        ("experiments.main.budget", "hafl", "experiments.main.budget: no 'hafl' in budgets; did you mean 'half'?"),
+    ],
+)
+def test_a_bad_config_stops_at_once_with_one_line(
+    workflow: Workflow, tiny_config: dict, change, key: str, value: object, line: str
+) -> None:
+    run = workflow.run(change(tiny_config, key, value), "--dry-run")
+    assert run.code != 0
+    assert line in run.output
+    assert "Traceback" not in run.output
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("budgets.half.macs", 0.01, "experiments.main: budget: macs 0.01 is impossible"),
+        ("prunings.b8.block_shape", [64, 64], "experiments.main: block_shape: 64x64 is larger than a layer of 96x32"),
+        ("models.vit.timm", "vit_tinny_patch16_224", "timm knows no model 'vit_tinny_patch16_224'; did you mean"),
+        ("calibrations.c64.images", 10_000, "experiments.main: calibration: 10000 images asked for"),
+        ("datasets.digits", {"root": "nowhere"}, "nowhere/train"),
+    ],
+)
+def test_what_cannot_work_is_found_before_any_training(
+    workflow: Workflow, tiny_config: dict, change, key: str, value: object, line: str
+) -> None:
+    run = workflow.run(change(tiny_config, key, value))
+    assert run.code != 0
+    assert line in run.output
+    assert "Traceback" not in run.output
+    assert not list((workflow.folder / "results").rglob("dense*.pt"))
+    assert not list((workflow.folder / "results").rglob("*.partial"))
+
+
+def test_history_of_the_training_is_kept(finished: tuple[Workflow, Run]) -> None:
+    history = pd.read_parquet(finished[0].folder / BUDGET / "short/history.parquet")
+    assert history["epoch"].tolist() == [1, 2]
