@@ -9,6 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lpvit.models.trace import IMAGES
+
 VIT = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 20, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2)}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -34,3 +36,16 @@ def photographs(kind: str, count: int = 24) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     coarse = torch.randn(count, options.get("in_chans", 3), 4, 4, generator=generator)
     return nn.functional.interpolate(coarse, (options["img_size"],) * 2, mode="bilinear")
+
+
+def counted_calls(model: nn.Module, *modules: str) -> list[str]:
+    """A list that gets the name of a module whenever it runs on more images than the package looks at a model with."""
+    calls: list[str] = []
+
+    def note(name: str, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) > IMAGES:
+            calls.append(name)
+
+    for name in modules:
+        model.get_submodule(name).register_forward_hook(lambda _, inputs, __, name=name: note(name, inputs))
+    return calls

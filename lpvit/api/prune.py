@@ -21,6 +21,7 @@ from lpvit.errors import LpvitError
 from lpvit.measure.layer_latency import measure_latency
 from lpvit.measure.settings import Benchmark
 from lpvit.models.cost import measure_costs
+from lpvit.models.families import call_modules
 from lpvit.models.layers import matrix_layers
 from lpvit.weights.masks import build_keep_masks
 from lpvit.weights.reconstruction import pruned_weights
@@ -59,7 +60,7 @@ def prune(
     """
     budget, pruning = _as_budget(budget), _as_pruning(block_shape, pruning)
     batches = _Batches(loader)
-    model = deepcopy(model).eval()
+    model = call_modules(deepcopy(model).eval())
     device = next(model.parameters()).device
     _adopt_input_size(model, batches.first())
 

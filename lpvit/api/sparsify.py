@@ -6,6 +6,7 @@ from torch import nn
 
 from lpvit.api.pruned import Pruned
 from lpvit.measure.sparsify import sparsify_layers
+from lpvit.models.families import call_modules
 
 
 def sparsify(pruned: Pruned, batch_size: int = 8) -> nn.Module:
@@ -21,6 +22,6 @@ def sparsify(pruned: Pruned, batch_size: int = 8) -> nn.Module:
     Returns:
         In evaluation mode, without gradients.
     """
-    model = deepcopy(pruned.model).eval().requires_grad_(False)
+    model = call_modules(deepcopy(pruned.model).eval().requires_grad_(False))
     sparsify_layers(model, pruned.keep_masks, pruned.block_shape, batch_size)
     return model

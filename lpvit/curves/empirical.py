@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lpvit.curves.curve import blocks_pruned_at, pruning_ranks, sampled_curve
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.layers import LayerSpec, MatrixLayer, weight_matrix
+from lpvit.models.network import understand
 from lpvit.models.passes import (
     Batches,
     constant,
@@ -72,9 +73,10 @@ def empirical_curves(
     }
     sums = {layer: torch.zeros(grid.count + 1, dtype=torch.float64, device=device) for layer, grid in grids.items()}
     images_seen = 0
+    units = understand(model).units
     with evaluation_mode(model):
         for images, _ in tqdm(loader, desc="empirical curves", unit="batch"):
-            dense = _record_dense_pass(model, images.to(device), grids)
+            dense = _record_dense_pass(model, units, images.to(device), grids)
             copies = max(1, images_per_pass // len(images))
             for layer, grid in tqdm(grids.items(), desc="layers", leave=False):
                 ranks_of_weights = grid.expand(ranks[layer])
@@ -104,9 +106,9 @@ class _DensePass:
     units_before: dict[str, int]
 
 
-def _record_dense_pass(model: nn.Module, images: Tensor, layers: Iterable[str]) -> _DensePass:
+def _record_dense_pass(model: nn.Module, units: Sequence[str], images: Tensor, layers: Iterable[str]) -> _DensePass:
     units_before: dict[str, int] = {}
-    with recorded_units(model) as outputs:
+    with recorded_units(model, units) as outputs:
         hooks = [
             model.get_submodule(layer).register_forward_pre_hook(
                 lambda _, __, layer=layer: units_before.update({layer: len(outputs)})

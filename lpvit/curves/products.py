@@ -23,6 +23,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 from tqdm import tqdm
 
@@ -223,14 +224,18 @@ def _probes(logits: Tensor, probes: int, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _recorded_layers(model: nn.Module, layers: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def _recorded_layers(
+    model: nn.Module, layers: Sequence[str]
+) -> Iterator[tuple[dict[str, Tensor], dict[str, GradientEdge]]]:
     """Keeps input and output of layers in a forward pass, and makes the outputs differentiable."""
     inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, GradientEdge] = {}
 
-    def record(layer: str, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(layer: str, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         inputs[layer] = arguments[0].detach()
-        outputs[layer] = output.requires_grad_()
+        given = output.requires_grad_() if output.grad_fn is None else output
+        outputs[layer] = get_gradient_edge(given)  # of the output as it is now: what follows may change it in place
+        return given.clone() if given.is_leaf else None  # a leaf itself must not be changed in place
 
     hooks = [
         model.get_submodule(layer).register_forward_hook(

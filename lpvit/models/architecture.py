@@ -15,6 +15,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
+from lpvit.models.families import call_modules
 from lpvit.store.artifacts import load, save
 
 _DATA_CONFIG = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # of the preprocessing, beside the input size
@@ -66,8 +67,7 @@ def create_model(
             f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that "
             "they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
         ) from None
-    model.eval()
-    return model
+    return call_modules(model.eval())
 
 
 @dataclass(frozen=True)

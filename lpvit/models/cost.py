@@ -6,16 +6,13 @@ O, I = output and input features of a layer; r, c = rows and columns of a block;
 from collections.abc import Mapping
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from lpvit.models.architecture import input_size
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.energy import HOROWITZ, layer_energy, power_term
 from lpvit.models.layers import matrix_layers
 from lpvit.models.settings import Energy
+from lpvit.models.trace import trace
 
 
 def measure_costs(model: nn.Module) -> pd.DataFrame:
@@ -50,16 +47,7 @@ def count_macs(model: nn.Module) -> int:
     Args:
         model: On any device; on the meta device nothing is computed.
     """
-    parameter = next(model.parameters())
-    image = torch.zeros(1, *input_size(model), device=parameter.device, dtype=parameter.dtype)
-    was_training = model.training
-    try:
-        # Fused attention kernels differ by device and not all are counted; the plain one is two matrix products.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model.eval()(image)
-    finally:
-        model.train(was_training)
-    return int(counter.get_total_flops()) // 2
+    return trace(model).macs
 
 
 def layer_table(

@@ -1,7 +1,8 @@
 """Forward passes that begin or end in the middle of a model.
 
 Units are the parts that a model runs one after the other, each on the output of the one before: patch embedding,
-transformer blocks, Swin's downsampling. A pass begins after a unit by giving the units up to it constant outputs.
+transformer blocks, Swin's downsampling. `lpvit.models.network.Network` knows those of a model. A pass begins after a
+unit by giving the units up to it constant outputs.
 
 N = images of a batch.
 """
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
-from lpvit.models.layers import transformer_blocks
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, channels, height, width), labels (N,)
 
@@ -69,24 +69,18 @@ def _first_non_finite_module(model: nn.Module, images: Tensor) -> str:
     return next(iter(found), "the model")
 
 
-def units(model: nn.Module) -> list[str]:
-    """Names of the units of a model."""
-    names = [name for name, _ in model.named_modules() if name.split(".")[-1] in ("patch_embed", "downsample")]
-    return names + transformer_blocks(model)
-
-
 def constant(output: Tensor) -> Callable[..., Tensor]:
     """A forward that ignores its input."""
     return lambda *_, **__: output
 
 
 @contextmanager
-def recorded_units(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def recorded_units(model: nn.Module, units: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Yields unit -> its output (images first), filled in order of execution as the model runs."""
     outputs: dict[str, Tensor] = {}
     hooks = [
         model.get_submodule(unit).register_forward_hook(lambda _, __, output, unit=unit: outputs.update({unit: output}))
-        for unit in units(model)
+        for unit in units
     ]
     try:
         yield outputs
@@ -122,39 +116,80 @@ class PausedPass:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Halt:
+    """Where a pass stops.
+
+    Attributes:
+        layer: A linear layer or convolution; the pass stops where it begins.
+        block: A transformer block around the layer: the pass goes on to the end of it, with an output of the layer that
+            is zero, and so gives what the layer's output is added to. None stops at the layer.
+    """
+
+    layer: str
+    block: str | None = None
+
+
 def run_until(
-    model: nn.Module, paused: PausedPass, layer: str, device: torch.device | str
-) -> tuple[Tensor, PausedPass]:
+    model: nn.Module, units: Iterable[str], paused: PausedPass, halt: Halt, device: torch.device | str
+) -> tuple[Tensor, Tensor | None, PausedPass]:
     """Goes on with a pass as far as a layer.
 
     Args:
         model: On the device; left as it is.
+        units: Of the model.
         paused: A pass of this model that has not come to the layer.
-        layer: Where to stop.
+        halt: Where to stop.
         device: Of the model.
 
     Returns:
-        The layer's input, on the device, and the pass paused after the last unit that ended before it.
+        The layer's input, on the device; what the block made of a zero output of the layer, if asked for; and the pass
+        paused after the last unit that ended before the layer.
     """
     forwards = {unit: constant(output.to(device)) for unit, output in paused.outputs.items()}
-    stop = model.get_submodule(layer).register_forward_pre_hook(_stop)
-    try:
-        with recorded_units(model) as outputs, replaced_forwards(model, forwards):
+    reached: list[Tensor] = []
+    residual = None
+    with _halted(model, halt, reached), recorded_units(model, units) as outputs, replaced_forwards(model, forwards):
+        try:
             model(paused.images.to(device))
-    except _ReachedError as reached:
-        return reached.inputs, paused if len(outputs) == len(forwards) else _pause(paused.images, outputs)
-    finally:
-        stop.remove()
-    raise AssertionError(f"{layer}: the model ended without running it")
+        except _ReachedError as stopped:
+            residual = stopped.output
+    if not reached:
+        raise AssertionError(f"{halt.layer}: the model ended without running it")
+    return reached[0], residual, paused if len(outputs) == len(forwards) else _pause(paused.images, outputs)
 
 
 class _ReachedError(Exception):
-    def __init__(self, inputs: Tensor) -> None:
-        self.inputs = inputs
+    def __init__(self, output: Tensor | None = None) -> None:
+        self.output = output
 
 
-def _stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    raise _ReachedError(inputs[0])
+@contextmanager
+def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[None]:
+    """Lets a pass end in `_ReachedError` where it shall stop; the list gets the layer's input."""
+
+    def before_layer(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        reached.append(inputs[0])
+        if halt.block is None:
+            raise _ReachedError
+
+    def after_layer(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.zeros_like(output)
+
+    def after_block(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        if reached:
+            raise _ReachedError(output)
+
+    layer = model.get_submodule(halt.layer)
+    handles = [layer.register_forward_pre_hook(before_layer)]
+    if halt.block is not None:  # registered before the recording of units, which must not see this output
+        handles.append(layer.register_forward_hook(after_layer))
+        handles.append(model.get_submodule(halt.block).register_forward_hook(after_block))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _pause(images: Tensor, outputs: Mapping[str, Tensor]) -> PausedPass:

@@ -8,7 +8,7 @@ by one formula for sums, solution and error.
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import KeepMasks
-from lpvit.models.layers import MatrixLayer, matrix_layers, weight_matrix
-from lpvit.models.passes import Batches, PausedPass, evaluation_mode, run_until
+from lpvit.models.layers import MatrixLayer, weight_matrix
+from lpvit.models.network import Branch, understand
+from lpvit.models.passes import Batches, Halt, PausedPass, evaluation_mode, run_until
 from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
 
 RIDGES = (math.inf, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # infinity leaves a layer as it is
@@ -115,9 +116,10 @@ def reconstruct(
 
     The inputs of a layer are those that reach it in the pruned network, fitted up to there; its targets are the outputs
     of the dense layer in the dense network. So it makes up for what it and the layers before it lost. The last layer of
-    a transformer block, ``fc2``, aims at the dense block's output: it also makes up for what the residual stream has
-    lost on the way. Held-out images choose the ridge of every layer, which is then fitted to all images. A layer whose
-    blocks all stay is left alone.
+    a transformer block, ``fc2``, aims at the dense block's output r + s y (`lpvit.models.network.Branch`): it also
+    makes up for what the residual stream r has lost on the way. It is fitted with LayerScale s as a part of its weight,
+    which is then taken out again. Held-out images choose the ridge of every layer, which is then fitted to all images.
+    A layer whose blocks all stay is left alone.
 
     Every image is read once; from layer to layer the passes of both networks resume where a transformer block begins,
     which comes to some five forward passes in all, however deep the network. For every image two outputs of a block
@@ -141,15 +143,18 @@ def reconstruct(
     expanded = expand_keep_masks(pruned, keep_masks, block_shape)
     zero_pruned(pruned.state_dict(), expanded)
     partly_kept = {layer for layer, keep_mask in keep_masks.items() if not keep_mask.all()}
-    layers = [layer.name for layer in matrix_layers(model) if layer.name in partly_kept]
+    network = understand(model)
+    layers = [layer.name for layer in network.layers if layer.name in partly_kept]
     errors = []
     with evaluation_mode(model), evaluation_mode(pruned):
         reading = tqdm(loader, desc="calibration images", unit="batch")
-        dense_walk = _Walk(model, [PausedPass(images.cpu()) for images, _ in reading], device)
-        pruned_walk = _Walk(pruned, list(dense_walk.passes), device)
+        dense_walk = _Walk(model, network.units, [PausedPass(images.cpu()) for images, _ in reading], device)
+        pruned_walk = _Walk(pruned, network.units, list(dense_walk.passes), device)
         for layer in tqdm(layers, desc="reconstruction", unit="layer"):
-            weight = _weight_with_bias(_matrix_layer(model, layer))
-            fit, held_out = _collect_moments(dense_walk, pruned_walk, layer, weight)
+            branch = network.branches.get(layer)
+            scale = _scale(branch, _matrix_layer(model, layer))
+            weight = scale * _weight_with_bias(_matrix_layer(model, layer))
+            fit, held_out = _collect_moments(dense_walk, pruned_walk, layer, branch, weight)
             keep = expanded[f"{layer}.weight"].flatten(1)
             try:
                 fitted, *shares = fit_layer(fit, held_out, weight, keep, ridges)
@@ -158,7 +163,7 @@ def reconstruct(
                     f"{layer}: its inputs on the calibration images do not determine its weights (singular least "
                     "squares); use more calibration images, or 'reconstruction: none'"
                 ) from None
-            _store(_matrix_layer(pruned, layer), fitted)
+            _store(_matrix_layer(pruned, layer), fitted / scale)
             errors.append(shares)
     if errors:
         before, after = (100 * sum(shares) / len(errors) for shares in zip(*errors, strict=True))
@@ -252,42 +257,30 @@ class _Walk:
     """The passes of a network over all batches, on their way from layer to layer."""
 
     model: nn.Module
+    units: list[str]
     passes: list[PausedPass]
     device: torch.device | str
 
-    def inputs_of(self, layer: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def inputs_of(self, layer: str, branch: Branch | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """For every batch what a layer multiplies, (N, T / N, J), and what its output is added to, (N, T / N, O)."""
         module = _matrix_layer(self.model, layer)
+        halt = Halt(layer, None if branch is None else branch.block)
         for number, paused in enumerate(self.passes):
-            with _recorded_residual(self.model, layer) as residuals:
-                inputs, self.passes[number] = run_until(self.model, paused, layer, self.device)
+            inputs, residual, self.passes[number] = run_until(self.model, self.units, paused, halt, self.device)
             vectors = _vectors(module, _single(inputs))
             images = len(paused.images)
-            residual = _single(residuals[0]).reshape(images, -1, residuals[0].shape[-1]) if residuals else None
+            if residual is not None:
+                residual = _single(residual).reshape(images, -1, residual.shape[-1])
             yield vectors.reshape(images, -1, vectors.shape[-1]), residual
 
 
-@contextmanager
-def _recorded_residual(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """Yields a list that gets the residual stream to which ``fc2`` adds its output, where it is added as it is."""
-    block = model.get_submodule(layer.removesuffix(".mlp.fc2")) if layer.endswith(".mlp.fc2") else None
-    norm, scale = getattr(block, "norm2", None), getattr(block, "ls2", None)
-    residuals: list[Tensor] = []
-    if norm is None or not (scale is None or isinstance(scale, nn.Identity)):
-        yield residuals
-        return
-    hook = norm.register_forward_pre_hook(lambda _, inputs: residuals.append(inputs[0]))  # what the norm reads
-    try:
-        yield residuals
-    finally:
-        hook.remove()
-
-
-def _collect_moments(dense: _Walk, pruned: _Walk, layer: str, weight: Tensor) -> tuple[Moments, Moments]:
+def _collect_moments(
+    dense: _Walk, pruned: _Walk, layer: str, branch: Branch | None, weight: Tensor
+) -> tuple[Moments, Moments]:
     """Moments of a layer over the images that are fitted and over those held out, for its dense weight (O, J)."""
     fit, held_out = Moments.zeros(weight), Moments.zeros(weight)
     images_seen = 0
-    passes = zip(dense.inputs_of(layer), pruned.inputs_of(layer), strict=True)
+    passes = zip(dense.inputs_of(layer, branch), pruned.inputs_of(layer, branch), strict=True)
     for (dense_inputs, dense_residual), (inputs, residual) in passes:
         targets = dense_inputs @ weight.T.to(dense_inputs.dtype)
         if dense_residual is not None and residual is not None:
@@ -328,6 +321,15 @@ def _weight_with_bias(module: MatrixLayer) -> Tensor:
     """Shape (O, J), float64."""
     matrix = weight_matrix(module).double()
     return matrix if module.bias is None else torch.cat([matrix, module.bias.double()[:, None]], dim=1)
+
+
+def _scale(branch: Branch | None, module: MatrixLayer) -> Tensor:
+    """What the layer's output is multiplied with before it is added, (O, 1), float64; 1 where that is nothing."""
+    weight = weight_matrix(module)
+    if branch is None:
+        return torch.ones(len(weight), 1, dtype=torch.float64, device=weight.device)
+    scale = branch.scale.to(weight.device, torch.float64)[:, None]
+    return scale.where(scale != 0, 1.0)
 
 
 def _store(module: MatrixLayer, weight: Tensor) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import counted_calls
 from torch import Tensor, nn
 
 from lpvit.curves.empirical import empirical_curves
@@ -181,9 +182,7 @@ def test_the_model_recovers_its_forwards_from_a_failure(case: Callable[[str], Ca
 def test_a_resumed_pass_does_not_run_the_transformer_blocks_before_the_layer(case: Callable[[str], Case]) -> None:
     model, images, layers, blocks = case("vit")
     model = deepcopy(model)
-    passes: list[str] = []
-    for name in ("blocks.0.mlp.fc1", "blocks.1.mlp.fc1"):
-        model.get_submodule(name).register_forward_hook(lambda *_, name=name: passes.append(name))
+    passes = counted_calls(model, "blocks.0.mlp.fc1", "blocks.1.mlp.fc1")
     of_block_1 = [layer for layer in layers if layer.name == "blocks.1.attn.qkv"]
 
     empirical_curves(model, batches(images, 7), of_block_1, blocks, BLOCK_SHAPE, 4, "cpu", images_per_pass=7)

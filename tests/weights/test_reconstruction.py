@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from tiny import counted_calls
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
@@ -264,12 +265,10 @@ def test_resumed_passes_give_what_full_passes_layer_by_layer_give(case: Callable
 def test_the_transformer_blocks_before_a_layer_run_no_second_time(case: Callable) -> None:
     model, images = case("vit")
     masks = {layer: mask for layer, mask in random_masks(model).items() if layer.startswith("blocks.1.")}
-    runs: list[str] = []
-    for name in ("blocks.0.mlp.fc1", "blocks.1.attn.qkv"):  # deepcopy takes the hooks along: both networks count
-        model.get_submodule(name).register_forward_hook(lambda *_, name=name: runs.append(name))
+    runs = counted_calls(model, "blocks.0.mlp.fc1", "blocks.1.attn.qkv")  # deepcopy takes hooks along: of both networks
     reconstruct(model, masks, BLOCK_SHAPE, batches(images, 40), device="cpu")
-    assert runs.count("blocks.0.mlp.fc1") == 2 + 1  # once a network, and once when the layers are listed
-    assert runs.count("blocks.1.attn.qkv") == 2 * 3 + 1  # on the way to proj, fc1 and fc2
+    assert runs.count("blocks.0.mlp.fc1") == 2  # once a network
+    assert runs.count("blocks.1.attn.qkv") == 2 * 3  # on the way to proj, fc1 and fc2
 
 
 def test_a_pruned_input_that_never_varies_is_made_up_for_by_the_bias_exactly() -> None:
