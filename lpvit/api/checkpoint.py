@@ -24,7 +24,8 @@ from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import Architecture, input_size
 from lpvit.models.blocks import BlockGrid
-from lpvit.models.checkpoints import load_weights
+from lpvit.models.checkpoints import load_weights, require_same_architecture
+from lpvit.models.families import call_modules
 from lpvit.models.layers import weight_matrix
 from lpvit.sparse.storage import PARTS, compress, decompress, indexed_keep_mask
 from lpvit.store.artifacts import replace_atomically
@@ -99,7 +100,8 @@ def load(path: str | Path) -> Pruned:
         except (AttributeError, TypeError, ValueError, LpvitError) as error:
             raise LpvitError(f"{path}: '{layer}' does not fit its model ({error}); save it again") from None
         tensors[f"{layer}.weight"] = weight
-    load_weights(model, tensors, path)
+    require_same_architecture(model, tensors, path)
+    model.load_state_dict(tensors, assign=True)  # in the dtype that was saved
     return Pruned(model, keep_masks, header.block_shape, header.budget, header.architecture)
 
 
@@ -123,7 +125,7 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
         load_weights(rebuilt, model.state_dict(), "model")
     except LpvitError as error:
         raise LpvitError(f"{hint} ({error})") from None
-    given = deepcopy(model).cpu().float().eval()
+    given = call_modules(deepcopy(model).cpu().float().eval())
     image = torch.rand(1, *input_size(model), generator=torch.Generator().manual_seed(0))
     if not torch.allclose(rebuilt(image), given(image), rtol=1e-3, atol=1e-4):
         raise LpvitError(f"{hint} (same weights, other logits)")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from lpvit.measure.settings import Benchmark
 from lpvit.models.cost import measure_costs
 from lpvit.models.families import call_modules
 from lpvit.models.layers import matrix_layers
+from lpvit.models.network import require_plain_module, understand
 from lpvit.weights.masks import build_keep_masks
 from lpvit.weights.reconstruction import pruned_weights
 from lpvit.weights.steps import before_last_step, scores_and_curves
@@ -58,12 +60,17 @@ def prune(
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
             budget cannot be met, or something is not finite.
     """
-    budget, pruning = _as_budget(budget), _as_pruning(block_shape, pruning)
-    batches = _Batches(loader)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+        return _prune(model, loader, _as_budget(budget), _as_pruning(block_shape, pruning))
+
+
+def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Pruning) -> Pruned:
+    require_plain_module(model)
     model = call_modules(deepcopy(model).eval())
+    batches = _Batches(loader, next(model.parameters()).dtype)
     device = next(model.parameters()).device
     _adopt_input_size(model, batches.first())
-
+    understand(model.to(device))
     blocks, curves = scores_and_curves(model, batches, pruning, device)
     costs = measure_costs(model)
     latency = _latency(budget, costs, pruning.block_shape, model)
@@ -86,9 +93,15 @@ def prune(
 
 @dataclass(frozen=True)
 class _Batches:
-    """What the user's loader gives, as the package reads it: images (N, channels, height, width), and no labels."""
+    """What the user's loader gives, as the package reads it: images (N, channels, height, width), and no labels.
+
+    Attributes:
+        loader: The user's.
+        dtype: Of the model, which the images take on.
+    """
 
     loader: Iterable[Any]
+    dtype: torch.dtype
 
     def __post_init__(self) -> None:
         if not isinstance(self.loader, Iterable) or iter(self.loader) is self.loader:
@@ -108,7 +121,11 @@ class _Batches:
                     f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width) or "
                     "(images, labels)"
                 )
-            yield images, images.new_empty(0)
+            if not len(images):
+                raise LpvitError("loader: gives a batch without images; leave empty batches out")
+            if images.is_inference():
+                images = images.clone()
+            yield images.to(self.dtype), images.new_empty(0)
 
     def first(self) -> Tensor:
         """Images of the first batch."""

@@ -121,12 +121,12 @@ class Body:
     Attributes:
         spans: Outermost members -> when they ran: the transformer blocks of a ViT, the stages of a Swin.
         blocks: Innermost members -> when they ran: the transformer blocks.
-        attention: Moments at which a softmax or attention product ran.
+        attention: Moments at which a softmax or attention product ran, each with the module around it.
     """
 
     spans: dict[str, Span]
     blocks: dict[str, Span]
-    attention: tuple[int, ...]
+    attention: tuple[tuple[int, str], ...]
 
     @classmethod
     def of(cls, model: nn.Module, traced: Trace) -> "Body":
@@ -136,7 +136,7 @@ class Body:
         return cls(
             {name: traced.spans[name] for name in outermost},
             {name: traced.spans[name] for name in innermost},
-            tuple(moment for moment, _ in traced.attention),
+            tuple((moment, stack[-1] if stack else "") for moment, stack in traced.attention),
         )
 
     def role(self, name: str, span: Span, module: MatrixLayer) -> str:
@@ -152,15 +152,15 @@ class Body:
         block = next((block for block in self.blocks if _is_inside(name, block)), None)
         if block is None or last in _ROLES_BY_NAME or not isinstance(module, nn.Linear):
             return last
-        return self._role_by_structure(span, self.blocks[block], module) or last
+        return self._role_by_structure(name, span, self.blocks[block], module) or last
 
-    def _role_by_structure(self, span: Span, block: Span, module: nn.Linear) -> str | None:
+    def _role_by_structure(self, name: str, span: Span, block: Span, module: nn.Linear) -> str | None:
         """By place: what feeds the attention, what takes it in, what comes after; None for layers between heads."""
         if block.width not in (module.in_features, module.out_features):
             return None
-        attention = [moment for moment in self.attention if block.start < moment < block.end]
-        if span.start < attention[-1]:
-            return "qkv"
+        moment, place = [(moment, place) for moment, place in self.attention if block.start < moment < block.end][-1]
+        if span.start < moment or (_is_inside(name, place) and place not in self.blocks):
+            return "qkv"  # in the attention itself also what runs after the softmax, such as ConViT's values
         return "fc2" if module.out_features == block.width else "fc1"
 
 

@@ -67,8 +67,7 @@ def understand(model: nn.Module) -> Network:
     Raises:
         LpvitError: The model gives no logits, or makes products that cannot be ascribed to a layer.
     """
-    if not isinstance(model, nn.Module) or isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
-        raise LpvitError(f"model: found {type(model).__name__}, expected a model of timm that is not compiled yet")
+    require_plain_module(model)
     traced = trace(model)
     layers = traced_layers(model, traced)
     _require_all_products(model, traced, layers)
@@ -77,6 +76,20 @@ def understand(model: nn.Module) -> Network:
         units = _units(model, traced, body)
         branches = _branches(model, traced, body, layers)
     return Network(model, layers, units, branches, traced.macs)
+
+
+def require_plain_module(model: object) -> None:
+    """Makes sure that something is a model that can be copied and watched.
+
+    Raises:
+        LpvitError: It is no module, compiled already, or spread over devices.
+    """
+    if not isinstance(model, nn.Module):
+        raise LpvitError(f"model: found {type(model).__name__}, expected a model of timm")
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        raise LpvitError("model: is compiled; give the model that went into torch.compile, and compile what comes out")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise LpvitError(f"model: is wrapped in {type(model).__name__}; give its 'module'")
 
 
 def _require_all_products(model: nn.Module, traced: Trace, layers: Sequence[LayerSpec]) -> None:
