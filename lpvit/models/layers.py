@@ -150,7 +150,11 @@ class Body:
         if span.start > max(part.end for part in self.spans.values()):
             return "head"
         block = next((block for block in self.blocks if _is_inside(name, block)), None)
-        if block is None or last in _ROLES_BY_NAME or not isinstance(module, nn.Linear):
+        if not isinstance(
+            module, nn.Linear
+        ):  # of a convolution such as 'se.fc1' a name of this kind says something else
+            return ".".join(name.split(".")[-2:]) if last in _ROLES_BY_NAME else last
+        if block is None or last in _ROLES_BY_NAME:
             return last
         return self._role_by_structure(name, span, self.blocks[block], module) or last
 

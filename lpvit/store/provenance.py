@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def source_digest(script: str | Path, package: Path = PACKAGE) -> str:
-    """Digest of a script and of every module of the package that it imports, directly or not.
+    """Digest of a script and of every module of the package that it imports, directly or not, with kernels beside them.
 
     Comments, docstrings, layout, the version number and imports for type checkers do not count: rewording or a release
     reruns nothing.
@@ -36,6 +36,8 @@ def source_digest(script: str | Path, package: Path = PACKAGE) -> str:
         tree = _without_prose(ast.parse(file.read_text(), str(file)))
         waiting += _imported_files(tree, package)
         seen[file] = ast.dump(tree)
+    for folder in {file.parent / "csrc" for file in seen if file.parent != Path(script).parent}:
+        seen |= {file: file.read_text() for file in folder.glob("*") if file.is_file()}
     ordered = sorted((file.name, dump) for file, dump in seen.items())
     return hashlib.sha256(repr(ordered).encode()).hexdigest()[:12]
 

@@ -4,7 +4,7 @@ import copy
 import importlib.util
 import logging
 
-from timm.layers import Attention
+from timm.layers import Attention, Mlp
 from timm.models import VisionTransformer
 from torch import nn
 
@@ -23,14 +23,29 @@ def require_narrowable(model: nn.Module) -> None:
     """Makes sure that a model can be made narrower here.
 
     Raises:
-        LpvitError: It is not a ViT or DeiT of timm, or Torch-Pruning is not installed.
+        LpvitError: It is not a ViT or DeiT of timm, has parts that are no plain attention or MLP, or Torch-Pruning is
+            not installed.
     """
     if not isinstance(model, VisionTransformer):
         raise LpvitError(
             f"structure: 'width' narrows ViT and DeiT, not {type(model).__name__}; use 'structure: blocks'"
         )
+    if odd := _what_does_not_narrow(model):
+        raise LpvitError(f"structure: 'width' cannot narrow {odd}; use 'structure: blocks'")
     if importlib.util.find_spec("torch_pruning") is None:
         raise LpvitError("structure: 'width' needs Torch-Pruning, which is not installed; pip install 'lpvit[width]'")
+
+
+def _what_does_not_narrow(model: VisionTransformer) -> str:
+    """A part whose channels Torch-Pruning's groups do not follow; empty where there is none."""
+    if model.attn_pool is not None:
+        return f"the attention pool of {type(model).__name__} ('attn_pool', as in SigLIP)"
+    for name, module in model.named_modules():
+        if name.endswith(".mlp") and type(module) is not Mlp:
+            return f"'{name}', a {type(module).__name__}"
+        if name.endswith(".attn") and type(module) is not Attention:
+            return f"'{name}', a {type(module).__name__}"
+    return ""
 
 
 def narrow(model: nn.Module, calibration: Batches, macs: float) -> nn.Module:
@@ -47,7 +62,7 @@ def narrow(model: nn.Module, calibration: Batches, macs: float) -> nn.Module:
         LpvitError: As `require_narrowable`, or no width is within the budget.
     """
     require_narrowable(model)
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).eval()  # else dropout would make the gradient random
     for images, _ in calibration:
         model(images.to(next(model.parameters()).device)).square().mean(dim=1).sum().backward()
     dense = _macs(model)

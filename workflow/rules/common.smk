@@ -86,6 +86,24 @@ def recipe_of(name: str | None) -> dict | None:
     return None if name is None else chosen(settings.recipes[name])
 
 
+def checkpoint_of(wildcards) -> str | list:
+    """The file that a dense model's weights come from: an input, so that another file in its place counts as new."""
+    checkpoint = settings.models[wildcards.model].checkpoint
+    return [] if checkpoint is None else existing(checkpoint, f"models.{wildcards.model}.checkpoint")
+
+
+def teacher_of(recipe: str | None) -> str | list:
+    """The file of a teacher's weights, likewise."""
+    checkpoint = None if recipe is None else settings.recipes[recipe].teacher_checkpoint
+    return [] if checkpoint is None else existing(checkpoint, f"recipes.{recipe}.teacher_checkpoint")
+
+
+def existing(file: Path, key: str) -> str:
+    if not file.is_file():
+        raise WorkflowError(f"config: {key}: {file} not found; correct the path")
+    return str(file)
+
+
 def measures_images(wildcards) -> bool:
     return settings.prunings[wildcards.pruning].measures_images
 

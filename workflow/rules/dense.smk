@@ -22,6 +22,8 @@ rule prepare_dense:
     """Makes the dense model: timm's weights, a checkpoint, or a training."""
     input:
         images=f"{DATASET}/images.parquet",
+        checkpoint=checkpoint_of,
+        teacher=lambda wildcards: teacher_of(settings.models[wildcards.model].recipe),
     output:
         dense=f"{MODEL}/dense.pt",
         costs=f"{MODEL}/costs.parquet",

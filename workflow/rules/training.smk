@@ -5,6 +5,7 @@ rule finetune:
         dense=f"{MODEL}/dense.pt",
         pruned=f"{BUDGET}/pruned.pt",
         masks=f"{BUDGET}/masks.pt",
+        teacher=lambda wildcards: teacher_of(wildcards.recipe),
     output:
         finetuned=f"{RECIPE}/finetuned.pt",
         history=f"{RECIPE}/history.parquet",
