@@ -368,3 +368,25 @@ def test_what_cannot_work_is_found_before_any_training(
 def test_history_of_the_training_is_kept(finished: tuple[Workflow, Run]) -> None:
     history = pd.read_parquet(finished[0].folder / BUDGET / "short/history.parquet")
     assert history["epoch"].tolist() == [1, 2]
+
+
+def test_another_file_in_the_place_of_a_checkpoint_reruns_what_comes_from_it(
+    finished: tuple[Workflow, Run], tiny_config: dict, change
+) -> None:
+    workflow, _ = finished
+    state = load(workflow.folder / "results/digits/vit/dense.pt", "dense")["state"]
+    given = workflow.folder / "given.pt"
+    torch.save(state, given)
+    options = {key: tiny_config["models"]["vit"][key] for key in ("timm", "options", "data_config")}
+    model = {**options, "weights": "checkpoint", "checkpoint": "given.pt"}
+    config = change(tiny_config, "models.given", model)
+    config = change(config, "experiments", {"main": {**tiny_config["experiments"]["main"], "model": "given"}})
+    first = workflow.run(config, "--until", "prepare_dense")
+    assert first.code == 0, first.output
+    assert "prepare_dense" not in workflow.would_run(config)
+    torch.save({name: value + 1 for name, value in state.items()}, given)
+    assert "prepare_dense" in workflow.would_run(config)
+    given.unlink()
+    missing = workflow.run(config, "--dry-run")
+    assert missing.code != 0
+    assert "models.given.checkpoint: given.pt not found" in missing.output

@@ -88,14 +88,14 @@ def recipe_of(name: str | None) -> dict | None:
 
 def checkpoint_of(wildcards) -> str | list:
     """The file that a dense model's weights come from: an input, so that another file in its place counts as new."""
-    checkpoint = settings.models[wildcards.model].checkpoint
-    return [] if checkpoint is None else existing(checkpoint, f"models.{wildcards.model}.checkpoint")
+    file = settings.models[wildcards.model].checkpoint
+    return [] if file is None else existing(file, f"models.{wildcards.model}.checkpoint")
 
 
 def teacher_of(recipe: str | None) -> str | list:
     """The file of a teacher's weights, likewise."""
-    checkpoint = None if recipe is None else settings.recipes[recipe].teacher_checkpoint
-    return [] if checkpoint is None else existing(checkpoint, f"recipes.{recipe}.teacher_checkpoint")
+    file = None if recipe is None else settings.recipes[recipe].teacher_checkpoint
+    return [] if file is None else existing(file, f"recipes.{recipe}.teacher_checkpoint")
 
 
 def existing(file: Path, key: str) -> str:

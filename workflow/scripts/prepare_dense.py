@@ -35,7 +35,7 @@ with stage(snakemake) as compute:
             threads=compute.threads,
             processes=compute.processes,
             resume_file=Path(snakemake.params.resume),
-            fingerprint=fingerprint(dict(snakemake.params.items()), snakemake.input.images),
+            fingerprint=fingerprint(dict(snakemake.params.items()), *snakemake.input),
         )
     save_model(architecture, state, snakemake.output.dense, "dense")
     write_parquet(measure_costs(model), snakemake.output.costs, COSTS)
