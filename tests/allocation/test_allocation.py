@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from lpvit.allocation.allocate import allocate, blocks_always_kept, curve_slopes, frontier, lower_hull, smooth
+from lpvit.allocation.allocate import allocate
+from lpvit.allocation.frontier import frontier
 from lpvit.allocation.latency import milliseconds
+from lpvit.allocation.rules import lower_hull
 from lpvit.allocation.settings import Budget
+from lpvit.allocation.slopes import curve_slopes, smooth
+from lpvit.allocation.tables import blocks_always_kept
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.energy import HOROWITZ, layer_energy

@@ -1,6 +1,6 @@
 """Curves, costs and two budgets in, what these could be at equal distortion out, as table and figure."""
 
-from lpvit.allocation.allocate import frontier
+from lpvit.allocation.frontier import frontier
 from lpvit.report.figures import plot_frontier, save_figure
 from lpvit.stages.inputs import allocation_inputs
 from lpvit.stages.stage import stage

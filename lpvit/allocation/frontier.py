@@ -1,0 +1,79 @@
+"""What two budgets could be at equal distortion. Pure NumPy and pandas.
+
+B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
+P = points of its rate-distortion curve.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from lpvit.allocation.allocate import blocks_pruned_under
+from lpvit.allocation.priority import block_costs, blocks_per_layer, pruning_order, total_distortion
+from lpvit.allocation.problem import Layer, Requirement
+from lpvit.allocation.rules import lagrangian_priorities
+from lpvit.allocation.settings import Budget
+from lpvit.allocation.tables import problem_of
+from lpvit.allocation.two_budgets import combine
+from lpvit.models.energy import HOROWITZ
+from lpvit.models.settings import Energy
+
+
+def frontier(
+    curves: pd.DataFrame,
+    blocks: pd.DataFrame,
+    costs: pd.DataFrame,
+    budget: Budget,
+    energy: Energy = HOROWITZ,
+    latency: pd.DataFrame | None = None,
+    *,
+    levels: Sequence[float] = (0.5, 1.0, 2.0),
+    points: int = 21,
+) -> pd.DataFrame:
+    """What two budgets could be at equal distortion: the trade of one for the other.
+
+    At each weight of the two, blocks leave as `lagrangian` takes them until the distortion of a level is reached.
+
+    Args:
+        curves: As in `allocate`, like what follows.
+        blocks: Blocks of the same layers.
+        costs: All layers of the model.
+        budget: Two targets.
+        energy: Constants of the energy model.
+        latency: Measured times.
+        levels: Distortions, as shares of that of the allocation that meets both budgets.
+        points: Weights from 0 to 1.
+
+    Returns:
+        Schema ``FRONTIER``, by level and weight.
+
+    Raises:
+        LpvitError: As in `allocate`.
+    """
+    layers, requirements = problem_of(curves, blocks, costs, budget, energy, latency)
+    first, second = requirements
+    distortion = total_distortion(layers, blocks_pruned_under(layers, budget, requirements))
+    rows = []
+    for level in levels:
+        for weight in np.linspace(0, 1, points).tolist():
+            pruned = _prune_until_distorted(layers, combine(first, second, weight), level * distortion)
+            rows.append(
+                {
+                    "level": level,
+                    "weight": weight,
+                    "distortion": total_distortion(layers, pruned),
+                    "first": first.as_stated(first.gone(pruned)),
+                    "second": second.as_stated(second.gone(pruned)),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _prune_until_distorted(layers: Sequence[Layer], requirement: Requirement, distortion: float) -> list[int]:
+    """Blocks pruned in every layer when they go as `lagrangian` takes them, up to a sum of the convex hulls."""
+    priorities = lagrangian_priorities(layers, requirement)
+    owners, order = pruning_order(layers, priorities)
+    rise = np.concatenate(priorities) * block_costs(layers, requirement)
+    count = int(np.searchsorted(np.cumsum(rise[order]), distortion, side="right"))
+    return blocks_per_layer(layers, owners[order[:count]])

@@ -1,0 +1,51 @@
+"""Pruning by priority: over the whole model, the block of least priority goes first, until budgets are met. Pure NumPy.
+
+B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
+P = points of its rate-distortion curve.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpvit.allocation.problem import Floats, Layer, Requirement
+
+
+def prune_by_priority(layers: Sequence[Layer], priorities: Sequence[Floats], *requirements: Requirement) -> list[int]:
+    """Blocks pruned in every layer when blocks go by rising priority until all requirements are met.
+
+    Args:
+        layers: Prunable layers.
+        priorities: Of the first L blocks of every layer, shape (L,), non-decreasing.
+        requirements: One or more.
+    """
+    owners, order = pruning_order(layers, priorities)
+    counts = [
+        np.searchsorted(np.cumsum(block_costs(layers, each)[order]), each.required) + 1
+        for each in requirements
+        if each.required > 0
+    ]
+    return blocks_per_layer(layers, owners[order[: max(counts, default=0)]])
+
+
+def pruning_order(layers: Sequence[Layer], priorities: Sequence[Floats]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of the layer that each block belongs to, and the blocks by rising priority; ties: earlier layers first."""
+    owners = np.repeat(np.arange(len(layers)), [layer.limit for layer in layers])
+    return owners, np.argsort(np.concatenate(priorities), kind="stable")
+
+
+def block_costs(layers: Sequence[Layer], requirement: Requirement) -> NDArray[Any]:
+    """Cost that goes with each block that may be pruned, layer after layer."""
+    return np.concatenate(
+        [np.diff(removed[: layer.limit + 1]) for layer, removed in zip(layers, requirement.removed, strict=True)]
+    )
+
+
+def blocks_per_layer(layers: Sequence[Layer], owners: NDArray[np.int64]) -> list[int]:
+    return [int(pruned) for pruned in np.bincount(owners, minlength=len(layers))]
+
+
+def total_distortion(layers: Sequence[Layer], pruned: Sequence[int]) -> float:
+    return float(sum(layer.distortion_by_count[count] for layer, count in zip(layers, pruned, strict=True)))

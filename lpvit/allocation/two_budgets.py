@@ -1,0 +1,119 @@
+"""Two budgets at once, by `lagrangian` and by `exact`. Pure NumPy.
+
+B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
+P = points of its rate-distortion curve.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lpvit.allocation.exact import exact, knapsack_under
+from lpvit.allocation.priority import prune_by_priority, total_distortion
+from lpvit.allocation.problem import Layer, Requirement
+from lpvit.allocation.rules import lagrangian_priorities
+
+BRACKET = 1e-9  # of the weight of two budgets
+MULTIPLIERS = 1e-4, 1e2  # between which `exact` seeks that of the other of two budgets, see `_exact_at`
+STEPS = 10  # of this bisection
+
+
+def lagrangian_of_two(layers: Sequence[Layer], first: Requirement, second: Requirement) -> list[int]:
+    """`lagrangian` with one multiplier for each budget: minimises ``distortion + mu_1 * cost_1 + mu_2 * cost_2``.
+
+    The ratio of the multipliers is the weight of the two costs in a combined one, whose own budget is then met. Where
+    the second cost alone (weight 0) or the first alone (weight 1) meets both budgets, the multiplier of the other is
+    zero (complementary slackness). Else bisection brackets the weight at which both bind. The two sides of the bracket
+    have the same combined cost, and so has what lies between them, where both budgets are met.
+    """
+
+    def pruned_at(weight: float) -> list[int]:
+        combined = combine(first, second, weight)
+        return prune_by_priority(layers, lagrangian_priorities(layers, combined), combined)
+
+    if second.is_met(after := pruned_at(1.0)):
+        return after
+    if first.is_met(before := pruned_at(0.0)):
+        return before
+    low, high = 0.0, 1.0
+    while high - low > BRACKET:
+        middle = (low + high) / 2
+        if first.is_met(pruned := pruned_at(middle)):
+            high, after = middle, pruned
+        else:
+            low, before = middle, pruned
+    short, over = first.gone(before), first.gone(after)
+    share = (first.required - short) / (over - short)
+    between = [math.ceil(low + share * (high - low)) for low, high in zip(before, after, strict=True)]
+    return _give_back(layers, [first, second], _meet(layers, combine(first, second, high), [first, second], between))
+
+
+def combine(first: Requirement, second: Requirement, weight: float) -> Requirement:
+    """One requirement for two: the mean of their costs, each as a share of its total."""
+    scales = weight / first.total, (1 - weight) / second.total
+    pairs = zip(first.removed, second.removed, strict=True)
+    removed = tuple(scales[0] * of_first + scales[1] * of_second for of_first, of_second in pairs)
+    required = scales[0] * first.required + scales[1] * second.required
+    return Requirement("combined", math.nan, 1, required, removed)
+
+
+def _meet(
+    layers: Sequence[Layer], combined: Requirement, requirements: Sequence[Requirement], pruned: Sequence[int]
+) -> list[int]:
+    """Prunes on from an allocation, in the order of a combined cost, as far as a requirement is not met."""
+    priorities = lagrangian_priorities(layers, combined)
+    for priority, count in zip(priorities, pruned, strict=True):
+        priority[:count] = -np.inf
+    least = prune_by_priority(layers, priorities, *requirements)
+    return [max(pair) for pair in zip(least, pruned, strict=True)]
+
+
+def _give_back(layers: Sequence[Layer], requirements: Sequence[Requirement], pruned: Sequence[int]) -> list[int]:
+    """Restores blocks, those that lower the distortion most first, as long as all requirements stay met."""
+    counts = list(pruned)
+    while True:
+        best = None
+        for number, layer in enumerate(layers):
+            fewer = [count - (i == number) for i, count in enumerate(counts)]
+            if counts[number] and all(each.is_met(fewer) for each in requirements):
+                saved = layer.distortion_by_count[counts[number]] - layer.distortion_by_count[fewer[number]]
+                best = max(best or (-math.inf, fewer), (saved, fewer))
+        if best is None:
+            return counts
+        counts = best[1]
+
+
+def exact_of_two(layers: Sequence[Layer], first: Requirement, second: Requirement) -> list[int]:
+    """`exact` in one budget, with a multiplier for the other.
+
+    Where one budget alone meets both, its optimum is that of both. Else bisection seeks the least multiplier at which
+    the other is met too. The outcome is never worse than that of `lagrangian`; but since one number stands for a whole
+    budget, a gap to the optimum may remain (the duality gap, below the distortion of a few blocks on convex curves).
+    """
+    candidates = [start := lagrangian_of_two(layers, first, second)]
+    for one, other in ((first, second), (second, first)):
+        if other.is_met(alone := exact(layers, one)):
+            return min(start, alone, key=lambda pruned: total_distortion(layers, pruned))
+    for one, other in ((first, second), (second, first)):
+        low, high = MULTIPLIERS
+        for _ in range(STEPS):
+            pruned = _exact_at(layers, one, other, multiplier := math.sqrt(low * high), start)
+            if other.is_met(pruned):
+                high = multiplier
+                candidates.append(pruned)
+            else:
+                low = multiplier
+    return min(candidates, key=lambda pruned: total_distortion(layers, pruned))
+
+
+def _exact_at(
+    layers: Sequence[Layer], one: Requirement, other: Requirement, multiplier: float, start: Sequence[int]
+) -> list[int]:
+    """Meets one budget, at a multiplier of the other: the ranges of all curves for a share of its total."""
+    price = multiplier * sum(float(np.ptp(layer.distortion)) for layer in layers) / other.total
+    paid = [
+        layer.distortion_by_count - price * removed[: layer.limit + 1]
+        for layer, removed in zip(layers, other.removed, strict=True)
+    ]
+    return knapsack_under(layers, one, paid, start)
