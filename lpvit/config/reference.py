@@ -1,4 +1,4 @@
-"""The README's reference of config keys and of artifact columns, generated from `config` and `schemas`.
+"""The documentation's reference of config keys and of artifact columns, generated from `config` and `schemas`.
 
 ``python -m lpvit.config.reference`` rewrites what stands between the markers ``<!-- reference:NAME -->`` and
 ``<!-- /reference:NAME -->``; with ``--check`` it only tells whether that is up to date.
@@ -58,23 +58,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lpvit.config.reference", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("file", nargs="?", type=Path, default=Path("README.md"), help="default: %(default)s")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file is out of date")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("docs"), help="default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
     options = parser.parse_args(arguments)
     try:
-        if not options.file.is_file():
-            raise LpvitError(f"{options.file}: not found; run this in the root of the repository or name the file")
-        text = options.file.read_text(encoding="utf-8")
-        updated = update(text, {"config": config_reference(), "artifacts": artifact_reference()}, options.file)
-        if options.check and updated != text:
-            raise LpvitError(f"{options.file}: its reference is out of date; run: python -m lpvit.config.reference")
-        if updated != text:
-            with replace_atomically(options.file) as partial:
-                partial.write_text(updated, encoding="utf-8")
+        for name, (file, reference) in _FILES.items():
+            _bring_up_to_date(options.folder / file, {name: reference()}, options.check)
     except LpvitError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+_FILES = {"config": ("configuration.md", config_reference), "artifacts": ("artifacts.md", artifact_reference)}
+
+
+def _bring_up_to_date(file: Path, references: Mapping[str, str], check: bool) -> None:
+    if not file.is_file():
+        raise LpvitError(f"{file}: not found; run this in the root of the repository or name the folder")
+    text = file.read_text(encoding="utf-8")
+    updated = update(text, references, file)
+    if check and updated != text:
+        raise LpvitError(f"{file}: its reference is out of date; run: python -m lpvit.config.reference")
+    if updated != text:
+        with replace_atomically(file) as partial:
+            partial.write_text(updated, encoding="utf-8")
 
 
 def _sections(schema: JsonSchema) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The README's generated reference: complete, readable, and checked for drift."""
+"""The generated reference: complete, readable, and checked for drift."""
 
 import subprocess
 import sys
@@ -34,10 +34,10 @@ def row(markdown: str, key: str) -> list[str]:
 
 
 @pytest.fixture
-def readme(tmp_path: Path) -> Path:
-    file = tmp_path / "README.md"
-    file.write_text(README)
-    return file
+def folder(tmp_path: Path) -> Path:
+    for name in ("configuration.md", "artifacts.md"):
+        (tmp_path / name).write_text(README)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -125,17 +125,18 @@ def test_a_missing_marker_is_an_error_that_names_it(text: str) -> None:
         reference.update(text, {"config": "C"}, "README.md")
 
 
-def test_check_finds_drift_and_writes_nothing(readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert reference.main([str(readme), "--check"]) == 1
-    assert "out of date; run: python -m lpvit.config.reference" in capsys.readouterr().err
-    assert readme.read_text() == README
+def test_check_finds_drift_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reference.main([str(folder), "--check"]) == 1
+    assert "configuration.md: its reference is out of date; run: python -m" in capsys.readouterr().err
+    assert (folder / "configuration.md").read_text() == README
 
 
-def test_check_passes_after_a_rewrite_and_fails_after_an_edit(readme: Path) -> None:
-    assert reference.main([str(readme)]) == 0
-    assert reference.main([str(readme), "--check"]) == 0
-    readme.write_text(readme.read_text().replace("share of the prunable weights", "part of the prunable weights"))
-    assert reference.main([str(readme), "--check"]) == 1
+def test_check_passes_after_a_rewrite_and_fails_after_an_edit(folder: Path) -> None:
+    assert reference.main([str(folder)]) == 0
+    assert reference.main([str(folder), "--check"]) == 0
+    file = folder / "configuration.md"
+    file.write_text(file.read_text().replace("share of the prunable weights", "part of the prunable weights"))
+    assert reference.main([str(folder), "--check"]) == 1
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,59 @@
+"""Documentation that keeps its promises: links that lead somewhere, names that exist, and a README that stays short."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from families import FAMILIES
+
+DOCUMENTS = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
+
+
+def anchors(file: Path) -> set[str]:
+    """What a heading is called in a link, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(file: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", file.read_text()):
+        if target.startswith(("http", "mailto")):
+            continue
+        path, _, anchor = target.partition("#")
+        found = file.parent / path if path else file
+        assert found.exists(), f"{target} in {file.name}"
+        assert not anchor or anchor in anchors(found), f"{target} in {file.name}"
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(REPOSITORY)))
+def test_names_of_the_package_exist(file: Path) -> None:
+    for name in set(re.findall(r"`(lpvit(?:\.\w+)+)", file.read_text())):
+        if name.rpartition(".")[2] in ("parquet", "pt", "yaml"):
+            continue
+        assert resolves(name), f"{name} in {file.name}"
+
+
+def resolves(name: str) -> bool:
+    place, _, attribute = name.rpartition(".")
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return bool(place) and hasattr(importlib.import_module(place), attribute)
+    return True
+
+
+def test_the_readme_is_read_in_half_a_minute() -> None:
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
+
+
+def test_every_family_that_is_tested_is_told() -> None:
+    text = (REPOSITORY / "docs" / "families.md").read_text()
+    assert [(family, name) for family, name in re.findall(r"^\| (.+?) \| `(.+)` \|$", text, re.MULTILINE)] == [
+        (family, name) for family, (name, _) in FAMILIES.items()
+    ]
