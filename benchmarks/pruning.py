@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpvit.allocation.allocate import allocate
+from lpvit.allocation.problem import LayerTables
 from lpvit.allocation.settings import Budget
 from lpvit.api.pruned import Pruned
 from lpvit.api.sparsify import sparsify
@@ -284,18 +285,10 @@ class Judge:
         with meter.measured():
             blocks = block_table(statistics, pruning.saliency)
             curves = rate_distortion_curves(statistics, blocks, pruning, model, calibrated.images, device)
-            blocks, curves = before_last_step(
-                model,
-                calibrated.images,
-                pruning,
-                curves=curves,
-                blocks=blocks,
-                costs=self.costs,
-                budget=budget,
-                device=device,
-            )
-            allocation = allocate(curves, blocks, self.costs, budget)
-            ranked = blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
+            tables = LayerTables(curves, blocks, self.costs)
+            tables = before_last_step(model, calibrated.images, pruning, tables, budget, device)
+            allocation = allocate(tables, budget)
+            ranked = tables.blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
             keep_masks = build_keep_masks(ranked, allocation)
             images = None if key.reconstruction == "none" else calibrated.images
             model.load_state_dict(pruned_weights(model, keep_masks, calibrated.shape, images, device))

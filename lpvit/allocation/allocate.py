@@ -17,34 +17,21 @@ import pandas as pd
 
 from lpvit.allocation.exact import exact
 from lpvit.allocation.priority import prune_by_priority
-from lpvit.allocation.problem import Layer, Requirement
+from lpvit.allocation.problem import Layer, LayerTables, Requirement
 from lpvit.allocation.rules import priorities
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import problem_of
 from lpvit.allocation.two_budgets import exact_of_two, lagrangian_of_two
-from lpvit.models.energy import HOROWITZ
-from lpvit.models.settings import Energy
 
 logger = logging.getLogger(__name__)
 
 
-def allocate(
-    curves: pd.DataFrame,
-    blocks: pd.DataFrame,
-    costs: pd.DataFrame,
-    budget: Budget,
-    energy: Energy = HOROWITZ,
-    latency: pd.DataFrame | None = None,
-) -> pd.DataFrame:
+def allocate(tables: LayerTables, budget: Budget) -> pd.DataFrame:
     """Gives every prunable layer its number of blocks under a budget, or under two.
 
     Args:
-        curves: Rate-distortion curves of the prunable layers, schema ``CURVES``.
-        blocks: Blocks of the same layers, schema ``BLOCKS``.
-        costs: All layers of the model, schema ``COSTS``; those without blocks stay dense and count.
+        tables: What is known of the model's layers.
         budget: Targets and allocator.
-        energy: Constants of the energy model, for a budget in energy.
-        latency: Measured times, schema ``LATENCY``, of one block shape; for a budget in latency.
 
     Returns:
         Schema ``ALLOCATION``, in the order of ``costs``.
@@ -52,7 +39,7 @@ def allocate(
     Raises:
         LpvitError: The budget cannot be met, a layer has not been timed, or a distortion or a score is not finite.
     """
-    layers, requirements = problem_of(curves, blocks, costs, budget, energy, latency)
+    layers, requirements = problem_of(tables, budget)
     pruned = blocks_pruned_under(layers, budget, requirements)
     reached = _reached(requirements, pruned)
     rows = [

@@ -11,22 +11,16 @@ import pandas as pd
 
 from lpvit.allocation.allocate import blocks_pruned_under
 from lpvit.allocation.priority import block_costs, blocks_per_layer, pruning_order, total_distortion
-from lpvit.allocation.problem import Layer, Requirement
+from lpvit.allocation.problem import Layer, LayerTables, Requirement
 from lpvit.allocation.rules import lagrangian_priorities
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import problem_of
 from lpvit.allocation.two_budgets import combine
-from lpvit.models.energy import HOROWITZ
-from lpvit.models.settings import Energy
 
 
 def frontier(
-    curves: pd.DataFrame,
-    blocks: pd.DataFrame,
-    costs: pd.DataFrame,
+    tables: LayerTables,
     budget: Budget,
-    energy: Energy = HOROWITZ,
-    latency: pd.DataFrame | None = None,
     *,
     levels: Sequence[float] = (0.5, 1.0, 2.0),
     points: int = 21,
@@ -36,12 +30,8 @@ def frontier(
     At each weight of the two, blocks leave as `lagrangian` takes them until the distortion of a level is reached.
 
     Args:
-        curves: As in `allocate`, like what follows.
-        blocks: Blocks of the same layers.
-        costs: All layers of the model.
+        tables: What is known of the model's layers.
         budget: Two targets.
-        energy: Constants of the energy model.
-        latency: Measured times.
         levels: Distortions, as shares of that of the allocation that meets both budgets.
         points: Weights from 0 to 1.
 
@@ -51,7 +41,7 @@ def frontier(
     Raises:
         LpvitError: As in `allocate`.
     """
-    layers, requirements = problem_of(curves, blocks, costs, budget, energy, latency)
+    layers, requirements = problem_of(tables, budget)
     first, second = requirements
     distortion = total_distortion(layers, blocks_pruned_under(layers, budget, requirements))
     rows = []

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lpvit.allocation.latency import milliseconds
-from lpvit.models.energy import energy_per_weight, fixed_energy
+from lpvit.models.energy import HOROWITZ, energy_per_weight, fixed_energy
 from lpvit.models.settings import Energy
 
 Floats = NDArray[np.float64]
@@ -25,6 +25,25 @@ Integers = NDArray[np.int64]
 WHOLE_MODEL = ("macs", "energy")  # budgets that count all layers with a weight matrix; others, the prunable ones
 FEMTO = 1e15  # femtojoules in a joule
 FEMTOSECONDS = 1e12  # in a millisecond
+
+
+@dataclass(frozen=True)
+class LayerTables:
+    """What an allocation goes by.
+
+    Attributes:
+        curves: Rate-distortion curves of the prunable layers, schema ``CURVES``.
+        blocks: Blocks of the same layers, schema ``BLOCKS``.
+        costs: All layers of the model, schema ``COSTS``; those without blocks stay dense and count.
+        energy: Constants of the energy model, for a budget in energy.
+        latency: Measured times, schema ``LATENCY``, of one block shape; for a budget in latency.
+    """
+
+    curves: pd.DataFrame
+    blocks: pd.DataFrame
+    costs: pd.DataFrame
+    energy: Energy = HOROWITZ
+    latency: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -103,27 +122,19 @@ class Requirement:
         return gone / self.total if self.quantity == "sparsity" else (self.total - gone) / self.total
 
 
-def requirement(
-    quantity: str,
-    target: float,
-    layers: Sequence[Layer],
-    costs: pd.DataFrame,
-    energy: Energy,
-    latency: pd.DataFrame | None,
-) -> Requirement:
+def requirement(quantity: str, target: float, layers: Sequence[Layer], tables: LayerTables) -> Requirement:
     """A budget's target as costs of the blocks of every layer.
 
     Args:
         quantity: Key of the budget in the config.
         target: Share to keep; of ``sparsity``, to remove.
         layers: Prunable layers.
-        costs: All layers of the model, schema ``COSTS``.
-        energy: Constants of the energy model.
-        latency: Schema ``LATENCY``, of the block shape pruned with; only read for ``latency``.
+        tables: Costs of all layers, and what the quantity is counted with.
 
     Raises:
         LpvitError: A layer has not been timed.
     """
+    costs, energy, latency = tables.costs, tables.energy, tables.latency
     if quantity == "macs":
         removed, total = [layer.weights_removed * layer.tokens for layer in layers], int(costs["macs"].sum())
     elif quantity == "sparsity":

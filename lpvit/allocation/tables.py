@@ -10,37 +10,27 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lpvit.allocation.problem import Layer, Requirement, as_fraction, requirement
+from lpvit.allocation.problem import Layer, LayerTables, Requirement, as_fraction, requirement
 from lpvit.allocation.settings import Budget
 from lpvit.curves.ranking import in_pruning_order
 from lpvit.errors import LpvitError
-from lpvit.models.settings import Energy
 
 UNIFORM_PLUS_LAST_KEEP_RATIO = 0.2
 
 
-def problem_of(
-    curves: pd.DataFrame,
-    blocks: pd.DataFrame,
-    costs: pd.DataFrame,
-    budget: Budget,
-    energy: Energy,
-    latency: pd.DataFrame | None,
-) -> tuple[list[Layer], list[Requirement]]:
+def problem_of(tables: LayerTables, budget: Budget) -> tuple[list[Layer], list[Requirement]]:
     """The prunable layers, and one or two requirements that can be met."""
-    layers = _prunable_layers(curves, blocks, costs, budget)
-    requirements = [
-        requirement(quantity, target, layers, costs, energy, latency) for quantity, target in budget.targets.items()
-    ]
+    layers = _prunable_layers(tables, budget)
+    requirements = [requirement(quantity, target, layers, tables) for quantity, target in budget.targets.items()]
     for each in requirements:
         _check_reachable(layers, each, budget)
     return layers, requirements
 
 
-def _prunable_layers(curves: pd.DataFrame, blocks: pd.DataFrame, costs: pd.DataFrame, budget: Budget) -> list[Layer]:
-    curve_of = {str(name): curve for name, curve in curves.groupby("layer")}
-    blocks_of = {str(name): block for name, block in blocks.groupby("layer")}
-    prunable = costs[costs["layer"].isin(blocks_of)].to_dict("records")
+def _prunable_layers(tables: LayerTables, budget: Budget) -> list[Layer]:
+    curve_of = {str(name): curve for name, curve in tables.curves.groupby("layer")}
+    blocks_of = {str(name): block for name, block in tables.blocks.groupby("layer")}
+    prunable = tables.costs[tables.costs["layer"].isin(blocks_of)].to_dict("records")
     if not {cost["layer"] for cost in prunable} == curve_of.keys() == blocks_of.keys():
         raise ValueError("curves, blocks and costs do not speak of the same layers")
     kept_at_least = _floors([len(blocks_of[cost["layer"]]) for cost in prunable], budget)

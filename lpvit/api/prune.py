@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lpvit.allocation.allocate import allocate
 from lpvit.allocation.latency import read_latency
+from lpvit.allocation.problem import LayerTables
 from lpvit.allocation.settings import Budget
 from lpvit.api.pruned import Pruned
 from lpvit.curves.settings import Pruning
@@ -73,19 +74,9 @@ def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Pru
     understand(model.to(device))
     blocks, curves = scores_and_curves(model, batches, pruning, device)
     costs = measure_costs(model)
-    latency = _latency(budget, costs, pruning.block_shape, model)
-    blocks, curves = before_last_step(
-        model,
-        batches,
-        pruning,
-        curves=curves,
-        blocks=blocks,
-        costs=costs,
-        budget=budget,
-        latency=latency,
-        device=device,
-    )
-    keep_masks = build_keep_masks(blocks, allocate(curves, blocks, costs, budget, latency=latency))
+    tables = LayerTables(curves, blocks, costs, latency=_latency(budget, costs, pruning.block_shape, model))
+    tables = before_last_step(model, batches, pruning, tables, budget, device)
+    keep_masks = build_keep_masks(tables.blocks, allocate(tables, budget))
     calibration = None if budget.reconstruction == "none" else batches
     model.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, calibration, device))
     return Pruned(model, keep_masks, pruning.block_shape, budget)

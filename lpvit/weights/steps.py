@@ -7,21 +7,21 @@ make up for those that went. In steps, every curve is asked for little, as in gr
 
 import logging
 from copy import deepcopy
+from dataclasses import replace
 
 import pandas as pd
 import torch
 from torch import nn
 
 from lpvit.allocation.allocate import allocate
+from lpvit.allocation.problem import LayerTables
 from lpvit.allocation.settings import Budget
 from lpvit.curves.products import statistics_with_products
 from lpvit.curves.rate_distortion import rate_distortion_curves
 from lpvit.curves.saliencies import block_table
 from lpvit.curves.settings import Pruning
-from lpvit.models.energy import HOROWITZ
 from lpvit.models.layers import matrix_layers, prunable_layers
 from lpvit.models.passes import Batches
-from lpvit.models.settings import Energy
 from lpvit.weights.masks import build_keep_masks
 from lpvit.weights.reconstruction import pruned_weights
 
@@ -57,15 +57,10 @@ def before_last_step(
     model: nn.Module,
     loader: Batches,
     pruning: Pruning,
-    *,
-    curves: pd.DataFrame,
-    blocks: pd.DataFrame,
-    costs: pd.DataFrame,
+    tables: LayerTables,
     budget: Budget,
-    energy: Energy = HOROWITZ,
-    latency: pd.DataFrame | None = None,
     device: torch.device | str,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> LayerTables:
     """Takes all steps of a budget but the last, and describes the blocks of what they leave.
 
     Every step prunes the dense model anew, to masks from the curves that the step before left: blocks that went cost
@@ -75,28 +70,25 @@ def before_last_step(
         model: Dense; moved to the device, otherwise left as it is.
         loader: Calibration images.
         pruning: How blocks are scored and curves measured.
-        curves: Of the dense model, schema ``CURVES``.
-        blocks: Of the dense model, schema ``BLOCKS``.
-        costs: Of the dense model, schema ``COSTS``.
+        tables: Of the dense model's layers.
         budget: Its ``steps`` say how many, its ``reconstruction`` what follows each.
-        energy: As for `lpvit.allocation.allocate`, like the next.
-        latency: Schema ``LATENCY``.
         device: Where to compute.
 
     Returns:
-        Schemas ``BLOCKS`` and ``CURVES``: of one step, those given.
+        With blocks and curves of what the steps left; of one step, those given.
 
     Raises:
         LpvitError: As `lpvit.allocation.allocate`, `lpvit.weights.reconstruction.reconstruct` and `scores_and_curves`.
     """
     if budget.steps > 1:
-        allocate(curves, blocks, costs, budget, energy, latency)  # says at once what cannot be met
+        allocate(tables, budget)  # says at once what cannot be met
     images = None if budget.reconstruction == "none" else loader
     for number, step in enumerate(budget.on_the_way, start=1):
-        keep_masks = build_keep_masks(blocks, allocate(curves, blocks, costs, step, energy, latency))
+        keep_masks = build_keep_masks(tables.blocks, allocate(tables, step))
         pruned = deepcopy(model)
         pruned.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, images, device))
         blocks, curves = scores_and_curves(pruned, loader, pruning, device)
+        tables = replace(tables, blocks=blocks, curves=curves)
         targets = ", ".join(f"{quantity} {target:.3f}" for quantity, target in step.targets.items())
         _logger.info("step %d of %d: %s", number, budget.steps, targets)
-    return blocks, curves
+    return tables

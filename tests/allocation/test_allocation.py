@@ -3,6 +3,7 @@ import logging
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from lpvit.allocation.allocate import allocate
-from lpvit.allocation.frontier import frontier
+from lpvit.allocation import allocate as allocation_of
+from lpvit.allocation import frontier as frontier_of
 from lpvit.allocation.latency import milliseconds
+from lpvit.allocation.problem import LayerTables
 from lpvit.allocation.rules import lower_hull
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.slopes import curve_slopes, smooth
@@ -34,6 +36,18 @@ HEAD = {
     "macs": 80,
     "parameters": 90,
 }
+
+
+def allocate(
+    curves: pd.DataFrame, blocks: pd.DataFrame, costs: pd.DataFrame, budget: Budget, *others: Any, **named: Any
+) -> pd.DataFrame:
+    return allocation_of.allocate(LayerTables(curves, blocks, costs, *others, **named), budget)
+
+
+def frontier(
+    curves: pd.DataFrame, blocks: pd.DataFrame, costs: pd.DataFrame, budget: Budget, **options: Any
+) -> pd.DataFrame:
+    return frontier_of.frontier(LayerTables(curves, blocks, costs), budget, **options)
 
 
 def cost_row(name, shape, tokens):

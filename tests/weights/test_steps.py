@@ -10,6 +10,7 @@ from torch import nn
 
 import lpvit
 from lpvit.allocation.allocate import allocate
+from lpvit.allocation.problem import LayerTables
 from lpvit.allocation.settings import Budget
 from lpvit.curves.settings import Pruning
 from lpvit.models.cost import measure_costs
@@ -39,7 +40,8 @@ def described(model: nn.Module, images: Batches) -> dict[str, pd.DataFrame]:
 
 
 def before_last(model: nn.Module, images: Batches, described: dict[str, Any], budget: Budget) -> Any:
-    return before_last_step(model, images, PRUNING, **described, budget=budget, device="cpu")
+    tables = before_last_step(model, images, PRUNING, LayerTables(**described), budget, "cpu")
+    return tables.blocks, tables.curves
 
 
 def test_every_step_keeps_the_same_share_of_what_the_one_before_kept() -> None:
@@ -61,7 +63,7 @@ def test_blocks_that_went_in_the_first_step_score_and_cost_nothing_in_the_second
     model: nn.Module, images: Batches, described: dict[str, Any], reconstruction: Any
 ) -> None:
     budget = Budget(macs=0.5, reconstruction=reconstruction, steps=2)
-    first = allocate(described["curves"], described["blocks"], described["costs"], budget.on_the_way[0])
+    first = allocate(LayerTables(**described), budget.on_the_way[0])
     blocks, curves = before_last(model, images, described, budget)
     for layer in first.itertuples():
         gone = layer.blocks - layer.blocks_kept

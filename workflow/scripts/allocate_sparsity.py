@@ -6,5 +6,5 @@ from lpvit.stages.stage import stage
 from lpvit.store.schemas import ALLOCATION, write_parquet
 
 with stage(snakemake):
-    allocation = allocate(**allocation_inputs(snakemake))
+    allocation = allocate(*allocation_inputs(snakemake))
     write_parquet(allocation, snakemake.output.allocation, ALLOCATION)

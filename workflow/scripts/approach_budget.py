@@ -8,8 +8,7 @@ from lpvit.weights.steps import before_last_step
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)
-    blocks, curves = before_last_step(
-        *(dense.model, dense.loader, dense.pruning), **allocation_inputs(snakemake), device=compute.device
-    )
-    write_parquet(blocks, snakemake.output.blocks, BLOCKS)
-    write_parquet(curves, snakemake.output.curves, CURVES)
+    tables, budget = allocation_inputs(snakemake)
+    tables = before_last_step(dense.model, dense.loader, dense.pruning, tables, budget, compute.device)
+    write_parquet(tables.blocks, snakemake.output.blocks, BLOCKS)
+    write_parquet(tables.curves, snakemake.output.curves, CURVES)

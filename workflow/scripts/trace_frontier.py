@@ -7,7 +7,7 @@ from lpvit.stages.stage import stage
 from lpvit.store.schemas import ALLOCATION, FRONTIER, read_parquet, write_parquet
 
 with stage(snakemake):
-    trade = frontier(**allocation_inputs(snakemake))
+    trade = frontier(*allocation_inputs(snakemake))
     write_parquet(trade, snakemake.output.frontier, FRONTIER)
     allocation = read_parquet(snakemake.input.allocation, ALLOCATION)
     save_figure(plot_frontier(trade, allocation), snakemake.output.figure)
