@@ -20,10 +20,11 @@ from memory import measured_peak
 from torch import Tensor, nn
 
 from lpvit.curves.curve import pruning_ranks
-from lpvit.curves.empirical import empirical_curves
-from lpvit.curves.gauss_newton import gauss_newton_curves
+from lpvit.curves.masking import MeasuredModel, masked_curves
 from lpvit.curves.products import block_products, statistics_with_products
-from lpvit.curves.saliencies import block_table
+from lpvit.curves.rate_distortion import rate_distortion_curves
+from lpvit.curves.scores import block_table
+from lpvit.curves.settings import Pruning
 from lpvit.models.architecture import create_model
 from lpvit.models.layers import LayerSpec, matrix_layers, prunable_layers
 
@@ -90,7 +91,8 @@ class Case:
         """From the products to curves, all ratios at once."""
         blocks, many = self._first_transformer_block(products)
         statistics = {layer: {"block_products": of_layer} for layer, of_layer in many.items()}
-        _, seconds = timed(lambda: gauss_newton_curves(statistics, blocks, "cumulative", self.points))
+        pruning = Pruning(block_shape=self.block_shape, distortion="gauss_newton", points=self.points)
+        _, seconds = timed(lambda: rate_distortion_curves(statistics, blocks, pruning))
         return seconds * len(self.layers) / len(many)
 
     def loop_over_ratios(self, products: dict[str, Tensor]) -> float:
@@ -120,8 +122,8 @@ class Case:
         """Empirical curves."""
         last = max(map(_transformer_block, self.layers))
         layers = [layer for layer in self.layers if _transformer_block(layer) in (0, (last + 1) // 2, last)]
-        arguments = (layers, self.blocks, self.block_shape, RATIOS, self.device)
-        _, seconds = timed(lambda: empirical_curves(self.model, self._images(FEW), *arguments))
+        measured = MeasuredModel(self.model, self._images(FEW), layers, self.block_shape, self.device)
+        _, seconds = timed(lambda: masked_curves(measured, self.blocks, RATIOS))
         ratios = (self.points - 1) / (RATIOS - 1)
         return seconds * ratios * self.calibration / FEW * len(self.layers) / len(layers)
 

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from subject import add_arguments, read_subject
 from tqdm import tqdm
 
-from lpvit.curves.empirical import empirical_curves
+from lpvit.curves.masking import MeasuredModel, masked_curves
 from lpvit.curves.products import statistics_with_products
 from lpvit.curves.rate_distortion import rate_distortion_curves
-from lpvit.curves.saliencies import block_table
+from lpvit.curves.scores import block_table
 from lpvit.curves.settings import Pruning
 from lpvit.models.layers import LayerSpec
 
@@ -36,7 +36,8 @@ def main() -> None:
 
     statistics = statistics_with_products(model, images, layers, shape, max(PROBES), device)
     blocks = block_table(statistics, "gauss_newton")
-    measured, seconds = timed(lambda: empirical_curves(model, images, layers, blocks, shape, points, device))
+    dense = MeasuredModel(model, images, layers, shape, device)
+    measured, seconds = timed(lambda: masked_curves(dense, blocks, points))
     rows = [{"curve": "empirical", "seconds": seconds}]
     curves = {}
     for pruning in tqdm(list(predictions(shape, points)), desc="predictions"):

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpvit.allocation.allocate import allocate
-from lpvit.allocation.problem import LayerTables
 from lpvit.allocation.settings import Budget
+from lpvit.allocation.tables import LayerTables
 from lpvit.api.pruned import Pruned
 from lpvit.api.sparsify import sparsify
 from lpvit.curves.products import block_products
 from lpvit.curves.rate_distortion import rate_distortion_curves
-from lpvit.curves.saliencies import block_table
+from lpvit.curves.scores import block_table
 from lpvit.curves.settings import Pruning
 from lpvit.curves.statistics import Statistics, collect_statistics
 from lpvit.data.preprocessing import Preprocessing

@@ -5,10 +5,14 @@ N = images; C, H, W = channels, height and width.
 
 from typing import Any
 
+import pandas as pd
 import timm
 import torch
 from torch import Tensor, nn
 
+from lpvit.curves.rate_distortion import rate_distortion_curves
+from lpvit.curves.settings import Pruning
+from lpvit.curves.statistics import Statistics
 from lpvit.models.trace import IMAGES
 
 VIT = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 20, "depth": 2, "num_heads": 2}
@@ -49,3 +53,9 @@ def counted_calls(model: nn.Module, *modules: str) -> list[str]:
     for name in modules:
         model.get_submodule(name).register_forward_hook(lambda _, inputs, __, name=name: note(name, inputs))
     return calls
+
+
+def predicted_curves(statistics: Statistics, blocks: pd.DataFrame, points: int, **pruning: Any) -> pd.DataFrame:
+    """Curves by a distortion that looks at no images."""
+    settings = Pruning(block_shape=(1, 1), points=points, **pruning)  # the shape has gone into the statistics
+    return rate_distortion_curves(statistics, blocks, settings)

@@ -1,8 +1,6 @@
 """How many blocks of every layer stay under a budget, or under two at once. Pure NumPy and pandas.
 
-Every allocator but `exact`, which searches, is a rule that gives each block a priority. Within a layer, blocks are
-pruned by rising saliency and priorities never fall along that order; over the whole model, blocks are pruned by rising
-priority until the budget is met. So every allocator meets every budget to one block.
+Which is for one of the `lpvit.allocation.allocators` to say; every one meets every budget to one block.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
@@ -15,13 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from lpvit.allocation.exact import exact
 from lpvit.allocation.priority import prune_by_priority
-from lpvit.allocation.problem import Layer, LayerTables, Requirement
-from lpvit.allocation.rules import priorities
+from lpvit.allocation.problem import Layer, Requirement
 from lpvit.allocation.settings import Budget
-from lpvit.allocation.tables import problem_of
-from lpvit.allocation.two_budgets import exact_of_two, lagrangian_of_two
+from lpvit.allocation.tables import LayerTables, problem_of
+from lpvit.variants import own_settings
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +68,10 @@ def _reached(requirements: Sequence[Requirement], pruned: Sequence[int]) -> dict
 
 def blocks_pruned_under(layers: Sequence[Layer], budget: Budget, requirements: Sequence[Requirement]) -> list[int]:
     """What the allocator decides: blocks pruned in every layer, which together meet all requirements."""
-    if len(requirements) == 2:
-        first, second = requirements
-        return (exact_of_two if budget.allocator == "exact" else lagrangian_of_two)(layers, first, second)
+    allocator = budget.allocator_module
+    own = own_settings(allocator, budget)
+    if hasattr(allocator, "blocks_pruned"):
+        pruned: list[int] = allocator.blocks_pruned(layers, requirements, *own)
+        return pruned
     (only,) = requirements
-    if budget.allocator == "exact":
-        return exact(layers, only)
-    return prune_by_priority(layers, priorities(layers, budget, only), only)
+    return prune_by_priority(layers, allocator.priorities(layers, only, *own), only)

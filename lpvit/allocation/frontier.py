@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from lpvit.allocation.allocate import blocks_pruned_under
+from lpvit.allocation.hull import lagrangian_priorities
 from lpvit.allocation.priority import block_costs, blocks_per_layer, pruning_order, total_distortion
-from lpvit.allocation.problem import Layer, LayerTables, Requirement
-from lpvit.allocation.rules import lagrangian_priorities
+from lpvit.allocation.problem import Layer, Requirement
 from lpvit.allocation.settings import Budget
-from lpvit.allocation.tables import problem_of
+from lpvit.allocation.tables import LayerTables, problem_of
 from lpvit.allocation.two_budgets import combine
 
 

@@ -4,13 +4,14 @@ B = blocks of a layer in pruning order (least salient first), of which the first
 P = points of its rate-distortion curve.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lpvit.allocation.problem import Floats, Layer, Requirement
+from lpvit.allocation.problem import Floats, Layer, Requirement, as_fraction
 
 
 def prune_by_priority(layers: Sequence[Layer], priorities: Sequence[Floats], *requirements: Requirement) -> list[int]:
@@ -49,3 +50,18 @@ def blocks_per_layer(layers: Sequence[Layer], owners: NDArray[np.int64]) -> list
 
 def total_distortion(layers: Sequence[Layer], pruned: Sequence[int]) -> float:
     return float(sum(layer.distortion_by_count[count] for layer, count in zip(layers, pruned, strict=True)))
+
+
+def proportional_priority(layer: Layer, density: float) -> Floats:
+    """Priorities under which layers keep ``min(1, scale * density)`` of their blocks, for one falling scale.
+
+    Of B blocks, the one that has k more salient ones leaves when ``scale * density`` falls below (k + 1/2) / B. Layers
+    at 1 stay dense while the scale of the others falls, which is the redistribution that ERK asks for.
+    """
+    more_salient = np.arange(layer.blocks, dtype=np.float64)[::-1][: layer.limit]
+    return -(more_salient + 0.5) / (layer.blocks * density)
+
+
+def blocks_always_kept(blocks: int, min_keep_ratio: float) -> int:
+    """Blocks of a layer that no budget may take: ``min_keep_ratio`` of them, rounded up, and at least one."""
+    return max(1, math.ceil(as_fraction(min_keep_ratio) * blocks))

@@ -1,49 +1,20 @@
-"""What budgets ask of layers: how much must go, and how much of it goes with every block. Pure NumPy and pandas.
+"""What budgets ask of layers: how much must go, and how much of it goes with every block. Pure NumPy.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-
-from lpvit.allocation.latency import milliseconds
-from lpvit.models.energy import HOROWITZ, energy_per_weight, fixed_energy
-from lpvit.models.settings import Energy
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
-WHOLE_MODEL = ("macs", "energy")  # budgets that count all layers with a weight matrix; others, the prunable ones
-FEMTO = 1e15  # femtojoules in a joule
-FEMTOSECONDS = 1e12  # in a millisecond
-
-
-@dataclass(frozen=True)
-class LayerTables:
-    """What an allocation goes by.
-
-    Attributes:
-        curves: Rate-distortion curves of the prunable layers, schema ``CURVES``.
-        blocks: Blocks of the same layers, schema ``BLOCKS``.
-        costs: All layers of the model, schema ``COSTS``; those without blocks stay dense and count.
-        energy: Constants of the energy model, for a budget in energy.
-        latency: Measured times, schema ``LATENCY``, of one block shape; for a budget in latency.
-    """
-
-    curves: pd.DataFrame
-    blocks: pd.DataFrame
-    costs: pd.DataFrame
-    energy: Energy = HOROWITZ
-    latency: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -122,58 +93,6 @@ class Requirement:
         return gone / self.total if self.quantity == "sparsity" else (self.total - gone) / self.total
 
 
-def requirement(quantity: str, target: float, layers: Sequence[Layer], tables: LayerTables) -> Requirement:
-    """A budget's target as costs of the blocks of every layer.
-
-    Args:
-        quantity: Key of the budget in the config.
-        target: Share to keep; of ``sparsity``, to remove.
-        layers: Prunable layers.
-        tables: Costs of all layers, and what the quantity is counted with.
-
-    Raises:
-        LpvitError: A layer has not been timed.
-    """
-    costs, energy, latency = tables.costs, tables.energy, tables.latency
-    if quantity == "macs":
-        removed, total = [layer.weights_removed * layer.tokens for layer in layers], int(costs["macs"].sum())
-    elif quantity == "sparsity":
-        removed = [layer.weights_removed for layer in layers]
-        total = sum(int(of_layer[-1]) for of_layer in removed)
-    elif quantity == "energy":
-        removed = [layer.weights_removed * _femtojoules_per_weight(layer.tokens, energy) for layer in layers]
-        total = _dense_femtojoules(costs, energy)
-    else:
-        assert latency is not None, "a budget in milliseconds needs a latency table"
-        times = [_femtoseconds(layer, latency) for layer in layers]
-        # One more for each block, so that blocks without an effect on the time still have an order.
-        removed = [time[0] - time + np.arange(len(time)) for time in times]
-        total = sum(int(time[0]) for time in times)
-    share = as_fraction(target)
-    required = math.ceil(share * total) if quantity == "sparsity" else total - math.floor(share * total)
-    return Requirement(quantity, target, total, required, tuple(removed))
-
-
 def as_fraction(share: float) -> Fraction:
     """The number that was meant, not the binary one next to it: 7 % of 100 blocks are 7, not 8."""
     return Fraction(share).limit_denominator(10**9)
-
-
-def _femtojoules_per_weight(tokens: int, energy: Energy) -> int:
-    return round(FEMTO * energy_per_weight(tokens, energy))
-
-
-def _dense_femtojoules(costs: pd.DataFrame, energy: Energy) -> int:
-    shapes = costs[["out_features", "in_features", "tokens"]].itertuples(index=False, name=None)
-    return sum(
-        round(FEMTO * fixed_energy(rows, columns, tokens, energy))
-        + rows * columns * _femtojoules_per_weight(tokens, energy)
-        for rows, columns, tokens in shapes
-    )
-
-
-def _femtoseconds(layer: Layer, latency: pd.DataFrame) -> Integers:
-    """Time of a layer when its first 0 .. B blocks are pruned, shape (B + 1,), non-increasing."""
-    sparsity = layer.weights_removed / layer.weights_removed[-1]
-    time = milliseconds(latency, layer.out_features, layer.in_features, layer.tokens, sparsity)
-    return np.rint(FEMTOSECONDS * time).astype(np.int64)

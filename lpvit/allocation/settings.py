@@ -2,18 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import ModuleType
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from lpvit.settings import Fraction, Section, Share
+from lpvit.variants import chooses, variant
+
+ALLOCATORS = "lpvit.allocation.allocators"
 
 
-def _unquoted(value: Any) -> Any:
-    """What the user wrote where YAML reads a bare `off` or `on` as a truth value."""
-    return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
-
-
+@chooses(allocator=ALLOCATORS)
 class Budget(Section):
     """What may stay, and who decides where."""
 
@@ -37,17 +37,8 @@ class Budget(Section):
         description="what is removed: `blocks` of the prunable layers, or `width`: the whole model made narrower by "
         "Torch-Pruning and dense as before (`macs` alone; ViT and DeiT)",
     )
-    allocator: Literal["lagrangian", "exact", "lpvit", "uniform", "uniform_plus", "global", "lamp", "erk"] = Field(
-        "lagrangian", description="rule that gives every layer its sparsity"
-    )
+    allocator: str = Field("lagrangian", description="rule that gives every layer its sparsity")
     min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that always stays")
-    smoothing: Fraction = Field(
-        0.5, description="weight of the newest point in the exponential smoothing of curves (`lpvit`); 1 is none"
-    )
-    stencil_step: int = Field(4, gt=0, description="step, in curve points, of the five-point slope (`lpvit`)")
-    power_beta: Annotated[Literal["off", "auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_unquoted)] = Field(
-        "off", description="weight of the power term (`lpvit`): `off`, `auto` or a number"
-    )
     reconstruction: Literal["none", "least_squares"] = Field(
         "none",
         description="weights that stay: as they were, or fitted layer by layer to the dense outputs on the calibration "
@@ -71,6 +62,10 @@ class Budget(Section):
         ]
 
     @property
+    def allocator_module(self) -> ModuleType:
+        return variant(ALLOCATORS, self.allocator)
+
+    @property
     def targets(self) -> dict[str, float]:
         """Quantity -> target, of the one or two that are given."""
         given = {name: getattr(self, name) for name in ("macs", "sparsity", "energy", "latency")}
@@ -86,7 +81,7 @@ class Budget(Section):
             changed = [name for name, default in defaults.items() if getattr(self, name) != default]
             if others := [name for name in changed if name not in ("structure", "macs")]:
                 raise ValueError(f"structure: 'width' goes by 'macs' alone, found '{others[0]}'; leave it out")
-        if len(targets) == 2 and self.allocator not in ("lagrangian", "exact"):
+        if len(targets) == 2 and not hasattr(self.allocator_module, "blocks_pruned"):
             raise ValueError(
                 f"allocator: '{self.allocator}' meets one budget, found {' and '.join(targets)}; "
                 "use 'lagrangian' or 'exact'"

@@ -6,16 +6,42 @@ P = points of its rate-distortion curve.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from lpvit.allocation.problem import Layer, LayerTables, Requirement, as_fraction, requirement
+from lpvit.allocation.latency import milliseconds
+from lpvit.allocation.priority import blocks_always_kept
+from lpvit.allocation.problem import Integers, Layer, Requirement, as_fraction
 from lpvit.allocation.settings import Budget
 from lpvit.curves.ranking import in_pruning_order
 from lpvit.errors import LpvitError
+from lpvit.models.energy import HOROWITZ, energy_per_weight, fixed_energy
+from lpvit.models.settings import Energy
 
-UNIFORM_PLUS_LAST_KEEP_RATIO = 0.2
+WHOLE_MODEL = ("macs", "energy")  # budgets that count all layers with a weight matrix; others, the prunable ones
+FEMTO = 1e15  # femtojoules in a joule
+FEMTOSECONDS = 1e12  # in a millisecond
+
+
+@dataclass(frozen=True)
+class LayerTables:
+    """What an allocation goes by.
+
+    Attributes:
+        curves: Rate-distortion curves of the prunable layers, schema ``CURVES``.
+        blocks: Blocks of the same layers, schema ``BLOCKS``.
+        costs: All layers of the model, schema ``COSTS``; those without blocks stay dense and count.
+        energy: Constants of the energy model, for a budget in energy.
+        latency: Measured times, schema ``LATENCY``, of one block shape; for a budget in latency.
+    """
+
+    curves: pd.DataFrame
+    blocks: pd.DataFrame
+    costs: pd.DataFrame
+    energy: Energy = HOROWITZ
+    latency: pd.DataFrame | None = None
 
 
 def problem_of(tables: LayerTables, budget: Budget) -> tuple[list[Layer], list[Requirement]]:
@@ -58,17 +84,10 @@ def _prunable_layers(tables: LayerTables, budget: Budget) -> list[Layer]:
 
 
 def _floors(blocks: Sequence[int], budget: Budget) -> list[int]:
-    """Blocks that every layer keeps at least, given how many each has; Uniform+ raises the first and the last."""
+    """Blocks that every layer keeps at least, given how many each has."""
     floors = [blocks_always_kept(count, budget.min_keep_ratio) for count in blocks]
-    if budget.allocator == "uniform_plus":
-        floors[-1] = max(floors[-1], blocks_always_kept(blocks[-1], UNIFORM_PLUS_LAST_KEEP_RATIO))
-        floors[0] = blocks[0]
-    return floors
-
-
-def blocks_always_kept(blocks: int, min_keep_ratio: float) -> int:
-    """Blocks of a layer that no budget may take: ``min_keep_ratio`` of them, rounded up, and at least one."""
-    return max(1, math.ceil(as_fraction(min_keep_ratio) * blocks))
+    allocator = budget.allocator_module
+    return allocator.raise_floors(floors, blocks) if hasattr(allocator, "raise_floors") else floors
 
 
 def _check_finite(layer: str, *columns: pd.Series) -> None:
@@ -88,10 +107,60 @@ def _check_reachable(layers: Sequence[Layer], requirement: Requirement, budget: 
         found, change = f"at most {math.floor(reachable * 1e4) / 1e4:.4f} can go", "lower"
     else:
         found, change = f"at least {math.ceil(reachable * 1e4) / 1e4:.4f} stay", "raise"
-    floors = f"min_keep_ratio {budget.min_keep_ratio:g}"
-    if budget.allocator == "uniform_plus":
-        floors += f", the first layer dense and {UNIFORM_PLUS_LAST_KEEP_RATIO:g} of the last one kept"
+    floors = ", ".join([f"min_keep_ratio {budget.min_keep_ratio:g}", *getattr(budget.allocator_module, "FLOORS", ())])
     raise LpvitError(
         f"budget: {quantity} {requirement.target:g} is impossible, {found} ('{budget.allocator}' with {floors}); "
         f"{change} '{quantity}', lower 'min_keep_ratio' or prune more 'layers'"
     )
+
+
+def requirement(quantity: str, target: float, layers: Sequence[Layer], tables: LayerTables) -> Requirement:
+    """A budget's target as costs of the blocks of every layer.
+
+    Args:
+        quantity: Key of the budget in the config.
+        target: Share to keep; of ``sparsity``, to remove.
+        layers: Prunable layers.
+        tables: Costs of all layers, and what the quantity is counted with.
+
+    Raises:
+        LpvitError: A layer has not been timed.
+    """
+    costs, energy, latency = tables.costs, tables.energy, tables.latency
+    if quantity == "macs":
+        removed, total = [layer.weights_removed * layer.tokens for layer in layers], int(costs["macs"].sum())
+    elif quantity == "sparsity":
+        removed = [layer.weights_removed for layer in layers]
+        total = sum(int(of_layer[-1]) for of_layer in removed)
+    elif quantity == "energy":
+        removed = [layer.weights_removed * _femtojoules_per_weight(layer.tokens, energy) for layer in layers]
+        total = _dense_femtojoules(costs, energy)
+    else:
+        assert latency is not None, "a budget in milliseconds needs a latency table"
+        times = [_femtoseconds(layer, latency) for layer in layers]
+        # One more for each block, so that blocks without an effect on the time still have an order.
+        removed = [time[0] - time + np.arange(len(time)) for time in times]
+        total = sum(int(time[0]) for time in times)
+    share = as_fraction(target)
+    required = math.ceil(share * total) if quantity == "sparsity" else total - math.floor(share * total)
+    return Requirement(quantity, target, total, required, tuple(removed))
+
+
+def _femtojoules_per_weight(tokens: int, energy: Energy) -> int:
+    return round(FEMTO * energy_per_weight(tokens, energy))
+
+
+def _dense_femtojoules(costs: pd.DataFrame, energy: Energy) -> int:
+    shapes = costs[["out_features", "in_features", "tokens"]].itertuples(index=False, name=None)
+    return sum(
+        round(FEMTO * fixed_energy(rows, columns, tokens, energy))
+        + rows * columns * _femtojoules_per_weight(tokens, energy)
+        for rows, columns, tokens in shapes
+    )
+
+
+def _femtoseconds(layer: Layer, latency: pd.DataFrame) -> Integers:
+    """Time of a layer when its first 0 .. B blocks are pruned, shape (B + 1,), non-increasing."""
+    sparsity = layer.weights_removed / layer.weights_removed[-1]
+    time = milliseconds(latency, layer.out_features, layer.in_features, layer.tokens, sparsity)
+    return np.rint(FEMTOSECONDS * time).astype(np.int64)

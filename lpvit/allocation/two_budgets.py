@@ -1,4 +1,4 @@
-"""Two budgets at once, by `lagrangian` and by `exact`. Pure NumPy.
+"""Two budgets at once, by one multiplier each. Pure NumPy.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
@@ -9,14 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lpvit.allocation.exact import exact, knapsack_under
-from lpvit.allocation.priority import prune_by_priority, total_distortion
+from lpvit.allocation.hull import lagrangian_priorities
+from lpvit.allocation.priority import prune_by_priority
 from lpvit.allocation.problem import Layer, Requirement
-from lpvit.allocation.rules import lagrangian_priorities
 
 BRACKET = 1e-9  # of the weight of two budgets
-MULTIPLIERS = 1e-4, 1e2  # between which `exact` seeks that of the other of two budgets, see `_exact_at`
-STEPS = 10  # of this bisection
 
 
 def lagrangian_of_two(layers: Sequence[Layer], first: Requirement, second: Requirement) -> list[int]:
@@ -82,38 +79,3 @@ def _give_back(layers: Sequence[Layer], requirements: Sequence[Requirement], pru
         if best is None:
             return counts
         counts = best[1]
-
-
-def exact_of_two(layers: Sequence[Layer], first: Requirement, second: Requirement) -> list[int]:
-    """`exact` in one budget, with a multiplier for the other.
-
-    Where one budget alone meets both, its optimum is that of both. Else bisection seeks the least multiplier at which
-    the other is met too. The outcome is never worse than that of `lagrangian`; but since one number stands for a whole
-    budget, a gap to the optimum may remain (the duality gap, below the distortion of a few blocks on convex curves).
-    """
-    candidates = [start := lagrangian_of_two(layers, first, second)]
-    for one, other in ((first, second), (second, first)):
-        if other.is_met(alone := exact(layers, one)):
-            return min(start, alone, key=lambda pruned: total_distortion(layers, pruned))
-    for one, other in ((first, second), (second, first)):
-        low, high = MULTIPLIERS
-        for _ in range(STEPS):
-            pruned = _exact_at(layers, one, other, multiplier := math.sqrt(low * high), start)
-            if other.is_met(pruned):
-                high = multiplier
-                candidates.append(pruned)
-            else:
-                low = multiplier
-    return min(candidates, key=lambda pruned: total_distortion(layers, pruned))
-
-
-def _exact_at(
-    layers: Sequence[Layer], one: Requirement, other: Requirement, multiplier: float, start: Sequence[int]
-) -> list[int]:
-    """Meets one budget, at a multiplier of the other: the ranges of all curves for a share of its total."""
-    price = multiplier * sum(float(np.ptp(layer.distortion)) for layer in layers) / other.total
-    paid = [
-        layer.distortion_by_count - price * removed[: layer.limit + 1]
-        for layer, removed in zip(layers, other.removed, strict=True)
-    ]
-    return knapsack_under(layers, one, paid, start)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lpvit.allocation.allocate import allocate
 from lpvit.allocation.latency import read_latency
-from lpvit.allocation.problem import LayerTables
 from lpvit.allocation.settings import Budget
+from lpvit.allocation.tables import LayerTables
 from lpvit.api.pruned import Pruned
 from lpvit.curves.settings import Pruning
 from lpvit.errors import LpvitError

@@ -1,31 +1,15 @@
 """Predicted curves, corrected on a few images for the finite size of the change."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
 
-from lpvit.curves.empirical import empirical_curves
-from lpvit.models.layers import LayerSpec
-from lpvit.models.passes import Batches
+from lpvit.curves.masking import MeasuredModel, masked_curves
 
 CORRECTION_POINTS = 5  # sparsities at which a curve is corrected: 0, 1/4, ... 1
-
-
 SMALL_SHARE = 0.05  # of the pruned weights taken away: a change that counts as infinitesimal
 
 
-def corrected_curves(
-    curves: pd.DataFrame,
-    model: nn.Module,
-    loader: Batches,
-    layers: Sequence[LayerSpec],
-    blocks: pd.DataFrame,
-    block_shape: tuple[int, int],
-    device: torch.device | str,
-) -> pd.DataFrame:
+def corrected_curves(curves: pd.DataFrame, measured: MeasuredModel, blocks: pd.DataFrame) -> pd.DataFrame:
     r"""Curves of the first order in the weights, corrected for the finite size of the change.
 
     A few images suffice for the quotient of the distortions of a finite and of an infinitesimal change, since both are
@@ -38,23 +22,16 @@ def corrected_curves(
 
     Args:
         curves: Schema ``CURVES``, in the order of the layers.
-        model: Dense model; moved to the device, otherwise left as it is.
-        loader: The few images x.
-        layers: Layers of the curves.
+        measured: The dense model, with the few images x.
         blocks: Scores, schema ``BLOCKS``.
-        block_shape: Rows and columns of a block.
-        device: Where to compute.
 
     Returns:
         Schema ``CURVES``.
 
     Raises:
-        LpvitError: As `empirical_curves`.
+        LpvitError: As `masked_curves`.
     """
-    finite, small = (
-        empirical_curves(model, loader, layers, blocks, block_shape, CORRECTION_POINTS, device, share=share)
-        for share in (1.0, SMALL_SHARE)
-    )
+    finite, small = (masked_curves(measured, blocks, CORRECTION_POINTS, share) for share in (1.0, SMALL_SHARE))
     known = small["distortion"] > 0
     quotient = (finite["distortion"] / small["distortion"]).where(known & (finite["distortion"] > 0), 1.0)
     corrections = finite.assign(logarithm=np.log(quotient)).groupby("layer", sort=False)
@@ -64,13 +41,3 @@ def corrected_curves(
         logarithm = np.interp(corrected.loc[of_layer, "sparsity"], at["sparsity"], at["logarithm"])
         corrected.loc[of_layer, "distortion"] *= np.exp(logarithm)
     return corrected
-
-
-def _first_images(loader: Batches, count: int) -> list[tuple[Tensor, Tensor]]:
-    batches = []
-    for images, labels in loader:
-        batches.append((images[:count], labels[:count]))
-        count -= len(images)
-        if count <= 0:
-            break
-    return batches

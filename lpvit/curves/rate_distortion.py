@@ -1,21 +1,22 @@
 """Rate-distortion curves: what pruning the least salient blocks of one layer does to the output, at every sparsity.
 
-N = images of a batch; K = logits; P = pruned copies of a layer that run side by side; O, I = output and input features
-of a layer; R, C = rows and columns of its grid of blocks; B = R * C; S = samples of the block products.
+R, C = rows and columns of a grid of blocks; B = R * C.
 """
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lpvit.curves.correction import _first_images, corrected_curves
-from lpvit.curves.empirical import empirical_curves
-from lpvit.curves.gauss_newton import gauss_newton_curves
+from lpvit.curves.curve import pruning_ranks, sampled_curve
+from lpvit.curves.masking import MeasuredModel
 from lpvit.curves.settings import Pruning
 from lpvit.curves.statistics import Statistics
-from lpvit.curves.taylor import taylor_curves
 from lpvit.models.layers import matrix_layers, prunable_layers
-from lpvit.models.passes import Batches
+from lpvit.models.passes import Batches, first_images
+from lpvit.variants import own_settings
 
 
 def rate_distortion_curves(
@@ -40,17 +41,42 @@ def rate_distortion_curves(
         Schema ``CURVES``.
 
     Raises:
-        LpvitError: As `empirical_curves`.
+        LpvitError: As `lpvit.curves.masking.masked_curves`.
     """
-    if pruning.distortion == "taylor":
-        return taylor_curves(statistics, blocks, pruning.order, pruning.points)
-    if not pruning.measures_images:
-        return gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
-    assert model is not None, "the settings ask for a look at images"
-    assert loader is not None, "the settings ask for a look at images"
-    layers = prunable_layers(matrix_layers(model), pruning.layers)
-    if pruning.distortion == "empirical":
-        return empirical_curves(model, loader, layers, blocks, pruning.block_shape, pruning.points, device)
-    curves = gauss_newton_curves(statistics, blocks, pruning.form, pruning.points)
-    few_images = _first_images(loader, pruning.correction_images)
-    return corrected_curves(curves, model, few_images, layers, blocks, pruning.block_shape, device)
+    distortion = pruning.distortion_module
+    inputs = CurveInputs(statistics, blocks, pruning, model, loader, device)
+    curves: pd.DataFrame = distortion.curves(inputs, *own_settings(distortion, pruning))
+    return curves
+
+
+@dataclass(frozen=True)
+class CurveInputs:
+    """What the `lpvit.curves.distortions` go by; for the fields, see `rate_distortion_curves`."""
+
+    statistics: Statistics
+    blocks: pd.DataFrame
+    pruning: Pruning
+    model: nn.Module | None
+    loader: Batches | None
+    device: torch.device | str
+
+    def predicted(self, distortion: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> pd.DataFrame:
+        """Curves that follow from the statistics.
+
+        Args:
+            distortion: From the statistics of a layer and the place of every block in its pruning order, (R, C), to the
+                distortion of zeroing the first n blocks for n = 0 ... B, shape (B + 1,).
+        """
+        curves = []
+        for layer, of_layer in self.blocks.groupby("layer", sort=False):
+            at_every_count = distortion(self.statistics[str(layer)], pruning_ranks(of_layer))
+            curves.append(sampled_curve(of_layer, self.pruning.points, at_every_count))
+        return pd.concat(curves, ignore_index=True)
+
+    def measured_model(self, count: int | None = None) -> MeasuredModel:
+        """The model to measure, on the first ``count`` calibration images or on all."""
+        assert self.model is not None, "the settings ask for a look at images"
+        assert self.loader is not None, "the settings ask for a look at images"
+        images = self.loader if count is None else first_images(self.loader, count)
+        layers = prunable_layers(matrix_layers(self.model), self.pruning.layers)
+        return MeasuredModel(self.model, images, layers, self.pruning.block_shape, self.device)

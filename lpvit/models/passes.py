@@ -201,3 +201,14 @@ def _pause(images: Tensor, outputs: Mapping[str, Tensor]) -> PausedPass:
 def _placeholder(tensor: Tensor) -> Tensor:
     """Zeros of the same shape in the memory of one: what computes on it goes before a unit with a constant output."""
     return tensor.new_zeros(()).expand(tensor.shape)
+
+
+def first_images(batches: Batches, count: int) -> list[tuple[Tensor, Tensor]]:
+    """The first ``count`` images and labels, in batches."""
+    first = []
+    for images, labels in batches:
+        first.append((images[:count], labels[:count]))
+        count -= len(images)
+        if count <= 0:
+            break
+    return first

@@ -3,8 +3,8 @@
 from typing import Any
 
 from lpvit.allocation.latency import read_latency
-from lpvit.allocation.problem import LayerTables
 from lpvit.allocation.settings import Budget
+from lpvit.allocation.tables import LayerTables
 from lpvit.models.settings import Energy
 from lpvit.store.schemas import BLOCKS, COSTS, CURVES, read_parquet
 

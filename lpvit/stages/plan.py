@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lpvit.allocation.latency import milliseconds, read_latency
-from lpvit.allocation.problem import WHOLE_MODEL
+from lpvit.allocation.priority import blocks_always_kept
 from lpvit.allocation.settings import Budget
-from lpvit.allocation.tables import blocks_always_kept
+from lpvit.allocation.tables import WHOLE_MODEL
 from lpvit.config.config import Config
 from lpvit.data.index import usable_images
 from lpvit.data.settings import Dataset

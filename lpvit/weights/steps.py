@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from lpvit.allocation.allocate import allocate
-from lpvit.allocation.problem import LayerTables
 from lpvit.allocation.settings import Budget
+from lpvit.allocation.tables import LayerTables
 from lpvit.curves.products import statistics_with_products
 from lpvit.curves.rate_distortion import rate_distortion_curves
-from lpvit.curves.saliencies import block_table
+from lpvit.curves.scores import block_table
 from lpvit.curves.settings import Pruning
 from lpvit.models.layers import matrix_layers, prunable_layers
 from lpvit.models.passes import Batches

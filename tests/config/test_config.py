@@ -137,7 +137,7 @@ def test_what_makes_sense_is_accepted(path, value):
         ("experiments", {}, "experiments: dictionary should have at least 1 item"),
         # choices
         ("compute", {"device": "gpu"}, "compute.device: input should be 'auto', 'cpu' or 'cuda', found 'gpu'"),
-        ("budgets/half/allocator", "magic", "budgets.half.allocator: input should be 'lagrangian', 'exact'"),
+        ("budgets/half/allocator", "magic", "budgets.half.allocator: input should be 'erk', 'exact', 'global'"),
         ("budgets/half/power_beta", "on", "budgets.half.power_beta: input should be 'off' or 'auto', found 'on' or"),
         ("budgets/half/power_beta", True, "budgets.half.power_beta: input should be 'off' or 'auto', found 'on' or"),
         ("budgets/half/power_beta", -1, "budgets.half.power_beta: input should be 'off' or 'auto', found -1 or input"),

@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import predicted_curves
 from torch import Tensor, nn
 
 from lpvit.curves import products as gauss_newton
 from lpvit.curves.curve import pruning_ranks
-from lpvit.curves.empirical import empirical_curves
-from lpvit.curves.gauss_newton import gauss_newton_curves, gauss_newton_distortion
+from lpvit.curves.distortions.gauss_newton import gauss_newton_distortion
+from lpvit.curves.masking import MeasuredModel, masked_curves
 from lpvit.curves.products import block_products, change_products
-from lpvit.curves.saliencies import block_table
+from lpvit.curves.scores import block_table
 from lpvit.curves.statistics import collect_statistics
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import create_model
@@ -55,7 +56,7 @@ def curves_and_blocks(
     for layer, products in block_products(model, batches(images, 5), layers, BLOCK_SHAPE, probes, "cpu").items():
         statistics[layer]["block_products"] = products
     blocks = block_table(statistics, "gauss_newton")
-    return gauss_newton_curves(statistics, blocks, form, points), blocks  # type: ignore[arg-type]
+    return predicted_curves(statistics, blocks, points, distortion="gauss_newton", form=form), blocks
 
 
 # --- block products --------------------------------------------------------------------------------------------------
@@ -201,7 +202,8 @@ def test_saliency_is_the_mean_squared_product() -> None:
 
 
 def test_both_forms_agree_with_sums_over_the_pruned_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lpvit.curves.gauss_newton.CUMULATIVE_NUMBERS", 20)  # several chunks, the last one smaller
+    several_chunks = 20  # the last one smaller
+    monkeypatch.setattr("lpvit.curves.distortions.gauss_newton.CUMULATIVE_NUMBERS", several_chunks)
     products = torch.randn(11, 6, generator=torch.Generator().manual_seed(0))
     ranks = torch.tensor([[3, 0, 5], [1, 4, 2]])
     cumulative = gauss_newton_distortion(products, ranks, "cumulative")
@@ -247,7 +249,7 @@ def test_cumulative_curves_predict_the_true_distortion_of_a_small_change(kind: s
             small = torch.rand(grid.rows, grid.columns, generator=torch.Generator().manual_seed(3)) < 0.6
             weight_matrix(model.get_submodule(layer.name)).mul_(grid.expand(torch.where(small, 1e-3, 1.0)))
     predicted, blocks = curves_and_blocks(model, images, layers, 5, "cumulative", 5)
-    measured = empirical_curves(model, batches(images, 5), layers, blocks, BLOCK_SHAPE, 5, "cpu")
+    measured = masked_curves(MeasuredModel(model, batches(images, 5), layers, BLOCK_SHAPE, "cpu"), blocks, 5)
     small_change = predicted["sparsity"].isin([0.25, 0.5])
     ratio = (predicted["distortion"] / measured["distortion"])[small_change]
     assert ratio.between(0.97, 1.03).all()

@@ -8,21 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import counted_calls
+from tiny import counted_calls, predicted_curves
 from torch import Tensor, nn
 
-from lpvit.curves.empirical import empirical_curves
-from lpvit.curves.gauss_newton import gauss_newton_curves
+from lpvit.curves.masking import MeasuredModel, masked_curves
 from lpvit.curves.products import statistics_with_products
 from lpvit.curves.rate_distortion import rate_distortion_curves
-from lpvit.curves.saliencies import block_table
+from lpvit.curves.scores import block_table
 from lpvit.curves.settings import Pruning
 from lpvit.curves.statistics import averaged_gradients, block_statistics, collect_statistics
-from lpvit.curves.taylor import taylor_curves
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import create_model
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.layers import LayerSpec, matrix_layers, weight_matrix
+from lpvit.models.passes import Batches
 from lpvit.store.schemas import CURVES
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
@@ -35,6 +34,10 @@ MODELS = {
 BLOCK_SHAPE = (5, 3)  # rectangular, and ragged in every layer below
 
 Case = tuple[nn.Module, Tensor, list[LayerSpec], pd.DataFrame]
+
+
+def measured(model: nn.Module, images: Batches, layers: list[LayerSpec], **options: int) -> MeasuredModel:
+    return MeasuredModel(model, images, layers, BLOCK_SHAPE, "cpu", **options)
 
 
 def batches(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -87,7 +90,7 @@ def test_taylor_agrees_with_explicit_outer_products(order: Literal[1, 2], shape:
     blocks = block_table(statistics, "taylor")
     layer = LayerSpec("layer", "layer", *shape, tokens=1, bias=False)
 
-    curve = taylor_curves(statistics, blocks, order, points=21)
+    curve = predicted_curves(statistics, blocks, 21, distortion="taylor", order=order)
 
     g = gradient.flatten()
     curvature = torch.outer(g, g) + 1e-7 * torch.eye(len(g), dtype=torch.float64)
@@ -102,7 +105,7 @@ def test_taylor_agrees_with_explicit_outer_products(order: Literal[1, 2], shape:
 def test_the_damping_of_the_second_order_counts_where_the_gradient_vanishes() -> None:
     weight = torch.full((4, 6), 3.0)
     statistics = {"layer": block_statistics(weight, torch.zeros(4, 6), BlockGrid((4, 6), (2, 3)))}
-    curve = taylor_curves(statistics, block_table(statistics, "l1"), order=2, points=5)
+    curve = predicted_curves(statistics, block_table(statistics, "l1"), 5, distortion="taylor", order=2)
     assert curve["distortion"].tolist() == pytest.approx([n * 6 * 9 * 1e-7 / 2 for n in range(5)], rel=1e-12)
 
 
@@ -113,9 +116,7 @@ def test_empirical_agrees_with_naive_masking_and_full_passes(
     case: Callable[[str], Case], kind: str, images_per_pass: int
 ) -> None:
     model, images, layers, blocks = case(kind)
-    curves = empirical_curves(
-        model, batches(images, 3), layers, blocks, BLOCK_SHAPE, 6, "cpu", images_per_pass=images_per_pass
-    )
+    curves = masked_curves(measured(model, batches(images, 3), layers, images_per_pass=images_per_pass), blocks, 6)
     assert curves["layer"].unique().tolist() == [layer.name for layer in layers]
     for layer in layers:
         of_layer = blocks[blocks["layer"] == layer.name]
@@ -133,7 +134,7 @@ def test_pruning_nothing_costs_exactly_nothing_and_everything_zeroes_the_layer(
     case: Callable[[str], Case], kind: str
 ) -> None:
     model, images, layers, blocks = case(kind)
-    curves = empirical_curves(model, batches(images, 7), layers, blocks, BLOCK_SHAPE, 2, "cpu").set_index("layer")
+    curves = masked_curves(measured(model, batches(images, 7), layers), blocks, 2).set_index("layer")
     for layer in layers:
         none, everything = curves.loc[layer.name].itertuples()
         zeroed = naive_distortion(model, images, layer.name, torch.zeros(layer.shape))
@@ -144,9 +145,7 @@ def test_pruning_nothing_costs_exactly_nothing_and_everything_zeroes_the_layer(
 
 def test_empirical_does_not_depend_on_the_batches(case: Callable[[str], Case]) -> None:
     model, images, layers, blocks = case("vit")
-    small, large = (
-        empirical_curves(model, batches(images, size), layers, blocks, BLOCK_SHAPE, 5, "cpu") for size in (2, 7)
-    )
+    small, large = (masked_curves(measured(model, batches(images, size), layers), blocks, 5) for size in (2, 7))
     np.testing.assert_allclose(small["distortion"], large["distortion"], rtol=1e-9)
 
 
@@ -155,7 +154,7 @@ def test_empirical_leaves_the_model_as_it_was(case: Callable[[str], Case]) -> No
     model = deepcopy(model).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
-    empirical_curves(model, batches(images, 7), layers, blocks, BLOCK_SHAPE, 3, "cpu")
+    masked_curves(measured(model, batches(images, 7), layers), blocks, 3)
 
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -175,7 +174,7 @@ def test_the_model_recovers_its_forwards_from_a_failure(case: Callable[[str], Ca
 
     model.norm.register_forward_hook(fail_in_the_second_pass)
     with pytest.raises(RuntimeError, match="out of memory"):
-        empirical_curves(model, batches(images, 7), layers, blocks, BLOCK_SHAPE, 3, "cpu")
+        masked_curves(measured(model, batches(images, 7), layers), blocks, 3)
     assert not any("forward" in vars(module) for module in model.modules())
 
 
@@ -185,7 +184,7 @@ def test_a_resumed_pass_does_not_run_the_transformer_blocks_before_the_layer(cas
     passes = counted_calls(model, "blocks.0.mlp.fc1", "blocks.1.mlp.fc1")
     of_block_1 = [layer for layer in layers if layer.name == "blocks.1.attn.qkv"]
 
-    empirical_curves(model, batches(images, 7), of_block_1, blocks, BLOCK_SHAPE, 4, "cpu", images_per_pass=7)
+    masked_curves(measured(model, batches(images, 7), of_block_1, images_per_pass=7), blocks, 4)
 
     assert passes.count("blocks.0.mlp.fc1") == 1  # the dense pass
     assert passes.count("blocks.1.mlp.fc1") == 1 + 3  # and one for every sparsity but 0
@@ -198,7 +197,7 @@ def test_counts_are_the_nearest_and_weights_exact_for_ragged_blocks(case: Callab
     blocks = blocks[blocks["layer"].isin([layer.name for layer in layers])]
     statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
 
-    curves = taylor_curves(statistics, blocks, 2, points)
+    curves = predicted_curves(statistics, blocks, points, distortion="taylor", order=2)
 
     assert set(curves.columns) == {column.name for column in CURVES.columns}
     assert len(curves) == points * len(layers)
@@ -213,22 +212,22 @@ def test_counts_are_the_nearest_and_weights_exact_for_ragged_blocks(case: Callab
 
 def test_halves_are_rounded_up() -> None:
     statistics = {"layer": block_statistics(torch.ones(2, 5), torch.ones(2, 5), BlockGrid((2, 5), (2, 1)))}
-    curve = taylor_curves(statistics, block_table(statistics, "l1"), 1, points=3)
+    curve = predicted_curves(statistics, block_table(statistics, "l1"), 3, distortion="taylor", order=1)
     assert curve["blocks_pruned"].tolist() == [0, 3, 5]  # half of five
 
 
 def test_arms_share_points_and_ranking(case: Callable[[str], Case]) -> None:
     model, images, layers, blocks = case("vit")
     statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
-    predicted = taylor_curves(statistics, blocks, 1, 9)
-    measured = empirical_curves(model, batches(images, 7), layers, blocks, BLOCK_SHAPE, 9, "cpu")
-    pd.testing.assert_frame_equal(predicted.drop(columns="distortion"), measured.drop(columns="distortion"))
+    predicted = predicted_curves(statistics, blocks, 9, distortion="taylor", order=1)
+    truth = masked_curves(measured(model, batches(images, 7), layers), blocks, 9)
+    pd.testing.assert_frame_equal(predicted.drop(columns="distortion"), truth.drop(columns="distortion"))
 
 
 def test_first_order_never_falls_and_second_order_lies_above_it(case: Callable[[str], Case]) -> None:
     model, images, layers, blocks = case("swin")
     statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
-    first, second = (taylor_curves(statistics, blocks, order, 31) for order in (1, 2))
+    first, second = (predicted_curves(statistics, blocks, 31, distortion="taylor", order=order) for order in (1, 2))
     assert (first.groupby("layer")["distortion"].diff().dropna() >= 0).all()
     pruned = first["blocks_pruned"] > 0
     assert (second["distortion"] > first["distortion"])[pruned].all()
@@ -239,7 +238,7 @@ def test_a_whole_pruned_layer_has_the_taylor_distortion_of_its_full_sums(case: C
     model, images, layers, blocks = case("deit")
     statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
     gradients = averaged_gradients(model, batches(images, 7), [layer.name for layer in layers], "cpu")
-    ends = taylor_curves(statistics, blocks, 2, 2).groupby("layer")["distortion"].last()
+    ends = predicted_curves(statistics, blocks, 2, distortion="taylor", order=2).groupby("layer")["distortion"].last()
     for name, gradient in gradients.items():
         weight = weight_matrix(model.get_submodule(name)).detach().double()
         product = weight * gradient
@@ -253,15 +252,13 @@ def test_a_dense_model_that_overflows_is_named_before_anything_is_measured(case:
     with torch.no_grad():
         model.get_parameter("blocks.0.mlp.fc2.weight")[0, 0] = float("inf")
     with pytest.raises(LpvitError, match=r"^blocks\.0\.mlp\.fc2: its output on the calibration images is NaN"):
-        empirical_curves(model, batches(images, 7), layers, blocks, BLOCK_SHAPE, 3, "cpu")
+        masked_curves(measured(model, batches(images, 7), layers), blocks, 3)
 
 
 def test_single_precision_agrees_to_its_own_rounding(case: Callable[[str], Case]) -> None:
     model, images, layers, blocks = case("swin")
-    exact = empirical_curves(model, batches(images, 3), layers, blocks, BLOCK_SHAPE, 5, "cpu")
-    single = empirical_curves(
-        deepcopy(model).float(), batches(images.float(), 3), layers, blocks, BLOCK_SHAPE, 5, "cpu"
-    )
+    exact = masked_curves(measured(model, batches(images, 3), layers), blocks, 5)
+    single = masked_curves(measured(deepcopy(model).float(), batches(images.float(), 3), layers), blocks, 5)
     np.testing.assert_allclose(single["distortion"], exact["distortion"], rtol=1e-3)
 
 
@@ -272,8 +269,8 @@ def test_a_small_share_of_the_change_is_the_infinitesimal_one(case: Callable[[st
     model, images, layers, _ = case("vit")
     statistics = statistics_with_products(model, batches(images, 7), layers, BLOCK_SHAPE, 5, "cpu")  # K probes: exact
     blocks = block_table(statistics, "taylor")
-    linear = gauss_newton_curves(statistics, blocks, "cumulative", 5)
-    small = empirical_curves(model, batches(images, 7), layers, blocks, BLOCK_SHAPE, 5, "cpu", share=1e-4)
+    linear = predicted_curves(statistics, blocks, 5, distortion="gauss_newton", form="cumulative")
+    small = masked_curves(measured(model, batches(images, 7), layers), blocks, 5, share=1e-4)
     np.testing.assert_allclose(small["distortion"], linear["distortion"], rtol=1e-2)
 
 
@@ -293,7 +290,7 @@ def test_corrected_on_all_images_an_exact_first_order_becomes_the_truth(
         points=9,
     )
     corrected = rate_distortion_curves(statistics, blocks, pruning, model, batches(images, 2), "cpu")
-    truth = empirical_curves(model, batches(images, 7), layers, blocks, BLOCK_SHAPE, 9, "cpu")
+    truth = masked_curves(measured(model, batches(images, 7), layers), blocks, 9)
     at = truth["sparsity"].isin([0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(corrected["distortion"][at], truth["distortion"][at], rtol=0.01)
     assert corrected["layer"].tolist() == truth["layer"].tolist()

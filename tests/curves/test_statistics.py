@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lpvit.curves.saliencies import block_table
+from lpvit.curves.scores import block_table
 from lpvit.curves.statistics import averaged_gradients, block_statistics, collect_statistics
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import create_model

@@ -10,8 +10,8 @@ from torch import nn
 
 import lpvit
 from lpvit.allocation.allocate import allocate
-from lpvit.allocation.problem import LayerTables
 from lpvit.allocation.settings import Budget
+from lpvit.allocation.tables import LayerTables
 from lpvit.curves.settings import Pruning
 from lpvit.models.cost import measure_costs
 from lpvit.models.passes import Batches

@@ -1,7 +1,7 @@
 """Block statistics in, scores of the blocks and one rate-distortion curve per layer out."""
 
 from lpvit.curves.rate_distortion import rate_distortion_curves
-from lpvit.curves.saliencies import block_table
+from lpvit.curves.scores import block_table
 from lpvit.curves.settings import Pruning
 from lpvit.data.loading import evaluation_loader
 from lpvit.models.architecture import load_model

@@ -1,4 +1,4 @@
-"""The allocator `exact`: the least sum of the curves among all allocations. Pure NumPy.
+"""The least sum of the curves among all allocations. Pure NumPy.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
@@ -7,13 +7,13 @@ P = points of its rate-distortion curve.
 import math
 from collections.abc import Sequence
 
+from lpvit.allocation.hull import lagrangian_priorities
 from lpvit.allocation.knapsack import Curve, least_distortion
 from lpvit.allocation.priority import prune_by_priority
 from lpvit.allocation.problem import Floats, Layer, Requirement
-from lpvit.allocation.rules import lagrangian_priorities
 
 
-def exact(layers: Sequence[Layer], requirement: Requirement) -> list[int]:
+def optimum(layers: Sequence[Layer], requirement: Requirement) -> list[int]:
     """Least sum of the curves among all allocations that meet the budget to one block; curves need not be convex."""
     start = prune_by_priority(layers, lagrangian_priorities(layers, requirement), requirement)
     return knapsack_under(layers, requirement, [layer.distortion_by_count for layer in layers], start)

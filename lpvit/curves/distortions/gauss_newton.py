@@ -1,43 +1,53 @@
-"""The distortion `gauss_newton`: predicted from the gradients of every image.
+"""Predicted from the gradients of every image.
 
 R, C = rows and columns of a grid of blocks; B = R * C; S = samples of the block products.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from lpvit.curves.curve import pruning_ranks, sampled_curve
-from lpvit.curves.statistics import Statistics, mean_squared_products
+from lpvit.settings import Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from lpvit.curves.rate_distortion import CurveInputs
 
 CUMULATIVE_NUMBERS = 2**18  # of running sums held at once: 2 MiB in float64, for the cache
 
 
-def gauss_newton_curves(
-    statistics: Statistics, blocks: pd.DataFrame, form: Literal["cumulative", "diagonal"], points: int
-) -> pd.DataFrame:
-    """Curves predicted from the gradients of every image, by `gauss_newton_distortion`.
-
-    Args:
-        statistics: With the ``block_products`` of every layer, from `lpvit.curves.products.block_products`.
-        blocks: Scores, schema ``BLOCKS``.
-        form: With or without the interaction of blocks.
-        points: Sparsities of a curve, evenly from 0 to 1.
-
-    Returns:
-        Schema ``CURVES``.
-    """
-    curves = []
-    for layer, of_layer in blocks.groupby("layer", sort=False):
-        products = statistics[str(layer)]["block_products"]
-        distortion = gauss_newton_distortion(products, pruning_ranks(of_layer), form)
-        curves.append(sampled_curve(of_layer, points, distortion))
-    return pd.concat(curves, ignore_index=True)
+class Settings(Section):
+    form: Literal["cumulative", "diagonal"] = Field(
+        "cumulative", description="with or without the interaction of blocks (`distortion: gauss_newton`)"
+    )
+    correction_images: int = Field(
+        0,
+        ge=0,
+        description="images on which predicted curves are corrected for the finite size of the change "
+        "(`distortion: gauss_newton`); 0 is off",
+    )
 
 
-def gauss_newton_distortion(block_products: Tensor, ranks: Tensor, form: Literal["cumulative", "diagonal"]) -> Tensor:
+def needs(settings: Settings) -> set[str]:
+    return {"block_products", "images"} if settings.correction_images else {"block_products"}
+
+
+def curves(inputs: "CurveInputs", settings: Settings) -> "pd.DataFrame":
+    from lpvit.curves.correction import corrected_curves
+
+    predicted = inputs.predicted(
+        lambda tables, ranks: gauss_newton_distortion(tables["block_products"], ranks, settings.form)
+    )
+    if settings.correction_images == 0:
+        return predicted
+    return corrected_curves(predicted, inputs.measured_model(settings.correction_images), inputs.blocks)
+
+
+def gauss_newton_distortion(
+    block_products: "Tensor", ranks: "Tensor", form: Literal["cumulative", "diagonal"]
+) -> "Tensor":
     r"""Distortion of zeroing the first n blocks of the pruning order, for every n, to first order in the weights.
 
     With c the block products of a sample (`lpvit.curves.products`) and the mean over the S samples,
@@ -56,6 +66,11 @@ def gauss_newton_distortion(block_products: Tensor, ranks: Tensor, form: Literal
     Returns:
         Shape (B + 1,), float64, in squared logits per image; 0 where nothing is pruned.
     """
+    import torch
+    from torch import nn
+
+    from lpvit.curves.statistics import mean_squared_products
+
     pruned_first = ranks.flatten().argsort()
     if form == "diagonal":
         return nn.functional.pad(mean_squared_products(block_products)[pruned_first].cumsum(dim=0), (1, 0))

@@ -1,4 +1,4 @@
-"""The distortion `empirical`: measured by masking one layer at a time.
+"""Curves measured by masking one layer at a time.
 
 N = images of a batch; K = logits; P = pruned copies of a layer that run side by side; O, I = output and input features
 of a layer.
@@ -27,18 +27,29 @@ from lpvit.models.passes import (
 )
 
 
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model, its images and what of it is pruned, to measure.
+
+    Attributes:
+        model: Dense; moved to the device, otherwise left as it is.
+        images: The images X and labels, in batches.
+        layers: Layers to measure.
+        block_shape: Rows and columns of a block.
+        device: Where to compute.
+        images_per_pass: Bound of N * P, and so of memory; never less than one batch.
+    """
+
+    model: nn.Module
+    images: Batches
+    layers: Sequence[LayerSpec]
+    block_shape: tuple[int, int]
+    device: torch.device | str
+    images_per_pass: int = 256
+
+
 @torch.no_grad()
-def empirical_curves(
-    model: nn.Module,
-    loader: Batches,
-    layers: Sequence[LayerSpec],
-    blocks: pd.DataFrame,
-    block_shape: tuple[int, int],
-    points: int,
-    device: torch.device | str,
-    images_per_pass: int = 256,
-    share: float = 1.0,
-) -> pd.DataFrame:
+def masked_curves(measured: MeasuredModel, blocks: pd.DataFrame, points: int, share: float = 1.0) -> pd.DataFrame:
     r"""Curves measured by masking one layer at a time: the mean over the images of the squared change of the logits.
 
     .. math:: D = \frac{1}{|X|} \sum_{x \in X} \lVert f(x; W) - f(x; \tilde W) \rVert^2
@@ -47,14 +58,9 @@ def empirical_curves(
     from the dense activations, with several sparsities side by side as one larger batch.
 
     Args:
-        model: Dense model; moved to the device, otherwise left as it is.
-        loader: The images X.
-        layers: Layers to measure.
+        measured: The dense model.
         blocks: Scores, schema ``BLOCKS``.
-        block_shape: Rows and columns of a block.
         points: Sparsities of a curve, evenly from 0 to 1.
-        device: Where to compute.
-        images_per_pass: Bound of N * P, and so of memory; never less than one batch.
         share: Of the pruned weights that is taken away; the distortion is divided by its square.
 
     Returns:
@@ -63,30 +69,41 @@ def empirical_curves(
     Raises:
         LpvitError: A block is larger than a layer, or the dense model's output is not finite.
     """
-    model.to(device)
-    grids = {layer.name: BlockGrid(layer.shape, block_shape) for layer in layers}
+    model = measured.model.to(measured.device)
     of_layer = {str(layer): frame for layer, frame in blocks.groupby("layer", sort=False)}
-    ranks = {layer: pruning_ranks(of_layer[layer]).to(device) for layer in grids}
-    counts = {
-        layer: torch.from_numpy(np.unique(blocks_pruned_at(grid.count, points))[1:]).to(device)
-        for layer, grid in grids.items()
-    }
-    sums = {layer: torch.zeros(grid.count + 1, dtype=torch.float64, device=device) for layer, grid in grids.items()}
-    images_seen = 0
+    pending = {layer.name: _Pending(layer, of_layer[layer.name], points, measured) for layer in measured.layers}
     units = understand(model).units
+    images_seen = 0
     with evaluation_mode(model):
-        for images, _ in tqdm(loader, desc="empirical curves", unit="batch"):
-            dense = _record_dense_pass(model, units, images.to(device), grids)
-            copies = max(1, images_per_pass // len(images))
-            for layer, grid in tqdm(grids.items(), desc="layers", leave=False):
-                ranks_of_weights = grid.expand(ranks[layer])
-                for pruned in torch.split(counts[layer], copies):
-                    scales = 1 - share * (ranks_of_weights < pruned[:, None, None]).to(dense.logits)
-                    sums[layer][pruned] += _squared_changes(model, dense, layer, scales) / share**2
+        for images, _ in tqdm(measured.images, desc="empirical curves", unit="batch"):
+            dense = _record_dense_pass(model, units, images.to(measured.device), pending)
+            copies = max(1, measured.images_per_pass // len(images))
+            for layer, curve in tqdm(pending.items(), desc="layers", leave=False):
+                for pruned in torch.split(curve.counts, copies):
+                    scales = 1 - share * curve.gone_at(pruned).to(dense.logits)
+                    curve.sums[pruned] += _squared_changes(model, dense, layer, scales) / share**2
             images_seen += len(images)
-    return pd.concat(
-        [sampled_curve(of_layer[layer], points, sums[layer].cpu() / images_seen) for layer in grids], ignore_index=True
-    )
+    means = {layer: curve.sums.cpu() / images_seen for layer, curve in pending.items()}
+    return pd.concat([sampled_curve(of_layer[layer], points, means[layer]) for layer in means], ignore_index=True)
+
+
+class _Pending:
+    """The curve of a layer while it is measured.
+
+    Attributes:
+        counts: Numbers of blocks to prune, rising, without 0.
+        sums: Squared changes of the logits, by the number of blocks pruned, shape (B + 1,).
+    """
+
+    def __init__(self, layer: LayerSpec, blocks: pd.DataFrame, points: int, measured: MeasuredModel) -> None:
+        grid = BlockGrid(layer.shape, measured.block_shape)
+        self._ranks = grid.expand(pruning_ranks(blocks).to(measured.device))
+        self.counts = torch.from_numpy(np.unique(blocks_pruned_at(grid.count, points))[1:]).to(measured.device)
+        self.sums = torch.zeros(grid.count + 1, dtype=torch.float64, device=measured.device)
+
+    def gone_at(self, counts: Tensor) -> Tensor:
+        """Whether each weight is gone when so many blocks are, (P,) -> (P, O, I)."""
+        return self._ranks < counts[:, None, None]
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,32 @@ P = points of its rate-distortion curve.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BeforeValidator, Field
 
 from lpvit.allocation.problem import Floats, Layer, Requirement
-from lpvit.allocation.settings import Budget
 from lpvit.models.energy import power_term
+from lpvit.settings import Fraction, Section
 
 
-def lpvit_priorities(layers: Sequence[Layer], budget: Budget, requirement: Requirement) -> list[Floats]:
+def _unquoted(value: Any) -> Any:
+    """What the user wrote where YAML reads a bare `off` or `on` as a truth value."""
+    return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
+
+
+class Settings(Section):
+    smoothing: Fraction = Field(
+        0.5, description="weight of the newest point in the exponential smoothing of curves (`lpvit`); 1 is none"
+    )
+    stencil_step: int = Field(4, gt=0, description="step, in curve points, of the five-point slope (`lpvit`)")
+    power_beta: Annotated[Literal["off", "auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_unquoted)] = Field(
+        "off", description="weight of the power term (`lpvit`): `off`, `auto` or a number"
+    )
+
+
+def priorities(layers: Sequence[Layer], requirement: Requirement, settings: Settings) -> list[Floats]:
     """LPViT's rule: every layer takes the point of its curve whose slope is nearest to one Lagrange multiplier.
 
     With the power term the multiplier of a layer becomes ``lambda - beta * dL_power/dsparsity``; pruning lowers power,
@@ -21,11 +38,11 @@ def lpvit_priorities(layers: Sequence[Layer], budget: Budget, requirement: Requi
     two sides, where layers jump from one point to another, these move in proportion until the budget is met.
     """
     slopes = [
-        curve_slopes(smooth(layer.distortion, budget.smoothing), layer.sparsity, budget.stencil_step)
+        curve_slopes(smooth(layer.distortion, settings.smoothing), layer.sparsity, settings.stencil_step)
         for layer in layers
     ]
     power_slopes = [-power_term(layer.blocks, layer.in_features) for layer in layers]
-    beta = _power_weight(budget, slopes, power_slopes)
+    beta = _power_weight(settings, slopes, power_slopes)
     combined = [slope + beta * power for slope, power in zip(slopes, power_slopes, strict=True)]
 
     def pruned_at(multiplier: float) -> list[int]:
@@ -85,13 +102,13 @@ def curve_slopes(values: Floats, positions: Floats, step: int) -> Floats:
     return np.array([slope(i) for i in range(len(values))])
 
 
-def _power_weight(budget: Budget, slopes: Sequence[Floats], power_slopes: Sequence[float]) -> float:
+def _power_weight(settings: Settings, slopes: Sequence[Floats], power_slopes: Sequence[float]) -> float:
     """beta; `auto` is the mean largest slope of the distortion curves over that of the power curves, both unsigned."""
-    if budget.power_beta == "off":
+    if settings.power_beta == "off":
         return 0.0
-    if budget.power_beta == "auto":
+    if settings.power_beta == "auto":
         return float(np.mean([np.max(slope) for slope in slopes]) / np.mean(np.abs(power_slopes)))
-    return budget.power_beta
+    return settings.power_beta
 
 
 def _bracket(

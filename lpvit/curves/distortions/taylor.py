@@ -1,40 +1,37 @@
-"""The distortion `taylor`: predicted from one averaged gradient, as LPViT does.
+"""Predicted from one averaged gradient, as LPViT does.
 
 R, C = rows and columns of a grid of blocks; B = R * C.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
-from torch import Tensor, nn
+from pydantic import Field
 
-from lpvit.curves.curve import pruning_ranks, sampled_curve
-from lpvit.curves.statistics import Statistics
+from lpvit.settings import Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from lpvit.curves.rate_distortion import CurveInputs
 
 DAMPING = 1e-7  # eps of the second-order term (LPViT)
 
 
-def taylor_curves(statistics: Statistics, blocks: pd.DataFrame, order: Literal[1, 2], points: int) -> pd.DataFrame:
-    """Curves predicted from the averaged gradient, by `taylor_distortion`.
-
-    Args:
-        statistics: From `lpvit.curves.statistics.collect_statistics`.
-        blocks: Scores, schema ``BLOCKS``.
-        order: Of the Taylor expansion.
-        points: Sparsities of a curve, evenly from 0 to 1.
-
-    Returns:
-        Schema ``CURVES``.
-    """
-    curves = []
-    for layer, of_layer in blocks.groupby("layer", sort=False):
-        distortion = taylor_distortion(statistics[str(layer)], pruning_ranks(of_layer), order)
-        curves.append(sampled_curve(of_layer, points, distortion))
-    return pd.concat(curves, ignore_index=True)
+class Settings(Section):
+    order: Literal[1, 2] = Field(2, description="order of the Taylor expansion (`distortion: taylor`)")
 
 
-def taylor_distortion(tables: Mapping[str, Tensor], ranks: Tensor, order: Literal[1, 2]) -> Tensor:
+def needs(_: Settings) -> set[str]:
+    return {"averaged_gradients"}
+
+
+def curves(inputs: "CurveInputs", settings: Settings) -> "pd.DataFrame":
+    return inputs.predicted(lambda tables, ranks: taylor_distortion(tables, ranks, settings.order))
+
+
+def taylor_distortion(tables: "Mapping[str, Tensor]", ranks: "Tensor", order: Literal[1, 2]) -> "Tensor":
     r"""LPViT's distortion of zeroing the first n blocks of the pruning order, for every n.
 
     With w the pruned weights, so that their change is -w, g their averaged gradients, and O I the weights of the layer,
@@ -54,9 +51,11 @@ def taylor_distortion(tables: Mapping[str, Tensor], ranks: Tensor, order: Litera
     Returns:
         Shape (B + 1,), float64; 0 where nothing is pruned.
     """
+    from torch import nn
+
     pruned_first = ranks.flatten().argsort()
 
-    def pruned_sum(name: str) -> Tensor:
+    def pruned_sum(name: str) -> "Tensor":
         return nn.functional.pad(tables[name].flatten()[pruned_first].cumsum(dim=0), (1, 0))
 
     distortion = pruned_sum("squared_product_sum") / tables["weights"].sum()

@@ -1,0 +1,20 @@
+"""One threshold on LAMP scores: squared norm over the sum of those not smaller (Lee et al., 2021, equation 1).
+
+The scores decide how many blocks of a layer go; which ones is for the saliency to say, as for all allocators.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lpvit.allocation.problem import Floats, Layer, Requirement
+
+
+def priorities(layers: Sequence[Layer], _: Requirement) -> list[Floats]:
+    return [_lamp_scores(layer)[: layer.limit] for layer in layers]
+
+
+def _lamp_scores(layer: Layer) -> Floats:
+    norms = np.sort(layer.squared_norm)
+    not_smaller = np.cumsum(norms[::-1])[::-1]
+    return np.divide(norms, not_smaller, out=np.zeros_like(norms), where=not_smaller > 0)

@@ -1,0 +1,58 @@
+"""Variants: files of one folder that do one job in different ways, and are chosen by name in the config.
+
+A file that is put into such a folder is there: the config allows its name, and the keys of its class `Settings`, if it
+has one, become keys of the section that chooses it. The config reads these files, so they import torch, timm and pandas
+inside their functions, and a dry-run stays fast. Where a name is a keyword of Python, its file has an underscore more.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from pydantic import create_model
+
+from lpvit.settings import Section
+
+_Section = TypeVar("_Section", bound=Section)
+
+
+def variants(folder: str) -> dict[str, str]:
+    """Name of every variant -> module, of a package that holds them; imports none of them."""
+    return {file.name.rstrip("_"): f"{folder}.{file.name}" for file in iter_modules(import_module(folder).__path__)}
+
+
+def variant(folder: str, name: str) -> ModuleType:
+    """The module of one variant."""
+    return import_module(variants(folder)[name])
+
+
+def own_settings(module: ModuleType, section: Section) -> tuple[Section, ...]:
+    """The variant's `Settings` with the values of the section that chose it; empty where it has none."""
+    if not hasattr(module, "Settings"):
+        return ()
+    return (module.Settings(**{key: getattr(section, key) for key in module.Settings.model_fields}),)
+
+
+def chooses(**folders: str) -> Callable[[type[_Section]], type[_Section]]:
+    """Makes fields of a section choose variants: allows their names, and adds the keys of their `Settings`.
+
+    Args:
+        folders: Field -> package that holds its variants.
+    """
+
+    def decorate(section: type[_Section]) -> type[_Section]:
+        fields: dict[str, Any] = {}
+        for name, folder in folders.items():
+            fields[name] = (Literal[tuple(sorted(variants(folder)))], section.model_fields[name])
+        for folder in folders.values():
+            for name in sorted(variants(folder)):
+                own = getattr(variant(folder, name), "Settings", Section)
+                types = get_type_hints(own, include_extras=True)
+                fields |= {key: (types[key], field) for key, field in own.model_fields.items()}
+        return create_model(
+            section.__name__, __base__=section, __module__=section.__module__, __doc__=section.__doc__, **fields
+        )
+
+    return decorate
