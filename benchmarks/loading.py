@@ -10,7 +10,6 @@ import argparse
 import statistics
 import time
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -18,7 +17,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from tqdm import tqdm
 
-from lpvit.data.loading import Loader, make_loader
+from lpvit.data.epochs import EpochPlan
+from lpvit.data.loading import ImageFiles, Loader, make_loader
 from lpvit.data.preprocessing import Augmentation, Preprocessing
 
 CASES: dict[str, Augmentation | None] = {
@@ -27,7 +27,7 @@ CASES: dict[str, Augmentation | None] = {
     "crop, flip, erasing, colour jitter": Augmentation(color_jitter=0.4),
     "crop, flip, erasing, RandAugment": Augmentation(rand_augment="rand-m9-mstd0.5-inc1"),
 }
-LOADERS: tuple[Literal["dali", "timm"], ...] = ("dali", "timm")
+LOADERS = ("dali", "timm")
 PREPROCESSING = Preprocessing((3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "bicubic", 0.9)
 
 
@@ -47,14 +47,12 @@ def measure(case: str, images: pd.DataFrame, arguments: argparse.Namespace) -> p
     """One row per loader and round: ``case``, ``round``, ``loader``, ``images_per_second``."""
     loaders = {
         name: make_loader(
-            images,
-            arguments.root,
+            ImageFiles(images, arguments.root, name),
             PREPROCESSING,
-            loader=name,
-            batch_size=arguments.batch_size,
-            threads=arguments.threads,
-            device=arguments.device,
-            augmentation=CASES[case],
+            EpochPlan(len(images), arguments.batch_size, training=CASES[case] is not None),
+            arguments.threads,
+            arguments.device,
+            CASES[case],
         )
         for name in LOADERS
     }

@@ -5,7 +5,7 @@ has one, become keys of the section that chooses it. The config reads these file
 inside their functions, and a dry-run stays fast. Where a name is a keyword of Python, its file has an underscore more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -35,10 +35,11 @@ def own_settings(module: ModuleType, section: Section) -> tuple[Section, ...]:
     return (module.Settings(**{key: getattr(section, key) for key in module.Settings.model_fields}),)
 
 
-def chooses(**folders: str) -> Callable[[type[_Section]], type[_Section]]:
+def chooses(*, keyless: Collection[str] = (), **folders: str) -> Callable[[type[_Section]], type[_Section]]:
     """Makes fields of a section choose variants: allows their names, and adds the keys of their `Settings`.
 
     Args:
+        keyless: Fields whose variants have no `Settings` and so are not imported; they may import anything.
         folders: Field -> package that holds its variants.
     """
 
@@ -46,9 +47,9 @@ def chooses(**folders: str) -> Callable[[type[_Section]], type[_Section]]:
         fields: dict[str, Any] = {}
         for name, folder in folders.items():
             fields[name] = (Literal[tuple(sorted(variants(folder)))], section.model_fields[name])
-        for folder in folders.values():
-            for name in sorted(variants(folder)):
-                own = getattr(variant(folder, name), "Settings", Section)
+        for name, folder in folders.items():
+            for each in () if name in keyless else sorted(variants(folder)):
+                own = getattr(variant(folder, each), "Settings", Section)
                 types = get_type_hints(own, include_extras=True)
                 fields |= {key: (types[key], field) for key, field in own.model_fields.items()}
         return create_model(

@@ -1,94 +1,111 @@
-"""Datasets, calibration samples and loaders.
+"""Loaders of images: what they share, and how a stage gets one.
 
 N = images of a batch; C, H, W = channels, height and width of the model's input.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from lpvit.data.epochs import EpochPlan
-from lpvit.data.memory import MemoryLoader
 from lpvit.data.preprocessing import Augmentation, Preprocessing
-from lpvit.data.timm_loader import TimmLoader
+from lpvit.data.settings import LOADERS
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute
-
-if TYPE_CHECKING:
-    from lpvit.data.dali import DaliLoader
+from lpvit.variants import variant, variants
 
 _logger = logging.getLogger(__name__)
 
 
-class Loader(Protocol):
-    """Batches of images and labels; the same epoch comes out the same twice."""
+@dataclass(frozen=True)
+class ImageFiles:
+    """Labelled images, and what reads them.
+
+    Attributes:
+        table: Columns ``path`` and ``label``; their order is that of evaluation.
+        root: Folder that the paths are relative to; None for the digits set.
+        loader: Name of one of the `lpvit.data.loaders`.
+    """
+
+    table: pd.DataFrame
+    root: Path | None
+    loader: str
+
+
+@dataclass
+class Loader(ABC):
+    """Batches of images and labels; the same epoch comes out the same twice.
+
+    Attributes:
+        files: What to read.
+        preprocessing: Of the model.
+        plan: Which image comes when; of training, if there is an augmentation.
+        threads: Threads, or worker processes.
+        device: Where the batches go.
+        augmentation: Random steps of training; None evaluates.
+    """
+
+    files: ImageFiles
+    preprocessing: Preprocessing
+    plan: EpochPlan
+    threads: int
+    device: torch.device
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:  # noqa: B027 - most have something to do here
+        """What a loader prepares before the first epoch, or refuses.
+
+        Raises:
+            LpvitError: The loader cannot read these images.
+        """
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        ...
+        return len(self.plan)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order and augmentation of the next pass."""
-        ...
+        self.plan.epoch = epoch
 
+    @abstractmethod
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (N, C, H, W), float32, normalised, and labels (N,), int64, on the device."""
-        ...
+        """Images (N, C, H, W), float32, normalised, and labels (N,), int64, on the device.
+
+        Raises:
+            LpvitError: An image cannot be decoded.
+        """
 
 
 def make_loader(
-    images: pd.DataFrame,
-    root: str | Path | None,
+    files: ImageFiles,
     preprocessing: Preprocessing,
-    *,
-    loader: Literal["dali", "memory", "timm"],
-    batch_size: int,
+    plan: EpochPlan,
     threads: int,
     device: torch.device | str,
     augmentation: Augmentation | None = None,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    repeats: int = 1,
 ) -> Loader:
-    """A loader of the named kind; with an augmentation it trains (see `EpochPlan` for order and shards).
-
-    Args:
-        images: Columns ``path`` and ``label``; their order is that of evaluation.
-        root: Folder that the paths are relative to; None for the digits set.
-        preprocessing: Of the model.
-        loader: ``dali``: JPEG files, RGB; ``memory``: decoded once and held; ``timm``: whatever Pillow reads.
-        batch_size: Images per batch of this process.
-        threads: Threads (`dali`, `memory`) or worker processes (`timm`).
-        device: Where the batches go; ``dali`` decodes there.
-        augmentation: Random steps of training; None evaluates.
-        seed: Of order and augmentation.
-        rank: Of this process.
-        world_size: Number of processes that share an epoch.
-        repeats: Repeated augmentation (training only).
+    """The loader that the files name; for the arguments, see `Loader`.
 
     Raises:
         LpvitError: The loader cannot run here or cannot read these images; the message names one that can.
     """
-    root = None if root is None else Path(root)
-    device = torch.device(device)
-    training = augmentation is not None
-    plan = EpochPlan(len(images), batch_size, training, seed, rank, world_size, repeats)
-    purpose = "training" if training else "evaluation"
-    _logger.info("loader '%s': %d images for %s on %s, %d threads", loader, len(images), purpose, device, threads)
-    arguments = (images, root, preprocessing, augmentation, plan, threads, device)
-    if loader == "memory":
-        return MemoryLoader(*arguments)
-    if loader == "timm":
-        return TimmLoader(*arguments)
-    if loader == "dali":
-        return _import_dali_loader()(*arguments)
-    raise LpvitError(f"loader: '{loader}' is unknown; choose dali, memory or timm")
+    if files.loader not in variants(LOADERS):
+        raise LpvitError(f"loader: '{files.loader}' is unknown; choose one of {', '.join(variants(LOADERS))}")
+    purpose = "evaluation" if augmentation is None else "training"
+    _logger.info(
+        "loader '%s': %d images for %s on %s, %d threads", files.loader, len(files.table), purpose, device, threads
+    )
+    loader: Loader = variant(LOADERS, files.loader).ImageLoader(
+        files, preprocessing, plan, threads, torch.device(device), augmentation
+    )
+    return loader
 
 
 def evaluation_loader(
@@ -106,23 +123,12 @@ def evaluation_loader(
     Raises:
         LpvitError: As `make_loader`.
     """
-    return make_loader(
-        images,
-        dataset["root"],
-        Preprocessing.from_model(model),
-        loader=dataset["loader"],
-        batch_size=batch_size,
-        threads=compute.threads,
-        device=compute.device,
-    )
+    plan = EpochPlan(len(images), batch_size)
+    files = image_files(images, dataset)
+    return make_loader(files, Preprocessing.from_model(model), plan, compute.threads, compute.device)
 
 
-def _import_dali_loader() -> "type[DaliLoader]":
-    try:
-        from lpvit.data.dali import DaliLoader
-    except ImportError as error:
-        raise LpvitError(
-            f"loader 'dali': NVIDIA DALI cannot be imported ({error}); "
-            "pip install 'lpvit[dali]', or choose 'loader: timm'"
-        ) from None
-    return DaliLoader
+def image_files(images: pd.DataFrame, dataset: Mapping[str, Any]) -> ImageFiles:
+    """Images of a dataset of the config; see `evaluation_loader`."""
+    root = dataset["root"]
+    return ImageFiles(images, None if root is None else Path(root), dataset["loader"])

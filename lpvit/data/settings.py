@@ -6,8 +6,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from lpvit.settings import Section
+from lpvit.variants import chooses
+
+LOADERS = "lpvit.data.loaders"
 
 
+@chooses(loader=LOADERS, keyless=["loader"])
 class Dataset(Section):
     """Labelled images with a training and a validation split."""
 
@@ -17,7 +21,7 @@ class Dataset(Section):
     root: Path | None = Field(None, description="folder that holds the splits (`folder` only)")
     train: str = Field("train", description="training split, a folder below `root`")
     validation: str = Field("val", description="validation split, a folder below `root`")
-    loader: Literal["dali", "memory", "timm"] = Field(
+    loader: str = Field(
         "dali", description="`dali`: JPEG folders; `memory`: small sets, decoded once; `timm`: whatever Pillow reads"
     )
     on_bad_image: Literal["error", "skip"] = Field(

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lpvit.data.epochs import EpochPlan
 from lpvit.data.index import usable_images
-from lpvit.data.loading import Loader, make_loader
+from lpvit.data.loading import Loader, image_files, make_loader
 from lpvit.data.preprocessing import Augmentation, Preprocessing
 from lpvit.settings import Compute
 from lpvit.training.settings import Recipe
@@ -35,32 +36,26 @@ class SplitLoaders:
     def __call__(self, rank: int, processes: int, device: torch.device) -> tuple[Loader, Loader]:
         """The parts of the training and validation split that process ``rank`` of ``processes`` reads."""
         threads = max(1, self.compute.threads // processes)
-        training = make_loader(
-            usable_images(self.images, "train"),
-            self.dataset["root"],
-            self.preprocessing,
-            loader=self.dataset["loader"],
-            batch_size=self.recipe.batch_size // processes,
-            threads=threads,
-            device=device,
-            augmentation=augmentation_of(self.recipe),
+        return self._training(rank, processes, threads, device), self._validation(rank, processes, threads, device)
+
+    def _training(self, rank: int, processes: int, threads: int, device: torch.device) -> Loader:
+        images = usable_images(self.images, "train")
+        plan = EpochPlan(
+            len(images),
+            self.recipe.batch_size // processes,
+            training=True,
             seed=self.recipe.seed,
             rank=rank,
             world_size=processes,
             repeats=self.recipe.repeated_augmentation,
         )
-        validation = make_loader(
-            usable_images(self.images, "validation"),
-            self.dataset["root"],
-            self.preprocessing,
-            loader=self.dataset["loader"],
-            batch_size=self.compute.evaluation_batch_size,
-            threads=threads,
-            device=device,
-            rank=rank,
-            world_size=processes,
-        )
-        return training, validation
+        files, augmentation = image_files(images, self.dataset), augmentation_of(self.recipe)
+        return make_loader(files, self.preprocessing, plan, threads, device, augmentation)
+
+    def _validation(self, rank: int, processes: int, threads: int, device: torch.device) -> Loader:
+        images = usable_images(self.images, "validation")
+        plan = EpochPlan(len(images), self.compute.evaluation_batch_size, rank=rank, world_size=processes)
+        return make_loader(image_files(images, self.dataset), self.preprocessing, plan, threads, device)
 
 
 def augmentation_of(recipe: Recipe) -> Augmentation:

@@ -4,6 +4,7 @@ import random
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,14 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from lpvit.data.epochs import EpochPlan
 from lpvit.data.index import index_images, usable_images
-from lpvit.data.loading import make_loader
+from lpvit.data.loading import ImageFiles, Loader, make_loader
 from lpvit.data.preprocessing import Augmentation, Preprocessing
 from lpvit.errors import LpvitError
 from lpvit.training.settings import Recipe
 from lpvit.training.splits import augmentation_of
+from lpvit.variants import variants
 
-LOADERS = ("dali", "memory", "timm")
+LOADERS = tuple(variants("lpvit.data.loaders"))
 SMALL = Preprocessing((3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "bicubic", 0.9)
 PLAIN = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), horizontal_flip=0.0)
 FULL = Augmentation(color_jitter=0.3)
@@ -49,9 +51,23 @@ def images() -> pd.DataFrame:
     return pd.DataFrame({"path": [f"{number}.jpg" for number in numbers], "label": numbers})
 
 
-def load(images: pd.DataFrame, root: Path | None, loader: str, epoch: int = 0, **options: object) -> list:
-    options = {"preprocessing": SMALL, "batch_size": 4, "threads": 1, "device": "cpu"} | options
-    batches = make_loader(images, root, loader=loader, **options)  # type: ignore[arg-type]
+def loader_of(
+    images: pd.DataFrame,
+    root: Path | None,
+    loader: str,
+    *,
+    preprocessing: Preprocessing = SMALL,
+    augmentation: Augmentation | None = None,
+    batch_size: int = 4,
+    threads: int = 1,
+    **plan: int,
+) -> Loader:
+    epochs = EpochPlan(len(images), batch_size, training=augmentation is not None, **plan)  # type: ignore[arg-type]
+    return make_loader(ImageFiles(images, root, loader), preprocessing, epochs, threads, "cpu", augmentation)
+
+
+def load(images: pd.DataFrame, root: Path | None, loader: str, epoch: int = 0, **options: Any) -> list:
+    batches = loader_of(images, root, loader, **options)
     batches.set_epoch(epoch)
     loaded = list(batches)
     assert len(loaded) == len(batches)
@@ -119,7 +135,7 @@ def test_an_epoch_comes_out_the_same_twice_and_another_epoch_or_seed_differs(
 def test_one_loader_can_replay_an_epoch_after_a_pass_that_was_broken_off(
     images: pd.DataFrame, root: Path, loader: str
 ) -> None:
-    batches = make_loader(images, root, SMALL, loader=loader, batch_size=4, threads=1, device="cpu", augmentation=FULL)  # type: ignore[arg-type]
+    batches = loader_of(images, root, loader, augmentation=FULL)
     batches.set_epoch(3)
     first = list(batches)
     batches.set_epoch(4)
@@ -244,7 +260,8 @@ def test_dali_says_which_loader_to_use_instead(
 
 
 def test_missing_dali_says_what_to_install(images: pd.DataFrame, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lpvit.data.dali", None)
+    monkeypatch.delitem(sys.modules, "lpvit.data.loaders.dali", raising=False)
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(LpvitError, match=r"pip install 'lpvit\[dali\]'"):
         load(images, root, "dali")
 

@@ -10,23 +10,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from nvidia.dali import fn, pipeline_def, types
-from nvidia.dali.data_node import DataNode
-from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from lpvit.data import dali_graph as graph
-from lpvit.data.epochs import EpochPlan
 from lpvit.data.index import find_problem
+from lpvit.data.loading import Loader
 from lpvit.data.preprocessing import Augmentation, Preprocessing, RandAugmentPolicy
 from lpvit.data.rand_augment import RandAugmentDraws, draw_rand_augment
 from lpvit.errors import LpvitError
 
+try:
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.data_node import DataNode
+    from nvidia.dali.pipeline import Pipeline
+
+    from lpvit.data import dali_graph as graph
+except ImportError as error:
+    raise LpvitError(
+        f"loader 'dali': NVIDIA DALI cannot be imported ({error}); pip install 'lpvit[dali]', or choose 'loader: timm'"
+    ) from None
+
 _PREFETCHED_BATCHES = 2
 
 
-class DaliLoader:
+class ImageLoader(Loader):
     """Builds a pipeline for every epoch and feeds it the paths of its batches, so that each epoch stands by itself.
 
     Evaluation differs from timm's by less than 0.005 on average, in normalised units. Training draws from the same
@@ -38,38 +45,14 @@ class DaliLoader:
             RandAugment set.
     """
 
-    def __init__(
-        self,
-        images: pd.DataFrame,
-        root: Path | None,
-        preprocessing: Preprocessing,
-        augmentation: Augmentation | None,
-        plan: EpochPlan,
-        threads: int,
-        device: torch.device,
-    ) -> None:
-        _check(images["path"], preprocessing, augmentation)
-        self._files = [str(Path(root or "") / path) for path in images["path"]]
-        self._labels = torch.tensor(images["label"].to_numpy(), dtype=torch.int64)
-        self._preprocessing = preprocessing
-        self._augmentation = augmentation
-        self._plan = plan
-        self._threads = threads
-        self._device = device
-
-    def __len__(self) -> int:
-        return len(self._plan)
-
-    def set_epoch(self, epoch: int) -> None:
-        self._plan.epoch = epoch
+    def __post_init__(self) -> None:
+        table = self.files.table
+        _check(table["path"], self.preprocessing, self.augmentation)
+        self._paths = [str(Path(self.files.root or "") / path) for path in table["path"]]
+        self._labels = torch.tensor(table["label"].to_numpy(), dtype=torch.int64)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (N, C, H, W), float32, normalised, and labels (N,), int64.
-
-        Raises:
-            LpvitError: An image cannot be decoded.
-        """
-        batches = [[draw.image for draw in batch] for batch in self._plan]
+        batches = [[draw.image for draw in batch] for batch in self.plan]
         if not batches:
             return
         pipeline = self._build_pipeline(batches)
@@ -83,21 +66,21 @@ class DaliLoader:
                 raise
             if number + _PREFETCHED_BATCHES < len(batches):
                 pipeline.schedule_run()
-            yield from_dlpack(images.as_tensor()), self._labels[batch].to(self._device)
+            yield from_dlpack(images.as_tensor()), self._labels[batch].to(self.device)
 
     def _build_pipeline(self, batches: list[list[int]]) -> Pipeline:
-        on_gpu = self._device.type == "cuda"
-        paths = ([np.frombuffer(self._files[image].encode(), np.uint8) for image in batch] for batch in batches)
+        on_gpu = self.device.type == "cuda"
+        paths = ([np.frombuffer(self._paths[image].encode(), np.uint8) for image in batch] for batch in batches)
         pipeline = _pipeline(
             paths,
-            self._preprocessing,
-            self._augmentation,
+            self.preprocessing,
+            self.augmentation,
             "gpu" if on_gpu else "cpu",
             self._rand_augment_draws(batches),
             batch_size=len(batches[0]),
-            num_threads=self._threads,
-            device_id=_device_index(self._device) if on_gpu else None,
-            seed=self._plan.stream_seed(),
+            num_threads=self.threads,
+            device_id=_device_index(self.device) if on_gpu else None,
+            seed=self.plan.stream_seed(),
             prefetch_queue_depth=_PREFETCHED_BATCHES,
             exec_dynamic=True,  # its outputs stay valid as long as torch holds them
         )
@@ -105,17 +88,17 @@ class DaliLoader:
         return pipeline
 
     def _rand_augment_draws(self, batches: list[list[int]]) -> Iterator[RandAugmentDraws] | None:
-        if self._augmentation is None or self._augmentation.rand_augment is None:
+        if self.augmentation is None or self.augmentation.rand_augment is None:
             return None
-        policy = RandAugmentPolicy.parse(self._augmentation.rand_augment)
-        generator = np.random.default_rng(self._plan.stream_seed())
-        size = self._preprocessing.crop_size
+        policy = RandAugmentPolicy.parse(self.augmentation.rand_augment)
+        generator = np.random.default_rng(self.plan.stream_seed())
+        size = self.preprocessing.crop_size
         return (draw_rand_augment(policy, len(batch), size, generator) for batch in batches)
 
     def _blame(self, images: Iterable[int]) -> None:
         for image in images:
-            if problem := find_problem(self._files[image]):
-                raise LpvitError(f"{self._files[image]}: cannot be decoded ({problem}); replace or remove it") from None
+            if problem := find_problem(self._paths[image]):
+                raise LpvitError(f"{self._paths[image]}: cannot be decoded ({problem}); replace or remove it") from None
 
 
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
