@@ -45,6 +45,7 @@ from lpvit.data.preprocessing import Preprocessing
 from lpvit.measure.timing import time_in_turns
 from lpvit.models.cost import measure_costs
 from lpvit.settings import Section
+from lpvit.training.job import Training
 from lpvit.training.settings import Recipe
 from lpvit.training.splits import SplitLoaders
 from lpvit.training.train import train
@@ -321,18 +322,19 @@ class Judge:
         dataset = subject.config.datasets[subject.dataset].model_dump()
         preprocessing = Preprocessing.from_model(subject.model)
         with tempfile.TemporaryDirectory() as folder:
-            state, history = train(
+            training = Training(
                 pruned.model,
                 recipe,
                 SplitLoaders(images, dataset, preprocessing, recipe, subject.compute),
-                keep_masks=pruned.keep_masks,
-                block_shape=pruned.block_shape,
-                teacher=None if recipe.teacher is None else subject.model,
-                device=torch.device(subject.compute.device),
-                threads=subject.compute.threads,
                 resume_file=Path(folder, "training.pt"),
                 fingerprint="",
+                device=torch.device(subject.compute.device),
+                threads=subject.compute.threads,
+                keep_masks=pruned.keep_masks or {},
+                block_shape=pruned.block_shape,
+                teacher=None if recipe.teacher is None else subject.model,
             )
+            state, history = train(training)
         pruned.model.load_state_dict(state)
         return {"finetuned_top1": float(history["top1"].iloc[-1]), "speed_up": self._speed_up(pruned)}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lpvit.config.config import Config
 from lpvit.errors import LpvitError
-from lpvit.store.artifacts import replace_atomically
+from lpvit.store.artifacts import write_text
 from lpvit.store.schemas import ALL, Schema
 
 JsonSchema = Mapping[str, Any]
@@ -81,8 +81,7 @@ def _bring_up_to_date(file: Path, references: Mapping[str, str], check: bool) ->
     if check and updated != text:
         raise LpvitError(f"{file}: its reference is out of date; run: python -m lpvit.config.reference")
     if updated != text:
-        with replace_atomically(file) as partial:
-            partial.write_text(updated, encoding="utf-8")
+        write_text(updated, file)
 
 
 def _sections(schema: JsonSchema) -> Iterator[str]:

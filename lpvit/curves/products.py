@@ -18,7 +18,7 @@ features of a layer; R, C = rows and columns of its grid of blocks; B = R * C; V
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -104,7 +104,7 @@ def block_products(
     def products(layer: str, gradients: Tensor) -> Tensor:
         return grids[layer].reduce(gradients.mul_(weights[layer])).flatten(1)
 
-    return _products(model, loader, list(grids), products, probes, device, seed)
+    return _products(model, loader, dict.fromkeys(grids, False), products, probes, device, seed)
 
 
 def change_products(
@@ -141,32 +141,32 @@ def change_products(
     def products(layer: str, gradients: Tensor) -> Tensor:
         return gradients.flatten(1) @ flat[layer].T
 
-    with_bias = {layer for layer, change in changes.items() if change.shape[2] > weights[layer].shape[1]}
-    return _products(model, loader, list(changes), products, probes, device, seed, with_bias)
+    with_bias = {layer: change.shape[2] > weights[layer].shape[1] for layer, change in changes.items()}
+    return _products(model, loader, with_bias, products, probes, device, seed)
 
 
 def _products(
     model: nn.Module,
     loader: Batches,
-    layers: Sequence[str],
+    with_bias: Mapping[str, bool],
     products: Callable[[str, Tensor], Tensor],
     probes: int,
     device: torch.device | str,
     seed: int,
-    with_bias: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """What a function makes of the gradients of every image and probe: layer and (n, O, I) -> (n, B).
 
     Layers ``with_bias`` have the gradient of the bias as one more column.
     """
     model.to(device)
+    layers = list(with_bias)
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with evaluation_mode(model):
         for batch, _ in tqdm(loader, desc="gradients", unit="batch"):
             by_probe: dict[str, list[Tensor]] = {layer: [] for layer in layers}
             for layer, inputs, gradients in _layer_gradients(model, batch.to(device), layers, probes, generator):
-                tokens = nn.functional.pad(inputs, (0, 1), value=1.0) if layer in with_bias else inputs
+                tokens = nn.functional.pad(inputs, (0, 1), value=1.0) if with_bias[layer] else inputs
                 by_probe[layer].append(
                     torch.cat([products(layer, chunk) for chunk in _image_gradients(tokens, gradients)])
                 )

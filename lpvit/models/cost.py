@@ -97,46 +97,25 @@ def layer_table(
     return pd.DataFrame(rows)
 
 
-def model_metrics(
-    layers: pd.DataFrame,
-    costs: pd.DataFrame,
-    *,
-    dense_macs_all: int,
-    dense_parameters: int,
-    images: int,
-    images_skipped: int,
-    top1: float,
-    top5: float,
-    loss: float,
-) -> pd.DataFrame:
-    """One row that sums a model up.
+def model_metrics(layers: pd.DataFrame, costs: pd.DataFrame, model: nn.Module) -> pd.DataFrame:
+    """One row that sums up what a model costs.
 
     Args:
         layers: Of one stage, from `layer_table`.
         costs: Of the dense model, schema ``COSTS``.
-        dense_macs_all: All matrix products of the dense model, from `count_macs`.
-        dense_parameters: All parameters of the dense model.
-        images: Images evaluated.
-        images_skipped: Images left out because they cannot be decoded.
-        top1: In percent.
-        top5: In percent.
-        loss: Cross-entropy in nats.
+        model: With all its weights; zeroed ones count as dense here.
 
     Returns:
-        Schema ``METRICS``, one row.
+        Schema ``METRICS`` without what is measured on images, one row.
     """
+    dense_parameters = sum(parameter.numel() for parameter in model.parameters())
     macs = int(layers["macs"].sum())
     pruned = int(costs["parameters"].sum() - layers["parameters"].sum())
     prunable = costs[costs["layer"].isin(layers.loc[layers["prunable"], "layer"])]
     row = {
         "stage": layers["stage"].iloc[0],
-        "images": images,
-        "images_skipped": images_skipped,
-        "top1": top1,
-        "top5": top5,
-        "loss": loss,
         "macs": macs,
-        "macs_all": dense_macs_all - int(costs["macs"].sum()) + macs,
+        "macs_all": count_macs(model) - int(costs["macs"].sum()) + macs,
         "parameters": dense_parameters - pruned,
         "sparsity": pruned / int((prunable["out_features"] * prunable["in_features"]).sum()) if pruned else 0.0,
         "power_term": _relative_power(layers, costs),

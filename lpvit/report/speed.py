@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lpvit.report.figures import COLORS, GREY, LEGEND_ROWS, MARKERS, percent, styled
-from lpvit.report.tables import markdown
+from lpvit.report.tables import NAMES, markdown
 
-NAMES = ["dataset", "model", "experiment"]
 _FACTS = ["device_name", "threads", "dtype", "kernel", "torch"]
 _SHAPE = ["out_features", "in_features", "tokens"]
 _LEAST_TO_RANK = 3  # models

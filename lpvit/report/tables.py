@@ -1,9 +1,14 @@
 """Tables that people read: the summary of all experiments, as CSV and as markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+
+from lpvit.store.schemas import Schema, read_parquet
+
+NAMES = ["dataset", "model", "experiment"]  # columns that say which model a row is of
 
 _BUDGETS = {
     "macs": "MACs kept, of the dense model",
@@ -29,6 +34,22 @@ _SUMMARY_COLUMNS = [
     "energy",
     "energy_ratio",
 ]
+
+
+def gather(files: Iterable[str], entries: Iterable[Mapping[str, Any]], schema: Schema) -> pd.DataFrame:
+    """The tables of several models as one, with `NAMES` before the columns of each.
+
+    Args:
+        files: One of each model.
+        entries: Its names, of each model.
+        schema: Of the files.
+    """
+    tables = [
+        read_parquet(file, schema).assign(**{name: entry[name] for name in NAMES})
+        for file, entry in zip(files, entries, strict=True)
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table.set_index(NAMES).reset_index()
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

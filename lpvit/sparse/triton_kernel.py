@@ -70,20 +70,13 @@ def block_sparse_linear(
     outputs = inputs.new_empty(tokens, out_features)
     if outputs.numel() == 0:
         return outputs
+    constants = _constants(inputs.dtype, in_features, (values.shape[1], values.shape[2]), gelu)
+    sizes = tokens, max(LEAST_TILE, triton.next_power_of_2(tokens)), in_features, out_features
     count = len(crow_indices) - 1
     with torch.cuda.device(inputs.get_device()):
         _kernel[lambda tiling: (triton.cdiv(tokens, tiling["tile_m"]) * count,)](
-            inputs.contiguous(),
-            values.contiguous(),
-            crow_indices,
-            col_indices,
-            bias,
-            outputs,
-            tokens,
-            max(LEAST_TILE, triton.next_power_of_2(tokens)),
-            in_features,
-            out_features,
-            **_constants(inputs.dtype, in_features, (values.shape[1], values.shape[2]), gelu),
+            *(inputs.contiguous(), values.contiguous(), crow_indices, col_indices, bias, outputs, *sizes),
+            **constants,
             enable_fp_fusion=True,
         )
     return outputs

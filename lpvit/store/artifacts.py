@@ -43,6 +43,16 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
             partial.unlink()
 
 
+def write_text(text: str, path: str | Path) -> None:
+    """Writes a text file; all or nothing.
+
+    Raises:
+        LpvitError: The disk is full or the folder cannot be written.
+    """
+    with replace_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def save(payload: dict[str, Any], path: str | Path, kind: str, provenance: dict[str, Any] | None = None) -> None:
     """Writes tensors and plain values as a `.pt` file that carries its kind, format version and origin.
 

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from lpvit.errors import LpvitError
 from lpvit.store.artifacts import load
 from lpvit.store.schemas import HISTORY, write_parquet
+from lpvit.training.augmentation import BatchAugmentation
+from lpvit.training.job import Training
 from lpvit.training.settings import Recipe
-from lpvit.training.train import BatchAugmentation, learning_rate_schedule, train
+from lpvit.training.train import train
+from lpvit.training.trainer import learning_rate_schedule
 from lpvit.weights.masks import expand_keep_masks, zero_pruned
 
 CPU = torch.device("cpu")
@@ -106,7 +109,7 @@ def fit(
     folder: Path, settings: Recipe, data: ToyData | None = None, model: nn.Module | None = None, **options: Any
 ) -> tuple[dict[str, Tensor], pd.DataFrame]:
     options = {"device": CPU, "resume_file": folder / "training.pt", "fingerprint": "toy"} | options
-    return train(model or toy_model(), settings, data or ToyData(), **options)
+    return train(Training(model or toy_model(), settings, data or ToyData(), **options))
 
 
 def random_run(folder: Path, fault: str | None = None) -> tuple[dict[str, Tensor], pd.DataFrame]:

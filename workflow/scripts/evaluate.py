@@ -7,7 +7,7 @@ import torch
 from lpvit.data.index import count_skipped, usable_images
 from lpvit.data.loading import evaluation_loader
 from lpvit.models.architecture import load_model
-from lpvit.models.cost import count_macs, layer_table, measure_costs, model_metrics
+from lpvit.models.cost import layer_table, measure_costs, model_metrics
 from lpvit.models.settings import Energy
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import IMAGES, LAYERS, METRICS, read_parquet, write_parquet
@@ -15,23 +15,15 @@ from lpvit.training.evaluation import evaluate
 from lpvit.weights.masks import load_masks
 
 with stage(snakemake) as compute:
-    architecture, state = load_model(snakemake.input.model, snakemake.params.stage)
+    name, energy = snakemake.params.stage, Energy.model_validate(snakemake.params.energy)
+    architecture, state = load_model(snakemake.input.model, name)
     keep_masks, block_shape = load_masks(snakemake.input.masks) if snakemake.input.masks else ({}, None)
-    model = architecture.build(state)
-    images = read_parquet(snakemake.input.images, IMAGES)
+    model, images = architecture.build(state), read_parquet(snakemake.input.images, IMAGES)
     costs = measure_costs(model)
-    layers = layer_table(
-        snakemake.params.stage, costs, keep_masks, block_shape, Energy.model_validate(snakemake.params.energy)
-    )
-    validation = usable_images(images, "validation")
+    layers = layer_table(name, costs, keep_masks, block_shape, energy)
+    validation, skipped = usable_images(images, "validation"), count_skipped(images, "validation")
     loader = evaluation_loader(validation, snakemake.params.dataset, model, compute.evaluation_batch_size, compute)
-    metrics = model_metrics(
-        layers,
-        costs,
-        dense_macs_all=count_macs(model),
-        dense_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        images_skipped=count_skipped(images, "validation"),
-        **asdict(evaluate(model, loader, torch.device(compute.device))),
-    )
+    accuracy = evaluate(model, loader, torch.device(compute.device))
+    metrics = model_metrics(layers, costs, model).assign(**asdict(accuracy), images_skipped=skipped)
     write_parquet(layers, snakemake.output.layers, LAYERS)
     write_parquet(metrics, snakemake.output.metrics, METRICS)

@@ -1,0 +1,42 @@
+"""What the stages that train read alike."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lpvit.data.preprocessing import Preprocessing
+from lpvit.models.architecture import Architecture
+from lpvit.settings import Compute
+from lpvit.store.provenance import fingerprint
+from lpvit.store.schemas import IMAGES, read_parquet
+from lpvit.training.job import Training
+from lpvit.training.settings import Recipe
+from lpvit.training.splits import SplitLoaders
+
+
+def read_training(
+    snakemake: Any, compute: Compute, architecture: Architecture, state: dict[str, torch.Tensor]
+) -> Training:
+    """A training by the params ``recipe``, ``dataset`` and ``resume``, on the input ``images``, without masks.
+
+    Args:
+        snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.
+        compute: From `lpvit.stages.stage.stage`.
+        architecture: Of the model.
+        state: Its weights at the start.
+    """
+    recipe = Recipe.model_validate(snakemake.params.recipe)
+    model: nn.Module = architecture.build(state, drop_path=recipe.drop_path)
+    images = read_parquet(snakemake.input.images, IMAGES)
+    return Training(
+        model,
+        recipe,
+        SplitLoaders(images, snakemake.params.dataset, Preprocessing.from_model(model), recipe, compute),
+        resume_file=Path(snakemake.params.resume),
+        fingerprint=fingerprint(dict(snakemake.params.items()), *snakemake.input),
+        device=torch.device(compute.device),
+        threads=compute.threads,
+        processes=compute.processes,
+    )

@@ -1,0 +1,184 @@
+"""One process's part of a training: a model, and all that changes with it from step to step.
+
+N = images of a batch; K = classes.
+"""
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from lpvit.data.loading import Loader
+from lpvit.errors import LpvitError
+from lpvit.store.artifacts import load
+from lpvit.training.augmentation import BatchAugmentation
+from lpvit.training.evaluation import Accuracy, evaluation_sums
+from lpvit.training.job import Training
+from lpvit.training.loss import TrainingLoss
+from lpvit.training.settings import Recipe
+from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """A model, and all that changes with it from step to step."""
+
+    def __init__(self, job: Training, device: torch.device, steps_per_epoch: int, processes: int) -> None:
+        recipe = job.recipe
+        self.recipe, self.device = recipe, device
+        self.model = job.model.to(device)
+        self.expanded_masks = expand_keep_masks(self.model, job.keep_masks, job.block_shape)
+        zero_pruned(self.model.state_dict(), self.expanded_masks)
+        self.loss = TrainingLoss(
+            self.model, job.teacher, recipe.distillation, recipe.distillation_alpha, recipe.distillation_temperature
+        ).to(device)
+        self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+        self.optimizer = create_optimizer_v2(
+            self.model, "adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.schedule = learning_rate_schedule(self.optimizer, recipe, steps_per_epoch)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        self.augment = BatchAugmentation(recipe, self.model.num_classes, device)  # type: ignore[arg-type]
+        self.network: nn.Module = self.model
+        if processes > 1:
+            self.network = DistributedDataParallel(self.model, [device] if device.type == "cuda" else None)
+        self.steps = 0
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that counts: the averaged one if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def train_epoch(self, loader: Loader, epoch: int, progress: bool) -> float:
+        """One pass over the training split.
+
+        Returns:
+            Mean loss over the images of all processes, in nat.
+        """
+        self.network.train()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, images
+        title = f"epoch {epoch}/{self.recipe.epochs}"
+        bar = tqdm(loader, title, unit="batch", leave=False, disable=None if progress else True)
+        for step, (images, labels) in enumerate(bar, start=1):
+            loss = self.step(*self.augment(images, labels))
+            _require_finite(loss, f"the loss in epoch {epoch}, step {step}")
+            sums += sums.new_tensor([loss * len(images), len(images)])
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        total, count = _over_processes(sums).tolist()
+        for model in {self.model, self.evaluated}:
+            verify_pruned(model.state_dict(), self.expanded_masks)
+        return float(total / count)
+
+    def step(self, images: Tensor, targets: Tensor) -> float:
+        """One update of the weights; returns the loss before it. A loss that is not finite updates nothing."""
+        with self._autocast():
+            output = self.network(images)
+            loss = self.loss(images, output, targets)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            return value
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        self._freeze_pruned()
+        if self.recipe.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.steps += 1
+        self.schedule.step_update(self.steps)
+        return value
+
+    def validate(self, loader: Loader, epoch: int, progress: bool) -> Accuracy:
+        accuracy = Accuracy.from_sums(_over_processes(evaluation_sums(self.evaluated, loader, self.device, progress)))
+        _require_finite(accuracy.loss, f"the validation loss after epoch {epoch}")
+        return accuracy
+
+    def state(self) -> dict[str, Any]:
+        """All that the next epoch depends on; the weights on the CPU."""
+        return {
+            "model": _on_cpu(self.model),
+            "ema": None if self.ema is None else _on_cpu(self.ema.module),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "steps": self.steps,
+        }
+
+    def resume(self, file: Path, fingerprint: str) -> list[dict[str, float]]:
+        """Goes back to the state in a resume file, if there is one of this training; gives its history."""
+        if not file.exists():
+            return []
+        saved = load(file, "training")
+        if saved["fingerprint"] != fingerprint:
+            logger.info("%s: belongs to another training; starting anew", file)
+            return []
+        self.model.load_state_dict(saved["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.steps = saved["steps"]
+        self.schedule.step_update(self.steps)
+        logger.info("%s: resuming after epoch %d", file, len(saved["history"]))
+        return list(saved["history"])
+
+    def _autocast(self) -> Any:
+        if self.recipe.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.recipe.precision))
+
+    def _freeze_pruned(self) -> None:
+        """With gradient zero, pruned weights have no part in the clipped norm, no momentum, and stay exactly zero."""
+        gradients = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
+        zero_pruned(gradients, {name: mask for name, mask in self.expanded_masks.items() if name in gradients})
+
+
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> CosineLRScheduler:
+    r"""Linear warm-up to the peak, then half a cosine down to the minimum; a value for every optimiser step.
+
+    With w steps of warm-up, T in all, and the peak and minimum of the recipe, step t = 0, 1, ... uses
+    min + (peak - min) t / w for t < w, else min + (peak - min) (1 + cos(pi (t - w) / (T - w))) / 2.
+    """
+    steps = recipe.epochs * steps_per_epoch
+    warmup_steps = min(round(recipe.warmup_epochs * steps_per_epoch), steps - 1)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=steps - warmup_steps,
+        lr_min=recipe.min_learning_rate,
+        warmup_t=warmup_steps,
+        warmup_lr_init=recipe.min_learning_rate,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+def _over_processes(sums: Tensor) -> Tensor:
+    """The sums over all processes."""
+    if distributed.is_initialized():
+        distributed.all_reduce(sums)
+    return sums
+
+
+def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+
+
+def _require_finite(value: float, what: str) -> None:
+    if not np.isfinite(value):
+        raise LpvitError(f"recipe: {what} is {value}; lower 'learning_rate', or use 'precision: float32'")
