@@ -1,10 +1,21 @@
-"""One small member of each family of timm's transformers, with random weights: what the package says it can prune."""
+"""One small member of each family of timm's transformers, with random weights: what the package says it can prune.
 
+``python tests/families.py`` writes the tables of ``docs/families.md``.
+"""
+
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
+
+from lpvit.config.reference import update
+from lpvit.errors import LpvitError
+from lpvit.models.layers import matrix_layers, prunable_layers
+from lpvit.models.network import understand
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "families.md"
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 WINDOWS = {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2)}
@@ -40,6 +51,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ConViT": ("convit_tiny", VIT),
 }
 
+OTHERS = {  # as timm makes them: too entangled to be shrunk by options
+    "CoaT": "coat_tiny",
+    "CrossViT": "crossvit_tiny_240",
+    "DaViT": "davit_tiny",
+    "EfficientViT (MIT)": "efficientvit_b0",
+    "EfficientViT (MSRA)": "efficientvit_m0",
+    "FastViT": "fastvit_t8",
+    "GCViT": "gcvit_tiny",
+    "LeViT": "levit_128",
+    "MaxViT": "maxvit_nano_rw_256",
+    "MobileViT": "mobilevit_xxs",
+    "MViTv2": "mvitv2_tiny",
+    "NextViT": "nextvit_small",
+    "PVTv2": "pvt_v2_b0",
+    "RepViT": "repvit_m0_9",
+    "Twins-PCPVT": "twins_pcpvt_small",
+    "Twins-SVT": "twins_svt_small",
+    "Visformer": "visformer_tiny",
+}
+
 
 def member(family: str, std: float = 0.2) -> nn.Module:
     """The small member of a family, in evaluation mode, taking images of the size that it was made for."""
@@ -57,3 +88,28 @@ def member(family: str, std: float = 0.2) -> nn.Module:
 def images_for(model: nn.Module, count: int) -> Tensor:
     size = model.pretrained_cfg["input_size"]  # type: ignore[index]
     return torch.randn(count, *size, generator=torch.Generator().manual_seed(1))
+
+
+def outcome(name: str) -> str:
+    """Whether the default layers of a model can be pruned, or the line that refuses it."""
+    try:
+        model = timm.create_model(name, num_classes=5).eval()
+        prunable_layers(matrix_layers(model), ("qkv", "proj", "fc1", "fc2"))
+        cuts = len(understand(model).units)
+    except LpvitError as error:
+        return f"refused: {error}".replace("|", "\\|")
+    return "works" if cuts else "works; every pass starts at the images"
+
+
+def tables() -> dict[str, str]:
+    """Markdown of both tables, by the name of their markers."""
+    tested = [f"| {family} | `{name}` |" for family, (name, _) in FAMILIES.items()]
+    others = [f"| {family} | `{name}` | {outcome(name)} |" for family, name in OTHERS.items()]
+    return {
+        "families": "\n".join(["| family | member tested |", "| --- | --- |", *tested]),
+        "others": "\n".join(["| family | member | outcome |", "| --- | --- | --- |", *others]),
+    }
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(update(DOCUMENT.read_text(), tables(), DOCUMENT))

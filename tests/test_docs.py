@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from families import FAMILIES
+from families import DOCUMENT, tables
+
+from lpvit.config.reference import update
 
 DOCUMENTS = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
@@ -52,8 +54,6 @@ def test_the_readme_is_read_in_half_a_minute() -> None:
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
 
 
-def test_every_family_that_is_tested_is_told() -> None:
-    text = (REPOSITORY / "docs" / "families.md").read_text()
-    assert [(family, name) for family, name in re.findall(r"^\| (.+?) \| `(.+)` \|$", text, re.MULTILINE)] == [
-        (family, name) for family, (name, _) in FAMILIES.items()
-    ]
+def test_the_tables_of_families_are_those_of_the_tests() -> None:
+    text = DOCUMENT.read_text()
+    assert text == update(text, tables(), DOCUMENT), "run: python tests/families.py"

@@ -172,7 +172,8 @@ def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[Laye
         if not inside:
             continue
         layer = max(inside, key=lambda layer: traced.spans[layer.name].end)
-
+        if isinstance(model.get_submodule(layer.name), nn.Conv2d):  # fitted to its own output
+            continue
         scale = _scale(_Block(model, block, layer.name, arguments, options), layer.out_features)
         if scale is not None:
             branches[layer.name] = Branch(block, scale)

@@ -141,9 +141,7 @@ def reconstruct(
     Raises:
         LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
     """
-    pruned = deepcopy(model.to(device))
-    expanded = expand_keep_masks(pruned, keep_masks, block_shape)
-    zero_pruned(pruned.state_dict(), expanded)
+    pruned, expanded = _zeroed_copy(model.to(device), keep_masks, block_shape)
     network, errors = understand(model), []
     layers = [layer.name for layer in network.layers if not keep_masks.get(layer.name, _ALL).all()]
     with evaluation_mode(model), evaluation_mode(pruned):
@@ -151,12 +149,9 @@ def reconstruct(
         dense_walk = _Walk(model, network.units, [PausedPass(images.cpu()) for images, _ in reading], device)
         pruned_walk = _Walk(pruned, network.units, list(dense_walk.passes), device)
         for layer in tqdm(layers, desc="reconstruction", unit="layer"):
-            branch = network.branches.get(layer)
+            branch, keep = network.branches.get(layer), expanded[f"{layer}.weight"].flatten(1)
             scale = _scale(branch, _matrix_layer(model, layer))
-            weight, keep = (
-                scale * _weight_with_bias(_matrix_layer(model, layer)),
-                expanded[f"{layer}.weight"].flatten(1),
-            )
+            weight = scale * _weight_with_bias(_matrix_layer(model, layer))
             moments = _collect_moments(dense_walk, pruned_walk, layer, branch, weight)
             with _named_if_singular(layer):
                 fitted, *shares = fit_layer(*moments, weight, keep, ridges)
@@ -164,6 +159,16 @@ def reconstruct(
             errors.append(shares)
     _log_errors(errors)
     return {name: value.cpu() for name, value in pruned.state_dict().items()}
+
+
+def _zeroed_copy(
+    model: nn.Module, keep_masks: KeepMasks, block_shape: tuple[int, int]
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model without its pruned weights, and which weights stay."""
+    pruned = deepcopy(model)
+    expanded = expand_keep_masks(pruned, keep_masks, block_shape)
+    zero_pruned(pruned.state_dict(), expanded)
+    return pruned, expanded
 
 
 @contextmanager
