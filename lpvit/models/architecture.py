@@ -3,7 +3,7 @@
 O, I = output and input features of a layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.families import call_modules
+from lpvit.models.scheme import add_scheme, schemes_of
+from lpvit.models.settings import Scheme
 from lpvit.store.artifacts import load, save
 
 _DATA_CONFIG = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # of the preprocessing, beside the input size
@@ -76,6 +78,7 @@ class Architecture:
 
     Attributes:
         shapes: Parameter name -> shape, of a model made narrower than timm makes it.
+        schemes: Settings of the schemes that are added to it, `lpvit.models.settings.Scheme`, in that order.
     """
 
     timm: str
@@ -83,6 +86,7 @@ class Architecture:
     options: dict[str, Any]
     data_config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    schemes: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> "Architecture":
@@ -104,7 +108,8 @@ class Architecture:
         if options is None:
             options = _image_options(tuple(default["input_size"]), input_size(model))
         data_config = {key: found[key] for key in _DATA_CONFIG if found.get(key) != default.get(key)}
-        return cls(name, int(model.num_classes), dict(options), data_config)  # type: ignore[arg-type]
+        schemes = [scheme.model_dump(mode="json") for scheme in schemes_of(model)]
+        return cls(name, int(model.num_classes), dict(options), data_config, schemes=schemes)  # type: ignore[arg-type]
 
     def narrowed_to(self, model: nn.Module) -> "Architecture":
         """The same with the shapes of a narrower model, as far as they differ from timm's."""
@@ -116,9 +121,26 @@ class Architecture:
         """The model, with the weights of ``state`` if given; further arguments go to `create_model`."""
         model = create_model(self.timm, self.num_classes, self.options, self.data_config, **arguments)
         reshape(model, self.shapes)
+        for scheme in self.schemes:
+            add_scheme(model, Scheme.model_validate(scheme))
         if state is not None:
             model.load_state_dict(dict(state))
         return model
+
+
+def with_schemes(
+    architecture: Architecture, state: Mapping[str, Tensor], schemes: Sequence[Scheme]
+) -> tuple[Architecture, dict[str, Tensor]]:
+    """A model with schemes added, whose own weights start as `create_model` draws them.
+
+    Raises:
+        LpvitError: A scheme does not fit the model.
+    """
+    added = [scheme.model_dump(mode="json") for scheme in schemes]
+    extended = replace(architecture, schemes=[*architecture.schemes, *added])
+    model = extended.build()
+    model.load_state_dict({**model.state_dict(), **state})
+    return extended, model.state_dict()
 
 
 def reshape(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

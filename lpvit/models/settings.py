@@ -6,6 +6,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from lpvit.settings import Section
+from lpvit.variants import chooses
+
+SCHEMES = "lpvit.models.schemes"
 
 
 class Model(Section):
@@ -48,3 +51,10 @@ class Energy(Section):
     buffer: float = Field(1.25, ge=0, description="pJ to read a byte from the buffers at the arithmetic (8 kB)")
     reuse: float = Field(16.0, ge=1, description="multiply-accumulates that a byte read from the buffers serves")
     batch_size: int = Field(1, gt=0, description="images for which a weight is fetched from DRAM once")
+
+
+@chooses(scheme=SCHEMES)
+class Scheme(Section):
+    """What makes a model compute less beside pruned blocks."""
+
+    scheme: str = Field(description="which; the other keys belong to one scheme each")
