@@ -23,9 +23,15 @@ def variants(folder: str) -> dict[str, str]:
     return {file.name.rstrip("_"): f"{folder}.{file.name}" for file in iter_modules(import_module(folder).__path__)}
 
 
-def variant(folder: str, name: str) -> ModuleType:
-    """The module of one variant."""
-    return import_module(variants(folder)[name])
+def variant(folder: str | ModuleType, name: str) -> ModuleType:
+    """The module of one variant.
+
+    Args:
+        folder: Package that holds it. Code that runs the variant gives the package itself, so that its stage depends on
+            all that is in there (`lpvit.store.provenance.source_digest`); settings give the name.
+        name: In the config.
+    """
+    return import_module(variants(folder if isinstance(folder, str) else folder.__name__)[name])
 
 
 def own_settings(module: ModuleType, section: Section) -> tuple[Section, ...]:

@@ -13,11 +13,12 @@ from typing import Any
 
 import pandas as pd
 
+from lpvit.allocation import allocators
 from lpvit.allocation.priority import prune_by_priority
 from lpvit.allocation.problem import Layer, Requirement
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables, problem_of
-from lpvit.variants import own_settings
+from lpvit.variants import own_settings, variant
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def _reached(requirements: Sequence[Requirement], pruned: Sequence[int]) -> dict
 
 def blocks_pruned_under(layers: Sequence[Layer], budget: Budget, requirements: Sequence[Requirement]) -> list[int]:
     """What the allocator decides: blocks pruned in every layer, which together meet all requirements."""
-    allocator = budget.allocator_module
+    allocator = variant(allocators, budget.allocator)
     own = own_settings(allocator, budget)
     if hasattr(allocator, "blocks_pruned"):
         pruned: list[int] = allocator.blocks_pruned(layers, requirements, *own)

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -62,10 +61,6 @@ class Budget(Section):
         ]
 
     @property
-    def allocator_module(self) -> ModuleType:
-        return variant(ALLOCATORS, self.allocator)
-
-    @property
     def targets(self) -> dict[str, float]:
         """Quantity -> target, of the one or two that are given."""
         given = {name: getattr(self, name) for name in ("macs", "sparsity", "energy", "latency")}
@@ -81,7 +76,7 @@ class Budget(Section):
             changed = [name for name, default in defaults.items() if getattr(self, name) != default]
             if others := [name for name in changed if name not in ("structure", "macs")]:
                 raise ValueError(f"structure: 'width' goes by 'macs' alone, found '{others[0]}'; leave it out")
-        if len(targets) == 2 and not hasattr(self.allocator_module, "blocks_pruned"):
+        if len(targets) == 2 and not hasattr(variant(ALLOCATORS, self.allocator), "blocks_pruned"):
             raise ValueError(
                 f"allocator: '{self.allocator}' meets one budget, found {' and '.join(targets)}; "
                 "use 'lagrangian' or 'exact'"

@@ -17,7 +17,7 @@ from lpvit.curves.settings import Pruning
 from lpvit.data.settings import Calibration, Dataset
 from lpvit.errors import LpvitError
 from lpvit.measure.settings import Benchmark
-from lpvit.models.settings import Energy, Model
+from lpvit.models.settings import Energy, Model, Scheme
 from lpvit.settings import Compute, Name, Section
 from lpvit.training.settings import Recipe
 
@@ -30,6 +30,7 @@ class Experiment(Section):
     calibration: str = Field(description="name in `calibrations`")
     pruning: str = Field(description="name in `prunings`")
     budget: str = Field(description="name in `budgets`")
+    schemes: tuple[str, ...] = Field((), description="names in `schemes`, added to the pruned model in this order")
     recipe: str | None = Field(None, description="name in `recipes`; null evaluates without fine-tuning")
 
 
@@ -46,6 +47,7 @@ class Config(Section):
     calibrations: dict[Name, Calibration] = Field(description="calibration sets")
     prunings: dict[Name, Pruning] = Field(description="block shapes, saliencies, curves")
     budgets: dict[Name, Budget] = Field(description="budgets and allocators")
+    schemes: dict[Name, Scheme] = Field({}, description="what makes models compute less beside pruned blocks")
     recipes: dict[Name, Recipe] = Field({}, description="trainings")
     experiments: dict[Name, Experiment] = Field(min_length=1, description="choices of names")
 
@@ -84,6 +86,8 @@ class Config(Section):
             for field in ("dataset", "model", "calibration", "pruning", "budget", "recipe"):
                 if (name := getattr(experiment, field)) is not None:
                     yield f"experiments.{key}.{field}", f"{field}s", name
+            for name in experiment.schemes:
+                yield f"experiments.{key}.schemes", "schemes", name
 
 
 def parse_config(raw: Mapping[str, Any]) -> Config:
@@ -135,6 +139,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "calibrations": Calibration,
     "prunings": Pruning,
     "budgets": Budget,
+    "schemes": Scheme,
     "recipes": Recipe,
     "experiments": Experiment,
     "compute": Compute,

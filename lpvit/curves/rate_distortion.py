@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lpvit.curves import distortions
 from lpvit.curves.curve import pruning_ranks, sampled_curve
 from lpvit.curves.masking import MeasuredModel
 from lpvit.curves.settings import Pruning
 from lpvit.curves.statistics import Statistics
 from lpvit.models.layers import matrix_layers, prunable_layers
 from lpvit.models.passes import Batches, first_images
-from lpvit.variants import own_settings
+from lpvit.variants import own_settings, variant
 
 
 def rate_distortion_curves(
@@ -43,7 +44,7 @@ def rate_distortion_curves(
     Raises:
         LpvitError: As `lpvit.curves.masking.masked_curves`.
     """
-    distortion = pruning.distortion_module
+    distortion = variant(distortions, pruning.distortion)
     inputs = CurveInputs(statistics, blocks, pruning, model, loader, device)
     curves: pd.DataFrame = distortion.curves(inputs, *own_settings(distortion, pruning))
     return curves

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from lpvit.curves.settings import SALIENCIES
+from lpvit.curves import saliencies
 from lpvit.curves.statistics import Statistics
 from lpvit.variants import variant
 
@@ -22,7 +22,7 @@ def block_table(statistics: Statistics, saliency: str) -> pd.DataFrame:
     Returns:
         Schema ``BLOCKS``; layers as in the statistics, blocks of a layer row by row.
     """
-    score = variant(SALIENCIES, saliency).saliency
+    score = variant(saliencies, saliency).saliency
     return pd.concat(
         [_layer_table(layer, tables, score(tables)) for layer, tables in statistics.items()], ignore_index=True
     )

@@ -1,6 +1,5 @@
 """Settings of curves: how blocks are scored and how the distortion of pruning them is found."""
 
-from types import ModuleType
 from typing import Annotated
 
 from pydantic import Field
@@ -41,10 +40,6 @@ class Pruning(Section):
     batch_size: int = Field(64, gt=0, description="images per pass")
 
     @property
-    def distortion_module(self) -> ModuleType:
-        return variant(DISTORTIONS, self.distortion)
-
-    @property
     def probes_used(self) -> int:
         """`probes` where the saliency or the distortion needs block products, else 0."""
         return self.probes if "block_products" in self._needs else 0
@@ -61,5 +56,5 @@ class Pruning(Section):
 
     @property
     def _needs(self) -> set[str]:
-        modules = variant(SALIENCIES, self.saliency), self.distortion_module
+        modules = variant(SALIENCIES, self.saliency), variant(DISTORTIONS, self.distortion)
         return set().union(*(module.needs(*own_settings(module, self)) for module in modules))

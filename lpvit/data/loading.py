@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lpvit.data import loaders
 from lpvit.data.epochs import EpochPlan
 from lpvit.data.preprocessing import Augmentation, Preprocessing
 from lpvit.data.settings import LOADERS
@@ -102,7 +103,7 @@ def make_loader(
     _logger.info(
         "loader '%s': %d images for %s on %s, %d threads", files.loader, len(files.table), purpose, device, threads
     )
-    loader: Loader = variant(LOADERS, files.loader).ImageLoader(
+    loader: Loader = variant(loaders, files.loader).ImageLoader(
         files, preprocessing, plan, threads, torch.device(device), augmentation
     )
     return loader

@@ -52,8 +52,8 @@ class PatternAttention(nn.Module):
         scores = [part.scores(queries, keys) for part in parts]
         added = [part.added(queries, bias, self.prefix) for part in parts]
         shares = torch.cat([score + add for score, add in zip(scores, added, strict=True)], dim=-1).softmax(dim=-1)
-        widths = [score.shape[-1] for score in scores]
-        outputs = [part.values(share, values) for part, share in zip(parts, shares.split(widths, dim=-1), strict=True)]
+        of_parts = torch.split_with_sizes(shares, [score.shape[-1] for score in scores], dim=-1)
+        outputs = [part.values(share, values) for part, share in zip(parts, of_parts, strict=True)]
         return torch.stack(outputs).sum(dim=0)
 
 

@@ -24,6 +24,7 @@ from lpvit.models.checkpoints import read_checkpoint
 from lpvit.models.checkpoints import require_same_architecture as require_same
 from lpvit.models.energy import layer_energy
 from lpvit.models.layers import LayerSpec, matrix_layers, prunable_layers
+from lpvit.models.scheme import add_scheme
 from lpvit.models.settings import Energy, Model
 from lpvit.training.settings import Recipe
 from lpvit.weights.narrowing import require_narrowable
@@ -63,6 +64,8 @@ def plan_experiments(settings: Config, images: Mapping[str, pd.DataFrame]) -> pd
                 prunable = prunable_layers(layers, pruning.layers)
                 row = _check_budget(layers, prunable, pruning.block_shape, budget, settings.energy)
                 _check_block_products(prunable, pruning.block_shape, calibration.images * pruning.probes_used)
+            for scheme in experiment.schemes:
+                add_scheme(model, settings.schemes[scheme])
         except LpvitError as error:
             raise LpvitError(f"experiments.{name}: {error}") from None
         rows.append({"experiment": name, "classes": classes, **row})

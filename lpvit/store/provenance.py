@@ -17,6 +17,8 @@ PACKAGE = Path(__file__).parent.parent
 def source_digest(script: str | Path, package: Path = PACKAGE) -> str:
     """Digest of a script and of every module of the package that it imports, directly or not, with kernels beside them.
 
+    Of a package that is imported by its name (``from lpvit.data import loaders``), all modules count.
+
     Comments, docstrings, layout, the version number and imports for type checkers do not count: rewording or a release
     reruns nothing.
 
@@ -61,6 +63,9 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names[1:]:  # a package taken by its name holds variants, of which any may be used
+                if name.startswith(f"{package.name}."):
+                    yield from package.joinpath(*name.split(".")[1:]).glob("*.py")
         else:
             continue
         for name in names:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
+from lpvit.models.scheme import anneal
 from lpvit.store.artifacts import load
 from lpvit.training.augmentation import BatchAugmentation
 from lpvit.training.evaluation import Accuracy, evaluation_sums
@@ -46,6 +47,7 @@ class Trainer:
         self.optimizer = create_optimizer_v2(
             self.model, "adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
+        self.total_steps = recipe.epochs * steps_per_epoch
         self.schedule = learning_rate_schedule(self.optimizer, recipe, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.augment = BatchAugmentation(recipe, self.model.num_classes, device)  # type: ignore[arg-type]
@@ -85,6 +87,7 @@ class Trainer:
 
     def step(self, images: Tensor, targets: Tensor) -> float:
         """One update of the weights; returns the loss before it. A loss that is not finite updates nothing."""
+        anneal(self.model, self.steps / self.total_steps)
         with self._autocast():
             output = self.network(images)
             loss = self.loss(images, output, targets)

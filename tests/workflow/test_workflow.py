@@ -150,6 +150,7 @@ def test_reordered_keys_rerun_nothing(finished: tuple[Workflow, Run], tiny_confi
     [
         ("allocation/allocate.py", AFTER_ALLOCATION),
         ("allocation/knapsack.py", AFTER_ALLOCATION),
+        ("curves/distortions/taylor.py", AFTER_CURVES),
         ("curves/rate_distortion.py", AFTER_CURVES),
         ("curves/products.py", AFTER_STATISTICS),
         ("training/train.py", {"prepare_dense", "evaluate_dense", *AFTER_STATISTICS}),
@@ -170,6 +171,30 @@ def test_an_edited_module_reruns_the_stages_that_import_it(
         assert stages(jobs) == rerun
     finally:
         file.write_text(original)
+
+
+def test_schemes_are_added_to_the_pruned_model_trained_and_counted(tiny_config: dict, change, finished) -> None:
+    workflow, _ = finished
+    schemes = {
+        "tokens": {"scheme": "token_selection", "keep_tokens": 0.5, "before_blocks": [1]},
+        "rows": {"scheme": "sparse_attention", "pattern": "block", "stride": 4},
+    }
+    main = tiny_config["experiments"]["main"]
+    config = change(tiny_config, "schemes", schemes)
+    config = change(config, "experiments", {"main": main, "both": {**main, "schemes": ["rows", "tokens"]}})
+    run = workflow.run(config)
+    assert run.code == 0, run.output
+    assert stages(run.jobs) == {"add_schemes", "evaluate_pruned", "finetune", "evaluate_finetuned"}
+    folder = workflow.folder / "results/digits/vit/c64/b8"
+    plain, both = (
+        read_parquet(next(folder.glob(f"{budget}/*/finetuned/metrics.parquet")), METRICS).iloc[0]
+        for budget in (main["budget"], f"{main['budget']}@rows@tokens")
+    )
+    assert both["macs"] < plain["macs"]
+    assert plain["macs_all"] - both["macs_all"] > plain["macs"] - both["macs"]  # of attention too
+    file = workflow.folder / "lpvit/models/schemes/token_merging.py"
+    file.write_text(file.read_text() + "\nEDITED = True\n")
+    assert stages(workflow.would_run(config)) == stages(run.jobs)
 
 
 def test_an_allocation_alone_under_two_budgets_happens_for_real(tiny_config: dict, change, finished) -> None:

@@ -152,13 +152,24 @@ def reconstruction_of(wildcards) -> dict | None:
     return {"method": settings.budgets[wildcards.budget].reconstruction, **images_of(wildcards), **pruning}
 
 
+def names_of(experiment: Experiment) -> dict:
+    """The wildcards of an experiment's final model: its schemes are a part of its budget's name."""
+    names = experiment.model_dump()
+    return names | {"budget": "@".join([experiment.budget, *experiment.schemes])}
+
+
+def budget_of(wildcards):
+    """The settings of a budget, with schemes or without."""
+    return settings.budgets[wildcards.budget.partition("@")[0]]
+
+
 def experiment_folder(experiment: Experiment) -> str:
     return BUDGET.format(**experiment.model_dump())
 
 
 def evaluated(experiment: Experiment) -> dict[str, str]:
     """Stage -> folder of its metrics."""
-    names = experiment.model_dump()
+    names = names_of(experiment)
     folders = {"dense": f"{MODEL}/dense".format(**names), "pruned": f"{BUDGET}/pruned".format(**names)}
     if experiment.recipe is not None:
         folders["finetuned"] = f"{RECIPE}/finetuned".format(**names)

@@ -8,7 +8,7 @@ rule export_pruned:
         onnx=f"{BUDGET}/model.onnx",
     params:
         stage="pruned",
-        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget]),
+        budget=lambda wildcards: chosen(budget_of(wildcards)),
         sources=sources("export_model.py"),
     log:
         f"{BUDGET}/model.log",
@@ -28,7 +28,7 @@ use rule export_pruned as export_finetuned with:
         onnx=f"{RECIPE}/model.onnx",
     params:
         stage="finetuned",
-        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget]),
+        budget=lambda wildcards: chosen(budget_of(wildcards)),
         sources=sources("export_model.py"),
     log:
         f"{RECIPE}/model.log",
@@ -38,7 +38,7 @@ rule export:
     """Every experiment's final model."""
     input:
         [
-            f"{BUDGET if experiment.recipe is None else RECIPE}/model.{suffix}".format(**experiment.model_dump())
+            f"{BUDGET if experiment.recipe is None else RECIPE}/model.{suffix}".format(**names_of(experiment))
             for experiment in experiments.values()
             for suffix in ("safetensors", "onnx")
         ],

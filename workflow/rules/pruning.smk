@@ -167,3 +167,25 @@ rule measure_interactions:
         ENVIRONMENT
     script:
         "../scripts/measure_interactions.py"
+
+
+rule add_schemes:
+    """Adds what computes less beside pruned blocks; the folder of a budget with schemes is budget@scheme@scheme."""
+    input:
+        pruned=f"{PRUNING}/{{bare}}/pruned.pt",
+        masks=f"{PRUNING}/{{bare}}/masks.pt",
+    output:
+        pruned=f"{PRUNING}/{{bare}}@{{schemes}}/pruned.pt",
+        masks=f"{PRUNING}/{{bare}}@{{schemes}}/masks.pt",
+    params:
+        schemes=lambda wildcards: [chosen(settings.schemes[name]) for name in wildcards.schemes.split("@")],
+        sources=sources("add_schemes.py"),
+    log:
+        f"{PRUNING}/{{bare}}@{{schemes}}/pruned.log",
+    wildcard_constraints:
+        bare="[^/@]+",
+        schemes="[^/]+",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/add_schemes.py"

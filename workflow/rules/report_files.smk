@@ -19,7 +19,7 @@ def figures_of(experiment: Experiment) -> list[str]:
     if len(settings.budgets[experiment.budget].targets) == 2:
         figures.append(f"{budget}/frontier.png")
     if experiment.recipe is not None:
-        figures.append(f"{RECIPE}/history.png".format(**names))
+        figures.append(f"{RECIPE}/history.png".format(**names_of(experiment)))
     return figures
 
 
