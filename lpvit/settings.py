@@ -32,4 +32,9 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU where there is one")
     threads: int = Field(8, gt=0, description="CPU threads of a stage and of its loader, at most those of `--cores`")
     processes: int = Field(1, gt=0, description="processes that train side by side (one per GPU)")
+    nodes: tuple[str, ...] | Literal["slurm"] = Field(
+        (), description="addresses of the machines that train together, this one first, or those of the SLURM job"
+    )
+    node_command: str = Field("ssh {host}", description="what starts a command on another of the `nodes`")
+    checkpoint_minutes: float = Field(10, gt=0, description="between the states that a killed training goes on from")
     evaluation_batch_size: int = Field(256, gt=0, description="images per pass of an evaluation")

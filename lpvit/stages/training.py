@@ -12,6 +12,7 @@ from lpvit.settings import Compute
 from lpvit.store.provenance import fingerprint
 from lpvit.store.schemas import IMAGES, read_parquet
 from lpvit.training.job import Training
+from lpvit.training.nodes import nodes_of
 from lpvit.training.settings import Recipe
 from lpvit.training.splits import SplitLoaders
 
@@ -39,4 +40,6 @@ def read_training(
         device=torch.device(compute.device),
         threads=compute.threads,
         processes=compute.processes,
+        nodes=nodes_of(compute.nodes, compute.node_command),
+        checkpoint_minutes=compute.checkpoint_minutes,
     )

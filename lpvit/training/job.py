@@ -9,6 +9,7 @@ from torch import nn
 
 from lpvit.data.loading import Loader
 from lpvit.models.blocks import KeepMasks
+from lpvit.training.nodes import Nodes
 from lpvit.training.settings import Recipe
 
 # (rank, processes, device) -> this process's part of the training split (as many batches, all of the same size, for
@@ -28,7 +29,9 @@ class Training:
         fingerprint: Names everything that the result depends on; a resume file with another one is not used.
         device: Where to train; process i of several uses GPU i.
         threads: CPU threads, over all processes.
-        processes: How many.
+        processes: How many, over all nodes.
+        nodes: Where they are; the files of this machine are theirs too.
+        checkpoint_minutes: Between the states within an epoch that a killed run goes on from.
         keep_masks: Blocks whose weights stay; all others are and remain exactly zero.
         block_shape: (r, c) of the keep masks.
         teacher: For a recipe with distillation; left as it is. It sees the student's images, converted to its own
@@ -43,6 +46,8 @@ class Training:
     device: torch.device
     threads: int = 1
     processes: int = 1
+    nodes: Nodes = field(default_factory=Nodes)
+    checkpoint_minutes: float = 10.0
     keep_masks: KeepMasks = field(default_factory=dict)
     block_shape: tuple[int, int] = (1, 1)
     teacher: nn.Module | None = None

@@ -1,7 +1,8 @@
-"""A function in several processes on one machine, through torch's own elastic launcher.
+"""A function in several processes on one machine or on several, through torch's own elastic launcher.
 
 ``torch.distributed.launcher`` is what ``torchrun`` runs on: kept with torch, no further dependency. It finds the free
-port, watches the processes, and stops all of them when one fails.
+port, watches the processes, and stops all of them when one fails. On every further machine runs a launcher of its own
+(``python -m lpvit.training.launcher FILE``); that of the first machine starts them and hands them the work in a file.
 """
 
 import json
@@ -9,10 +10,11 @@ import logging
 import os
 import pickle
 import signal
+import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -30,11 +32,18 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lpvit.errors import LpvitError
+from lpvit.training.nodes import Nodes, free_port
 
 Argument = TypeVar("Argument")
 
 
-def launch(function: Callable[[Argument, int, int], None], argument: Argument, processes: int, backend: str) -> None:
+def launch(
+    function: Callable[[Argument, int, int], None],
+    argument: Argument,
+    processes: int,
+    backend: str,
+    nodes: Nodes = Nodes(),  # noqa: B008 - frozen
+) -> None:
     """Calls ``function(argument, rank, processes)`` in new processes that form a process group; waits for all.
 
     Log records of rank 0 arrive at this process's loggers. The processes end with this one, however it ends.
@@ -42,45 +51,90 @@ def launch(function: Callable[[Argument, int, int], None], argument: Argument, p
     Args:
         function: A function of an importable module.
         argument: Can be pickled; whatever it refers to stands in an importable module, not in the script that runs.
-        processes: How many.
-        backend: ``gloo`` on CPUs, ``nccl`` on GPUs; process ``rank`` uses GPU ``rank``.
+        processes: How many, over all nodes.
+        backend: ``gloo`` on CPUs, ``nccl`` on GPUs; a process uses the GPU of its local rank.
+        nodes: Where; they share the folder in which this process runs.
 
     Raises:
         LpvitError: One of the processes raised it; same message.
         ChildFailedError: Another exception in one of the processes; holds its traceback.
     """
     job = pickle.dumps((function, argument))  # as bytes: torch would share the tensors' memory among the processes
-    with TemporaryDirectory(prefix="lpvit-") as folder, _relayed_log() as log, _hidden_main_module(), _quiet_agent():
+    group = _Group(processes, backend, logging.getLogger().getEffectiveLevel(), nodes.hosts, _meeting_point(nodes))
+    shared = TemporaryDirectory(prefix="lpvit-", dir="." if nodes.hosts else None)
+    with shared as folder, _relayed_log() as log, _hidden_main_module():
+        file = Path(folder, "job")
+        file.write_bytes(pickle.dumps((group, job)))
+        command = [sys.executable, "-m", "lpvit.training.launcher", str(file.resolve())]
+        with _further_nodes([nodes.start(host, [*command, host]) for host in nodes.hosts[1:]]), _quiet_agent():
+            group.run(0, job, log, Path(folder, "errors"))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What the launchers of all nodes agree on."""
+
+    processes: int
+    backend: str
+    level: int
+    hosts: tuple[str, ...]
+    meeting_point: str
+
+    def run(self, node: int, job: bytes, log: Connection | None, folder: Path) -> None:
+        """Starts the processes of one node and waits for them."""
+        count = max(1, len(self.hosts))
+        several = {"rdzv_backend": "static", "rdzv_configs": {"rank": node}} if count > 1 else {}
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
+            min_nodes=count,
+            max_nodes=count,
+            nproc_per_node=self.processes // count,
+            run_id="lpvit",
+            rdzv_endpoint=self.meeting_point,
+            local_addr=self.hosts[node] if self.hosts else "localhost",
             max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+            **({"rdzv_backend": "c10d"} | several),  # type: ignore[arg-type]
         )
-        level = logging.getLogger().getEffectiveLevel()
         try:
-            elastic_launch(config, _work)(job, backend, os.getpid(), log, level)
+            elastic_launch(config, _work)(job, self.backend, os.getpid(), log, self.level)
         except ChildFailedError:
-            for message in _user_errors(Path(folder)):
+            for message in _user_errors(folder):
                 raise LpvitError(message) from None
             raise
 
 
-def _work(job: bytes, backend: str, parent: int, log: Connection, level: int) -> None:
+def local_rank() -> int:
+    """The number of this process on its node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _meeting_point(nodes: Nodes) -> str:
+    return f"{nodes.hosts[0]}:{free_port(nodes.hosts[0])}" if len(nodes) > 1 else "localhost:0"
+
+
+@contextmanager
+def _further_nodes(launchers: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Ends the launchers of the other nodes with this one, and fails where one of them did."""
+    try:
+        yield
+        for launcher in launchers:
+            if launcher.wait():
+                raise LpvitError(f"compute.nodes: the launcher of another node ended with {launcher.returncode}")
+    finally:
+        for launcher in launchers:
+            launcher.terminate()
+
+
+def _work(job: bytes, backend: str, parent: int, log: Connection | None, level: int) -> None:
     """What each process runs."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # comes when the parent dies; must also end a blocked collective
     if os.getppid() != parent:  # it died before torch asked for that signal
         sys.exit("the launching process is gone")
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if rank == 0:
+    if rank == 0 and log is not None:
         logging.basicConfig(handlers=[_PipeHandler(log)], level=level, format="%(message)s", force=True)
     if backend == "nccl":
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group(backend)
     function, argument = pickle.loads(job)
     function(argument, rank, world_size)
@@ -156,3 +210,22 @@ def _quiet_agent() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _main(file: str, host: str) -> int:
+    """The launcher of a further node."""
+    group, job = pickle.loads(Path(file).read_bytes())
+    with TemporaryDirectory(prefix="lpvit-") as folder:
+        try:
+            group.run(group.hosts.index(host), job, None, Path(folder))
+        except (LpvitError, ChildFailedError) as error:
+            print(f"{host}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    # Pickled classes name this module as others import it, not as __main__.
+    from lpvit.training.launcher import _main as main
+
+    sys.exit(main(*sys.argv[1:]))

@@ -22,7 +22,11 @@ class Recipe(Section):
 
     epochs: int = Field(gt=0, description="passes over the training split")
     batch_size: int = Field(gt=0, description="images per optimiser step, over all processes")
-    learning_rate: float = Field(gt=0, description="peak learning rate at this batch size (no rescaling is done)")
+    accumulation: int = Field(1, gt=0, description="parts of a process's batch that follow each other, to save memory")
+    learning_rate: float = Field(gt=0, description="peak learning rate")
+    learning_rate_batch_size: int | None = Field(
+        None, gt=0, description="batch size that `learning_rate` is for; it is scaled in proportion to `batch_size`"
+    )
     min_learning_rate: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine")
     warmup_epochs: float = Field(0, ge=0, description="epochs of linear warm-up")
     weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay; not for biases and norms")
@@ -46,6 +50,11 @@ class Recipe(Section):
     distillation_temperature: float = Field(1.0, gt=0, description="temperature of soft distillation")
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast of the forward pass")
     seed: int = Field(0, ge=0, description="seed of data order, augmentation and dropout")
+
+    @property
+    def learning_rate_scale(self) -> float:
+        """By which the peak of the learning rate is multiplied (Goyal et al., 2017)."""
+        return self.batch_size / (self.learning_rate_batch_size or self.batch_size)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":

@@ -5,19 +5,18 @@ The recipe is DeiT's (Touvron et al., ICML 2021, section 6 and table 9) built fr
 
 import copy
 import logging
-import random
 import time
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from lpvit.errors import LpvitError
-from lpvit.store.artifacts import load, save
+from lpvit.store.artifacts import load
+from lpvit.training.course import resumed_course, seed_generators
 from lpvit.training.job import Training
-from lpvit.training.launcher import launch
+from lpvit.training.launcher import launch, local_rank
 from lpvit.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -40,14 +39,16 @@ def train(training: Training) -> tuple[dict[str, Tensor], pd.DataFrame]:
     if job.processes == 1:
         _train(job)
     else:
-        launch(_train, job, job.processes, backend="nccl" if job.device.type == "cuda" else "gloo")
+        launch(_train, job, job.processes, "nccl" if job.device.type == "cuda" else "gloo", job.nodes)
     result = load(job.resume_file, "training")
     return result["ema"] or result["model"], pd.DataFrame(result["history"])
 
 
 def _check(training: Training) -> None:
     processes, batch_size = training.processes, training.recipe.batch_size
-    if training.device.type == "cuda" and processes > torch.cuda.device_count():
+    if processes % len(training.nodes):
+        raise LpvitError(f"compute: processes {processes} cannot be split over {len(training.nodes)} nodes")
+    if training.device.type == "cuda" and processes // len(training.nodes) > torch.cuda.device_count():
         raise LpvitError(
             f"compute: processes {processes} is more than the {torch.cuda.device_count()} GPUs of this machine"
         )
@@ -59,20 +60,21 @@ def _check(training: Training) -> None:
 
 def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
     """The part of one process; at the end the resume file holds the result."""
-    torch.set_num_threads(max(1, job.threads // processes))
-    device = torch.device("cuda", rank) if processes > 1 and job.device.type == "cuda" else job.device
+    torch.set_num_threads(max(1, job.threads * len(job.nodes) // processes))
+    device = torch.device("cuda", local_rank()) if processes > 1 and job.device.type == "cuda" else job.device
     training_loader, validation_loader = job.make_loaders(rank, processes, device)
     if len(training_loader) == 0:
         raise LpvitError("recipe: the training split gives no batch; lower 'batch_size' or check the dataset")
     trainer = Trainer(job, device, len(training_loader), processes)
-    history = trainer.resume(job.resume_file, job.fingerprint)
-    for epoch in range(len(history) + 1, job.recipe.epochs + 1):
+    course = resumed_course(job, trainer)
+    for epoch in range(len(course.history) + 1, job.recipe.epochs + 1):
         start = time.monotonic()
-        _seed(job.recipe.seed, epoch, rank)
+        if course.steps_done == 0:
+            seed_generators(job.recipe.seed, epoch, rank)
         training_loader.set_epoch(epoch)
-        loss = trainer.train_epoch(training_loader, epoch, progress=rank == 0)
+        loss = trainer.train_epoch(training_loader, epoch, course, progress=rank == 0)
         accuracy = trainer.validate(validation_loader, epoch, progress=rank == 0)
-        history.append(
+        course.end_epoch(
             {
                 "epoch": epoch,
                 "learning_rate": trainer.learning_rate,
@@ -82,17 +84,9 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
                 "seconds": time.monotonic() - start,
             }
         )
+        course.save(trainer)
         if rank == 0:
-            save(trainer.state() | {"fingerprint": job.fingerprint, "history": history}, job.resume_file, "training")
             logger.info(
                 "epoch %d of %d: loss %.4f, validation loss %.4f, top-1 %.2f %%, %.1f s",
-                *(epoch, job.recipe.epochs, loss, accuracy.loss, accuracy.top1, history[-1]["seconds"]),
+                *(epoch, job.recipe.epochs, loss, accuracy.loss, accuracy.top1, course.history[-1]["seconds"]),
             )
-
-
-def _seed(seed: int, epoch: int, rank: int) -> None:
-    """Gives every generator a state that depends on nothing else, so that an epoch can be repeated alone."""
-    for_python, for_numpy, for_torch = np.random.SeedSequence((seed, epoch, rank)).generate_state(3).tolist()
-    random.seed(for_python)
-    np.random.seed(for_numpy)  # noqa: NPY002  timm's mixup draws from it
-    torch.manual_seed(for_torch)

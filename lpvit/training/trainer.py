@@ -3,9 +3,7 @@
 N = images of a batch; K = classes.
 """
 
-import logging
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,13 @@ from tqdm import tqdm
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
 from lpvit.models.scheme import anneal
-from lpvit.store.artifacts import load
 from lpvit.training.augmentation import BatchAugmentation
+from lpvit.training.course import Course
 from lpvit.training.evaluation import Accuracy, evaluation_sums
 from lpvit.training.job import Training
 from lpvit.training.loss import TrainingLoss
 from lpvit.training.settings import Recipe
 from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
-
-logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -45,7 +41,7 @@ class Trainer:
         ).to(device)
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
         self.optimizer = create_optimizer_v2(
-            self.model, "adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            self.model, "adamw", lr=recipe.learning_rate * recipe.learning_rate_scale, weight_decay=recipe.weight_decay
         )
         self.total_steps = recipe.epochs * steps_per_epoch
         self.schedule = learning_rate_schedule(self.optimizer, recipe, steps_per_epoch)
@@ -65,22 +61,23 @@ class Trainer:
         """The model that counts: the averaged one if there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def train_epoch(self, loader: Loader, epoch: int, progress: bool) -> float:
-        """One pass over the training split.
+    def train_epoch(self, loader: Loader, epoch: int, course: Course, progress: bool) -> float:
+        """One pass over the training split, or what is left of it.
 
         Returns:
             Mean loss over the images of all processes, in nat.
         """
         self.network.train()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, images
         title = f"epoch {epoch}/{self.recipe.epochs}"
         bar = tqdm(loader, title, unit="batch", leave=False, disable=None if progress else True)
         for step, (images, labels) in enumerate(bar, start=1):
+            if step <= course.steps_done:  # before the run was killed
+                continue
             loss = self.step(*self.augment(images, labels))
             _require_finite(loss, f"the loss in epoch {epoch}, step {step}")
-            sums += sums.new_tensor([loss * len(images), len(images)])
+            course.end_step(loss, len(images), self)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        total, count = _over_processes(sums).tolist()
+        total, count = _over_processes(torch.tensor(course.sums, dtype=torch.float64, device=self.device)).tolist()
         for model in {self.model, self.evaluated}:
             verify_pruned(model.state_dict(), self.expanded_masks)
         return float(total / count)
@@ -88,14 +85,10 @@ class Trainer:
     def step(self, images: Tensor, targets: Tensor) -> float:
         """One update of the weights; returns the loss before it. A loss that is not finite updates nothing."""
         anneal(self.model, self.steps / self.total_steps)
-        with self._autocast():
-            output = self.network(images)
-            loss = self.loss(images, output, targets)
-        value = float(loss.detach())
+        self.optimizer.zero_grad()
+        value = self._backward(images, targets)
         if not np.isfinite(value):
             return value
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         self._freeze_pruned()
         if self.recipe.clip_grad_norm is not None:
@@ -106,6 +99,20 @@ class Trainer:
             self.ema.update(self.model)
         self.steps += 1
         self.schedule.step_update(self.steps)
+        return value
+
+    def _backward(self, images: Tensor, targets: Tensor) -> float:
+        """Adds the gradients of a batch, part by part; returns its loss. The processes exchange them with the last."""
+        value = 0.0
+        parts = list(zip(*(batch.chunk(self.recipe.accumulation) for batch in (images, targets)), strict=True))
+        for number, (some_images, some_targets) in enumerate(parts, start=1):
+            waits = number < len(parts) and isinstance(self.network, DistributedDataParallel)
+            with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with self._autocast():
+                    loss = self.loss(some_images, self.network(some_images), some_targets)
+                loss = loss * (len(some_images) / len(images))
+                self.scaler.scale(loss).backward()
+            value += float(loss.detach())
         return value
 
     def validate(self, loader: Loader, epoch: int, progress: bool) -> Accuracy:
@@ -123,14 +130,8 @@ class Trainer:
             "steps": self.steps,
         }
 
-    def resume(self, file: Path, fingerprint: str) -> list[dict[str, float]]:
-        """Goes back to the state in a resume file, if there is one of this training; gives its history."""
-        if not file.exists():
-            return []
-        saved = load(file, "training")
-        if saved["fingerprint"] != fingerprint:
-            logger.info("%s: belongs to another training; starting anew", file)
-            return []
+    def resume(self, saved: dict[str, Any]) -> None:
+        """Goes back to what `state` gave."""
         self.model.load_state_dict(saved["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
@@ -138,8 +139,6 @@ class Trainer:
         self.scaler.load_state_dict(saved["scaler"])
         self.steps = saved["steps"]
         self.schedule.step_update(self.steps)
-        logger.info("%s: resuming after epoch %d", file, len(saved["history"]))
-        return list(saved["history"])
 
     def _autocast(self) -> Any:
         if self.recipe.precision == "float32":

@@ -20,6 +20,7 @@ from lpvit.store.artifacts import load
 from lpvit.store.schemas import HISTORY, write_parquet
 from lpvit.training.augmentation import BatchAugmentation
 from lpvit.training.job import Training
+from lpvit.training.nodes import Nodes
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
 from lpvit.training.trainer import learning_rate_schedule
@@ -112,9 +113,10 @@ def fit(
     return train(Training(model or toy_model(), settings, data or ToyData(), **options))
 
 
-def random_run(folder: Path, fault: str | None = None) -> tuple[dict[str, Tensor], pd.DataFrame]:
+def random_run(folder: Path, fault: str | None = None, **options: Any) -> tuple[dict[str, Tensor], pd.DataFrame]:
     """A run in which everything random is on."""
-    return fit(folder, recipe(**ALL_RANDOM_PARTS, clip_grad_norm=1.0), ToyData(fault=fault), toy_model(drop=0.2))
+    settings = recipe(**ALL_RANDOM_PARTS, clip_grad_norm=1.0)
+    return fit(folder, settings, ToyData(fault=fault), toy_model(drop=0.2), **options)
 
 
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -256,6 +258,40 @@ def test_a_run_killed_by_the_system_continues_to_the_very_same_weights(tmp_path:
     assert_same(undisturbed, random_run(tmp_path / "killed")[0])
 
 
+def test_a_run_killed_within_an_epoch_goes_on_at_the_step_where_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    undisturbed, history = random_run(tmp_path / "undisturbed")
+    program = (
+        "import sys; from pathlib import Path; import test_train as t;"
+        "t.random_run(Path(sys.argv[1]), 'kill', checkpoint_minutes=1e-9)"
+    )
+    folder = str(tmp_path / "killed")
+    killed = subprocess.run([sys.executable, "-c", program, folder], cwd=Path(__file__).parent, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    resumed, resumed_history = random_run(tmp_path / "killed")
+    assert "resuming after epoch 1, step 1" in caplog.text
+    assert_same(undisturbed, resumed)
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), resumed_history.drop(columns="seconds"))
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 8])
+def test_accumulated_gradients_are_those_of_the_undivided_batch(tmp_path: Path, accumulation: int) -> None:
+    settings: dict[str, Any] = {"epochs": 2, "mixup": 0.8, "ema_decay": 0.9, "clip_grad_norm": 1.0}
+    whole, history = fit(tmp_path / "whole", recipe(**settings))
+    parts, history_of_parts = fit(tmp_path / "parts", recipe(**settings, accumulation=accumulation))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), history_of_parts.drop(columns="seconds"), rtol=1e-4)
+
+
+def test_the_learning_rate_follows_the_batch_size_if_it_is_told_which_it_is_for(tmp_path: Path) -> None:
+    first, _ = fit(tmp_path / "first", recipe(epochs=1, learning_rate=1e-3, learning_rate_batch_size=4))
+    second, _ = fit(tmp_path / "second", recipe(epochs=1, learning_rate=2e-3))
+    assert_same(first, second)
+
+
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     state, history = random_run(tmp_path)
     again, same_history = random_run(tmp_path, fault="exception")
@@ -339,3 +375,17 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path, caplog: pytes
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), history_of_two.drop(columns="seconds"), rtol=1e-4)
     assert caplog.text.count("epoch 2 of 2") == 2
+
+
+def test_two_nodes_train_to_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two launchers on one machine, at two addresses."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    settings = recipe(epochs=2, ema_decay=0.9)
+    nodes = Nodes(("127.0.0.1", "127.0.0.2"), command="env LPVIT_NODE={host}")
+    one, history = fit(tmp_path / "one", settings)
+    two, history_of_two = fit(tmp_path / "two", settings, processes=2, nodes=nodes)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), history_of_two.drop(columns="seconds"), rtol=1e-4)
+    assert not list(tmp_path.glob("lpvit-*"))

@@ -1,0 +1,125 @@
+"""How far a training has come, and the file that a killed one goes on from: exactly, in every process."""
+
+import logging
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from lpvit.store.artifacts import load, save
+from lpvit.training.job import Training
+
+if TYPE_CHECKING:
+    from lpvit.training.trainer import Trainer
+
+_logger = logging.getLogger(__name__)
+
+
+class Course:
+    """The history of a training, and its place within an epoch.
+
+    Attributes:
+        history: One row for every finished epoch, as in ``HISTORY``.
+        steps_done: Of the epoch that is not finished.
+        sums: Loss and images of those steps, in this process.
+    """
+
+    def __init__(self, job: Training, history: list[dict[str, float]]) -> None:
+        self.history, self.steps_done, self.sums = history, 0, [0.0, 0.0]
+        self._file, self._fingerprint, self._interval = job.resume_file, job.fingerprint, 60 * job.checkpoint_minutes
+        self._saved = time.monotonic()
+
+    def end_step(self, loss: float, images: int, trainer: "Trainer") -> None:
+        """Notes a step, and writes the state if the last one is old."""
+        self.steps_done += 1
+        self.sums = [self.sums[0] + loss * images, self.sums[1] + images]
+        if _first_process_says(time.monotonic() - self._saved > self._interval):
+            self.save(trainer)
+
+    def end_epoch(self, row: dict[str, float]) -> None:
+        self.history.append(row)
+        self.steps_done, self.sums = 0, [0.0, 0.0]
+
+    def save(self, trainer: "Trainer") -> None:
+        """Writes the state of all processes."""
+        place = {"steps_done": self.steps_done, "processes": _of_all_processes((self.sums, _generators()))}
+        if not distributed.is_initialized() or distributed.get_rank() == 0:
+            save(
+                trainer.state() | place | {"fingerprint": self._fingerprint, "history": self.history},
+                self._file,
+                "training",
+            )
+        self._saved = time.monotonic()
+
+    def resume(self, saved: dict[str, Any]) -> None:
+        """Goes back to a place within an epoch."""
+        self.steps_done = saved["steps_done"]
+        rank = distributed.get_rank() if distributed.is_initialized() else 0
+        self.sums, generators = saved["processes"][rank]
+        if self.steps_done:
+            _set_generators(generators)
+
+
+def resumed_course(job: Training, trainer: "Trainer") -> Course:
+    """A new course, or that of the resume file if there is one of this training; sets the trainer to its state."""
+    file = job.resume_file
+    if not file.exists():
+        return Course(job, [])
+    saved = load(file, "training")
+    if saved["fingerprint"] != job.fingerprint or len(saved["processes"]) != job.processes:
+        _logger.info("%s: belongs to another training; starting anew", file)
+        return Course(job, [])
+    trainer.resume(saved)
+    course = Course(job, list(saved["history"]))
+    course.resume(saved)
+    within = f", step {course.steps_done}" * bool(course.steps_done)
+    _logger.info("%s: resuming after epoch %d%s", file, len(course.history), within)
+    return course
+
+
+def seed_generators(seed: int, epoch: int, rank: int) -> None:
+    """Gives every generator a state that depends on nothing else, so that an epoch can be repeated alone."""
+    for_python, for_numpy, for_torch = np.random.SeedSequence((seed, epoch, rank)).generate_state(3).tolist()
+    random.seed(for_python)
+    np.random.seed(for_numpy)  # noqa: NPY002  timm's mixup draws from it
+    torch.manual_seed(for_torch)
+
+
+def _generators() -> dict[str, Any]:
+    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    name, key, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (name, np.asarray(key).tolist(), *rest),  # plain numbers, as `lpvit.store.artifacts.load` asks
+        "torch": torch.get_rng_state(),
+        "cuda": on_gpu,
+    }
+
+
+def _set_generators(states: dict[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _first_process_says(decision: bool) -> bool:
+    """What the first process decides, for all."""
+    if not distributed.is_initialized():
+        return decision
+    flag = torch.tensor([int(decision)], device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+    distributed.broadcast(flag, src=0)
+    return bool(flag.item())
+
+
+def _of_all_processes(value: Any) -> list[Any]:
+    if not distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
