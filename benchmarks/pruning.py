@@ -334,7 +334,7 @@ class Judge:
                 block_shape=pruned.block_shape,
                 teacher=None if recipe.teacher is None else subject.model,
             )
-            state, history = train(training)
+            state, history, _ = train(training)
         pruned.model.load_state_dict(state)
         return {"finetuned_top1": float(history["top1"].iloc[-1]), "speed_up": self._speed_up(pruned)}
 

@@ -43,6 +43,11 @@ class Recipe(Section):
     random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle")
     repeated_augmentation: int = Field(1, gt=0, description="times an image is repeated in an epoch of equal length")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null is off")
+    pruned_over: Share = Field(
+        0.0,
+        description="share of the training over which blocks go from the dense model, by magnitude (gradual magnitude "
+        "pruning; as many of every layer as the budget says); 0 starts without them",
+    )
     distillation: Literal["none", "soft", "hard"] = Field("none", description="loss against the teacher")
     teacher: str | None = Field(None, description="`dense` (the model before pruning) or a timm model name")
     teacher_checkpoint: Path | None = Field(None, description="local weights of a timm teacher; else timm's own")

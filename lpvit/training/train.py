@@ -7,12 +7,14 @@ import copy
 import logging
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from lpvit.errors import LpvitError
+from lpvit.models.blocks import KeepMasks
 from lpvit.store.artifacts import load
 from lpvit.training.course import resumed_course, seed_generators
 from lpvit.training.job import Training
@@ -22,13 +24,27 @@ from lpvit.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def train(training: Training) -> tuple[dict[str, Tensor], pd.DataFrame]:
+class Trained(NamedTuple):
+    """What a training ends with.
+
+    Attributes:
+        state: Weights on the CPU, averaged (EMA) if the recipe says so.
+        history: Schema ``HISTORY``.
+        keep_masks: Those given, or what gradual pruning made of them.
+    """
+
+    state: dict[str, Tensor]
+    history: pd.DataFrame
+    keep_masks: KeepMasks
+
+
+def train(training: Training) -> Trained:
     """Trains a model; a run that was killed goes on after its last complete epoch, to the same result.
 
     Several processes (`lpvit.training.launcher`) share each batch, with their gradients averaged.
 
     Returns:
-        The state dict on the CPU, averaged (EMA) if the recipe says so, and the table `schemas.HISTORY`.
+        The weights, the course and the masks.
 
     Raises:
         LpvitError: The recipe does not fit the data, the model, the teacher or the machine; or the loss is not finite.
@@ -41,7 +57,7 @@ def train(training: Training) -> tuple[dict[str, Tensor], pd.DataFrame]:
     else:
         launch(_train, job, job.processes, "nccl" if job.device.type == "cuda" else "gloo", job.nodes)
     result = load(job.resume_file, "training")
-    return result["ema"] or result["model"], pd.DataFrame(result["history"])
+    return Trained(result["ema"] or result["model"], pd.DataFrame(result["history"]), result["keep_masks"])
 
 
 def _check(training: Training) -> None:

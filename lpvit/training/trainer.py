@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
+from lpvit.models.blocks import KeepMasks
 from lpvit.models.scheme import anneal
 from lpvit.training.augmentation import BatchAugmentation
 from lpvit.training.course import Course
 from lpvit.training.evaluation import Accuracy, evaluation_sums
+from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
 from lpvit.training.loss import TrainingLoss
 from lpvit.training.settings import Recipe
@@ -34,23 +36,28 @@ class Trainer:
         recipe = job.recipe
         self.recipe, self.device = recipe, device
         self.model = job.model.to(device)
-        self.expanded_masks = expand_keep_masks(self.model, job.keep_masks, job.block_shape)
-        zero_pruned(self.model.state_dict(), self.expanded_masks)
+        self.total_steps, self.steps = recipe.epochs * steps_per_epoch, 0
+        self.gradual: GradualPruning | None = None
+        self.block_shape = job.block_shape
+        if recipe.pruned_over and job.keep_masks:
+            steps = round(recipe.pruned_over * self.total_steps)
+            self.gradual = GradualPruning(self.model, job.keep_masks, job.block_shape, steps)
+        self.ema: ModelEmaV3 | None = None
+        self._take_masks(self.gradual.keep_masks(0) if self.gradual else job.keep_masks)
         self.loss = TrainingLoss(
             self.model, job.teacher, recipe.distillation, recipe.distillation_alpha, recipe.distillation_temperature
         ).to(device)
-        self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+        if recipe.ema_decay is not None:
+            self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay)
         self.optimizer = create_optimizer_v2(
             self.model, "adamw", lr=recipe.learning_rate * recipe.learning_rate_scale, weight_decay=recipe.weight_decay
         )
-        self.total_steps = recipe.epochs * steps_per_epoch
         self.schedule = learning_rate_schedule(self.optimizer, recipe, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.augment = BatchAugmentation(recipe, self.model.num_classes, device)  # type: ignore[arg-type]
         self.network: nn.Module = self.model
         if processes > 1:
             self.network = DistributedDataParallel(self.model, [device] if device.type == "cuda" else None)
-        self.steps = 0
 
     @property
     def learning_rate(self) -> float:
@@ -85,6 +92,8 @@ class Trainer:
     def step(self, images: Tensor, targets: Tensor) -> float:
         """One update of the weights; returns the loss before it. A loss that is not finite updates nothing."""
         anneal(self.model, self.steps / self.total_steps)
+        if self.gradual is not None and self.gradual.is_due(self.steps):
+            self._take_masks(self.gradual.keep_masks(self.steps))
         self.optimizer.zero_grad()
         value = self._backward(images, targets)
         if not np.isfinite(value):
@@ -95,6 +104,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.gradual is not None:  # what is gone still has momentum
+            zero_pruned(self.model.state_dict(), self.expanded_masks)
         if self.ema is not None:
             self.ema.update(self.model)
         self.steps += 1
@@ -128,6 +139,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "steps": self.steps,
+            "keep_masks": dict(self.keep_masks),
         }
 
     def resume(self, saved: dict[str, Any]) -> None:
@@ -137,6 +149,7 @@ class Trainer:
             self.ema.module.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
+        self._take_masks(saved["keep_masks"])
         self.steps = saved["steps"]
         self.schedule.step_update(self.steps)
 
@@ -144,6 +157,13 @@ class Trainer:
         if self.recipe.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, getattr(torch, self.recipe.precision))
+
+    def _take_masks(self, keep_masks: KeepMasks) -> None:
+        """From here on, all other weights are exactly zero, those of the averaged model too."""
+        self.keep_masks = keep_masks
+        self.expanded_masks = expand_keep_masks(self.model, keep_masks, self.block_shape)
+        for model in {self.model, self.evaluated}:
+            zero_pruned(model.state_dict(), self.expanded_masks)
 
     def _freeze_pruned(self) -> None:
         """With gradient zero, pruned weights have no part in the clipped norm, no momentum, and stay exactly zero."""

@@ -19,12 +19,13 @@ from lpvit.errors import LpvitError
 from lpvit.store.artifacts import load
 from lpvit.store.schemas import HISTORY, write_parquet
 from lpvit.training.augmentation import BatchAugmentation
+from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
 from lpvit.training.nodes import Nodes
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
 from lpvit.training.trainer import learning_rate_schedule
-from lpvit.weights.masks import expand_keep_masks, zero_pruned
+from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -110,7 +111,7 @@ def fit(
     folder: Path, settings: Recipe, data: ToyData | None = None, model: nn.Module | None = None, **options: Any
 ) -> tuple[dict[str, Tensor], pd.DataFrame]:
     options = {"device": CPU, "resume_file": folder / "training.pt", "fingerprint": "toy"} | options
-    return train(Training(model or toy_model(), settings, data or ToyData(), **options))
+    return train(Training(model or toy_model(), settings, data or ToyData(), **options))[:2]
 
 
 def random_run(folder: Path, fault: str | None = None, **options: Any) -> tuple[dict[str, Tensor], pd.DataFrame]:
@@ -290,6 +291,46 @@ def test_the_learning_rate_follows_the_batch_size_if_it_is_told_which_it_is_for(
     first, _ = fit(tmp_path / "first", recipe(epochs=1, learning_rate=1e-3, learning_rate_batch_size=4))
     second, _ = fit(tmp_path / "second", recipe(epochs=1, learning_rate=2e-3))
     assert_same(first, second)
+
+
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_gradual_pruning_ends_at_the_counts_and_prunes_by_magnitude_on_the_way(
+    tmp_path: Path, block: int, ema_decay: float | None
+) -> None:
+    model = toy_model()
+    masks = checkerboard(model, block)
+    options = {"device": CPU, "resume_file": tmp_path / "training.pt", "fingerprint": "toy"}
+    settings = recipe(epochs=3, pruned_over=0.5, ema_decay=ema_decay)
+    training = Training(model, settings, ToyData(), keep_masks=masks, block_shape=(block, block), **options)  # type: ignore[arg-type]
+    trained = train(training)
+    for layer, mask in masks.items():
+        assert trained.keep_masks[layer].sum() == mask.sum()
+    assert any(not torch.equal(trained.keep_masks[layer], mask) for layer, mask in masks.items())
+    verify_pruned(trained.state, expand_keep_masks(model, trained.keep_masks, (block, block)))
+
+
+def test_a_layer_that_is_not_trained_can_have_a_mask(tmp_path: Path) -> None:
+    model = toy_model()
+    masks = checkerboard(model, 4)
+    model.blocks[0].mlp.fc1.requires_grad_(False)
+    state, _ = fit(tmp_path, recipe(epochs=1), model=model, keep_masks=masks, block_shape=(4, 4))
+    verify_pruned(state, expand_keep_masks(model, masks, (4, 4)))
+
+
+def test_gradual_pruning_follows_the_cubic_law() -> None:
+    model = toy_model()
+    gradual = GradualPruning(model, checkerboard(model, 1), (1, 1), steps=10)
+    gone = [
+        sum(int((~mask).sum()) for mask in gradual.keep_masks(step).values()) / gradual_total(gradual)
+        for step in (0, 1, 5, 10, 12)
+    ]
+    assert gone == pytest.approx([0, 1 - 0.9**3, 1 - 0.5**3, 1, 1], abs=2e-3)
+    assert [step for step in range(15) if gradual.is_due(step)] == list(range(11))
+
+
+def gradual_total(gradual: GradualPruning) -> int:
+    return sum(int((~mask).sum()) for mask in gradual.final.values())
 
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:

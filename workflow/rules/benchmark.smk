@@ -58,7 +58,7 @@ use rule benchmark_pruned as benchmark_finetuned with:
     input:
         dense=f"{MODEL}/dense.pt",
         model=f"{RECIPE}/finetuned.pt",
-        masks=f"{BUDGET}/masks.pt",
+        masks=f"{RECIPE}/masks.pt",
     output:
         speed=f"{RECIPE}/finetuned/speed.parquet",
         choices=f"{RECIPE}/finetuned/choices.parquet",

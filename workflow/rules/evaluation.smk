@@ -42,7 +42,7 @@ use rule evaluate_dense as evaluate_finetuned with:
     input:
         images=f"{DATASET}/images.parquet",
         model=f"{RECIPE}/finetuned.pt",
-        masks=f"{BUDGET}/masks.pt",
+        masks=f"{RECIPE}/masks.pt",
     output:
         metrics=f"{RECIPE}/finetuned/metrics.parquet",
         layers=f"{RECIPE}/finetuned/layers.parquet",

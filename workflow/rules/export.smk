@@ -22,7 +22,7 @@ rule export_pruned:
 use rule export_pruned as export_finetuned with:
     input:
         model=f"{RECIPE}/finetuned.pt",
-        masks=f"{BUDGET}/masks.pt",
+        masks=f"{RECIPE}/masks.pt",
     output:
         safetensors=f"{RECIPE}/model.safetensors",
         onnx=f"{RECIPE}/model.onnx",

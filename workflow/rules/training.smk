@@ -1,5 +1,5 @@
 rule finetune:
-    """Trains the pruned model with its masks frozen."""
+    """Trains the pruned model with its masks frozen, or prunes the dense one while it trains."""
     input:
         images=f"{DATASET}/images.parquet",
         dense=f"{MODEL}/dense.pt",
@@ -8,6 +8,7 @@ rule finetune:
         teacher=lambda wildcards: teacher_of(wildcards.recipe),
     output:
         finetuned=f"{RECIPE}/finetuned.pt",
+        masks=f"{RECIPE}/masks.pt",
         history=f"{RECIPE}/history.parquet",
     params:
         dataset=images_of,

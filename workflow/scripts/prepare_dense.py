@@ -16,7 +16,7 @@ with stage(snakemake) as compute:
     architecture, model = dense_model(Model.model_validate(snakemake.params.model), images["label"].nunique())
     state, history = model.state_dict(), empty_frame(HISTORY)
     if snakemake.params.recipe is not None:
-        state, history = train(read_training(snakemake, compute, architecture, state))
+        state, history, _ = train(read_training(snakemake, compute, architecture, state))
     save_model(architecture, state, snakemake.output.dense, "dense")
     write_parquet(measure_costs(model), snakemake.output.costs, COSTS)
     write_parquet(history, snakemake.output.history, HISTORY)
