@@ -21,6 +21,7 @@ include: "workflow/rules/pruning.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/paper.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/benchmark.smk"
 

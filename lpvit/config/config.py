@@ -7,7 +7,7 @@ from each. The descriptions below are the README's reference of configuration ke
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -22,6 +22,15 @@ from lpvit.settings import Compute, Name, Section
 from lpvit.training.settings import Recipe
 
 
+class Published(Section):
+    """A row of the paper's tables."""
+
+    row: str = Field(description="what the paper calls it")
+    top1: float = Field(gt=0, le=100, description="published top-1 accuracy in %")
+    gmacs: float = Field(gt=0, description="published multiply-accumulates in G")
+    stage: Literal["dense", "final"] = Field("final", description="the dense model, or the experiment's last one")
+
+
 class Experiment(Section):
     """One choice from each section; its artifacts lie in the folder that these names spell."""
 
@@ -32,6 +41,7 @@ class Experiment(Section):
     budget: str = Field(description="name in `budgets`")
     schemes: tuple[str, ...] = Field((), description="names in `schemes`, added to the pruned model in this order")
     recipe: str | None = Field(None, description="name in `recipes`; null evaluates without fine-tuning")
+    published: Published | None = Field(None, description="row of the paper that it stands for in `paper_tables`")
 
 
 class Config(Section):

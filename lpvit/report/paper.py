@@ -1,0 +1,113 @@
+"""The paper's tables: what it published beside what was reached here. Frames in, frames, text or figures out."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lpvit.report.figures import COLORS, GREY, percent, styled
+from lpvit.report.tables import markdown
+
+GIGA = 1e9
+
+
+def paper_macs(layers: pd.DataFrame, costs: pd.DataFrame, window_tokens: int | None) -> float:
+    """Multiply-accumulates of a model as the published code counts them.
+
+    It takes linear layers with their biases and no attention product, the classifier once for every class, and of
+    Swin's attention one window.
+
+    Args:
+        layers: Of the model, schema ``LAYERS``.
+        costs: Of the dense model, schema ``COSTS``.
+        window_tokens: Tokens of a window, of Swin.
+    """
+    table = layers.merge(costs.drop(columns=["role", "macs"]), on="layer", suffixes=("", "_dense"))
+    biases = table["parameters_dense"] - table["out_features"] * table["in_features"]
+    seen = table["tokens"].astype(float)
+    if window_tokens is not None:
+        seen = seen.mask(table["role"].isin(["qkv", "proj"]), window_tokens)
+    counted = (table["macs"] / table["tokens"] + biases) * seen
+    return float((counted * table["out_features"].where(table["role"] == "head", 1)).sum())
+
+
+def paper_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row for every row of the paper.
+
+    Args:
+        rows: ``experiment``; ``row``, ``top1`` and ``gmacs`` as published; ``dense`` and ``final``, the rows of
+            ``METRICS``; ``paper_macs`` of the final model; ``recipe`` with ``epochs`` and ``teacher``, or None.
+
+    Returns:
+        Accuracies in %, MACs in G per image.
+    """
+    return pd.DataFrame(
+        {
+            "row": row["row"],
+            "experiment": row["experiment"],
+            "published_top1": row["top1"],
+            "top1": row["final"]["top1"],
+            "difference": row["final"]["top1"] - row["top1"],
+            "dense_top1": row["dense"]["top1"],
+            "published_gmacs": row["gmacs"],
+            "gmacs_all": row["final"]["macs_all"] / GIGA,
+            "gmacs_linear": row["final"]["macs"] / GIGA,
+            "gmacs_paper": row["paper_macs"] / GIGA,
+            "epochs": (row["recipe"] or {}).get("epochs", 0),
+            "teacher": (row["recipe"] or {}).get("teacher") or "",
+        }
+        for row in rows
+    )
+
+
+def paper_markdown(table: pd.DataFrame, proxy: bool) -> str:
+    """The table for people."""
+    heading = ""
+    if proxy:
+        heading = (
+            "A proxy: small models on small images stand in for those of the rows, so that ours is not to be compared "
+            "with what was published; it shows that every row runs.\n\n"
+        )
+    shown = pd.DataFrame(
+        {
+            "row": table["row"],
+            "experiment": table["experiment"],
+            "published": table["published_top1"].map("{:.2f} %".format),
+            "ours": table["top1"].map("{:.2f} %".format),
+            "difference": table["difference"].map("{:+.2f}".format) if not proxy else "-",
+            "ours, dense": table["dense_top1"].map("{:.2f} %".format),
+            "published MACs": table["published_gmacs"].map("{:.2f} G".format),
+            "all MACs": table["gmacs_all"].map(_giga),
+            "in linear layers": table["gmacs_linear"].map(_giga),
+            "by the paper's formula": table["gmacs_paper"].map(_giga),
+            "epochs": table["epochs"].astype(str),
+            "teacher": table["teacher"].replace("", "-"),
+        }
+    )
+    return heading + markdown(shown, text_columns=2)
+
+
+def _giga(value: float) -> str:
+    return f"{value:.2f} G" if value >= 0.1 else f"{1e3 * value:.2f} M"
+
+
+@styled
+def plot_paper(table: pd.DataFrame) -> Figure:
+    """Accuracy of every row: the dense model as a line, published as a hollow mark, ours filled.
+
+    Args:
+        table: From `paper_table`.
+    """
+    figure = Figure(figsize=(8, 0.32 * len(table) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(table))
+    axes.scatter(table["dense_top1"], places, marker="|", s=120, color=GREY, label="dense, ours")
+    axes.scatter(table["published_top1"], places, facecolors="none", edgecolors=COLORS[0], label="published")
+    axes.scatter(table["top1"], places, color=COLORS[0], label="ours")
+    axes.set_yticks(places, [f"{row}, {name}" for row, name in zip(table["row"], table["experiment"], strict=True)])
+    axes.invert_yaxis()
+    axes.set_xlabel("top-1 accuracy")
+    axes.xaxis.set_major_formatter(percent())
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
