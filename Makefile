@@ -3,12 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run setup test lint lock venv clean
+.PHONY: run paper-proxy setup test lint lock venv clean
 
 run: setup
 	$(BIN)/snakemake --cores all
 
 setup: $(INSTALLED)
+
+# The rows of all tables of the paper on tiny models and images: results/proxy/report/*/paper.md
+paper-proxy: setup
+	for table in table1 ablation_block_size ablation_second_order ablation_power; do \
+		$(BIN)/snakemake --cores all --configfile config/paper/$$table.yaml config/paper/proxy.yaml \
+			--until paper_tables || exit 1; \
+	done
 
 test: setup
 	$(BIN)/pytest -n 2

@@ -26,8 +26,8 @@ class Published(Section):
     """A row of the paper's tables."""
 
     row: str = Field(description="what the paper calls it")
-    top1: float = Field(gt=0, le=100, description="published top-1 accuracy in %")
-    gmacs: float = Field(gt=0, description="published multiply-accumulates in G")
+    top1: float | None = Field(None, gt=0, le=100, description="published top-1 accuracy in %; null is not known")
+    gmacs: float | None = Field(None, gt=0, description="published multiply-accumulates in G; null is not known")
     stage: Literal["dense", "final"] = Field("final", description="the dense model, or the experiment's last one")
 
 
@@ -49,6 +49,10 @@ class Config(Section):
 
     results: Path = Field(Path("results"), description="folder of all artifacts")
     report: Name = Field("main", description="folder of this config's tables and figures in `results/report`")
+    scale: Literal["paper", "proxy"] = Field(
+        "paper",
+        description="`proxy`: small models and images stand in for those of `published` rows, and tables say so",
+    )
     compute: Compute = Field(Compute(), description="device, threads, processes")
     energy: Energy = Field(Energy(), description="constants of the energy model")
     benchmark: Benchmark = Field(Benchmark(), description="how speed and energy are measured")

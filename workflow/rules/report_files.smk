@@ -26,8 +26,9 @@ def figures_of(experiment: Experiment) -> list[str]:
 def report_files() -> list[str]:
     """The checked plan and everything that people read; asking for it runs all experiments."""
     figures = {figure for experiment in experiments.values() for figure in figures_of(experiment)}
-    paper = [f"{REPORT}/paper.{kind}" for kind in ("md", "csv", "png") if any(e.published for e in experiments.values())]
-    return [f"{RESULTS}/plan.parquet", f"{REPORT}/summary.md", f"{REPORT}/summary.csv", f"{REPORT}/tradeoff.png", *sorted(figures), *paper]
+    if any(experiment.published for experiment in experiments.values()):
+        figures |= {f"{REPORT}/paper.md", f"{REPORT}/paper.png"}
+    return [f"{RESULTS}/plan.parquet", f"{REPORT}/summary.md", f"{REPORT}/summary.csv", f"{REPORT}/tradeoff.png", *sorted(figures)]
 
 
 def print_summary() -> None:

@@ -1,0 +1,25 @@
+"""Which experiments stand for a row of the paper, and by which files their rows are measured."""
+
+reproduced = {name: experiment for name, experiment in experiments.items() if experiment.published is not None}
+
+
+def dense_of(experiment: Experiment) -> str:
+    return evaluated(experiment)["dense"]
+
+
+def reproduced_by(experiment: Experiment) -> str:
+    """The folder of the model that stands for the row: the dense one, or the last that the experiment makes."""
+    return dense_of(experiment) if experiment.published.stage == "dense" else list(evaluated(experiment).values())[-1]
+
+
+def row_of(name: str) -> dict:
+    """What a row says beside what was measured."""
+    experiment = experiments[name]
+    model = settings.models[experiment.model]
+    trained = experiment.published.stage == "final" and experiment.recipe is not None
+    return {
+        "experiment": name,
+        **chosen(experiment.published),
+        "recipe": recipe_of(experiment.recipe) if trained else None,
+        "window_tokens": model.options.get("window_size", 7) ** 2 if "swin" in model.timm else None,
+    }
