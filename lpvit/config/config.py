@@ -39,7 +39,11 @@ class Experiment(Section):
     calibration: str = Field(description="name in `calibrations`")
     pruning: str = Field(description="name in `prunings`")
     budget: str = Field(description="name in `budgets`")
-    schemes: tuple[str, ...] = Field((), description="names in `schemes`, added to the pruned model in this order")
+    schemes: tuple[str, ...] = Field(
+        (),
+        description="names in `schemes`, added to the pruned model in this order; its budget is a share of "
+        "what the dense model costs with them",
+    )
     recipe: str | None = Field(None, description="name in `recipes`; null evaluates without fine-tuning")
     published: Published | None = Field(None, description="row of the paper that it stands for in `paper_tables`")
 
@@ -51,7 +55,7 @@ class Config(Section):
     report: Name = Field("main", description="folder of this config's tables and figures in `results/report`")
     scale: Literal["paper", "proxy"] = Field(
         "paper",
-        description="`proxy`: small models and images stand in for those of `published` rows, and tables say so",
+        description="`proxy`: small models and images stand in for those of `published` rows; tables say so",
     )
     compute: Compute = Field(Compute(), description="device, threads, processes")
     energy: Energy = Field(Energy(), description="constants of the energy model")

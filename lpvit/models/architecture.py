@@ -129,15 +129,21 @@ class Architecture:
 
 
 def with_schemes(
-    architecture: Architecture, state: Mapping[str, Tensor], schemes: Sequence[Scheme]
+    architecture: Architecture, state: Mapping[str, Tensor], schemes: Sequence[Mapping[str, Any]]
 ) -> tuple[Architecture, dict[str, Tensor]]:
     """A model with schemes added, whose own weights start as `create_model` draws them.
+
+    Args:
+        architecture: Of the model.
+        state: Its weights.
+        schemes: Settings of the schemes, as in `Architecture.schemes`.
 
     Raises:
         LpvitError: A scheme does not fit the model.
     """
-    added = [scheme.model_dump(mode="json") for scheme in schemes]
-    extended = replace(architecture, schemes=[*architecture.schemes, *added])
+    if not schemes:
+        return architecture, dict(state)
+    extended = replace(architecture, schemes=[*architecture.schemes, *schemes])
     model = extended.build()
     model.load_state_dict({**model.state_dict(), **state})
     return extended, model.state_dict()

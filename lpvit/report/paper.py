@@ -11,12 +11,12 @@ from lpvit.report.tables import markdown
 
 GIGA = 1e9
 DISTILLED = (
-    "Rows of DeiT prune the distilled checkpoints, whose published dense accuracy is 81.2 % (DeiT-S) and 83.4 % (DeiT-B); "
-    "the paper's dense rows are of the plain ones."
+    "Rows of DeiT prune the distilled checkpoints, whose published dense accuracy is 81.2 % (DeiT-S) and 83.4 % "
+    "(DeiT-B); the paper's dense rows are of the plain ones."
 )
 PROXY = (
-    "A proxy: small models on small images stand in for those of the rows, so that ours is not to be compared with what "
-    "was published; it shows that every row runs."
+    "A proxy: small models on small images stand in for those of the rows, so that ours is not to be compared with "
+    "what was published; it shows that every row runs."
 )
 
 

@@ -57,15 +57,18 @@ def plan_experiments(settings: Config, images: Mapping[str, pd.DataFrame]) -> pd
             for recipe in filter(None, (experiment.recipe, settings.models[experiment.model].recipe)):
                 _check_teacher(settings.recipes[recipe])
             pruning = settings.prunings[experiment.pruning]
+            if budget.structure == "width":
+                require_narrowable(model)
+            with torch.device("meta"):
+                for scheme in experiment.schemes:
+                    add_scheme(model, settings.schemes[scheme])
             layers = matrix_layers(model)
             if budget.structure == "width":
-                row = _check_width(model, layers, budget)
+                row = _check_width(layers, budget)
             else:
                 prunable = prunable_layers(layers, pruning.layers)
                 row = _check_budget(layers, prunable, pruning.block_shape, budget, settings.energy)
                 _check_block_products(prunable, pruning.block_shape, calibration.images * pruning.probes_used)
-            for scheme in experiment.schemes:
-                add_scheme(model, settings.schemes[scheme])
         except LpvitError as error:
             raise LpvitError(f"experiments.{name}: {error}") from None
         rows.append({"experiment": name, "classes": classes, **row})
@@ -107,8 +110,7 @@ def _check_teacher(recipe: Recipe) -> None:
         raise LpvitError(f"teacher_checkpoint: {recipe.teacher_checkpoint} not found")
 
 
-def _check_width(model: nn.Module, layers: list[LayerSpec], budget: Budget) -> dict[str, float]:
-    require_narrowable(model)
+def _check_width(layers: list[LayerSpec], budget: Budget) -> dict[str, float]:
     macs = sum(layer.macs for layer in layers)
     return {"dense_macs": macs, "prunable_macs": macs, "least_macs": 0, "target": budget.targets["macs"]}
 

@@ -25,6 +25,7 @@ from lpvit.store.schemas import (
     ALLOCATION,
     BLOCKS,
     CHOICES,
+    COSTS,
     CURVES,
     ENERGY,
     FRONTIER,
@@ -184,13 +185,16 @@ def test_schemes_are_added_to_the_pruned_model_trained_and_counted(tiny_config: 
     config = change(config, "experiments", {"main": main, "both": {**main, "schemes": ["rows", "tokens"]}})
     run = workflow.run(config)
     assert run.code == 0, run.output
-    assert stages(run.jobs) == {"add_schemes", "evaluate_pruned", "finetune", "evaluate_finetuned"}
+    after = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
+    assert stages(run.jobs) == {"count_costs", *after}
     folder = workflow.folder / "results/digits/vit/c64/b8"
     plain, both = (
         read_parquet(next(folder.glob(f"{budget}/*/finetuned/metrics.parquet")), METRICS).iloc[0]
         for budget in (main["budget"], f"{main['budget']}@rows@tokens")
     )
     assert both["macs"] < plain["macs"]
+    costs = read_parquet(folder.parents[1] / "costs@rows@tokens.parquet", COSTS)
+    assert both["macs"] / costs["macs"].sum() == pytest.approx(tiny_config["budgets"]["half"]["macs"], abs=0.01)
     assert plain["macs_all"] - both["macs_all"] > plain["macs"] - both["macs"]  # of attention too
     file = workflow.folder / "lpvit/models/schemes/token_merging.py"
     file.write_text(file.read_text() + "\nEDITED = True\n")

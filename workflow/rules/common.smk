@@ -109,19 +109,19 @@ def measures_images(wildcards) -> bool:
 
 
 def is_reconstructed(wildcards) -> bool:
-    return settings.budgets[wildcards.budget].reconstruction != "none"
+    return budget_of(wildcards).reconstruction != "none"
 
 
 def budgets_of(structure: str) -> str:
-    """Wildcard constraint: the budgets that remove blocks, or width."""
+    """Wildcard constraint: the budgets that remove blocks, or width, with schemes or without."""
     names = [name for name, budget in settings.budgets.items() if budget.structure == structure]
-    return "|".join(map(re.escape, names)) or "(?!)"
+    return f"({'|'.join(map(re.escape, names)) or '(?!)'})(@[^/]+)?"
 
 
 def last_step(file: str) -> Callable:
     """Scores or curves that a budget's allocation goes by: of the dense model, or of what its steps left."""
     return branch(
-        lambda wildcards: settings.budgets[wildcards.budget].steps > 1,
+        lambda wildcards: budget_of(wildcards).steps > 1,
         then=f"{APPROACH}/{file}",
         otherwise=f"{PRUNING}/{file}",
     )
@@ -129,7 +129,7 @@ def last_step(file: str) -> Callable:
 
 def latency_of(wildcards) -> str | list:
     """The latency table of a budget in milliseconds: as given, or measured on this machine; elsewhere none."""
-    budget = settings.budgets[wildcards.budget]
+    budget = budget_of(wildcards)
     if budget.latency is None:
         return []
     return str(budget.latency_table or LATENCY.format(**wildcards, block=block_of(wildcards.pruning)))
@@ -141,7 +141,7 @@ def block_of(pruning: str) -> str:
 
 def energy_of(wildcards) -> dict:
     """The constants of the energy model where a budget counts energy; elsewhere they do not matter."""
-    return chosen(settings.energy) if settings.budgets[wildcards.budget].energy is not None else {}
+    return chosen(settings.energy) if budget_of(wildcards).energy is not None else {}
 
 
 def reconstruction_of(wildcards) -> dict | None:
@@ -149,11 +149,11 @@ def reconstruction_of(wildcards) -> dict | None:
     if not is_reconstructed(wildcards):
         return None
     pruning = chosen(settings.prunings[wildcards.pruning], "batch_size")
-    return {"method": settings.budgets[wildcards.budget].reconstruction, **images_of(wildcards), **pruning}
+    return {"method": budget_of(wildcards).reconstruction, **images_of(wildcards), **pruning}
 
 
 def names_of(experiment: Experiment) -> dict:
-    """The wildcards of an experiment's final model: its schemes are a part of its budget's name."""
+    """The wildcards of an experiment; its schemes are a part of its budget's name, `budget@scheme@scheme`."""
     names = experiment.model_dump()
     return names | {"budget": "@".join([experiment.budget, *experiment.schemes])}
 
@@ -163,8 +163,15 @@ def budget_of(wildcards):
     return settings.budgets[wildcards.budget.partition("@")[0]]
 
 
-def experiment_folder(experiment: Experiment) -> str:
-    return BUDGET.format(**experiment.model_dump())
+def schemes_of(wildcards) -> list[dict]:
+    """The settings of the schemes that a budget's name ends with."""
+    return [chosen(settings.schemes[name]) for name in wildcards.budget.split("@")[1:]]
+
+
+def costs_of(wildcards) -> str:
+    """The costs that a budget goes by: those of the dense model, with its schemes if there are any."""
+    _, at, schemes = wildcards.budget.partition("@")
+    return f"{MODEL}/costs{at}{schemes}.parquet".format(**wildcards)
 
 
 def evaluated(experiment: Experiment) -> dict[str, str]:

@@ -43,3 +43,22 @@ rule prepare_dense:
         ENVIRONMENT
     script:
         "../scripts/prepare_dense.py"
+
+
+rule count_costs:
+    """Counts what the layers of the dense model cost once schemes are added to it."""
+    input:
+        dense=f"{MODEL}/dense.pt",
+    output:
+        costs=f"{MODEL}/costs@{{schemes}}.parquet",
+    params:
+        schemes=lambda wildcards: [chosen(settings.schemes[name]) for name in wildcards.schemes.split("@")],
+        sources=sources("count_costs.py"),
+    log:
+        f"{MODEL}/costs@{{schemes}}.log",
+    wildcard_constraints:
+        schemes="[^/]+",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/count_costs.py"

@@ -9,7 +9,7 @@ rule paper_tables:
         dense=[f"{dense_of(experiment)}/metrics.parquet" for experiment in reproduced.values()],
         final=[f"{reproduced_by(experiment)}/metrics.parquet" for experiment in reproduced.values()],
         layers=[f"{reproduced_by(experiment)}/layers.parquet" for experiment in reproduced.values()],
-        costs=[f"{MODEL}/costs.parquet".format(**names_of(experiment)) for experiment in reproduced.values()],
+        costs=[costs_of_row(experiment) for experiment in reproduced.values()],
     output:
         markdown=f"{REPORT}/paper.md",
         csv=report(

@@ -12,6 +12,11 @@ def reproduced_by(experiment: Experiment) -> str:
     return dense_of(experiment) if experiment.published.stage == "dense" else list(evaluated(experiment).values())[-1]
 
 
+def costs_of_row(experiment: Experiment) -> str:
+    schemes = experiment.schemes if experiment.published.stage == "final" else ()
+    return f"{MODEL}/costs{'@' * bool(schemes)}{'@'.join(schemes)}.parquet".format(**names_of(experiment))
+
+
 def row_of(name: str) -> dict:
     """What a row says beside what was measured."""
     experiment = experiments[name]

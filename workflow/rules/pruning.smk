@@ -55,14 +55,14 @@ rule approach_budget:
         samples=f"{CALIBRATION}/samples.parquet",
         blocks=f"{PRUNING}/blocks.parquet",
         curves=f"{PRUNING}/curves.parquet",
-        costs=f"{MODEL}/costs.parquet",
+        costs=costs_of,
         latency=latency_of,
     output:
         blocks=f"{APPROACH}/blocks.parquet",
         curves=f"{APPROACH}/curves.parquet",
     params:
         dataset=images_of,
-        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget]),
+        budget=lambda wildcards: chosen(budget_of(wildcards)),
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
         energy=energy_of,
         sources=sources("approach_budget.py"),
@@ -82,12 +82,12 @@ rule allocate_sparsity:
     input:
         blocks=last_step("blocks.parquet"),
         curves=last_step("curves.parquet"),
-        costs=f"{MODEL}/costs.parquet",
+        costs=costs_of,
         latency=latency_of,
     output:
         allocation=f"{BUDGET}/allocation.parquet",
     params:
-        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget], without="reconstruction"),
+        budget=lambda wildcards: chosen(budget_of(wildcards), without="reconstruction"),
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
         energy=energy_of,
         sources=sources("allocate_sparsity.py"),
@@ -100,7 +100,7 @@ rule allocate_sparsity:
 
 
 rule build_masks:
-    """Keeps the most salient blocks of every layer, zeroes the others, and fits what stays if asked."""
+    """Keeps the most salient blocks of every layer, zeroes the others, fits what stays if asked, and adds schemes."""
     input:
         dense=f"{MODEL}/dense.pt",
         blocks=last_step("blocks.parquet"),
@@ -112,6 +112,7 @@ rule build_masks:
     params:
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
         reconstruction=reconstruction_of,
+        schemes=schemes_of,
         sources=sources("build_masks.py"),
     log:
         f"{BUDGET}/masks.log",
@@ -136,7 +137,8 @@ rule narrow_model:
         pruned=f"{BUDGET}/pruned.pt",
     params:
         dataset=images_of,
-        macs=lambda wildcards: settings.budgets[wildcards.budget].macs,
+        macs=lambda wildcards: budget_of(wildcards).macs,
+        schemes=schemes_of,
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "batch_size"),
         sources=sources("narrow_model.py"),
     log:
@@ -167,25 +169,3 @@ rule measure_interactions:
         ENVIRONMENT
     script:
         "../scripts/measure_interactions.py"
-
-
-rule add_schemes:
-    """Adds what computes less beside pruned blocks; the folder of a budget with schemes is budget@scheme@scheme."""
-    input:
-        pruned=f"{PRUNING}/{{bare}}/pruned.pt",
-        masks=f"{PRUNING}/{{bare}}/masks.pt",
-    output:
-        pruned=f"{PRUNING}/{{bare}}@{{schemes}}/pruned.pt",
-        masks=f"{PRUNING}/{{bare}}@{{schemes}}/masks.pt",
-    params:
-        schemes=lambda wildcards: [chosen(settings.schemes[name]) for name in wildcards.schemes.split("@")],
-        sources=sources("add_schemes.py"),
-    log:
-        f"{PRUNING}/{{bare}}@{{schemes}}/pruned.log",
-    wildcard_constraints:
-        bare="[^/@]+",
-        schemes="[^/]+",
-    conda:
-        ENVIRONMENT
-    script:
-        "../scripts/add_schemes.py"

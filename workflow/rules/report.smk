@@ -77,7 +77,7 @@ rule plot_allocation:
     """Draws the keep ratio of every layer."""
     input:
         allocation=f"{BUDGET}/allocation.parquet",
-        costs=f"{MODEL}/costs.parquet",
+        costs=costs_of,
     output:
         figure=report(
             f"{BUDGET}/allocation.png",
@@ -92,7 +92,7 @@ rule plot_allocation:
             },
         ),
     params:
-        allocator=lambda wildcards: settings.budgets[wildcards.budget].allocator,
+        allocator=lambda wildcards: budget_of(wildcards).allocator,
         sources=sources("plot_allocation.py"),
     log:
         f"{BUDGET}/allocation.png.log",
@@ -107,7 +107,7 @@ rule trace_frontier:
     input:
         blocks=last_step("blocks.parquet"),
         curves=last_step("curves.parquet"),
-        costs=f"{MODEL}/costs.parquet",
+        costs=costs_of,
         latency=latency_of,
         allocation=f"{BUDGET}/allocation.parquet",
     output:
@@ -125,7 +125,7 @@ rule trace_frontier:
             },
         ),
     params:
-        budget=lambda wildcards: chosen(settings.budgets[wildcards.budget], without="reconstruction"),
+        budget=lambda wildcards: chosen(budget_of(wildcards), without="reconstruction"),
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
         energy=energy_of,
         sources=sources("trace_frontier.py"),
@@ -141,7 +141,7 @@ rule plot_blocks:
     """Draws which blocks stay in a few layers."""
     input:
         masks=f"{BUDGET}/masks.pt",
-        costs=f"{MODEL}/costs.parquet",
+        costs=costs_of,
     output:
         figure=report(
             f"{BUDGET}/blocks.png",
@@ -170,7 +170,7 @@ rule plot_interactions:
     """Draws how far the layers' distortions add up."""
     input:
         interactions=f"{BUDGET}/interactions.parquet",
-        costs=f"{MODEL}/costs.parquet",
+        costs=costs_of,
     output:
         figure=report(
             f"{BUDGET}/interactions.png",

@@ -8,7 +8,7 @@ evaluations = [
 
 
 def figures_of(experiment: Experiment) -> list[str]:
-    names, budget = experiment.model_dump(), experiment_folder(experiment)
+    names, budget = names_of(experiment), BUDGET.format(**names_of(experiment))
     figures = []
     if settings.budgets[experiment.budget].structure == "blocks":
         figures += [f"{PRUNING}/curves.png".format(**names), f"{budget}/allocation.png", f"{budget}/blocks.png"]
@@ -19,7 +19,7 @@ def figures_of(experiment: Experiment) -> list[str]:
     if len(settings.budgets[experiment.budget].targets) == 2:
         figures.append(f"{budget}/frontier.png")
     if experiment.recipe is not None:
-        figures.append(f"{RECIPE}/history.png".format(**names_of(experiment)))
+        figures.append(f"{RECIPE}/history.png".format(**names))
     return figures
 
 

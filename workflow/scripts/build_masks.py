@@ -1,7 +1,7 @@
-"""Scores and an allocation in, keep masks and the pruned model out, its weights fitted to the dense one's if asked."""
+"""Scores and an allocation in, keep masks and the pruned model out: fitted to the dense one, with schemes, if asked."""
 
 from lpvit.data.loading import evaluation_loader
-from lpvit.models.architecture import load_model, save_model
+from lpvit.models.architecture import load_model, save_model, with_schemes
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import ALLOCATION, BLOCKS, SAMPLES, read_parquet
 from lpvit.weights.masks import build_keep_masks, save_masks
@@ -20,4 +20,4 @@ with stage(snakemake) as compute:
         loader = evaluation_loader(samples, reconstruction, model, reconstruction["batch_size"], compute)
     pruned = pruned_weights(model, keep_masks, block_shape, loader, compute.device)
     save_masks(keep_masks, block_shape, snakemake.output.masks)
-    save_model(architecture, pruned, snakemake.output.pruned, "pruned")
+    save_model(*with_schemes(architecture, pruned, snakemake.params.schemes), snakemake.output.pruned, "pruned")
