@@ -159,8 +159,8 @@ class Body:
         return self._role_by_structure(name, span, self.blocks[block], module) or last
 
     def _role_by_structure(self, name: str, span: Span, block: Span, module: nn.Linear) -> str | None:
-        """By place: what feeds the attention, what takes it in, what comes after; None for layers between heads."""
-        if block.width not in (module.in_features, module.out_features):
+        """By place: what feeds the attention, what takes it in, what follows; None between heads, and for a score."""
+        if block.width not in (module.in_features, module.out_features) or module.out_features == 1:
             return None
         moment, place = [(moment, place) for moment, place in self.attention if block.start < moment < block.end][-1]
         if span.start < moment or (_is_inside(name, place) and place not in self.blocks):

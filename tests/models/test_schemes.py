@@ -15,6 +15,7 @@ from lpvit.api.sparsify import sparsify
 from lpvit.errors import LpvitError
 from lpvit.models.attention import attention_modules, take_over
 from lpvit.models.cost import count_macs, measure_costs
+from lpvit.models.layers import matrix_layers
 from lpvit.models.pattern_attention import PatternAttention, pattern_mask
 from lpvit.models.scheme import add_scheme, anneal
 from lpvit.models.settings import Scheme
@@ -203,3 +204,12 @@ def test_costs_count_the_tokens_that_are_left() -> None:
     tokens = measure_costs(model).set_index("layer")["tokens"]
     assert tokens["blocks.0.mlp.fc1"] == 17
     assert tokens["blocks.1.mlp.fc1"] == 9
+
+
+def test_a_scorer_is_no_layer_to_prune() -> None:
+    model = member("ViT")
+    roles = {layer.name: layer.role for layer in matrix_layers(model)}
+    selected = with_scheme(model, "token_selection", keep_tokens=0.5, before_blocks=[1])
+    added = {layer.name: layer.role for layer in matrix_layers(selected) if layer.name not in roles}
+    assert set(added.values()) == {"score"}
+    assert {layer.name: layer.role for layer in matrix_layers(selected)} == roles | added
