@@ -15,16 +15,32 @@ if TYPE_CHECKING:
     from lpvit.api.sparsify import sparsify
     from lpvit.curves.settings import Pruning
     from lpvit.errors import LpvitError
+    from lpvit.models.scheme import add_scheme
+    from lpvit.models.settings import Scheme
 
 __version__ = "0.1.0"
 
-__all__ = ["Budget", "LpvitError", "Pruned", "Pruning", "export_onnx", "load", "prune", "save", "sparsify"]
+__all__ = [
+    "Budget",
+    "LpvitError",
+    "Pruned",
+    "Pruning",
+    "Scheme",
+    "add_scheme",
+    "export_onnx",
+    "load",
+    "prune",
+    "save",
+    "sparsify",
+]
 
 _MODULES = {
     "Budget": "allocation.settings",
     "LpvitError": "errors",
     "Pruned": "api.pruned",
     "Pruning": "curves.settings",
+    "Scheme": "models.settings",
+    "add_scheme": "models.scheme",
     "export_onnx": "api.export",
     "load": "api.checkpoint",
     "prune": "api.prune",

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,7 +49,8 @@ class PatternAttention(nn.Module):
         return torch.cat([prefix, patches], dim=2)
 
     def _patches(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        parts = [part.to(keys.device) for part in pattern_parts(self.pattern, self.stride, self.prefix, keys.shape[2])]
+        tables = pattern_tables(self.pattern, self.stride, self.prefix, keys.shape[2])
+        parts = [Part(*(torch.from_numpy(table).to(keys.device) for table in part)) for part in tables]
         queries = queries * queries.shape[-1] ** -0.5
         scores = [part.scores(queries, keys) for part in parts]
         added = [part.added(queries, bias, self.prefix) for part in parts]
@@ -73,9 +76,6 @@ class Part:
     place: Tensor
     open: Tensor
 
-    def to(self, device: torch.device) -> "Part":
-        return Part(*(table.to(device) for table in (self.queries, self.keys, self.place, self.open)))
-
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         """(N, H, P, d) and (N, H, T, d) -> (N, H, P, M)."""
         grouped = queries[:, :, self.queries] @ keys[:, :, self.keys].transpose(-1, -2)
@@ -100,25 +100,29 @@ def _as_bias(may_look: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(may_look, dtype=dtype).masked_fill(~may_look, -torch.inf)
 
 
-@lru_cache(maxsize=64)
-def pattern_parts(pattern: Pattern, stride: int, prefix: int, tokens: int) -> tuple[Part, ...]:
+Tables = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]  # of a `Part`
+
+
+@lru_cache(maxsize=64)  # of NumPy: a tensor that is made while torch traces the model belongs to the trace
+def pattern_tables(pattern: Pattern, stride: int, prefix: int, tokens: int) -> tuple[Tables, ...]:
     """The parts of a pattern, for a number of tokens."""
-    patches = torch.arange(tokens - prefix)
+    patches = np.arange(tokens - prefix)
     row = patches // stride
     looks = [_part(row, row, prefix)]
     if pattern == "strided":
         looks.append(_part(patches % stride, patches % stride, prefix, has=row[:, None] == row))
     if pattern == "fixed":
-        summaries = torch.where(patches % stride == stride - 1, 0, 1)
-        looks.append(_part(torch.zeros_like(patches), summaries, prefix, has=row[:, None] == row))
+        summaries = np.where(patches % stride == stride - 1, 0, 1)
+        looks.append(_part(np.zeros_like(patches), summaries, prefix, has=row[:, None] == row))
     if prefix:
-        everyone = torch.zeros(1, prefix, dtype=torch.int64) + torch.arange(prefix)
-        opened = torch.ones(len(patches), prefix, dtype=torch.bool)
-        looks.append(Part(patches[None], everyone, patches, opened))
+        opened = np.ones((len(patches), prefix), dtype=bool)
+        looks.append((patches[None], np.arange(prefix)[None], patches, opened))
     return tuple(looks)
 
 
-def _part(query_group: Tensor, key_group: Tensor, prefix: int, has: Tensor | None = None) -> Part:
+def _part(
+    query_group: NDArray[np.int64], key_group: NDArray[np.int64], prefix: int, has: NDArray[np.bool_] | None = None
+) -> Tables:
     """Every patch looks at the patches of its group, but for those that another part has.
 
     Args:
@@ -127,32 +131,32 @@ def _part(query_group: Tensor, key_group: Tensor, prefix: int, has: Tensor | Non
         prefix: Tokens before the patches.
         has: Pairs of patches that another part has, (P, P).
     """
-    groups = torch.unique(query_group)
-    queries = [torch.nonzero(query_group == group).flatten() for group in groups]
-    keys = [torch.nonzero(key_group == group).flatten() for group in groups]
+    groups = np.unique(query_group)
+    queries = [np.flatnonzero(query_group == group) for group in groups]
+    keys = [np.flatnonzero(key_group == group) for group in groups]
     padded_queries, padded_keys = _padded(queries), _padded(keys)
-    place = torch.empty(len(query_group), dtype=torch.int64)
-    opened = torch.zeros(len(query_group), padded_keys.shape[1], dtype=torch.bool)
+    place = np.empty(len(query_group), dtype=np.int64)
+    opened = np.zeros((len(query_group), padded_keys.shape[1]), dtype=bool)
     for number, (asking, asked) in enumerate(zip(queries, keys, strict=True)):
-        place[asking] = number * padded_queries.shape[1] + torch.arange(len(asking))
+        place[asking] = number * padded_queries.shape[1] + np.arange(len(asking))
         opened[asking, : len(asked)] = True if has is None else ~has[asking][:, asked]
-    return Part(padded_queries, padded_keys + prefix, place, opened)
+    return padded_queries, padded_keys + prefix, place, opened
 
 
-def _padded(groups: list[Tensor]) -> Tensor:
+def _padded(groups: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     longest = max(map(len, groups))
-    return torch.stack([torch.cat([group, group[-1:].expand(longest - len(group))]) for group in groups])
+    return np.stack([np.pad(group, (0, longest - len(group)), mode="edge") for group in groups])
 
 
 def pattern_mask(pattern: Pattern, stride: int, prefix: int, tokens: int) -> Tensor:
     """Whether a token looks at another, (T, T): the pattern as a table."""
-    mask = torch.zeros(tokens, tokens, dtype=torch.bool)
+    mask = np.zeros((tokens, tokens), dtype=bool)
     mask[:prefix] = True
-    for part in pattern_parts(pattern, stride, prefix, tokens):
-        of_query = part.keys[part.place // part.queries.shape[1]]
-        rows = torch.arange(len(of_query))[:, None].expand_as(of_query) + prefix
-        mask[rows[part.open], of_query[part.open]] = True
-    return mask
+    for queries, keys, place, opened in pattern_tables(pattern, stride, prefix, tokens):
+        of_query = keys[place // queries.shape[1]]
+        rows = np.broadcast_to(np.arange(len(of_query))[:, None] + prefix, of_query.shape)
+        mask[rows[opened], of_query[opened]] = True
+    return torch.from_numpy(mask)
 
 
 @lru_cache(maxsize=8)

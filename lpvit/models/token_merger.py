@@ -46,7 +46,7 @@ class TokenMerger(nn.Module):
         count = min(self.merged_tokens, (tokens.shape[1] - self.prefix) // 2)
         source, target, stays = _pairs(self._keys.detach()[:, self.prefix :], count)
         source, target, stays = (rows + self.prefix for rows in (source, target, stays))
-        prefix = torch.arange(self.prefix, device=tokens.device).expand(len(tokens), -1)
+        prefix = torch.arange(self.prefix, device=tokens.device).expand(tokens.shape[0], -1)
         weighted = tokens * sizes[..., None]
         weighted = _added(weighted, source, target)
         sizes = _added(sizes[..., None], source, target)
@@ -69,9 +69,9 @@ def _pairs(keys: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     keys = functional.normalize(keys, dim=-1)
     first, second = keys[:, ::2], keys[:, 1::2]
     similarity, nearest = (first @ second.transpose(1, 2)).max(dim=2)
-    order = similarity.argsort(dim=1, descending=True, stable=True)
+    order = similarity.topk(similarity.shape[1], dim=1).indices  # a sort that ONNX has
     going, staying = order[:, :count], order[:, count:]
-    seconds = torch.arange(1, keys.shape[1], 2, device=keys.device).expand(len(keys), -1)
+    seconds = torch.arange(1, keys.shape[1], 2, device=keys.device).expand(keys.shape[0], -1)
     stays = torch.cat([2 * staying, seconds], dim=1).sort(dim=1).values
     return 2 * going, 2 * nearest.gather(1, going) + 1, stays
 

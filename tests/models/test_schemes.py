@@ -196,6 +196,10 @@ def test_a_pruned_model_with_a_scheme_is_saved_loaded_and_runs_sparse(kind: str,
         torch.testing.assert_close(sparsify(pruned)(images), expected, rtol=1e-4, atol=1e-4)
         lpvit.save(pruned, tmp_path / "model.safetensors", options=FAMILIES[kind][1])
         torch.testing.assert_close(lpvit.load(tmp_path / "model.safetensors").model(images), expected)
+        lpvit.export_onnx(pruned, tmp_path / "model.onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
     assert count_macs(pruned.model) < count_macs(model)
 
 
