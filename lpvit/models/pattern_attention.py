@@ -1,14 +1,13 @@
 """Attention that computes a fixed pattern and no more; see `lpvit.models.schemes.sparse_attention`.
 
-A pattern is a few parts. Each deals the queries out into groups that look at the same keys, so that its scores are one
-batched product; the softmax goes over the parts together.
+The patches stand in a grid of rows, so that those of a row, or of a column, are a view and their scores one batched
+product; the softmax goes over all that a patch looks at.
 
-N = images or windows; H = heads; T = tokens; d = features of a head; G = groups of a part; L = queries of a group;
-M = keys of a group.
+N = images or windows; H = heads; T = tokens; d = features of a head; R, S = rows and columns of the grid, of which the
+last row may be ragged; M = tokens that a patch looks at: its row, then its column or the summaries, then the prefix.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -29,7 +28,7 @@ class PatternAttention(nn.Module):
 
     Args:
         pattern: What a patch looks at beside its row.
-        stride: Patches of a row.
+        stride: Patches of a row, S.
         prefix: Tokens before the patches, which look at all and are looked at by all.
     """
 
@@ -41,7 +40,7 @@ class PatternAttention(nn.Module):
         """Queries, keys and values (N, H, T, d), and what is added to the scores, (N or 1, H or 1, T, T)."""
         if queries.is_cuda and bias is None:
             return _flex_attention(queries, keys, values, self.pattern, self.stride, self.prefix)
-        patches = self._patches(queries[:, :, self.prefix :], keys, values, bias)
+        patches = self._patches(queries, keys, values, bias)
         if self.prefix == 0:
             return patches
         first = None if bias is None else bias[:, :, : self.prefix]
@@ -49,113 +48,96 @@ class PatternAttention(nn.Module):
         return torch.cat([prefix, patches], dim=2)
 
     def _patches(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        tables = pattern_tables(self.pattern, self.stride, self.prefix, keys.shape[2])
-        parts = [Part(*(torch.from_numpy(table).to(keys.device) for table in part)) for part in tables]
-        queries = queries * queries.shape[-1] ** -0.5
-        scores = [part.scores(queries, keys) for part in parts]
-        added = [part.added(queries, bias, self.prefix) for part in parts]
-        shares = torch.cat([score + add for score, add in zip(scores, added, strict=True)], dim=-1).softmax(dim=-1)
-        of_parts = torch.split_with_sizes(shares, [score.shape[-1] for score in scores], dim=-1)
-        outputs = [part.values(share, values) for part, share in zip(parts, of_parts, strict=True)]
-        return torch.stack(outputs).sum(dim=0)
+        prefix, tokens = self.prefix, keys.shape[2]
+        scores = self._scores(self._grid(queries * queries.shape[-1] ** -0.5), self._grid(keys), keys[:, :, :prefix])
+        scores += self._added(tokens, bias, scores)
+        mixed = self._mixed(scores.softmax(dim=-1), self._grid(values), values[:, :, :prefix])
+        return mixed.flatten(2, 3)[:, :, : tokens - prefix]
 
+    def _grid(self, tokens: Tensor) -> Tensor:
+        """The patches among (N, H, T, d) as (N, H, R, S, d)."""
+        patches = tokens[:, :, self.prefix :]
+        missing = -patches.shape[2] % self.stride
+        if missing:
+            patches = functional.pad(patches, (0, 0, 0, missing))
+        return patches.reshape(*patches.shape[:2], -1, self.stride, patches.shape[-1])
 
-@dataclass(frozen=True)
-class Part:
-    """Groups of patches that look at the same tokens.
+    def _scores(self, asking: Tensor, keys: Tensor, prefix: Tensor) -> Tensor:
+        """Scores with the tokens that each patch looks at, (N, H, R, S, M)."""
+        scores = [_product(asking, keys.mT)]
+        if self.pattern == "strided":
+            scores.append(_product(asking.transpose(2, 3), keys.transpose(2, 3).mT).transpose(2, 3))
+        if self.pattern == "fixed":
+            scores.append(_product(asking.flatten(2, 3), keys[:, :, :, -1].mT).view(*asking.shape[:4], -1))
+        if self.prefix:
+            scores.append(_product(asking.flatten(2, 3), prefix.mT).view(*asking.shape[:4], -1))
+        return torch.cat(scores, dim=-1)
 
-    Attributes:
-        queries: Patches of every group, (G, L), counted from the first patch; ragged groups repeat their last one.
-        keys: Tokens of every group, (G, M), likewise.
-        place: Where each patch stands in ``queries`` flattened, (P,).
-        open: Whether a patch looks at each key of its group: not at a repetition, nor at what another part has, (P, M).
-    """
+    def _mixed(self, shares: Tensor, values: Tensor, prefix: Tensor) -> Tensor:
+        """The values of the tokens that each patch looks at, by its shares of them, (N, H, R, S, d)."""
+        others = shares.shape[-1] - self.stride - self.prefix
+        of_row, of_others, of_prefix = shares.split_with_sizes([self.stride, others, self.prefix], dim=-1)
+        mixed = _product(of_row, values)
+        if self.pattern == "strided":
+            mixed += _product(of_others.transpose(2, 3), values.transpose(2, 3)).transpose(2, 3)
+        if self.pattern == "fixed":
+            mixed += _product(of_others.flatten(2, 3), values[:, :, :, -1]).view_as(mixed)
+        if self.prefix:
+            mixed += _product(of_prefix.flatten(2, 3), prefix).view_as(mixed)
+        return mixed
 
-    queries: Tensor
-    keys: Tensor
-    place: Tensor
-    open: Tensor
-
-    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """(N, H, P, d) and (N, H, T, d) -> (N, H, P, M)."""
-        grouped = queries[:, :, self.queries] @ keys[:, :, self.keys].transpose(-1, -2)
-        return grouped.flatten(2, 3)[:, :, self.place]
-
-    def values(self, shares: Tensor, values: Tensor) -> Tensor:
-        """Attention (N, H, P, M) and values (N, H, T, d) -> (N, H, P, d)."""
-        grouped = shares[:, :, self.queries] @ values[:, :, self.keys]
-        return grouped.flatten(2, 3)[:, :, self.place]
-
-    def added(self, like: Tensor, bias: Tensor | None, prefix: int) -> Tensor:
-        """What is added to the scores: minus infinity where a key is closed, and the bias of the model."""
-        closed = _as_bias(self.open, like.dtype)
+    def _added(self, tokens: int, bias: Tensor | None, like: Tensor) -> Tensor:
+        """What is added to the scores: minus infinity where a patch does not look, and the bias of the model."""
+        seen, opened = (torch.from_numpy(table) for table in pattern_tables(*self._shape(), tokens))
+        closed = _as_bias(opened.to(like.device), like.dtype).view(like.shape[2:])
         if bias is None:
             return closed
-        rows = torch.arange(len(self.place), device=like.device)[:, None] + prefix
-        found = bias[:, :, rows, self.keys[self.place // self.queries.shape[1]]]
+        rows = torch.arange(len(seen)).clamp(max=tokens - self.prefix - 1)[:, None] + self.prefix
+        found = bias[:, :, rows.to(like.device), seen.to(like.device)]
+        found = found.view(*bias.shape[:2], *like.shape[2:])
         return closed + (_as_bias(found, like.dtype) if found.dtype == torch.bool else found)
+
+    def _shape(self) -> tuple[Pattern, int, int]:
+        return self.pattern, self.stride, self.prefix
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """A batched product; of strided matrices this small torch makes one product after the other, five times slower."""
+    return left.contiguous() @ right.contiguous()
 
 
 def _as_bias(may_look: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(may_look, dtype=dtype).masked_fill(~may_look, -torch.inf)
 
 
-Tables = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]  # of a `Part`
-
-
 @lru_cache(maxsize=64)  # of NumPy: a tensor that is made while torch traces the model belongs to the trace
-def pattern_tables(pattern: Pattern, stride: int, prefix: int, tokens: int) -> tuple[Tables, ...]:
-    """The parts of a pattern, for a number of tokens."""
-    patches = np.arange(tokens - prefix)
-    row = patches // stride
-    looks = [_part(row, row, prefix)]
-    if pattern == "strided":
-        looks.append(_part(patches % stride, patches % stride, prefix, has=row[:, None] == row))
-    if pattern == "fixed":
-        summaries = np.where(patches % stride == stride - 1, 0, 1)
-        looks.append(_part(np.zeros_like(patches), summaries, prefix, has=row[:, None] == row))
-    if prefix:
-        opened = np.ones((len(patches), prefix), dtype=bool)
-        looks.append((patches[None], np.arange(prefix)[None], patches, opened))
-    return tuple(looks)
-
-
-def _part(
-    query_group: NDArray[np.int64], key_group: NDArray[np.int64], prefix: int, has: NDArray[np.bool_] | None = None
-) -> Tables:
-    """Every patch looks at the patches of its group, but for those that another part has.
-
-    Args:
-        query_group: Group of every patch as a query, (P,).
-        key_group: Group of every patch as a key, (P,).
-        prefix: Tokens before the patches.
-        has: Pairs of patches that another part has, (P, P).
-    """
-    groups = np.unique(query_group)
-    queries = [np.flatnonzero(query_group == group) for group in groups]
-    keys = [np.flatnonzero(key_group == group) for group in groups]
-    padded_queries, padded_keys = _padded(queries), _padded(keys)
-    place = np.empty(len(query_group), dtype=np.int64)
-    opened = np.zeros((len(query_group), padded_keys.shape[1]), dtype=bool)
-    for number, (asking, asked) in enumerate(zip(queries, keys, strict=True)):
-        place[asking] = number * padded_queries.shape[1] + np.arange(len(asking))
-        opened[asking, : len(asked)] = True if has is None else ~has[asking][:, asked]
-    return padded_queries, padded_keys + prefix, place, opened
-
-
-def _padded(groups: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    longest = max(map(len, groups))
-    return np.stack([np.pad(group, (0, longest - len(group)), mode="edge") for group in groups])
+def pattern_tables(
+    pattern: Pattern, stride: int, prefix: int, tokens: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The tokens that every place of the grid looks at, (R S, M), and whether it does: not at what another part has."""
+    patches = tokens - prefix
+    rows = -(-patches // stride)
+    place = np.arange(rows * stride)[:, None]
+    row, column = place // stride, place % stride
+    everyone = np.arange(rows)[None]
+    seen = [row * stride + np.arange(stride)]
+    opened = [seen[0] < patches]
+    if pattern != "block":
+        seen.append(everyone * stride + (column if pattern == "strided" else np.full_like(column, stride - 1)))
+        opened.append((seen[1] < patches) & (everyone != row))
+    seen = [np.minimum(part, patches - 1) + prefix for part in seen] + [np.arange(prefix)[None].repeat(len(place), 0)]
+    opened.append(np.ones((len(place), prefix), dtype=bool))
+    missing = place >= patches  # where the last row ends early: whatever they see is left out
+    return np.concatenate(seen, axis=1), np.concatenate(opened, axis=1) | missing
 
 
 def pattern_mask(pattern: Pattern, stride: int, prefix: int, tokens: int) -> Tensor:
     """Whether a token looks at another, (T, T): the pattern as a table."""
+    seen, opened = (table[: tokens - prefix] for table in pattern_tables(pattern, stride, prefix, tokens))
     mask = np.zeros((tokens, tokens), dtype=bool)
     mask[:prefix] = True
-    for queries, keys, place, opened in pattern_tables(pattern, stride, prefix, tokens):
-        of_query = keys[place // queries.shape[1]]
-        rows = np.broadcast_to(np.arange(len(of_query))[:, None] + prefix, of_query.shape)
-        mask[rows[opened], of_query[opened]] = True
+    asking = np.broadcast_to(np.arange(prefix, tokens)[:, None], seen.shape)
+    mask[asking[opened], seen[opened]] = True
     return torch.from_numpy(mask)
 
 

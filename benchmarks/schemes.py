@@ -1,0 +1,90 @@
+"""Token selection, sparse attention and token merging, alone and with pruned blocks, against the dense model on CPUs.
+
+    python benchmarks/schemes.py --threads 1 --batch-size 8
+
+Random weights and blocks: the time of a pass does not depend on them. All arms take turns, and a speed-up is the median
+over the rounds of the quotient of times, as in `sparse_linear.py`. `multiplies` is the speed-up of blocks and scheme
+together over the product of both alone: 1 where nothing of either is lost.
+"""
+
+import argparse
+import copy
+
+import pandas as pd
+import torch
+from sparse_linear import random_mask, require_equal, speedup, take_turns
+from torch import nn
+
+from lpvit.measure.sparsify import sparsify_layers
+from lpvit.models.architecture import create_model, input_size
+from lpvit.models.cost import count_macs
+from lpvit.models.layers import matrix_layers, prunable_layers
+from lpvit.models.scheme import add_scheme
+from lpvit.models.settings import Scheme
+from lpvit.weights.masks import expand_keep_masks, zero_pruned
+
+ROLES = ("qkv", "proj", "fc1", "fc2")
+
+
+@torch.no_grad()
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    side = arguments.image_size // 16  # patches of a row
+    dense = create_model(arguments.timm, 1000, {"img_size": arguments.image_size})
+    images = torch.randn(arguments.batch_size, *input_size(dense))
+    arms = {"dense": dense, "blocks": with_blocks(dense, arguments)}
+    schemes = {
+        "tokens, once": [Scheme(scheme="token_selection", keep_tokens=0.7, before_blocks=[3])],
+        "tokens, thrice": [Scheme(scheme="token_selection", keep_tokens=0.7, before_blocks=[3, 6, 9])],
+        "attention": [Scheme(scheme="sparse_attention", pattern="strided", stride=side)],
+        "merging": [Scheme(scheme="token_merging", merged_tokens=8)],
+    }
+    for name, added in schemes.items():
+        arms[name] = with_schemes(dense, added)
+        arms[f"blocks + {name}"] = with_blocks(arms[name], arguments)
+    times = take_turns({name: lambda model=model: model(images) for name, model in arms.items()}, arguments.seconds)
+    table = pd.DataFrame([{"arm": arm, "ms": 1e3 * times[arm].median()} | speedup(times, "dense", arm) for arm in arms])
+    macs = {name: count_macs(dense) / count_macs(model) for name, model in arms.items() if "blocks" not in name}
+    table["fewer MACs"] = table["arm"].map(macs)
+    gains = table.set_index("arm")["speed-up"]
+    product = {f"blocks + {name}": gains[f"blocks + {name}"] / gains["blocks"] / gains[name] for name in schemes}
+    table["multiplies"] = table["arm"].map(product)
+    print(table.to_markdown(index=False, floatfmt=".2f"))
+
+
+def with_schemes(dense: nn.Module, schemes: list[Scheme]) -> nn.Module:
+    model = copy.deepcopy(dense)
+    for scheme in schemes:
+        add_scheme(model, scheme)
+    return model
+
+
+def with_blocks(model: nn.Module, arguments: argparse.Namespace) -> nn.Module:
+    """The model with random blocks pruned, and the sparse layers where they are faster; outputs are checked."""
+    torch.manual_seed(0)
+    masked, shape = copy.deepcopy(model), tuple(arguments.block_shape)
+    layers = prunable_layers(matrix_layers(model), ROLES)
+    masks = {layer.name: random_mask(layer.shape, shape, arguments.sparsity) for layer in layers}
+    zero_pruned(dict(masked.named_parameters()), expand_keep_masks(masked, masks, shape))
+    sparse = copy.deepcopy(masked)
+    sparsify_layers(sparse, masks, shape, arguments.batch_size)
+    images = torch.randn(2, *input_size(model))
+    require_equal(sparse(images), masked(images))
+    return sparse
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--timm", default="deit_small_patch16_224")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--sparsity", type=float, default=0.5, help="of the blocks")
+    parser.add_argument("--block-shape", type=int, nargs=2, default=(32, 32))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
