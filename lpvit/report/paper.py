@@ -15,8 +15,8 @@ DISTILLED = (
     "(DeiT-B); the paper's dense rows are of the plain ones."
 )
 PROXY = (
-    "A proxy: small models on small images stand in for those of the rows, so that ours is not to be compared with "
-    "what was published; it shows that every row runs."
+    "A proxy: small models on small images stand in for those of the rows. It shows that every row runs, and is not to "
+    "be compared with what was published."
 )
 
 
@@ -83,7 +83,7 @@ def paper_markdown(table: pd.DataFrame, proxy: bool) -> str:
             "experiment": table["experiment"],
             "published": table["published_top1"].map("{:.2f} %".format, na_action="ignore"),
             "ours": table["top1"].map("{:.2f} %".format),
-            "difference": None if proxy else table["difference"].map("{:+.2f}".format, na_action="ignore"),
+            "difference": table["difference"].map("{:+.2f}".format, na_action="ignore"),
             "ours, dense": table["dense_top1"].map("{:.2f} %".format),
             "published MACs": table["published_gmacs"].map("{:.2f} G".format, na_action="ignore"),
             "all MACs": table["gmacs_all"].map(_giga),
@@ -93,6 +93,8 @@ def paper_markdown(table: pd.DataFrame, proxy: bool) -> str:
             "teacher": table["teacher"].replace("", None),
         }
     )
+    if proxy:
+        shown = shown.drop(columns=["published", "difference", "published MACs"])
     return f"{PROXY if proxy else DISTILLED}\n\n{markdown(shown.fillna('-'), text_columns=2)}"
 
 
@@ -101,19 +103,21 @@ def _giga(value: float) -> str:
 
 
 @styled
-def plot_paper(table: pd.DataFrame) -> Figure:
+def plot_paper(table: pd.DataFrame, proxy: bool) -> Figure:
     """Accuracy of every row: the dense model as a line, published as a hollow mark, ours filled.
 
     Args:
         table: From `paper_table`.
+        proxy: As for `paper_markdown`: what was published is left out.
     """
     figure = Figure(figsize=(8, 0.32 * len(table) + 1.2), layout="constrained")
     axes = figure.subplots()
     places = range(len(table))
     axes.scatter(table["dense_top1"], places, marker="|", s=120, color=GREY, label="dense, ours")
-    axes.scatter(table["published_top1"], places, facecolors="none", edgecolors=COLORS[0], label="published")
+    if not proxy:
+        axes.scatter(table["published_top1"], places, facecolors="none", edgecolors=COLORS[0], label="published")
     axes.scatter(table["top1"], places, color=COLORS[0], label="ours")
-    axes.set_yticks(places, [f"{row}, {name}" for row, name in zip(table["row"], table["experiment"], strict=True)])
+    axes.set_yticks(places, table["experiment"].to_list())
     axes.invert_yaxis()
     axes.set_xlabel("top-1 accuracy")
     axes.xaxis.set_major_formatter(percent())

@@ -69,8 +69,12 @@ def test_a_proxy_says_so_and_claims_no_difference(table: pd.DataFrame) -> None:
     text = paper_markdown(table, proxy=True)
     assert text.startswith(PROXY)
     assert "-0.69" not in text
+    assert "80.69" not in text
+    assert "80.00 %" in text
 
 
-def test_the_figure_draws_every_row(table: pd.DataFrame) -> None:
-    axes = plot_paper(table).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["DeiT-S B, small", "DeiT-S blocks, mine"]
+@pytest.mark.parametrize(("proxy", "marks"), [(False, 3), (True, 2)])
+def test_the_figure_draws_every_row(table: pd.DataFrame, proxy: bool, marks: int) -> None:
+    axes = plot_paper(table, proxy).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "mine"]
+    assert len(axes.collections) == marks

@@ -19,4 +19,4 @@ with stage(snakemake):
     )
     write_text(table.to_csv(index=False), snakemake.output.csv)
     write_text(paper_markdown(table, snakemake.params.proxy), snakemake.output.markdown)
-    save_figure(plot_paper(table), snakemake.output.figure)
+    save_figure(plot_paper(table, snakemake.params.proxy), snakemake.output.figure)
