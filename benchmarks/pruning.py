@@ -15,13 +15,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import rivals
 import torch
 import yaml
 from matplotlib.figure import Figure
@@ -49,9 +50,9 @@ from lpvit.training.job import Training
 from lpvit.training.settings import Recipe
 from lpvit.training.splits import SplitLoaders
 from lpvit.training.train import train
-from lpvit.weights.masks import build_keep_masks
+from lpvit.weights.masks import build_keep_masks, expand_keep_masks
 from lpvit.weights.narrowing import narrow
-from lpvit.weights.reconstruction import pruned_weights
+from lpvit.weights.reconstruction import pruned_weights, reconstruct
 from lpvit.weights.steps import before_last_step
 
 KEY = ["arm", "reconstruction", "macs", "block_shape", "seed"]
@@ -65,6 +66,16 @@ class Arm(Section):
     pruning: dict[str, Any] = Field({})
     budget: dict[str, Any] = Field({})
     mask_saliency: Literal["l1"] | None = None  # ranks the final masks, where not the curves' own does
+    chosen_by: Literal["optimal_brain_blocks", "two_of_four"] | None = None  # of `rivals.py`, within a reconstruction
+    pruned_over: float | None = None  # share of the fine-tuning during which blocks go
+
+    def takes(self, reconstruction: str, macs: float) -> bool:
+        """Whether there is such a run of this arm: 2:4 is a half, and what is chosen within needs a reconstruction."""
+        if self.chosen_by == "two_of_four" and macs != 0.5:
+            return False
+        if self.chosen_by is not None:
+            return reconstruction != "none"
+        return self.pruned_over is None or reconstruction == "none"
 
     @property
     def narrows(self) -> bool:
@@ -161,8 +172,9 @@ def keys(plan: Plan) -> Iterator[Key]:
     for shape, seed, macs in itertools.product(shape_names(plan.block_shapes), range(plan.seeds), plan.macs):
         for name, arm in plan.arms.items():
             if (shape == "-") == arm.narrows:
-                for reconstruction in ["none"] if arm.narrows else plan.reconstructions:
-                    yield Key(name, reconstruction, macs, shape, seed)
+                for reconstruction in plan.reconstructions:
+                    if arm.takes(reconstruction, macs):
+                        yield Key(name, reconstruction, macs, shape, seed)
 
 
 def shape_names(block_shapes: Iterable[tuple[int, int]]) -> list[str]:
@@ -261,6 +273,7 @@ class PrunedModel:
     block_shape: tuple[int, int]
     achieved: float
     meter: Meter
+    pruned_over: float | None = None
 
 
 class Judge:
@@ -277,7 +290,7 @@ class Judge:
     def prune(self, calibrated: Calibrated, key: Key) -> PrunedModel:
         arm = self.plan.arms[key.arm]
         if arm.narrows:
-            return self._narrow(calibrated, key.macs)
+            return self._narrow(calibrated, key)
         pruning = Pruning.model_validate({"block_shape": calibrated.shape} | arm.pruning)
         budget = Budget.model_validate({"macs": key.macs, "reconstruction": key.reconstruction} | arm.budget)
         statistics, shared = calibrated.statistics(pruning)
@@ -290,17 +303,32 @@ class Judge:
             tables = before_last_step(model, calibrated.images, pruning, tables, budget, device)
             allocation = allocate(tables, budget)
             ranked = tables.blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
-            keep_masks = build_keep_masks(ranked, allocation)
+            keep_masks, block_shape = build_keep_masks(ranked, allocation), calibrated.shape
             images = None if key.reconstruction == "none" else calibrated.images
-            model.load_state_dict(pruned_weights(model, keep_masks, calibrated.shape, images, device))
-        achieved = float(allocation["achieved"].iloc[0])
-        return PrunedModel(model, keep_masks, calibrated.shape, achieved, shared + meter)
+            if arm.chosen_by is None:
+                state = pruned_weights(model, keep_masks, block_shape, images, device)
+            else:
+                choose, block_shape = rivals.chooser(arm.chosen_by, block_shape)
+                state = reconstruct(
+                    model, keep_masks, calibrated.shape, calibrated.images, device=device, choose=choose
+                )
+                keep_masks = rivals.keep_masks_of(state, keep_masks, block_shape)
+            model.load_state_dict(state)
+        achieved = self._achieved(keep_masks, block_shape)
+        return PrunedModel(model, keep_masks, block_shape, achieved, shared + meter, arm.pruned_over)
 
-    def _narrow(self, calibrated: Calibrated, macs: float) -> PrunedModel:
+    def _achieved(self, keep_masks: dict[str, Tensor], block_shape: tuple[int, int]) -> float:
+        """Share of the dense MACs in matrix layers."""
+        expanded = expand_keep_masks(self.subject.model, keep_masks, block_shape)
+        kept = {name.removesuffix(".weight"): mask.float().mean().item() for name, mask in expanded.items()}
+        macs = self.costs.set_index("layer")["macs"]
+        return float(sum(kept.get(str(layer), 1.0) * count for layer, count in macs.items()) / macs.sum())
+
+    def _narrow(self, calibrated: Calibrated, key: Key) -> PrunedModel:
         meter = Meter()
         images = calibrated.images
         with meter.measured():
-            model = narrow(self.subject.model, images, macs)
+            model = narrow(self.subject.model, images, key.macs, key.reconstruction != "none")
         achieved = float(measure_costs(model)["macs"].sum() / self.costs["macs"].sum())
         return PrunedModel(model, None, (1, 1), achieved, meter)
 
@@ -318,12 +346,15 @@ class Judge:
     def finetune(self, pruned: PrunedModel) -> dict[str, Any]:
         assert self.plan.finetuning is not None
         subject, recipe = self.subject, self.plan.finetuning.recipe
+        start = pruned.model
+        if pruned.pruned_over:
+            recipe, start = recipe.model_copy(update={"pruned_over": pruned.pruned_over}), subject.model
         images = subject.few_images(self.plan.finetuning.images, self.plan.validation)
         dataset = subject.config.datasets[subject.dataset].model_dump()
         preprocessing = Preprocessing.from_model(subject.model)
         with tempfile.TemporaryDirectory() as folder:
             training = Training(
-                pruned.model,
+                start,
                 recipe,
                 SplitLoaders(images, dataset, preprocessing, recipe, subject.compute),
                 resume_file=Path(folder, "training.pt"),
@@ -334,9 +365,10 @@ class Judge:
                 block_shape=pruned.block_shape,
                 teacher=None if recipe.teacher is None else subject.model,
             )
-            state, history, _ = train(training)
-        pruned.model.load_state_dict(state)
-        return {"finetuned_top1": float(history["top1"].iloc[-1]), "speed_up": self._speed_up(pruned)}
+            trained = train(training)
+        pruned.model.load_state_dict(trained.state)
+        pruned = replace(pruned, keep_masks=trained.keep_masks if pruned.keep_masks else None)
+        return {"finetuned_top1": float(trained.history["top1"].iloc[-1]), "speed_up": self._speed_up(pruned)}
 
     @torch.no_grad()
     def _speed_up(self, pruned: PrunedModel) -> float:

@@ -13,7 +13,7 @@ PLAN = {
     "calibration": 64,
     "validation": 100,
     "seeds": 2,
-    "macs": [0.6],
+    "macs": [0.5],
     "block_shapes": [[8, 8]],
     "reconstructions": ["none", "least_squares"],
     "arms": {
@@ -25,12 +25,15 @@ PLAN = {
         },
         "ours": {"pruning": {"saliency": "gauss_newton", "distortion": "gauss_newton"}},
         "narrower": {"budget": {"structure": "width"}},
+        "brain": {"chosen_by": "optimal_brain_blocks"},
+        "2:4": {"chosen_by": "two_of_four"},
+        "gradual": {"pruning": {"saliency": "l1"}, "budget": {"allocator": "uniform"}, "pruned_over": 0.5},
     },
     "finetuning": {
         "images": 200,
         "timed_batch": 8,
         "block_shapes": [[8, 8]],
-        "arms": [["ours", "least_squares"], ["narrower", "none"]],
+        "arms": [["ours", "least_squares"], ["narrower", "none"], ["gradual", "none"]],
         "recipe": {"epochs": 1, "batch_size": 50, "learning_rate": 1e-4, "distillation": "soft", "teacher": "dense"},
     },
 }
@@ -63,19 +66,23 @@ def benchmark(finished: tuple[Workflow, Run]):
 def test_every_arm_is_measured_once_and_at_its_budget(benchmark, finished: tuple[Workflow, Run]) -> None:
     table = benchmark()
     runs = pd.read_csv(finished[0].folder / FOLDER / "runs.csv")
-    assert len(runs) == 2 * 3 * 2 + 2
+    assert len(runs) == 2 * (4 * 2 + 2 + 1)
     assert not runs.duplicated(["arm", "reconstruction", "seed"]).any()
-    assert runs["achieved"].between(0.4, 0.6).all()
+    assert runs.loc[runs["arm"] != "2:4", "achieved"].between(0.35, 0.5).all()
+    assert runs.loc[runs["arm"] == "2:4", "achieved"].between(0.5, 0.52).all()  # half of what it prunes
     assert (runs["seconds"] > 0).all()
     assert all(arm in table for arm in PLAN["arms"])
 
     distortion = runs.groupby(["arm", "reconstruction"])["distortion"].mean()
-    assert (distortion[:, "least_squares"] < distortion[:, "none"].drop("narrower")).all()
+    fitted, plain = distortion[:, "least_squares"], distortion[:, "none"]
+    assert (fitted[plain.index.drop("gradual")] < plain.drop("gradual")).all()
+    assert fitted["2:4"] < plain["ours"]
+    assert fitted["brain"] < plain["ours"]
     assert distortion["ours", "none"] < distortion["paper", "none"]
     assert distortion["paper", "none"] != distortion["published", "none"]
 
     finetuned = pd.read_csv(finished[0].folder / FOLDER / "finetuned.csv")
-    assert sorted(finetuned["arm"]) == ["narrower", "ours"]
+    assert sorted(finetuned["arm"]) == ["gradual", "narrower", "ours"]
     assert (finetuned["seed"] == 0).all()
     assert finetuned["finetuned_top1"].between(0, 100).all()
     assert (finetuned["speed_up"] > 0).all()

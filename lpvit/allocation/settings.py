@@ -34,7 +34,7 @@ class Budget(Section):
     structure: Literal["blocks", "width"] = Field(
         "blocks",
         description="what is removed: `blocks` of the prunable layers, or `width`: the whole model made narrower by "
-        "Torch-Pruning and dense as before (`macs` alone; ViT and DeiT)",
+        "Torch-Pruning and dense as before (`macs`, and a reconstruction; ViT and DeiT)",
     )
     allocator: str = Field("lagrangian", description="rule that gives every layer its sparsity")
     min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that always stays")
@@ -74,8 +74,10 @@ class Budget(Section):
         if self.structure == "width":
             defaults = {name: field.default for name, field in type(self).model_fields.items()}
             changed = [name for name, default in defaults.items() if getattr(self, name) != default]
-            if others := [name for name in changed if name not in ("structure", "macs")]:
-                raise ValueError(f"structure: 'width' goes by 'macs' alone, found '{others[0]}'; leave it out")
+            if others := [name for name in changed if name not in ("structure", "macs", "reconstruction")]:
+                raise ValueError(
+                    f"structure: 'width' takes 'macs' and 'reconstruction', not '{others[0]}'; leave it out"
+                )
         if len(targets) == 2 and not hasattr(variant(ALLOCATORS, self.allocator), "blocks_pruned"):
             raise ValueError(
                 f"allocator: '{self.allocator}' meets one budget, found {' and '.join(targets)}; "

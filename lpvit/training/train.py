@@ -50,7 +50,7 @@ def train(training: Training) -> Trained:
         LpvitError: The recipe does not fit the data, the model, the teacher or the machine; or the loss is not finite.
     """
     _check(training)
-    model, teacher = copy.deepcopy((training.model, training.teacher))
+    model, teacher = copy.deepcopy(training.model), copy.deepcopy(training.teacher)  # apart, also where they are one
     job = replace(training, model=model, teacher=teacher)
     if job.processes == 1:
         _train(job)

@@ -1,8 +1,6 @@
 """Least-squares reconstruction: the weights that stay are fitted to the outputs of the dense network.
 
-N = images of a batch; T = tokens; O, I = output and input features of a layer; J = I, or I + 1 with a bias. The bias is
-the weight of an input that is always 1 and that no ridge holds: the same weights as with centred inputs and targets,
-by one formula for sums, solution and error.
+N = images of a batch; T = tokens; O, I = output and input features of a layer; J = I, or I + 1 with a bias.
 
 Every image is read once; from layer to layer the passes of both networks resume where a transformer block begins, which
 comes to some five forward passes in all, however deep the network. For every image two outputs of a block wait in main
@@ -11,8 +9,8 @@ memory (2.4 GB for DeiT-B and 2,000 images); on the device lie three `Moments` o
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -22,58 +20,21 @@ from tqdm import tqdm
 
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import KeepMasks
-from lpvit.models.layers import MatrixLayer, weight_matrix
+from lpvit.models.layers import MatrixLayer, matrix_layers, weight_matrix
 from lpvit.models.network import Branch, understand
 from lpvit.models.passes import Batches, Halt, PausedPass, evaluation_mode, run_until
+from lpvit.weights.least_squares import Moments, SingularError, fit_layer
 from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
 
 RIDGES = (math.inf, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # infinity leaves a layer as it is
 HELD_OUT = 5  # one calibration image in so many chooses the ridge
-SINGULAR = 1e-12  # share of an input's squares that the inputs before it do not explain
 
 _ALL = torch.tensor(True)
 
 _logger = logging.getLogger(__name__)
 
 
-class SingularError(ArithmeticError):
-    """Least squares without a single solution, to working precision."""
-
-
-@dataclass
-class Moments:
-    """Sums over tokens, from which follow the best weights and the error of any weights.
-
-    Attributes:
-        gram: X^T X of the inputs X, (J, J), float64.
-        cross: X^T Y of the inputs and the targets Y, (J, O), float64.
-        energy: Sum of Y^2, a number, float64.
-    """
-
-    gram: Tensor
-    cross: Tensor
-    energy: Tensor
-
-    @classmethod
-    def zeros(cls, weight: Tensor) -> "Moments":
-        """Of no tokens yet, for a weight (O, J), on its device."""
-        out_features, in_features = weight.shape
-        shapes = ((in_features, in_features), (in_features, out_features), ())
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=weight.device) for shape in shapes))
-
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Takes in tokens: their inputs (T, J) and targets (T, O), multiplied in their own precision."""
-        self.gram += inputs.T @ inputs
-        self.cross += inputs.T @ targets
-        self.energy += targets.square().sum(dtype=torch.float64)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.gram + other.gram, self.cross + other.cross, self.energy + other.energy)
-
-    def relative_error(self, weight: Tensor) -> float:
-        """Sum of (Y - X W^T)^2 for a weight W (O, J), as a share of the sum of Y^2."""
-        error = self.energy - 2 * (weight.T * self.cross).sum() + ((weight @ self.gram) * weight).sum()
-        return float(error / self.energy.clamp_min(torch.finfo(torch.float64).tiny))
+Choice = Callable[[str, Moments, Tensor, Tensor], Tensor]
 
 
 def pruned_weights(
@@ -117,6 +78,7 @@ def reconstruct(
     *,
     ridges: Sequence[float] = RIDGES,
     device: torch.device | str,
+    choose: Choice | None = None,
 ) -> dict[str, Tensor]:
     """Weights of the pruned model, fitted layer by layer in order of execution.
 
@@ -134,6 +96,8 @@ def reconstruct(
         loader: Calibration images.
         ridges: Strengths to choose from, as in `fit_rows`; of equals the first.
         device: Where to compute.
+        choose: Chooses the weights that stay anew when a layer is reached, from its name, moments, dense weight (O, J)
+            and those that would stay (O, I).
 
     Returns:
         The state dict, on the CPU; pruned weights are exactly zero.
@@ -142,20 +106,68 @@ def reconstruct(
         LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
     """
     pruned, expanded = _zeroed_copy(model.to(device), keep_masks, block_shape)
+    fits = [
+        Fit(name, slice(None), weight_with_bias(matrix_layer(model, name)), expanded[f"{name}.weight"].flatten(1))
+        for name in (layer.name for layer in matrix_layers(model))
+        if not keep_masks.get(name, _ALL).all()
+    ]
+    return fit_in_order(model, pruned, fits, loader, ridges=ridges, device=device, choose=choose)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is fitted of a layer.
+
+    Attributes:
+        layer: Its name.
+        rows: The outputs of the dense layer that its outputs stand for.
+        start: Weight that the ridge pulls to and that stays without a fit, (O, J), float64.
+        keep: Weights that may differ from 0, (O, I), bool.
+    """
+
+    layer: str
+    rows: Tensor | slice
+    start: Tensor
+    keep: Tensor
+
+
+@torch.no_grad()
+def fit_in_order(
+    model: nn.Module,
+    pruned: nn.Module,
+    fits: Sequence[Fit],
+    loader: Batches,
+    *,
+    ridges: Sequence[float] = RIDGES,
+    device: torch.device | str,
+    choose: Choice | None = None,
+) -> dict[str, Tensor]:
+    """As `reconstruct`, of a pruned or narrower model.
+
+    Args:
+        model: Dense, on the device.
+        pruned: Changed in place; on the device.
+        fits: Of the layers that are fitted, in order of execution.
+        loader: Calibration images.
+        ridges: Strengths to choose from, as in `fit_rows`; of equals the first.
+        device: Where to compute.
+        choose: As in `reconstruct`.
+    """
     network, errors = understand(model), []
-    layers = [layer.name for layer in network.layers if not keep_masks.get(layer.name, _ALL).all()]
     with evaluation_mode(model), evaluation_mode(pruned):
         reading = tqdm(loader, desc="calibration images", unit="batch")
         dense_walk = _Walk(model, network.units, [PausedPass(images.cpu()) for images, _ in reading], device)
         pruned_walk = _Walk(pruned, network.units, list(dense_walk.passes), device)
-        for layer in tqdm(layers, desc="reconstruction", unit="layer"):
-            branch, keep = network.branches.get(layer), expanded[f"{layer}.weight"].flatten(1)
-            scale = _scale(branch, _matrix_layer(model, layer))
-            weight = scale * _weight_with_bias(_matrix_layer(model, layer))
-            moments = _collect_moments(dense_walk, pruned_walk, layer, branch, weight)
-            with _named_if_singular(layer):
-                fitted, *shares = fit_layer(*moments, weight, keep, ridges)
-            _store(_matrix_layer(pruned, layer), fitted / scale)
+        for fit in tqdm(fits, desc="reconstruction", unit="layer"):
+            branch, module = network.branches.get(fit.layer), matrix_layer(model, fit.layer)
+            scale = _scale(branch, module)[fit.rows]
+            target, start, keep = scale * weight_with_bias(module)[fit.rows], scale * fit.start, fit.keep
+            moments = _collect_moments(dense_walk, pruned_walk, fit, branch, target)
+            if choose is not None:
+                keep = choose(fit.layer, moments[0] + moments[1], start, keep)
+            with _named_if_singular(fit.layer):
+                fitted, *shares = fit_layer(*moments, start, keep, ridges)
+            _store(matrix_layer(pruned, fit.layer), fitted / scale)
             errors.append(shares)
     _log_errors(errors)
     return {name: value.cpu() for name, value in pruned.state_dict().items()}
@@ -192,84 +204,6 @@ def _log_errors(errors: Sequence[Sequence[float]]) -> None:
         )
 
 
-def fit_layer(
-    fit: Moments, held_out: Moments, weight: Tensor, keep: Tensor, ridges: Sequence[float]
-) -> tuple[Tensor, float, float]:
-    """The ridge with the least error on held-out tokens, then the fit to all tokens.
-
-    Args:
-        fit: Of the tokens that the candidates are fitted to.
-        held_out: Of the tokens that choose among them.
-        weight: Dense, (O, J), float64.
-        keep: (O, I), bool.
-        ridges: Strengths to choose from; of equals the first.
-
-    Returns:
-        The fitted weight (O, J), and the relative errors on the held-out tokens without a fit and of the fit chosen.
-
-    Raises:
-        SingularError: A system is singular with every ridge.
-    """
-    before = held_out.relative_error(fit_rows(fit, weight, keep, math.inf))
-    errors = {}
-    for ridge in ridges:
-        with suppress(SingularError):  # too weak for single precision; a stronger one may do
-            errors[ridge] = held_out.relative_error(fit_rows(fit, weight, keep, ridge))
-    finite = {ridge for ridge in ridges if math.isfinite(ridge)}
-    if finite and finite.isdisjoint(errors):
-        raise SingularError
-    best = min(errors, key=errors.__getitem__)
-    return fit_rows(fit + held_out, weight, keep, best), before, errors[best]
-
-
-def fit_rows(moments: Moments, weight: Tensor, keep: Tensor, ridge: float) -> Tensor:
-    r"""Weights that stay, fitted by ridge regression towards the dense ones.
-
-    For every row of the layer, with K the inputs that it keeps and w_0 its dense weights,
-
-    .. math:: (X_K^T X_K + \lambda I) w = X_K^T y + \lambda w_0,
-
-    where lambda is 0 for the bias and else the ridge times the mean square sum of an input, mean diag(X^T X). Rows that
-    keep the same inputs, as those of a block do, share one Cholesky factor.
-
-    Args:
-        moments: Of X and Y.
-        weight: Dense, (O, J), float64.
-        keep: (O, I), bool.
-        ridge: Relative strength; infinity keeps dense weights and bias.
-
-    Returns:
-        Shape (O, J), exactly zero where nothing is kept.
-
-    Raises:
-        SingularError: A system is singular.
-    """
-    in_features = keep.shape[1]
-    biases = weight.shape[1] - in_features
-    keep = nn.functional.pad(keep, (0, biases), value=True)
-    if math.isinf(ridge):
-        return weight.where(keep, 0.0)
-    strength = ridge * moments.gram.diagonal()[:in_features].mean()
-    damping = nn.functional.pad(strength.expand(in_features), (0, biases))
-    fitted = torch.zeros_like(weight)
-    patterns, pattern_of_row = torch.unique(keep, dim=0, return_inverse=True)
-    for number, pattern in enumerate(patterns):
-        rows, kept = (pattern_of_row == number).nonzero(), pattern.nonzero().squeeze(1)
-        dense = weight[rows, kept].T
-        system = moments.gram[kept[:, None], kept] + damping[kept].diag()
-        right = moments.cross[kept[:, None], rows.T] + damping[kept, None] * dense
-        fitted[rows, kept] = torch.cholesky_solve(right, _cholesky(system)).T
-    return fitted
-
-
-def _cholesky(system: Tensor) -> Tensor:
-    factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if failed or (factor.diagonal().square() <= SINGULAR * system.diagonal()).any():
-        raise SingularError
-    return factor
-
-
 @dataclass
 class _Walk:
     """The passes of a network over all batches, on their way from layer to layer."""
@@ -281,7 +215,7 @@ class _Walk:
 
     def inputs_of(self, layer: str, branch: Branch | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """For every batch what a layer multiplies, (N, T / N, J), and what its output is added to, (N, T / N, O)."""
-        module = _matrix_layer(self.model, layer)
+        module = matrix_layer(self.model, layer)
         halt = Halt(layer, None if branch is None else branch.block)
         for number, paused in enumerate(self.passes):
             inputs, residual, self.passes[number] = run_until(self.model, self.units, paused, halt, self.device)
@@ -293,27 +227,35 @@ class _Walk:
 
 
 def _collect_moments(
-    dense: _Walk, pruned: _Walk, layer: str, branch: Branch | None, weight: Tensor
+    dense: _Walk, pruned: _Walk, fit: Fit, branch: Branch | None, target: Tensor
 ) -> tuple[Moments, Moments]:
-    """Moments of a layer over the images that are fitted and over those held out, for its dense weight (O, J)."""
-    fit, held_out = Moments.zeros(weight), Moments.zeros(weight)
+    """Moments of a layer over the images that are fitted and over those held out.
+
+    Args:
+        dense: Of the dense model.
+        pruned: Of the pruned one.
+        fit: Of the layer.
+        branch: Where its output is added.
+        target: Dense weights of the outputs that are fitted, (O, J) with the J of the dense layer.
+    """
+    fitted, held_out = Moments.zeros(fit.start), Moments.zeros(fit.start)
     images_seen = 0
-    passes = zip(dense.inputs_of(layer, branch), pruned.inputs_of(layer, branch), strict=True)
+    passes = zip(dense.inputs_of(fit.layer, branch), pruned.inputs_of(fit.layer, branch), strict=True)
     for (dense_inputs, dense_residual), (inputs, residual) in passes:
-        targets = dense_inputs @ weight.T.to(dense_inputs.dtype)
+        targets = dense_inputs @ target.T.to(dense_inputs.dtype)
         if dense_residual is not None and residual is not None:
-            targets += dense_residual - residual
+            targets += dense_residual[..., fit.rows] - residual
         chooses = (torch.arange(len(inputs), device=inputs.device) + images_seen) % HELD_OUT == 0
-        for moments, images in ((fit, ~chooses), (held_out, chooses)):
+        for moments, images in ((fitted, ~chooses), (held_out, chooses)):
             moments.add(inputs[images].flatten(0, 1), targets[images].flatten(0, 1))
         images_seen += len(inputs)
-    total = fit + held_out
+    total = fitted + held_out
     if not (total.gram.isfinite().all() and total.energy.isfinite()):
         raise LpvitError(
-            f"{layer}: its inputs or outputs on the calibration images are NaN or infinite; check the dense weights "
-            "and the mean and std of the images"
+            f"{fit.layer}: its inputs or outputs on the calibration images are NaN or infinite; check the dense "
+            "weights and the mean and std of the images"
         )
-    return fit, held_out
+    return fitted, held_out
 
 
 def _single(tensor: Tensor) -> Tensor:
@@ -329,13 +271,13 @@ def _vectors(module: MatrixLayer, inputs: Tensor) -> Tensor:
     return inputs if module.bias is None else nn.functional.pad(inputs, (0, 1), value=1.0)
 
 
-def _matrix_layer(model: nn.Module, layer: str) -> MatrixLayer:
+def matrix_layer(model: nn.Module, layer: str) -> MatrixLayer:
     module = model.get_submodule(layer)
     assert isinstance(module, MatrixLayer)
     return module
 
 
-def _weight_with_bias(module: MatrixLayer) -> Tensor:
+def weight_with_bias(module: MatrixLayer) -> Tensor:
     """Shape (O, J), float64."""
     matrix = weight_matrix(module).double()
     return matrix if module.bias is None else torch.cat([matrix, module.bias.double()[:, None]], dim=1)

@@ -310,6 +310,12 @@ def test_gradual_pruning_ends_at_the_counts_and_prunes_by_magnitude_on_the_way(
     verify_pruned(trained.state, expand_keep_masks(model, trained.keep_masks, (block, block)))
 
 
+def test_a_model_can_be_its_own_teacher(tmp_path: Path) -> None:
+    model = toy_model()
+    fit(tmp_path, recipe(epochs=1, distillation="soft", teacher="dense"), model=model, teacher=model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_a_layer_that_is_not_trained_can_have_a_mask(tmp_path: Path) -> None:
     model = toy_model()
     masks = checkerboard(model, 4)

@@ -14,8 +14,9 @@ from lpvit.errors import LpvitError
 from lpvit.models.architecture import create_model
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.layers import matrix_layers
+from lpvit.weights.least_squares import Moments, SingularError, fit_layer, fit_rows
 from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
-from lpvit.weights.reconstruction import RIDGES, Moments, SingularError, fit_layer, fit_rows, reconstruct
+from lpvit.weights.reconstruction import RIDGES, reconstruct
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4}

@@ -138,6 +138,7 @@ rule narrow_model:
     params:
         dataset=images_of,
         macs=lambda wildcards: budget_of(wildcards).macs,
+        reconstruct=is_reconstructed,
         schemes=schemes_of,
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "batch_size"),
         sources=sources("narrow_model.py"),

@@ -9,7 +9,7 @@ from lpvit.weights.narrowing import narrow
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)
-    narrower = narrow(dense.model, dense.loader, snakemake.params.macs).cpu()
+    narrower = narrow(dense.model, dense.loader, snakemake.params.macs, snakemake.params.reconstruct).cpu()
     architecture = dense.architecture.narrowed_to(narrower)
     extended = with_schemes(architecture, narrower.state_dict(), snakemake.params.schemes)
     save_masks({}, dense.pruning.block_shape, snakemake.output.masks)

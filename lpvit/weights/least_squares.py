@@ -1,0 +1,134 @@
+"""Ridge regression of the weights of a layer that stay, from sums over tokens.
+
+T = tokens; O, I = output and input features of a layer; J = I, or I + 1 with a bias. The bias is the weight of an input
+that is always 1 and that no ridge holds: the same weights as with centred inputs and targets, by one formula for sums,
+solution and error.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+SINGULAR = 1e-12  # share of an input's squares that the inputs before it do not explain
+
+
+class SingularError(ArithmeticError):
+    """Least squares without a single solution, to working precision."""
+
+
+@dataclass
+class Moments:
+    """Sums over tokens, from which follow the best weights and the error of any weights.
+
+    Attributes:
+        gram: X^T X of the inputs X, (J, J), float64.
+        cross: X^T Y of the inputs and the targets Y, (J, O), float64.
+        energy: Sum of Y^2, a number, float64.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    energy: Tensor
+
+    @classmethod
+    def zeros(cls, weight: Tensor) -> "Moments":
+        """Of no tokens yet, for a weight (O, J), on its device."""
+        out_features, in_features = weight.shape
+        shapes = ((in_features, in_features), (in_features, out_features), ())
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=weight.device) for shape in shapes))
+
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        """Takes in tokens: their inputs (T, J) and targets (T, O), multiplied in their own precision."""
+        self.gram += inputs.T @ inputs
+        self.cross += inputs.T @ targets
+        self.energy += targets.square().sum(dtype=torch.float64)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.gram + other.gram, self.cross + other.cross, self.energy + other.energy)
+
+    def relative_error(self, weight: Tensor) -> float:
+        """Sum of (Y - X W^T)^2 for a weight W (O, J), as a share of the sum of Y^2."""
+        error = self.energy - 2 * (weight.T * self.cross).sum() + ((weight @ self.gram) * weight).sum()
+        return float(error / self.energy.clamp_min(torch.finfo(torch.float64).tiny))
+
+
+def fit_layer(
+    fit: Moments, held_out: Moments, weight: Tensor, keep: Tensor, ridges: Sequence[float]
+) -> tuple[Tensor, float, float]:
+    """The ridge with the least error on held-out tokens, then the fit to all tokens.
+
+    Args:
+        fit: Of the tokens that the candidates are fitted to.
+        held_out: Of the tokens that choose among them.
+        weight: Dense, (O, J), float64.
+        keep: (O, I), bool.
+        ridges: Strengths to choose from; of equals the first.
+
+    Returns:
+        The fitted weight (O, J), and the relative errors on the held-out tokens without a fit and of the fit chosen.
+
+    Raises:
+        SingularError: A system is singular with every ridge.
+    """
+    before = held_out.relative_error(fit_rows(fit, weight, keep, math.inf))
+    errors = {}
+    for ridge in ridges:
+        with suppress(SingularError):  # too weak for single precision; a stronger one may do
+            errors[ridge] = held_out.relative_error(fit_rows(fit, weight, keep, ridge))
+    finite = {ridge for ridge in ridges if math.isfinite(ridge)}
+    if finite and finite.isdisjoint(errors):
+        raise SingularError
+    best = min(errors, key=errors.__getitem__)
+    return fit_rows(fit + held_out, weight, keep, best), before, errors[best]
+
+
+def fit_rows(moments: Moments, weight: Tensor, keep: Tensor, ridge: float) -> Tensor:
+    r"""Weights that stay, fitted by ridge regression towards the dense ones.
+
+    For every row of the layer, with K the inputs that it keeps and w_0 its dense weights,
+
+    .. math:: (X_K^T X_K + \lambda I) w = X_K^T y + \lambda w_0,
+
+    where lambda is 0 for the bias and else the ridge times the mean square sum of an input, mean diag(X^T X). Rows that
+    keep the same inputs, as those of a block do, share one Cholesky factor.
+
+    Args:
+        moments: Of X and Y.
+        weight: Dense, (O, J), float64.
+        keep: (O, I), bool.
+        ridge: Relative strength; infinity keeps dense weights and bias.
+
+    Returns:
+        Shape (O, J), exactly zero where nothing is kept.
+
+    Raises:
+        SingularError: A system is singular.
+    """
+    in_features = keep.shape[1]
+    biases = weight.shape[1] - in_features
+    keep = nn.functional.pad(keep, (0, biases), value=True)
+    if math.isinf(ridge):
+        return weight.where(keep, 0.0)
+    strength = ridge * moments.gram.diagonal()[:in_features].mean()
+    damping = nn.functional.pad(strength.expand(in_features), (0, biases))
+    fitted = torch.zeros_like(weight)
+    patterns, pattern_of_row = torch.unique(keep, dim=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        rows, kept = (pattern_of_row == number).nonzero(), pattern.nonzero().squeeze(1)
+        dense = weight[rows, kept].T
+        system = moments.gram[kept[:, None], kept] + damping[kept].diag()
+        right = moments.cross[kept[:, None], rows.T] + damping[kept, None] * dense
+        fitted[rows, kept] = torch.cholesky_solve(right, _cholesky(system)).T
+    return fitted
+
+
+def _cholesky(system: Tensor) -> Tensor:
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if failed or (factor.diagonal().square() <= SINGULAR * system.diagonal()).any():
+        raise SingularError
+    return factor
