@@ -1,6 +1,7 @@
 """What all sections of the configuration are made of. Imports no torch, so that a dry-run stays fast."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -37,4 +38,5 @@ class Compute(Section):
     )
     node_command: str = Field("ssh {host}", description="what starts a command on another of the `nodes`")
     checkpoint_minutes: float = Field(10, gt=0, description="between the states that a killed training goes on from")
+    tensorboard: Path | None = Field(None, description="folder for TensorBoard's events of every training; null is off")
     evaluation_batch_size: int = Field(256, gt=0, description="images per pass of an evaluation")

@@ -42,4 +42,5 @@ def read_training(
         processes=compute.processes,
         nodes=nodes_of(compute.nodes, compute.node_command),
         checkpoint_minutes=compute.checkpoint_minutes,
+        events=None if compute.tensorboard is None else compute.tensorboard / Path(snakemake.output[0]).with_suffix(""),
     )

@@ -32,6 +32,7 @@ class Training:
         processes: How many, over all nodes.
         nodes: Where they are; the files of this machine are theirs too.
         checkpoint_minutes: Between the states within an epoch that a killed run goes on from.
+        events: Folder for TensorBoard's events of this training, if any.
         keep_masks: Blocks whose weights stay; all others are and remain exactly zero.
         block_shape: (r, c) of the keep masks.
         teacher: For a recipe with distillation; left as it is. It sees the student's images, converted to its own
@@ -48,6 +49,7 @@ class Training:
     processes: int = 1
     nodes: Nodes = field(default_factory=Nodes)
     checkpoint_minutes: float = 10.0
+    events: Path | None = None
     keep_masks: KeepMasks = field(default_factory=dict)
     block_shape: tuple[int, int] = (1, 1)
     teacher: nn.Module | None = None

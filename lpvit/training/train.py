@@ -17,6 +17,7 @@ from lpvit.errors import LpvitError
 from lpvit.models.blocks import KeepMasks
 from lpvit.store.artifacts import load
 from lpvit.training.course import resumed_course, seed_generators
+from lpvit.training.events import Events, require_tensorboard
 from lpvit.training.job import Training
 from lpvit.training.launcher import launch, local_rank
 from lpvit.training.trainer import Trainer
@@ -50,6 +51,7 @@ def train(training: Training) -> Trained:
         LpvitError: The recipe does not fit the data, the model, the teacher or the machine; or the loss is not finite.
     """
     _check(training)
+    require_tensorboard(training.events)
     model, teacher = copy.deepcopy(training.model), copy.deepcopy(training.teacher)  # apart, also where they are one
     job = replace(training, model=model, teacher=teacher)
     if job.processes == 1:
@@ -83,26 +85,27 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
         raise LpvitError("recipe: the training split gives no batch; lower 'batch_size' or check the dataset")
     trainer = Trainer(job, device, len(training_loader), processes)
     course = resumed_course(job, trainer)
-    for epoch in range(len(course.history) + 1, job.recipe.epochs + 1):
-        start = time.monotonic()
-        if course.steps_done == 0:
-            seed_generators(job.recipe.seed, epoch, rank)
-        training_loader.set_epoch(epoch)
-        loss = trainer.train_epoch(training_loader, epoch, course, progress=rank == 0)
-        accuracy = trainer.validate(validation_loader, epoch, progress=rank == 0)
-        course.end_epoch(
-            {
-                "epoch": epoch,
+    first_epoch = len(course.history) + 1
+    with Events(job.events if rank == 0 else None, first_epoch) as events:
+        for epoch in range(first_epoch, job.recipe.epochs + 1):
+            start = time.monotonic()
+            if course.steps_done == 0:
+                seed_generators(job.recipe.seed, epoch, rank)
+            training_loader.set_epoch(epoch)
+            loss = trainer.train_epoch(training_loader, epoch, course, progress=rank == 0)
+            accuracy = trainer.validate(validation_loader, epoch, progress=rank == 0)
+            measured = {
                 "learning_rate": trainer.learning_rate,
                 "train_loss": loss,
                 "validation_loss": accuracy.loss,
                 "top1": accuracy.top1,
                 "seconds": time.monotonic() - start,
             }
-        )
-        course.save(trainer)
-        if rank == 0:
-            logger.info(
-                "epoch %d of %d: loss %.4f, validation loss %.4f, top-1 %.2f %%, %.1f s",
-                *(epoch, job.recipe.epochs, loss, accuracy.loss, accuracy.top1, course.history[-1]["seconds"]),
-            )
+            course.end_epoch({"epoch": epoch, **measured})
+            course.save(trainer)
+            events.write(epoch, measured)
+            if rank == 0:
+                logger.info(
+                    "epoch %d of %d: loss %.4f, validation loss %.4f, top-1 %.2f %%, %.1f s",
+                    *(epoch, job.recipe.epochs, loss, accuracy.loss, accuracy.top1, measured["seconds"]),
+                )

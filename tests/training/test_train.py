@@ -310,6 +310,18 @@ def test_gradual_pruning_ends_at_the_counts_and_prunes_by_magnitude_on_the_way(
     verify_pruned(trained.state, expand_keep_masks(model, trained.keep_masks, (block, block)))
 
 
+def test_a_training_can_be_watched_in_tensorboard_also_after_a_restart(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = tmp_path / "events"
+    fit(tmp_path / "half", recipe(epochs=2), events=events)
+    _, history = fit(tmp_path / "whole", recipe(epochs=2, learning_rate=1e-3), events=events)
+    shown = event_accumulator.EventAccumulator(str(events))
+    shown.Reload()
+    assert [(event.step, event.value) for event in shown.Scalars("top1")] == [
+        (row.epoch, pytest.approx(row.top1)) for row in history.itertuples()
+    ]
+
+
 def test_a_model_can_be_its_own_teacher(tmp_path: Path) -> None:
     model = toy_model()
     fit(tmp_path, recipe(epochs=1, distillation="soft", teacher="dense"), model=model, teacher=model)
