@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lpvit.allocation.allocate import allocate
@@ -163,7 +162,7 @@ def _as_budget(budget: float | Budget) -> Budget:
         return budget
     try:
         return Budget(macs=budget, reconstruction="least_squares", steps=STEPS)
-    except ValidationError:
+    except LpvitError:
         raise LpvitError(
             f"budget: found {budget!r}, expected the share of MACs that stays, above 0 and up to 1, or an lpvit.Budget"
         ) from None
@@ -176,7 +175,7 @@ def _as_pruning(block_shape: tuple[int, int] | None, pruning: Pruning | None) ->
         return pruning
     try:
         return Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
-    except ValidationError:
+    except LpvitError:
         raise LpvitError(f"block_shape: found {block_shape!r}, expected two positive whole numbers") from None
 
 
