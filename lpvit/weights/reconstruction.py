@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import KeepMasks
 from lpvit.models.layers import MatrixLayer, weight_matrix
 from lpvit.models.network import Branch, understand
 from lpvit.models.passes import Batches, Halt, PausedPass, evaluation_mode, run_until
+from lpvit.progress import bar
 from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
 
 RIDGES = (math.inf, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # infinity leaves a layer as it is
@@ -145,10 +145,10 @@ def reconstruct(
     network, errors = understand(model), []
     layers = [layer.name for layer in network.layers if not keep_masks.get(layer.name, _ALL).all()]
     with evaluation_mode(model), evaluation_mode(pruned):
-        reading = tqdm(loader, desc="calibration images", unit="batch")
+        reading = bar(loader, "calibration images", "batch")
         dense_walk = _Walk(model, network.units, [PausedPass(images.cpu()) for images, _ in reading], device)
         pruned_walk = _Walk(pruned, network.units, list(dense_walk.passes), device)
-        for layer in tqdm(layers, desc="reconstruction", unit="layer"):
+        for layer in bar(layers, "reconstruction", "layer"):
             branch, keep = network.branches.get(layer), expanded[f"{layer}.weight"].flatten(1)
             scale = _scale(branch, _matrix_layer(model, layer))
             weight = scale * _weight_with_bias(_matrix_layer(model, layer))
