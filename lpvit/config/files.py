@@ -32,7 +32,7 @@ def read_yaml(file: str | Path) -> Any:
         LpvitError: The file is missing or no YAML, or a key stands twice in one place; with the line.
     """
     try:
-        return yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)  # noqa: S506  a SafeLoader
+        return yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise LpvitError(f"{file}: config not found; correct the path, or make one with 'lpvit init'") from None
     except UnicodeDecodeError as error:
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, int] = {}
-        for key, _ in self.written.get(id(node), node.value):
+        for key, _ in self.written.get(id(node)) or node.value:
             if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
                 continue
             line = key.start_mark.line + 1
