@@ -1,10 +1,13 @@
 """Block pruning of Vision Transformers under a compute budget.
 
-The names of ``__all__`` are imported when first used, so that what needs no torch, such as a dry-run, loads none.
+The names of ``__all__`` and the rooms below (`lpvit.weights`, ...) are imported when first used, so that what needs no
+torch, such as a dry-run, loads none.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from lpvit.lazy import modules_of
 
 if TYPE_CHECKING:
     from lpvit.allocation.settings import Budget
@@ -13,47 +16,64 @@ if TYPE_CHECKING:
     from lpvit.api.prune import prune
     from lpvit.api.pruned import Pruned
     from lpvit.api.sparsify import sparsify
+    from lpvit.api.training import evaluate, finetune
     from lpvit.curves.settings import Pruning
     from lpvit.errors import LpvitError
     from lpvit.models.scheme import add_scheme
     from lpvit.models.settings import Scheme
+    from lpvit.progress import show_progress
+    from lpvit.training.evaluation import Accuracy
+    from lpvit.training.settings import Recipe
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accuracy",
     "Budget",
     "LpvitError",
     "Pruned",
     "Pruning",
+    "Recipe",
     "Scheme",
     "add_scheme",
+    "evaluate",
     "export_onnx",
+    "finetune",
     "load",
     "prune",
     "save",
+    "show_progress",
     "sparsify",
 ]
 
 _MODULES = {
+    "Accuracy": "training.evaluation",
     "Budget": "allocation.settings",
     "LpvitError": "errors",
     "Pruned": "api.pruned",
     "Pruning": "curves.settings",
+    "Recipe": "training.settings",
     "Scheme": "models.settings",
     "add_scheme": "models.scheme",
+    "evaluate": "api.training",
     "export_onnx": "api.export",
+    "finetune": "api.training",
     "load": "api.checkpoint",
     "prune": "api.prune",
     "save": "api.checkpoint",
+    "show_progress": "progress",
     "sparsify": "api.sparsify",
 }
 
 
+_room = modules_of(__name__)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
-        raise AttributeError(f"module 'lpvit' has no attribute '{name}'")
+        return _room(name)
     return getattr(import_module(f"lpvit.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__

@@ -1,10 +1,14 @@
 """What all sections of the configuration are made of. Imports no torch, so that a dry-run stays fast."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from lpvit.errors import LpvitError
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -17,6 +21,20 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        """Called by people; the config is read by ``model_validate``, which names the place of every mistake.
+
+        Raises:
+            LpvitError: A key is unknown or missing, or a value does not fit.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            lines = mistakes(error, values, lambda _: type(self).model_fields)
+            raise LpvitError("; ".join(f"{type(self).__name__}: {line}" for line in lines)) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # so that sections within a config are not made by it
 
     @model_validator(mode="before")
     @classmethod
@@ -40,3 +58,49 @@ class Compute(Section):
     checkpoint_minutes: float = Field(10, gt=0, description="between the states that a killed training goes on from")
     tensorboard: Path | None = Field(None, description="folder for TensorBoard's events of every training; null is off")
     evaluation_batch_size: int = Field(256, gt=0, description="images per pass of an evaluation")
+
+
+def mistakes(
+    error: ValidationError, raw: Any, keys_at: Callable[[tuple[int | str, ...]], Iterable[str]]
+) -> Iterator[str]:
+    """One line for every mistake: where, what was found, what was expected.
+
+    Args:
+        error: Of a section.
+        raw: What the section was made from.
+        keys_at: The keys that may stand at a place.
+    """
+    places: dict[str, list[str]] = {}  # a value that fits no type of a union is a mistake for each of them
+    for problem in error.errors():
+        places.setdefault(_place(problem["loc"], raw), []).append(_explain(problem, keys_at))
+    return (f"{place}{line}" for place, texts in places.items() for line in " or ".join(texts).splitlines())
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not among the known ones."""
+    close = get_close_matches(name, known := list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known) or 'none'}"
+
+
+def _place(location: tuple[int | str, ...], raw: Any) -> str:
+    """Dotted path to a problem and a colon, without pydantic's names for branches of a union and for keys."""
+    parts, node = [], raw
+    for part in location:
+        if part == "[key]" or not isinstance(node, Mapping | list | tuple):
+            break
+        parts.append(str(part))
+        node = (node if isinstance(node, Mapping) else dict(enumerate(node))).get(part)
+    return ".".join(parts) + ": " * bool(parts)
+
+
+def _explain(problem: ErrorDetails, keys_at: Callable[[tuple[int | str, ...]], Iterable[str]]) -> str:
+    location, kind = problem["loc"], problem["type"]
+    if kind == "extra_forbidden":
+        return f"unknown key{nearest(str(location[-1]), keys_at(location[:-1]))}"
+    if kind == "missing":
+        return "missing"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    if kind in ("model_type", "dict_type"):
+        return f"expected keys with values, found {problem['input']!r}"
+    return f"{problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"

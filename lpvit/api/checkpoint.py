@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -165,6 +166,11 @@ def _restore(module: nn.Module, parts: Mapping[str, Tensor], block_shape: tuple[
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
     if not path.is_file():
         raise LpvitError(f"{path}: file not found")
+    if is_zipfile(path):  # as torch writes
+        raise LpvitError(
+            f"{path}: is no file of lpvit.save; if the pipeline wrote it, make one with 'lpvit export {path} "
+            f"model.safetensors' or, for all experiments, 'snakemake export'"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

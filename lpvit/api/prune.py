@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lpvit.allocation.allocate import allocate
+from lpvit.allocation.feasibility import Shapes, require_reachable
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
@@ -22,9 +22,10 @@ from lpvit.curves.settings import Pruning
 from lpvit.errors import LpvitError
 from lpvit.measure.layer_latency import measure_latency
 from lpvit.measure.settings import Benchmark
+from lpvit.models.blocks import BlockGrid
 from lpvit.models.cost import measure_costs
 from lpvit.models.families import call_modules
-from lpvit.models.layers import matrix_layers
+from lpvit.models.layers import matrix_layers, prunable_layers
 from lpvit.models.network import require_plain_module, understand
 from lpvit.weights.masks import build_keep_masks
 from lpvit.weights.reconstruction import pruned_weights
@@ -70,11 +71,14 @@ def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Pru
     model = call_modules(deepcopy(model).eval())
     batches = _Batches(loader, next(model.parameters()).dtype)
     device = next(model.parameters()).device
-    _adopt_input_size(model, batches.first())
-    understand(model.to(device))
-    blocks, curves = scores_and_curves(model, batches, pruning, device)
+    adopt_input_size(model, batches.first())
+    prunable = prunable_layers(understand(model.to(device)).layers, pruning.layers)
+    counts = {layer.name: BlockGrid(layer.shape, pruning.block_shape).count for layer in prunable}
     costs = measure_costs(model)
-    tables = LayerTables(curves, blocks, costs, latency=_latency(budget, costs, pruning.block_shape, model))
+    latency = _latency(budget, costs, pruning.block_shape, model)
+    require_reachable(Shapes(costs, counts, latency=latency), budget)  # before the long part
+    blocks, curves = scores_and_curves(model, batches, pruning, device)
+    tables = LayerTables(curves, blocks, costs, latency=latency)
     tables = before_last_step(model, batches, pruning, tables, budget, device)
     keep_masks = build_keep_masks(tables.blocks, allocate(tables, budget))
     calibration = None if budget.reconstruction == "none" else batches
@@ -138,7 +142,7 @@ def _latency(
     return measure_latency(costs, block_shape, batch_size=images, dtype=weight.dtype, device=weight.device)
 
 
-def _adopt_input_size(model: nn.Module, images: Tensor) -> None:
+def adopt_input_size(model: nn.Module, images: Tensor) -> None:
     """Lets the model's data config say the size of the images that it is given; timm leaves it at the default.
 
     Raises:
@@ -163,7 +167,7 @@ def _as_budget(budget: float | Budget) -> Budget:
         return budget
     try:
         return Budget(macs=budget, reconstruction="least_squares", steps=STEPS)
-    except ValidationError:
+    except LpvitError:
         raise LpvitError(
             f"budget: found {budget!r}, expected the share of MACs that stays, above 0 and up to 1, or an lpvit.Budget"
         ) from None
@@ -176,7 +180,7 @@ def _as_pruning(block_shape: tuple[int, int] | None, pruning: Pruning | None) ->
         return pruning
     try:
         return Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
-    except ValidationError:
+    except LpvitError:
         raise LpvitError(f"block_shape: found {block_shape!r}, expected two positive whole numbers") from None
 
 

@@ -4,13 +4,11 @@ Each section of ``config/config.yaml`` names decisions (a dataset, a budget, ...
 from each. The descriptions below are the README's reference of configuration keys.
 """
 
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from lpvit.allocation.settings import Budget
 from lpvit.curves.settings import Pruning
@@ -18,7 +16,7 @@ from lpvit.data.settings import Calibration, Dataset
 from lpvit.errors import LpvitError
 from lpvit.measure.settings import Benchmark
 from lpvit.models.settings import Energy, Model, Scheme
-from lpvit.settings import Compute, Name, Section
+from lpvit.settings import Compute, Name, Section, mistakes, nearest
 from lpvit.training.settings import Recipe
 
 
@@ -78,7 +76,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_exist(self) -> "Config":
         problems = [
-            f"{place}: no '{name}' in {section}{_nearest(name, getattr(self, section))}"
+            f"{place}: no '{name}' in {section}{nearest(name, getattr(self, section))}"
             for place, section, name in self._references()
             if name not in getattr(self, section)
         ]
@@ -120,35 +118,7 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        places: dict[str, list[str]] = {}  # a value that fits no type of a union is a problem for each of them
-        for problem in error.errors():
-            places.setdefault(_place(problem["loc"], raw), []).append(_explain(problem))
-        lines = (f"{place}{line}" for place, texts in places.items() for line in " or ".join(texts).splitlines())
-        raise LpvitError("\n".join(f"config: {line}" for line in lines)) from None
-
-
-def _place(location: tuple[int | str, ...], raw: Any) -> str:
-    """Dotted path to a problem and a colon, without pydantic's names for branches of a union and for keys."""
-    parts, node = [], raw
-    for part in location:
-        if part == "[key]" or not isinstance(node, Mapping | list | tuple):
-            break
-        parts.append(str(part))
-        node = (node if isinstance(node, Mapping) else dict(enumerate(node))).get(part)
-    return ".".join(parts) + ": " * bool(parts)
-
-
-def _explain(problem: ErrorDetails) -> str:
-    location, kind = problem["loc"], problem["type"]
-    if kind == "extra_forbidden":
-        return f"unknown key{_nearest(str(location[-1]), _model_at(location[:-1]).model_fields)}"
-    if kind == "missing":
-        return "missing"
-    if kind == "value_error":
-        return str(problem["ctx"]["error"])
-    if kind in ("model_type", "dict_type"):
-        return f"expected keys with values, found {problem['input']!r}"
-    return f"{problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+        raise LpvitError("\n".join(f"config: {line}" for line in mistakes(error, raw, _keys_at))) from None
 
 
 _SECTIONS: dict[str, type[Section]] = {
@@ -166,10 +136,5 @@ _SECTIONS: dict[str, type[Section]] = {
 }
 
 
-def _model_at(location: tuple[int | str, ...]) -> type[Section]:
-    return _SECTIONS[str(location[0])] if location else Config
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known) or 'none'}"
+def _keys_at(location: tuple[int | str, ...]) -> Iterable[str]:
+    return (_SECTIONS[str(location[0])] if location else Config).model_fields

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lpvit.curves.curve import blocks_pruned_at, pruning_ranks, sampled_curve
 from lpvit.models.blocks import BlockGrid
@@ -25,6 +24,7 @@ from lpvit.models.passes import (
     replaced_forwards,
     require_finite_logits,
 )
+from lpvit.progress import bar
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def masked_curves(measured: MeasuredModel, blocks: pd.DataFrame, points: int, sh
     units = understand(model).units
     images_seen = 0
     with evaluation_mode(model):
-        for images, _ in tqdm(measured.images, desc="empirical curves", unit="batch"):
+        for images, _ in bar(measured.images, "empirical curves", "batch"):
             dense = _record_dense_pass(model, units, images.to(measured.device), pending)
             copies = max(1, measured.images_per_pass // len(images))
-            for layer, curve in tqdm(pending.items(), desc="layers", leave=False):
+            for layer, curve in bar(pending.items(), "layers of a batch", "layer", leave=False):
                 for pruned in torch.split(curve.counts, copies):
                     scales = 1 - share * curve.gone_at(pruned).to(dense.logits)
                     curve.sums[pruned] += _squared_changes(model, dense, layer, scales) / share**2

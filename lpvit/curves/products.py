@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
-from tqdm import tqdm
 
 from lpvit.curves.statistics import Statistics, collect_statistics
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.layers import LayerSpec, weight_matrix
 from lpvit.models.passes import Batches, evaluation_mode, require_finite_logits
+from lpvit.progress import bar
 
 GRADIENT_NUMBERS = 2**24  # of per-image weight gradients held at once: 64 MiB in float32
 
@@ -163,7 +163,7 @@ def _products(
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with evaluation_mode(model):
-        for batch, _ in tqdm(loader, desc="gradients", unit="batch"):
+        for batch, _ in bar(loader, "gradients", "batch"):
             by_probe: dict[str, list[Tensor]] = {layer: [] for layer in layers}
             for layer, inputs, gradients in _layer_gradients(model, batch.to(device), layers, probes, generator):
                 tokens = nn.functional.pad(inputs, (0, 1), value=1.0) if with_bias[layer] else inputs

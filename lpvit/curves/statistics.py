@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from tqdm import tqdm
 
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.layers import LayerSpec, weight_matrix
 from lpvit.models.passes import Batches, evaluation_mode, require_finite_logits
+from lpvit.progress import bar
 
 Statistics = dict[str, dict[str, Tensor]]  # layer -> name of a statistic -> (R, C); block_products are (S, R * C)
 
@@ -78,7 +78,7 @@ def averaged_gradients(
     sums = [torch.zeros_like(weight, dtype=torch.float64, requires_grad=False) for weight in weights.values()]
     images_seen = 0
     with evaluation_mode(model):
-        for batch, _ in tqdm(loader, desc="statistics", unit="batch"):
+        for batch, _ in bar(loader, "averaged gradient", "batch"):
             images = batch.to(device)
             logits = functional_call(model, weights, (images,))
             require_finite_logits(logits, model, images)

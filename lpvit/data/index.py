@@ -1,17 +1,18 @@
 """The list of a dataset's images: every file once, with its class and whether it can be decoded."""
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from lpvit.errors import LpvitError
+from lpvit.progress import bar
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -19,7 +20,12 @@ _logger = logging.getLogger(__name__)
 
 
 def index_images(
-    source: str, root: str | Path | None, train: str = "train", validation: str = "val", threads: int = 1
+    source: str,
+    root: str | Path | None,
+    train: str = "train",
+    validation: str = "val",
+    validation_share: float = 0.0,
+    threads: int = 1,
 ) -> pd.DataFrame:
     """Lists the images of both splits and decodes every file once.
 
@@ -28,6 +34,7 @@ def index_images(
         root: Folder that holds the splits; not used by ``digits``.
         train: Training split, a folder below ``root`` with one folder per class.
         validation: Validation split, likewise.
+        validation_share: Above 0, the share of every class of ``train`` that validates, instead of ``validation``.
         threads: Files decoded at a time.
 
     Returns:
@@ -36,25 +43,60 @@ def index_images(
     Raises:
         LpvitError: A split or class folder is missing or empty, or the splits do not have the same classes.
     """
+    images = list_images(source, root, train, validation, validation_share)
+    if source != "digits":
+        images["problem"] = pd.Series(_find_problems(Path(root or ""), images["path"], threads), dtype=object)
+    return images
+
+
+def list_images(
+    source: str,
+    root: str | Path | None,
+    train: str = "train",
+    validation: str = "val",
+    validation_share: float = 0.0,
+) -> pd.DataFrame:
+    """The same without a look into the files: no image has a problem yet."""
     if source == "digits":
         return _index_digits()
     if root is None:
         raise LpvitError("root: missing; source 'folder' needs the folder that holds the splits")
-    splits = {"train": train, "validation": validation}
-    folders = {split: Path(root) / name for split, name in splits.items()}
-    classes = {split: _list_classes(folder) for split, folder in folders.items()}
-    _check_same_classes(folders, classes)
-    images = pd.DataFrame(
-        [
-            (split, f"{splits[split]}/{class_name}/{file}", label, class_name)
-            for split, folder in folders.items()
-            for label, class_name in enumerate(classes[split])
-            for file in _list_files(folder / class_name)
-        ],
-        columns=["split", "path", "label", "class_name"],
-    )
-    images["problem"] = pd.Series(_find_problems(Path(root), images["path"], threads), dtype=object)
-    return images
+    folders = {"train": Path(root, train), "validation": Path(root, train if validation_share else validation)}
+    _check_same_classes(folders, {split: list_classes(folder) for split, folder in folders.items()})
+    if validation_share:
+        files = _files_of(Path(root), train)
+        parted = {name: part_for_validation(of_class, validation_share, name) for name, of_class in files.items()}
+        splits = {split: {name: parts[split] for name, parts in parted.items()} for split in ("train", "validation")}
+    else:
+        splits = {"train": _files_of(Path(root), train), "validation": _files_of(Path(root), validation)}
+    rows = [
+        (split, file, label, name)
+        for split, classes in splits.items()
+        for label, (name, files) in enumerate(classes.items())
+        for file in files
+    ]
+    return pd.DataFrame(rows, columns=["split", "path", "label", "class_name"]).assign(problem=None)
+
+
+def part_for_validation(files: Sequence[str], share: float, name: str) -> dict[str, list[str]]:
+    """Parts the files of a class by a hash of their paths, so that a new file moves at most one other.
+
+    Args:
+        files: Paths.
+        share: Of them that validates, at least one and not all.
+        name: Of the class, for the message.
+
+    Returns:
+        ``train`` and ``validation``, each in the order given.
+
+    Raises:
+        LpvitError: There is only one file.
+    """
+    if len(files) < 2:
+        raise LpvitError(f"class '{name}' has one image, which cannot both train and validate; add images or remove it")
+    count = min(max(1, round(share * len(files))), len(files) - 1)
+    chosen = set(sorted(files, key=lambda file: hashlib.sha256(file.encode(errors="surrogateescape")).digest())[:count])
+    return {"train": [f for f in files if f not in chosen], "validation": [f for f in files if f in chosen]}
 
 
 def usable_images(images: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -136,7 +178,18 @@ def _index_digits() -> pd.DataFrame:
     return images.sort_values(["split", "label"], kind="stable", ignore_index=True)
 
 
-def _list_classes(split: Path) -> list[str]:
+def _files_of(root: Path, split: str) -> dict[str, list[str]]:
+    """Class -> paths of its files below ``root``, in lexical order; folders within that of a class belong to it."""
+    folder, prefix = root / split, "" if split == "." else f"{split}/"
+    return {name: [f"{prefix}{name}/{file}" for file in _list_files(folder / name)] for name in list_classes(folder)}
+
+
+def list_classes(split: Path) -> list[str]:
+    """The names of the class folders of a split.
+
+    Raises:
+        LpvitError: There are none.
+    """
     if not split.is_dir():
         raise LpvitError(f"{split}: folder not found; correct 'root', 'train' or 'validation' of the dataset")
     classes = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
@@ -146,16 +199,29 @@ def _list_classes(split: Path) -> list[str]:
 
 
 def _list_files(folder: Path) -> list[str]:
-    entries = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    files = sorted(name for name in entries if name.lower().endswith(IMAGE_SUFFIXES))
-    if not files:
+    images, others = images_below(folder)
+    if not images:
         raise LpvitError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}); fill or remove this class folder")
-    if len(files) < len(entries):
-        _logger.warning("%s: %d entries are not images and are ignored", folder, len(entries) - len(files))
-    return files
+    if others:
+        _logger.warning("%s: ignored, as not named like an image: %s", folder, _name_some(others))
+    return images
 
 
-def _check_same_classes(folders: dict[str, Path], classes: dict[str, list[str]]) -> None:
+def images_below(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Files below a folder that are named like images, and those that are not; hidden ones are left out."""
+    images: list[str] = []
+    others: list[str] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(place, folder)
+        for name in files:
+            if not name.startswith("."):
+                file = name if below == "." else f"{below}/{name}"
+                (images if name.lower().endswith(IMAGE_SUFFIXES) else others).append(file)
+    return sorted(images), sorted(others)
+
+
+def _check_same_classes(folders: Mapping[str, Path], classes: Mapping[str, list[str]]) -> None:
     only_train = sorted(set(classes["train"]) - set(classes["validation"]))
     only_validation = sorted(set(classes["validation"]) - set(classes["train"]))
     problems = [
@@ -176,4 +242,4 @@ def _find_problems(root: Path, paths: Iterable[str], threads: int) -> list[str |
     files = [root / path for path in paths]
     with ThreadPool(threads) as pool:  # Pillow decodes without holding the interpreter lock
         results = pool.imap(find_problem, files, chunksize=16)
-        return list(tqdm(results, total=len(files), desc="checking images", unit="image"))
+        return list(bar(results, "checking images", "image", total=len(files)))

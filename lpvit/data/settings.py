@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lpvit.settings import Section
+from lpvit.settings import Section, Share
 from lpvit.variants import chooses
 
 LOADERS = "lpvit.data.loaders"
@@ -21,6 +21,11 @@ class Dataset(Section):
     root: Path | None = Field(None, description="folder that holds the splits (`folder` only)")
     train: str = Field("train", description="training split, a folder below `root`")
     validation: str = Field("val", description="validation split, a folder below `root`")
+    validation_share: Share = Field(
+        0.0,
+        description="above 0, the share of every class of `train` that validates, instead of `validation`; of images "
+        "that are not split, `train` is `.`: the class folders lie in `root` itself",
+    )
     loader: str = Field(
         "dali", description="`dali`: JPEG folders; `memory`: small sets, decoded once; `timm`: whatever Pillow reads"
     )

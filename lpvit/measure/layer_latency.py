@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lpvit.measure.timing import time_in_turns
 from lpvit.models.blocks import BlockGrid
+from lpvit.progress import bar
 from lpvit.sparse import BlockSparseLinear
 from lpvit.store.schemas import LATENCY
 
@@ -55,7 +55,7 @@ def measure_latency(
         if rows >= block_shape[0] and columns >= block_shape[1]
     ]
     rows = []
-    for out_features, in_features, tokens in tqdm(shapes, desc=f"latency {block_shape[0]}x{block_shape[1]}"):
+    for out_features, in_features, tokens in bar(shapes, f"latency {block_shape[0]}x{block_shape[1]}", "shape"):
         dense = nn.Linear(in_features, out_features).to(device, dtype)
         inputs = torch.randn(batch_size, tokens, in_features, device=device).to(dtype)
         layers = _block_sparse(dense, BlockGrid((out_features, in_features), block_shape), sparsities)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
+from lpvit.progress import bar
 from lpvit.store.schemas import ENERGY
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def measure_energy(
         return _table({"arm": arm, "reason": counter, "repeat": 0, "images": 0} for arm in functions)
     calls = {arm: _warm_up(function, counter, seconds) for arm, function in functions.items()}
     rows = []
-    for repeat in tqdm(range(1, repeats + 1), desc="energy"):
+    for repeat in bar(range(1, repeats + 1), "energy", "repeat"):
         idle_seconds, idle_joules = _window(lambda: time.sleep(seconds), 1, counter)
         watts = idle_joules / idle_seconds
         for arm in list(functions)[:: 1 if repeat % 2 else -1]:

@@ -48,7 +48,7 @@ def create_model(
     """
     options = dict(options or {})
     if not timm.is_model(name.partition(".")[0]):
-        raise LpvitError(f"models: timm knows no model '{name}'{_nearest_model(name)}")
+        raise LpvitError(f"models: timm knows no model '{name}'{nearest_model(name)}")
     overlay = _input_size(options) | dict(data_config or {})
     torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU
     try:
@@ -217,6 +217,7 @@ def _image_options(default: tuple[int, int, int], found: tuple[int, int, int]) -
     return size | ({"in_chans": found[0]} if found[0] != default[0] else {})
 
 
-def _nearest_model(name: str) -> str:
+def nearest_model(name: str) -> str:
+    """The end of a message about a name that timm does not know."""
     close = get_close_matches(name, timm.list_models(), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -93,6 +93,9 @@ def prunable_layers(layers: Iterable[LayerSpec], roles: Iterable[str]) -> list[L
     layers, roles = list(layers), set(roles)
     known = dict.fromkeys(layer.role for layer in layers)
     if missing := sorted(roles - known.keys()):
+        if not known.keys() & {"qkv", "proj"}:
+            some = ", ".join(list(known)[:5])
+            raise LpvitError(f"model: is not a ViT, DeiT or Swin: no attention to prune, only layers such as {some}")
         raise LpvitError(f"layers: the model has no layer '{missing[0]}'; it has {', '.join(known)}")
     chosen = [layer for layer in layers if layer.role in roles]
     for layer in chosen:

@@ -68,6 +68,8 @@ def understand(model: nn.Module) -> Network:
         LpvitError: The model gives no logits, or makes products that cannot be ascribed to a layer.
     """
     require_plain_module(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise LpvitError("model: is on the meta device, so it has no weights; load them, or move it with to_empty")
     traced = trace(model)
     layers = traced_layers(model, traced)
     _require_all_products(model, traced, layers)

@@ -1,6 +1,9 @@
 """Block-sparse linear layers that run faster than dense ones: storage and kernels."""
 
+from lpvit.lazy import modules_of
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.storage import compress, decompress
+
+__getattr__ = modules_of(__name__)
 
 __all__ = ["BlockSparseLinear", "compress", "decompress"]

@@ -93,6 +93,21 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     return payload
 
 
+def header(path: str | Path) -> dict[str, Any]:
+    """What a `.pt` file says of itself: ``kind``, ``format``, ``lpvit``, ``torch`` and ``provenance``.
+
+    Raises:
+        LpvitError: The file is missing, damaged or no artifact of lpvit.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {name: content[name] for name in ("kind", "format", "lpvit", "torch", "provenance")}
+    except Exception as error:  # torch raises a different type for every kind of damage
+        raise LpvitError(f"{path}: cannot be read as an artifact of lpvit ({type(error).__name__})") from None
+
+
 def _is_about_the_disk(error: OSError | RuntimeError) -> bool:
     if isinstance(error, OSError):
         return error.errno in _DISK_ERRORS

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from lpvit.errors import LpvitError
+from lpvit.progress import bar
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def evaluation_sums(
     """
     model.to(device).eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for images, labels in tqdm(loader, "evaluate", unit="batch", leave=False, disable=None if progress else True):
+    for images, labels in bar(loader, "evaluation", "batch", leave=False, shown=progress):
         with torch.inference_mode():  # not around the loader, which may keep its tensors for training
             sums += _batch_sums(model(images.to(device)), labels.to(device))
     return sums

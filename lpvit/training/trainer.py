@@ -13,12 +13,12 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import KeepMasks
 from lpvit.models.scheme import anneal
+from lpvit.progress import bar
 from lpvit.training.augmentation import BatchAugmentation
 from lpvit.training.course import Course
 from lpvit.training.evaluation import Accuracy, evaluation_sums
@@ -76,14 +76,14 @@ class Trainer:
         """
         self.network.train()
         title = f"epoch {epoch}/{self.recipe.epochs}"
-        bar = tqdm(loader, title, unit="batch", leave=False, disable=None if progress else True)
-        for step, (images, labels) in enumerate(bar, start=1):
+        steps = bar(loader, title, "batch", leave=False, shown=progress)
+        for step, (images, labels) in enumerate(steps, start=1):
             if step <= course.steps_done:  # before the run was killed
                 continue
             loss = self.step(*self.augment(images, labels))
             _require_finite(loss, f"the loss in epoch {epoch}, step {step}")
             course.end_step(loss, len(images), self)
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            steps.set_postfix(loss=f"{loss:.3f}", refresh=False)
         total, count = _over_processes(torch.tensor(course.sums, dtype=torch.float64, device=self.device)).tolist()
         for model in {self.model, self.evaluated}:
             verify_pruned(model.state_dict(), self.expanded_masks)

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import KeepMasks
 from lpvit.models.layers import MatrixLayer, matrix_layers, weight_matrix
 from lpvit.models.network import Branch, understand
 from lpvit.models.passes import Batches, Halt, PausedPass, evaluation_mode, run_until
+from lpvit.progress import bar
 from lpvit.weights.least_squares import Moments, SingularError, fit_layer
 from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
 
@@ -155,10 +155,10 @@ def fit_in_order(
     """
     network, errors = understand(model), []
     with evaluation_mode(model), evaluation_mode(pruned):
-        reading = tqdm(loader, desc="calibration images", unit="batch")
+        reading = bar(loader, "calibration images", "batch")
         dense_walk = _Walk(model, network.units, [PausedPass(images.cpu()) for images, _ in reading], device)
         pruned_walk = _Walk(pruned, network.units, list(dense_walk.passes), device)
-        for fit in tqdm(fits, desc="reconstruction", unit="layer"):
+        for fit in bar(fits, "reconstruction", "layer"):
             branch, module = network.branches.get(fit.layer), matrix_layer(model, fit.layer)
             scale = _scale(branch, module)[fit.rows]
             target, start, keep = scale * weight_with_bias(module)[fit.rows], scale * fit.start, fit.keep

@@ -22,6 +22,7 @@ from lpvit.curves.scores import block_table
 from lpvit.curves.settings import Pruning
 from lpvit.models.layers import matrix_layers, prunable_layers
 from lpvit.models.passes import Batches
+from lpvit.progress import labelled
 from lpvit.weights.masks import build_keep_masks
 from lpvit.weights.reconstruction import pruned_weights
 
@@ -86,8 +87,9 @@ def before_last_step(
     for number, step in enumerate(budget.on_the_way, start=1):
         keep_masks = build_keep_masks(tables.blocks, allocate(tables, step))
         pruned = deepcopy(model)
-        pruned.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, images, device))
-        blocks, curves = scores_and_curves(pruned, loader, pruning, device)
+        with labelled(f"step {number} of {budget.steps}"):
+            pruned.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, images, device))
+            blocks, curves = scores_and_curves(pruned, loader, pruning, device)
         tables = replace(tables, blocks=blocks, curves=curves)
         targets = ", ".join(f"{quantity} {target:.3f}" for quantity, target in step.targets.items())
         _logger.info("step %d of %d: %s", number, budget.steps, targets)

@@ -23,6 +23,7 @@ from tiny import MODELS, SWIN, VIT, dense_model, photographs
 from torch import Tensor, nn
 
 import lpvit
+from lpvit.errors import LpvitError
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.cost import measure_costs
 from lpvit.models.layers import weight_matrix
@@ -333,7 +334,7 @@ def test_a_file_of_another_kind_is_told_in_one_line_that_names_it(pruned: lpvit.
         ("truncated", "cannot be read as safetensors"),
         ("empty", "cannot be read as safetensors"),
         ("text", "cannot be read as safetensors"),
-        ("torch", "cannot be read as safetensors"),
+        ("torch", "is no file of lpvit.save; if the pipeline wrote it, make one with 'lpvit export"),
         ("foreign", "not written by lpvit.save"),
     ):
         with pytest.raises(lpvit.LpvitError, match=f"{name}: {line}") as error:
@@ -434,3 +435,96 @@ def test_the_calls_in_the_readme_fit_the_functions() -> None:
     for call in ours:
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         inspect.signature(getattr(lpvit, call.func.attr)).bind(*call.args, **keywords)
+
+
+# --- what people meet first ------------------------------------------------------------------------------------------
+
+
+def test_the_package_shows_its_public_names_and_opens_its_rooms() -> None:
+    assert dir(lpvit) == sorted(lpvit.__all__)
+    code = "import lpvit; lpvit.weights.masks, lpvit.curves.products; lpvit.weights.narrowing.narrow"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match=r"module 'lpvit\.weights' has no attribute 'mask'"):
+        _ = lpvit.weights.mask
+
+
+def test_a_pruned_model_tells_what_stays_in_a_few_lines(pruned: lpvit.Pruned) -> None:
+    lines = repr(pruned).splitlines()
+    assert lines[0] == "Pruned(VisionTransformer, blocks of 8x4, budget: macs 0.5)"
+    assert len(lines) == 4
+    assert f"({pruned.report.loc['(model)', 'keep_ratio']:.1%})" in lines[1]
+
+
+def test_what_is_no_model_to_prune_is_refused_in_its_own_words() -> None:
+    batches = photographs("vit").split(8)
+    on_meta = dense_model("vit").to("meta")
+    network = timm.create_model("resnet18", num_classes=5, in_chans=1)
+    for model, message in (
+        ("deit_small_patch16_224", "model: found str, expected a model of timm"),
+        (on_meta, "model: is on the meta device"),
+        (torch.compile(dense_model("vit")), "model: is compiled; give the model that went into torch.compile"),
+        (nn.DataParallel(dense_model("vit")), "model: is wrapped in DataParallel; give its 'module'"),
+        (network, "model: is not a ViT, DeiT or Swin: no attention to prune, only layers such as conv1"),
+    ):
+        images = [torch.rand(2, 1, 64, 64)] if model is network else batches
+        with pytest.raises(LpvitError, match=message):
+            lpvit.prune(model, images, budget=0.5, block_shape=BLOCK_SHAPE)  # type: ignore[arg-type]
+
+
+def test_a_misspelt_key_comes_with_the_nearest() -> None:
+    with pytest.raises(LpvitError, match=r"^Budget: mac: unknown key; did you mean 'macs'\?$"):
+        lpvit.Budget(mac=0.5)
+    with pytest.raises(LpvitError, match=r"^Recipe: epochs: missing; Recipe: batch_size: missing; Recipe: learn"):
+        lpvit.Recipe()
+
+
+def test_an_impossible_budget_is_refused_before_any_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lpvit.api.prune.scores_and_curves", lambda *_: pytest.fail("gradients"))
+    with pytest.raises(LpvitError, match=r"budget: macs 0\.01 is impossible: 0\.\d+ stays at min_keep_ratio 0\.05"):
+        lpvit.prune(dense_model("vit"), photographs("vit").split(8), budget=0.01, block_shape=BLOCK_SHAPE)
+
+
+# --- training and evaluation -----------------------------------------------------------------------------------------
+
+
+def test_finetuning_learns_and_keeps_pruned_weights_at_zero(pruned: lpvit.Pruned) -> None:
+    images, labels = photographs("vit"), torch.arange(24) % 5
+    batches = list(zip(images.split(8), labels.split(8), strict=True))
+    before = lpvit.evaluate(pruned, batches)
+    recipe = lpvit.Recipe(epochs=8, batch_size=8, learning_rate=2e-3)
+
+    trained = lpvit.finetune(pruned, batches, batches, recipe=recipe)
+
+    assert lpvit.evaluate(trained, batches).loss < before.loss
+    assert lpvit.evaluate(pruned, batches) == before
+    verify_pruned(trained.model.state_dict(), expand_keep_masks(trained.model, trained.keep_masks, BLOCK_SHAPE))
+    distilled = lpvit.finetune(
+        pruned,
+        batches,
+        batches,
+        recipe=lpvit.Recipe(epochs=1, batch_size=8, learning_rate=1e-3, distillation="soft", teacher="dense"),
+        teacher=dense_model("vit"),
+    )
+    assert distilled.budget == pruned.budget
+
+
+def test_evaluation_equals_the_hits_counted_by_hand(pruned: lpvit.Pruned) -> None:
+    images = photographs("vit")
+    labels = logits(deepcopy(pruned.model), images).argmax(dim=1)
+    labels[:6] = (labels[:6] + 1) % 5
+    accuracy = lpvit.evaluate(pruned.model, [(images, labels)])
+    assert (accuracy.images, accuracy.top1) == (24, 75.0)
+
+
+def test_loaders_and_teachers_that_do_not_fit_are_refused(pruned: lpvit.Pruned) -> None:
+    images = photographs("vit")
+    recipe = lpvit.Recipe(epochs=1, batch_size=8, learning_rate=1e-3)
+    with pytest.raises(LpvitError, match=r"found a batch of a tensor of shape \(24, 1, 16, 16\); expected images"):
+        lpvit.evaluate(pruned, [images])
+    with pytest.raises(LpvitError, match="loader: found generator; give a DataLoader or a list"):
+        lpvit.evaluate(pruned, (batch for batch in [(images, torch.zeros(24))]))
+    with pytest.raises(LpvitError, match="teacher: give a model together with a recipe that has distillation"):
+        lpvit.finetune(pruned, [], [], recipe=recipe, teacher=dense_model("vit"))
+    gradual = lpvit.Recipe(epochs=1, batch_size=8, learning_rate=1e-3, pruned_over=0.5)
+    with pytest.raises(LpvitError, match="pruned_over starts with the dense model"):
+        lpvit.finetune(pruned, [], [], recipe=gradual)

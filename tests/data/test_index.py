@@ -55,6 +55,36 @@ def test_images_are_listed_in_lexical_order_with_the_rank_of_their_class_as_labe
     assert images["problem"].isna().all()
 
 
+def test_folders_within_that_of_a_class_belong_to_it_and_what_is_no_image_is_named(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_jpeg(root / "train/a/more/far/5.jpg")
+    write_jpeg(root / "train/a/.hidden/6.jpg")
+    (root / "train/a/notes.txt").write_text("")
+    images = index(root)
+    of_class = images[(images["split"] == "train") & (images["class_name"] == "a")]["path"].tolist()
+    assert of_class == ["train/a/0.jpg", "train/a/1.jpg", "train/a/2.jpg", "train/a/more/far/5.jpg"]
+    assert "train/a: ignored, as not named like an image: 'notes.txt'" in caplog.text
+
+
+def test_images_without_a_split_are_parted_by_their_names(tmp_path: Path) -> None:
+    for name, count in {"a": 10, "b": 5, "c": 2}.items():
+        for number in range(count):
+            write_jpeg(tmp_path / name / f"{number}.jpg", number)
+    images = index_images("folder", tmp_path, ".", validation_share=0.2)
+    shares = pd.crosstab(images["class_name"], images["split"])
+    assert shares["validation"].tolist() == [2, 1, 1]
+    assert shares["train"].tolist() == [8, 4, 1]
+    assert (tmp_path / images["path"][0]).is_file()
+    validating = set(images.loc[images["split"] == "validation", "path"])
+    write_jpeg(tmp_path / "a/new.jpg")
+    later = index_images("folder", tmp_path, ".", validation_share=0.2)
+    assert len(validating - set(later.loc[later["split"] == "validation", "path"])) <= 1
+    (tmp_path / "c/1.jpg").unlink()
+    with pytest.raises(LpvitError, match="class 'c' has one image, which cannot both train and validate"):
+        index_images("folder", tmp_path, ".", validation_share=0.2)
+
+
 def test_index_and_samples_fit_their_schemas(root: Path, tmp_path: Path) -> None:
     (root / "train/a/1.jpg").write_bytes(b"")
     images = index(root)

@@ -4,25 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 
 from lpvit.config.config import parse_config
-from lpvit.data.index import index_images
 from lpvit.errors import LpvitError
+from lpvit.models.pretrained import require_fetchable
 from lpvit.stages.plan import plan_experiments
 
 
-@pytest.fixture(scope="session")
-def images() -> dict[str, pd.DataFrame]:
-    return {"digits": index_images("digits", None)}
+@pytest.fixture(autouse=True)
+def connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fetched is another test's matter."""
+    monkeypatch.setattr("lpvit.stages.plan.require_fetchable", lambda _: None)
 
 
-def test_the_plan_says_what_is_prunable_and_what_must_stay(
-    tiny_config: dict[str, Any], images: dict[str, pd.DataFrame]
-) -> None:
-    plan = plan_experiments(parse_config(tiny_config), images).iloc[0]
+def test_the_plan_says_what_is_prunable_and_what_must_stay(tiny_config: dict[str, Any]) -> None:
+    plan = plan_experiments(parse_config(tiny_config)).iloc[0]
     tokens, width = 5, 32
     prunable = 2 * tokens * 12 * width**2
     assert plan["classes"] == 10
@@ -34,22 +32,22 @@ def test_the_plan_says_what_is_prunable_and_what_must_stay(
 
 
 def test_a_narrower_model_gives_up_any_part_of_it(
-    tiny_config: dict[str, Any], images: dict[str, pd.DataFrame], change: Callable[..., dict[str, Any]]
+    tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]]
 ) -> None:
     config = change(tiny_config, "prunings.b8.block_shape", [8, 64])  # larger than a layer, which does not matter
-    blocks = plan_experiments(parse_config(tiny_config), images).iloc[0]
-    plan = plan_experiments(parse_config(change(config, "budgets.half.structure", "width")), images).iloc[0]
+    blocks = plan_experiments(parse_config(tiny_config)).iloc[0]
+    plan = plan_experiments(parse_config(change(config, "budgets.half.structure", "width"))).iloc[0]
     assert plan["dense_macs"] == plan["prunable_macs"] == blocks["dense_macs"]
     assert plan[["least_macs", "target"]].tolist() == [0, 0.6]
 
 
 def test_a_budget_in_milliseconds_that_are_yet_to_be_measured_is_left_to_the_allocation(
-    tiny_config: dict[str, Any], images: dict[str, pd.DataFrame], change: Callable[..., dict[str, Any]]
+    tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]]
 ) -> None:
     config = change(tiny_config, "budgets.half", {"latency": 0.01})
-    assert plan_experiments(parse_config(config), images)["target"].tolist() == [0.01]
+    assert plan_experiments(parse_config(config))["target"].tolist() == [0.01]
     with pytest.raises(LpvitError, match=r"budget: macs 0\.01 is impossible"):
-        plan_experiments(parse_config(change(config, "budgets.half.macs", 0.01)), images)
+        plan_experiments(parse_config(change(config, "budgets.half.macs", 0.01)))
 
 
 @pytest.mark.parametrize(
@@ -70,12 +68,12 @@ def test_a_budget_in_milliseconds_that_are_yet_to_be_measured_is_left_to_the_all
             "structure: 'width' narrows ViT and DeiT, not SwinTransformer",
         ),
         ("recipes.short.teacher", "resnet1000", "teacher: timm knows no model 'resnet1000'"),
+        ("recipes.short.teacher", "regnety_160x", "no model 'regnety_160x'; did you mean 'regnety_160'"),
         ("recipes.short.teacher", "resnet18", "teacher_checkpoint: nowhere.pt not found"),
     ],
 )
 def test_an_experiment_that_cannot_work_is_named_with_the_key_at_fault(
     tiny_config: dict[str, Any],
-    images: dict[str, pd.DataFrame],
     change: Callable[..., dict[str, Any]],
     key: str,
     value: object,
@@ -88,54 +86,112 @@ def test_an_experiment_that_cannot_work_is_named_with_the_key_at_fault(
         config = change(config, "recipes.short.distillation", "soft")
         config = change(config, "recipes.short.teacher_checkpoint", "nowhere.pt")
     with pytest.raises(LpvitError, match=message) as error:
-        plan_experiments(parse_config(config), images)
+        plan_experiments(parse_config(config))
     assert str(error.value).startswith("experiments.main: ")
     assert "\n" not in str(error.value)
 
 
 def test_block_products_that_would_fill_the_memory_are_refused(
     tiny_config: dict[str, Any],
-    images: dict[str, pd.DataFrame],
     change: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needed = 4 * 64 * 2 * 2 * (48 + 16 + 64 + 64)  # bytes, images, probes, transformer blocks, 8 x 8 blocks
     config = change(tiny_config, "prunings.b8.distortion", "gauss_newton")
     monkeypatch.setattr("lpvit.stages.plan.LARGEST_BLOCK_PRODUCTS", needed)
-    plan_experiments(parse_config(config), images)
+    plan_experiments(parse_config(config))
     monkeypatch.setattr("lpvit.stages.plan.LARGEST_BLOCK_PRODUCTS", needed - 1)
     with pytest.raises(LpvitError, match=r"^experiments\.main: pruning: 'gauss_newton' needs .* lower 'probes'"):
-        plan_experiments(parse_config(config), images)
-    plan_experiments(parse_config(tiny_config), images)
+        plan_experiments(parse_config(config))
+    plan_experiments(parse_config(tiny_config))
 
 
 def test_a_checkpoint_of_another_architecture_is_found_by_the_plan(
-    tiny_config: dict[str, Any], images: dict[str, pd.DataFrame], change: Callable[..., dict[str, Any]], tmp_path: Path
+    tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     torch.save({"head.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
     model = {**tiny_config["models"]["vit"], "weights": "checkpoint", "checkpoint": str(tmp_path / "other.pt")}
     del model["recipe"]
     with pytest.raises(LpvitError, match=r"other\.pt: a checkpoint of another architecture: .* is missing"):
-        plan_experiments(parse_config(change(tiny_config, "models.vit", model)), images)
+        plan_experiments(parse_config(change(tiny_config, "models.vit", model)))
 
 
 def test_pretrained_weights_for_other_classes_ask_for_a_recipe(
-    tiny_config: dict[str, Any], images: dict[str, pd.DataFrame], change: Callable[..., dict[str, Any]]
+    tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]]
 ) -> None:
     model = {**tiny_config["models"]["vit"], "weights": "pretrained"}
-    plan_experiments(parse_config(change(tiny_config, "models.vit", model)), images)  # trained on by its recipe
+    plan_experiments(parse_config(change(tiny_config, "models.vit", model)))  # trained on by its recipe
     del model["recipe"]
     with pytest.raises(LpvitError, match="knows 1000 classes, the dataset has 10, so its head is random"):
-        plan_experiments(parse_config(change(tiny_config, "models.vit", model)), images)
+        plan_experiments(parse_config(change(tiny_config, "models.vit", model)))
 
 
 def test_an_absent_loader_says_what_to_install(
     tiny_config: dict[str, Any],
-    images: dict[str, pd.DataFrame],
     change: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     config = change(tiny_config, "datasets.digits", {"root": "anywhere", "loader": "dali"})
     with pytest.raises(LpvitError, match=r"pip install 'lpvit\[dali\]', or use 'loader: timm'"):
-        plan_experiments(parse_config(config), images)
+        plan_experiments(parse_config(config))
+
+
+def test_all_problems_are_told_at_once_and_each_once(
+    tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    config = change(tiny_config, "experiments.more", tiny_config["experiments"]["main"])
+    config = change(config, "calibrations.c64.images", 5000)
+    config = change(config, "budgets.half.macs", 0.01)
+    config = change(config, "recipes.short.distillation", "soft")
+    config = change(config, "recipes.short.teacher", "regnety")
+    config = change(config, "experiments.lost", {**tiny_config["experiments"]["main"], "dataset": "absent"})
+    config = change(config, "datasets.absent", {"root": str(tmp_path / "absent"), "loader": "memory"})
+    with pytest.raises(LpvitError) as error:
+        plan_experiments(parse_config(config))
+    calibration, teacher, budget, absent, *budget_with_other_classes = str(error.value).splitlines()
+    assert len(budget_with_other_classes) == 1
+    assert calibration.startswith("experiments.main, more: calibration: 5000 images asked for")
+    assert teacher.startswith("experiments.main, more, lost: teacher: timm knows no model 'regnety'")
+    assert budget.startswith("experiments.main, more: budget: macs 0.01 is impossible")
+    assert absent.startswith(f"experiments.lost: {tmp_path}/absent/train: folder not found")
+
+
+@pytest.mark.parametrize(
+    ("loader", "files", "message"),
+    [
+        ("dali", ["a/0.jpg", "b/0.png"], "loader 'dali': reads JPEG files, 2 of 4 are none, such as train/b/0.png"),
+        ("timm", ["a/0.png"], "has one class, 'a'; models need two"),
+    ],
+)
+def test_images_that_a_loader_or_model_cannot_take_are_found_without_decoding_them(
+    tiny_config: dict[str, Any],
+    change: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    loader: str,
+    files: list[str],
+    message: str,
+) -> None:
+    for file in files:
+        for split in ("train", "val"):
+            path = tmp_path / split / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"never read")
+    config = change(tiny_config, "datasets.digits", {"root": str(tmp_path), "loader": loader})
+    with pytest.raises(LpvitError, match=message):
+        plan_experiments(parse_config(change(config, "calibrations.c64.images", 1)))
+
+
+@pytest.mark.parametrize("key", ["weights", "teacher"])
+def test_weights_that_are_neither_cached_nor_to_be_fetched_are_found(
+    tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr("lpvit.stages.plan.require_fetchable", require_fetchable.__wrapped__)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = {**tiny_config["models"]["vit"], "weights": "pretrained"}
+    config = change(tiny_config, "models.vit", model) if key == "weights" else tiny_config
+    if key == "teacher":
+        config = change(config, "recipes.short", {**config["recipes"]["short"], "distillation": "soft"})
+        config = change(config, "recipes.short.teacher", "resnet18")
+    with pytest.raises(LpvitError, match=r"are not in the cache and cannot be fetched \(https://huggingface.co/timm/"):
+        plan_experiments(parse_config(config))

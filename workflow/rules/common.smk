@@ -11,22 +11,25 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-BASE = Path(workflow.basedir)
-BASE = BASE.parent if BASE.name == "workflow" else BASE
-
-# The scripts import the package of this checkout, also in a conda environment that has only its dependencies.
-sys.path.insert(0, str(BASE))
-os.environ.update(PYTHONPATH=os.pathsep.join(sys.path[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep)).strip(os.pathsep))
+# The scripts import the package of this checkout, also in a conda environment that has only its dependencies; a workflow
+# that was fetched alone, as by snakedeploy, imports the package that is installed.
+CHECKOUT = Path(str(workflow.current_basedir)).parent.parent
+if (CHECKOUT / "lpvit").is_dir():
+    sys.path.insert(0, str(CHECKOUT))
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    os.environ.update(PYTHONPATH=os.pathsep.join([str(CHECKOUT), *others]))
 
 from lpvit.config.config import Experiment
 from lpvit.settings import Section
 from lpvit.config.config import parse_config
+from lpvit.config.files import require_sound
 from lpvit.errors import LpvitError
 from lpvit.store.provenance import source_digest
 
-ENVIRONMENT = str(BASE / "workflow/envs/lpvit.yaml")  # used with --software-deployment-method conda
+ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method conda
 
 try:
+    require_sound(workflow.configfiles)  # Snakemake keeps the last of two keys of one name
     settings = parse_config(config)
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
@@ -74,7 +77,7 @@ def chosen(section: Section, *fields: str, without: str = "") -> dict:
 @functools.cache
 def sources(script: str) -> str:
     """Digest of a script of workflow/scripts and of the modules that it imports: a param of every rule."""
-    return source_digest(BASE / "workflow/scripts" / script)
+    return source_digest(workflow.source_path(f"../scripts/{script}"))
 
 
 def images_of(wildcards) -> dict:

@@ -4,7 +4,7 @@ rule index_images:
         images=f"{DATASET}/images.parquet",
     params:
         dataset=lambda wildcards: chosen(
-            settings.datasets[wildcards.dataset], "source", "root", "train", "validation", "on_bad_image"
+            settings.datasets[wildcards.dataset], "source", "root", "train", "validation", "validation_share", "on_bad_image"
         ),
         sources=sources("index_images.py"),
     log:

@@ -1,7 +1,5 @@
 rule check_experiments:
-    """Finds in seconds what would otherwise fail after hours: impossible budgets, blocks, checkpoints, teachers."""
-    input:
-        images=[f"{RESULTS}/{name}/images.parquet" for name in sorted({e.dataset for e in experiments.values()})],
+    """Finds in seconds what would otherwise fail after hours: impossible budgets, blocks, weights, teachers, folders."""
     output:
         plan=f"{RESULTS}/plan.parquet",
     params:

@@ -6,8 +6,7 @@ from lpvit.store.schemas import IMAGES, write_parquet
 
 with stage(snakemake):
     dataset = snakemake.params.dataset
-    images = index_images(
-        dataset["source"], dataset["root"], dataset["train"], dataset["validation"], snakemake.threads
-    )
+    listed = {key: value for key, value in dataset.items() if key != "on_bad_image"}
+    images = index_images(**listed, threads=snakemake.threads)
     check_images(images, dataset["on_bad_image"], dataset["root"])
     write_parquet(images, snakemake.output.images, IMAGES)

@@ -9,11 +9,11 @@ from multiprocessing.pool import ThreadPool
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from lpvit.data.decoding import read_image
 from lpvit.data.loading import ImageFiles, Loader
 from lpvit.data.transforms import create_transform, seed_transforms, undisturbed_generators
+from lpvit.progress import bar
 
 
 class ImageLoader(Loader):
@@ -44,4 +44,4 @@ def _read_images(files: ImageFiles, channels: int, threads: int) -> list[Image.I
     paths = files.table["path"].tolist()
     with ThreadPool(threads) as pool:
         images = pool.imap(lambda path: read_image(files.root, path, channels), paths, chunksize=16)
-        return list(tqdm(images, total=len(paths), desc="reading images", unit="image", disable=files.root is None))
+        return list(bar(images, "reading images", "image", total=len(paths), shown=files.root is not None))

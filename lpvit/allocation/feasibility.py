@@ -1,0 +1,77 @@
+"""Whether a budget can be met at all, before anything is known of a model but its shape. Pure NumPy and pandas."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from lpvit.allocation.latency import milliseconds
+from lpvit.allocation.priority import blocks_always_kept
+from lpvit.allocation.settings import Budget
+from lpvit.allocation.tables import WHOLE_MODEL
+from lpvit.errors import LpvitError
+from lpvit.models.energy import HOROWITZ, layer_energy
+from lpvit.models.settings import Energy
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A model as its layers' shapes.
+
+    Attributes:
+        costs: All layers, schema ``COSTS``.
+        blocks: Prunable layer -> number of its blocks.
+        energy: Constants of the energy model, for a budget in energy.
+        latency: Measured times, schema ``LATENCY``, of the block shape; None where a budget in latency is yet to be
+            measured, which is then not checked.
+    """
+
+    costs: pd.DataFrame
+    blocks: Mapping[str, int]
+    energy: Energy = HOROWITZ
+    latency: pd.DataFrame | None = None
+
+
+def require_reachable(shapes: Shapes, budget: Budget) -> None:
+    """Makes sure that a budget leaves every layer what it must keep.
+
+    Raises:
+        LpvitError: It does not; the message says what stays at least.
+    """
+    for quantity, target in budget.targets.items():
+        if quantity == "latency" and shapes.latency is None:
+            continue
+        dense, least = dense_and_least(shapes, quantity, budget)
+        if quantity == "sparsity" and target > 1 - least / dense:
+            found, change = f"{1 - least / dense:.3f} is reached", "lower"
+        elif quantity != "sparsity" and target < least / dense:
+            found, change = f"{least / dense:.3f} stays", "raise"
+        else:
+            continue
+        raise LpvitError(
+            f"budget: {quantity} {target:g} is impossible: {found} at min_keep_ratio {budget.min_keep_ratio:g}; "
+            f"{change} '{quantity}', lower 'min_keep_ratio' or add roles to 'layers'"
+        )
+
+
+def dense_and_least(shapes: Shapes, quantity: str, budget: Budget) -> tuple[float, float]:
+    """What the layers that a quantity counts cost dense, and with as few blocks as may be."""
+    layers: list[dict[str, Any]] = shapes.costs.to_dict("records")  # type: ignore[assignment]
+    counted = [layer for layer in layers if quantity in WHOLE_MODEL or layer["layer"] in shapes.blocks]
+    floors = {name: blocks_always_kept(count, budget.min_keep_ratio) / count for name, count in shapes.blocks.items()}
+    dense = sum(_cost(quantity, layer, 1.0, shapes) for layer in counted)
+    return dense, sum(_cost(quantity, layer, floors.get(layer["layer"], 1.0), shapes) for layer in counted)
+
+
+def _cost(quantity: str, layer: Mapping[str, Any], keep_ratio: float, shapes: Shapes) -> float:
+    """What a layer costs of the quantity that a budget names, with a share of its weights."""
+    shape, tokens = (layer["out_features"], layer["in_features"]), layer["tokens"]
+    weights = keep_ratio * math.prod(shape)
+    if quantity == "energy":
+        return layer_energy(*shape, tokens, weights, shapes.energy)
+    if quantity == "latency":
+        assert shapes.latency is not None, "a budget in milliseconds needs a latency table"
+        return float(milliseconds(shapes.latency, *shape, tokens, 1 - keep_ratio))
+    return float(weights * tokens) if quantity == "macs" else weights

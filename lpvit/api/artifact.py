@@ -1,0 +1,25 @@
+"""Models of the pipeline as `lpvit.prune` would return them."""
+
+from pathlib import Path
+
+from lpvit.api.pruned import Pruned
+from lpvit.errors import LpvitError
+from lpvit.models.architecture import load_model
+from lpvit.store.artifacts import header
+from lpvit.weights.masks import load_masks
+
+KINDS = ("pruned", "finetuned")
+
+
+def read_artifact(path: str | Path) -> Pruned:
+    """Reads ``pruned.pt`` or ``finetuned.pt`` of a run, with the masks that lie beside it.
+
+    Raises:
+        LpvitError: The file or its masks are missing or damaged, or hold something else.
+    """
+    kind = header(path)["kind"]
+    if kind not in KINDS:
+        raise LpvitError(f"{path}: holds '{kind}', expected a pruned model: pruned.pt or finetuned.pt")
+    architecture, state = load_model(path, kind)
+    keep_masks, block_shape = load_masks(Path(path).parent / "masks.pt")
+    return Pruned(architecture.build(state), keep_masks, block_shape, architecture=architecture)

@@ -1,0 +1,272 @@
+"""A folder of images looked at, and a commented config that works for it. Imports no torch."""
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from textwrap import dedent
+
+from PIL import Image
+
+from lpvit.data.index import find_problem, images_below, list_images
+from lpvit.errors import LpvitError
+from lpvit.store.artifacts import write_text
+
+TRAINING = ("train", "training")
+VALIDATION = ("val", "valid", "validation", "test", "testing")
+SHARE = 0.2  # of the images that validates, where they are not split
+LOOKED_AT = 500  # images that are decoded
+SMALL = 64  # pixels of the shorter side up to which a small model is trained from scratch
+MEMORY = 2e9  # bytes that decoded images may take
+PRETRAINED = "deit_small_patch16_224"
+
+
+@dataclass(frozen=True)
+class Images:
+    """What was found in a folder.
+
+    Attributes:
+        root: Folder of the splits.
+        train: Training split, below ``root``.
+        validation: Validation split; None where there is none.
+        classes: Their number.
+        count: Images of the training and of the validation split.
+        suffixes: How many images have which.
+        size: Width and height that half of the images do not exceed, in pixels.
+        looked_at: How many were decoded.
+        bad: Those that cannot be, with the reason.
+    """
+
+    root: Path
+    train: str
+    validation: str | None
+    classes: int
+    count: tuple[int, int]
+    suffixes: Counter[str]
+    size: tuple[int, int]
+    looked_at: int
+    bad: dict[str, str]
+
+    @property
+    def jpeg(self) -> bool:
+        return set(self.suffixes) <= {".jpg", ".jpeg"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the config is written with.
+
+    Attributes:
+        loader: Of the images.
+        model: Lines of the config's model.
+        why: It was chosen, in words.
+        epochs: Of the dense model and of the pruned one.
+        block: Side of a block.
+        batch_size: Of a training.
+    """
+
+    loader: str
+    model: str
+    why: str
+    epochs: tuple[int, int]
+    block: int
+    batch_size: int
+
+
+def write_config(folder: Path, output: Path, model: str | None, epochs: int | None, force: bool) -> Iterator[str]:
+    """Looks at a folder and writes a config; yields what was found and chosen, line by line.
+
+    Raises:
+        LpvitError: There are no images as expected, or the config exists.
+    """
+    if output.exists() and not force:
+        raise LpvitError(f"{output}: exists; give another name by --output, or write over it by --force")
+    images = survey(folder)
+    formats = ", ".join(f"{count} {suffix}" for suffix, count in images.suffixes.most_common())
+    yield f"{images.root}: {images.classes} classes, {sum(images.count)} images ({formats})"
+    train, validation = images.count
+    if images.validation is None:
+        yield f"no validation split: {validation} images, {SHARE:.0%} of every class, will validate"
+    else:
+        yield f"{train} images in '{images.train}' train, {validation} in '{images.validation}' validate"
+    yield f"size: half of the images are at most {images.size[0]} x {images.size[1]} pixels"
+    if images.bad:
+        first = "; ".join(f"{file}: {problem}" for file, problem in list(images.bad.items())[:3])
+        yield f"{len(images.bad)} of {images.looked_at} images looked at cannot be read and will be left out: {first}"
+    choice = choose(images, model, epochs)
+    yield choice.why
+    write_text(_config(images, choice), output)
+    argument = "" if str(output) == "lpvit.yaml" else f" {output}"
+    yield f"wrote {output}; next: lpvit check{argument}, then lpvit prune{argument}"
+
+
+def survey(folder: Path) -> Images:
+    """Finds the splits and classes of a folder, and decodes some of its images.
+
+    Raises:
+        LpvitError: It is not there, holds no class folders, or one of them is empty.
+    """
+    root, train, validation = _splits(folder)
+    share = 0.0 if validation else SHARE
+    table = list_images("folder", root, train, validation or "val", share)
+    if table["label"].nunique() < 2:
+        raise LpvitError(f"{root / train}: holds one class, '{table['class_name'].iloc[0]}'; a classifier needs two")
+    files = table["path"].iloc[:: max(1, len(table) // LOOKED_AT)]
+    bad = {file: problem for file in files if (problem := find_problem(root / file))}
+    sizes = [_size(root / file) for file in files if file not in bad] or [(0, 0)]
+    counts = table["split"].value_counts()
+    return Images(
+        root,
+        train,
+        validation,
+        table["label"].nunique(),
+        (int(counts["train"]), int(counts["validation"])),
+        Counter(Path(file).suffix.lower() for file in table["path"]),
+        (int(median(width for width, _ in sizes)), int(median(height for _, height in sizes))),
+        len(files),
+        bad,
+    )
+
+
+def _size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size
+
+
+def _splits(folder: Path) -> tuple[Path, str, str | None]:
+    """The folder that holds the splits, and their names; without a validation split, the third is None."""
+    if not folder.is_dir():
+        raise LpvitError(f"{folder}: folder not found; name the folder that holds your images")
+    inside = {entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."}
+    train = next((inside[name] for name in TRAINING if name in inside), None)
+    validation = next((inside[name] for name in VALIDATION if name in inside), None)
+    if train is not None:
+        return folder, train, validation
+    if len(inside) == 1:  # as many archives unpack
+        (only,) = inside.values()
+        if any(entry.is_dir() for entry in os.scandir(folder / only)):
+            return _splits(folder / only)
+    if not any(images_below(folder / name)[0] for name in inside.values()):
+        raise LpvitError(
+            f"{folder}: holds no folders of images; expected {folder}/<class>/*.jpg, or {folder}/train/<class>/*.jpg "
+            f"and {folder}/val/<class>/*.jpg"
+        )
+    return folder, ".", None
+
+
+def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
+    """Loader, model and lengths of trainings for images."""
+    pixels = images.size[0] * images.size[1]
+    if 3 * pixels * sum(images.count) < MEMORY:
+        loader = "memory"
+    elif images.jpeg and find_spec("nvidia") and find_spec("nvidia.dali"):
+        loader = "dali"
+    else:
+        loader = "timm"
+    batch_size = max(1, min(64, images.count[0] // 4))
+    side = min(images.size)
+    if model is None and side > SMALL and _has_weights():
+        model = PRETRAINED
+    if model is not None:
+        lines, why, steps = f"    timm: {model}\n    weights: pretrained", f"model: {model}, trained on from", 600
+        why = f"model: {model} with timm's weights, trained on to these classes"
+    else:
+        lines, why = _small_model(side)
+        steps = 3000
+    first = epochs or max(2, min(100, round(steps * batch_size / images.count[0])))
+    return Choice(loader, lines, why, (first, max(1, first // 3)), 32 if model else 16, batch_size)
+
+
+def _small_model(side: int) -> tuple[str, str]:
+    """A ViT of 64 tokens or less that is trained from scratch, for images of a size."""
+    size = 32 if side <= 40 else 64 if side <= SMALL else 112
+    options = f"{{img_size: {size}, patch_size: {max(size // 8, 4)}, embed_dim: 128, depth: 6, num_heads: 4}}"
+    reason = "" if side <= SMALL else f" (the weights of {PRETRAINED} are not here and huggingface.co does not answer)"
+    lines = f"    timm: vit_tiny_patch16_224\n    options: {options}\n    weights: train"
+    return lines, f"model: a small ViT for {size} x {size} pixels, trained from scratch{reason}"
+
+
+def _has_weights() -> bool:
+    """Whether the pretrained model's weights are in the cache, or can be fetched."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
+    if any(cache.glob(f"models--timm--{PRETRAINED}*/snapshots/*/model.safetensors")):
+        return True
+    try:
+        with urllib.request.urlopen(urllib.request.Request("https://huggingface.co", method="HEAD"), timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+
+
+def _config(images: Images, choice: Choice) -> str:
+    """The text of the config."""
+    name = re.sub(r"[^A-Za-z0-9_.+-]", "_", images.root.resolve().name).lstrip("_.+-") or "images"
+    name = "images" if name == "report" else name
+    split = [f"train: {json.dumps(images.train)}"] if images.train != "train" else []
+    if images.validation is None:
+        split.append(f"validation_share: {SHARE}")
+    elif images.validation != "val":
+        split.append(f"validation: {json.dumps(images.validation)}")
+    if images.bad:
+        split.append("on_bad_image: skip")
+    dataset = "\n".join(f"    {line}" for line in [f"root: {json.dumps(str(images.root))}", *split])
+    dense, short = choice.epochs
+    return dedent("""\
+        # Written by `lpvit init` for {root}. Run it: lpvit prune FILE; every key: docs/configuration.md
+        # {found}
+        report: {name}
+
+        datasets:
+          {name}:
+        {dataset}
+            loader: {loader}  # memory: decoded once and held; dali: fast, JPEG alone; timm: whatever Pillow reads
+
+        models:
+          dense:
+        {model}
+            recipe: dense  # trains it on these images
+
+        calibrations:
+          few: {{images: {calibration}}}  # of the training split; what blocks are scored with
+
+        prunings:
+          blocks: {{block_shape: [{block}, {block}], saliency: gauss_newton, distortion: gauss_newton}}
+
+        budgets:  # share of the multiply-adds that stays; fitted to the dense model in four steps
+          half: {{macs: 0.5, reconstruction: least_squares, steps: 4}}
+          third: {{macs: 0.35, reconstruction: least_squares, steps: 4}}
+
+        recipes:
+          dense: {{epochs: {dense}, batch_size: {batch}, learning_rate: {rate}, warmup_epochs: {warmup}{more}}}
+          short:  # after pruning, learning from the dense model; leave it out of an experiment by `recipe: null`
+            {{epochs: {short}, batch_size: {batch}, learning_rate: 1.0e-4, distillation: soft, teacher: dense}}
+
+        experiments:  # one choice of each; what they share is done once
+          half: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: half, recipe: short}}
+          third: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: third, recipe: short}}
+        """).format(
+        root=images.root,
+        found=f"{images.classes} classes, {images.count[0]} training and {images.count[1]} validation images",
+        name=name,
+        dataset=dataset,
+        loader=choice.loader,
+        model=choice.model,
+        calibration=min(512, max(1, images.count[0] - len(images.bad))),
+        block=choice.block,
+        dense=dense,
+        short=short,
+        batch=choice.batch_size,
+        rate="1.0e-4" if "pretrained" in choice.model else "1.0e-3",
+        warmup=min(1, dense // 3),
+        more="" if "pretrained" in choice.model else ", crop_scale: [0.6, 1.0]",
+    )

@@ -1,0 +1,146 @@
+"""The command ``lpvit``: what the package does, from a shell. What it takes to compute is imported by each command."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lpvit import __version__
+from lpvit.errors import LpvitError
+
+CONFIG = "lpvit.yaml"  # what `init` writes and the others read
+
+_EXAMPLES = f"""from a folder of images to a pruned model:
+  lpvit init photos      writes {CONFIG}; open it to change anything
+  lpvit check            what will be pruned, and all mistakes at once
+  lpvit prune            trains, prunes, fine-tunes, evaluates; goes on where it was interrupted
+  lpvit info FILE        what a model is and what is left of it
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status: 0 if all went well, 1 after a mistake, 2 after an unknown option."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    try:
+        run: Callable[[argparse.Namespace], int | None] = options.run
+        return run(options) or 0
+    except LpvitError as error:
+        for line in str(error).splitlines():
+            print(f"lpvit {options.command}: {line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"lpvit {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lpvit",
+        description="Makes Vision Transformers smaller: prunes blocks of their weights under a compute budget.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lpvit {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="tell what is done on the way")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_config_commands(commands)
+    _add_file_commands(commands)
+    return parser
+
+
+def _add_config_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    init = _command(commands, "init", _init, "look at a folder of images and write a config for it")
+    init.add_argument("folder", type=Path, help="folder of images: <class>/*.jpg, or train/<class>/ and val/<class>/")
+    init.add_argument("--output", type=Path, default=Path(CONFIG), help="the config to write (default: %(default)s)")
+    init.add_argument("--force", action="store_true", help="write over a config that is there")
+    init.add_argument("--model", help="a model of timm, instead of one chosen by the size of the images")
+    init.add_argument("--epochs", type=int, help="length of the training of the dense model, instead of a chosen one")
+
+    check = _command(commands, "check", _check, "say what a config will prune, without a run, or all that is wrong")
+    prune = _command(commands, "prune", _prune, "run a config: train, prune, fine-tune, evaluate, report")
+    for command in (check, prune):
+        command.add_argument(
+            "config", nargs="*", type=Path, help=f"config; of several, later ones win (default: {CONFIG})"
+        )
+    prune.add_argument("--cores", default="all", help="CPU cores to use (default: all)")
+    prune.add_argument("--dry-run", action="store_true", help="say what would run")
+
+
+def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    info = _command(commands, "info", _info, "say what a file is: a saved model, or anything that a run wrote")
+    bench = _command(commands, "bench", _bench, "time a pruned model against its dense form on this machine")
+    export = _command(commands, "export", _export, "write a pruned model for use elsewhere")
+    info.add_argument("file", type=Path, help="model.safetensors, pruned.pt, finetuned.pt, curves.parquet, ...")
+    for command in (bench, export):
+        command.add_argument("file", type=Path, help="model.safetensors, pruned.pt or finetuned.pt")
+    bench.add_argument("--batch-size", type=int, nargs="+", default=[1, 8], help="images per pass (default: 1 8)")
+    bench.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the weights")
+    bench.add_argument("--threads", type=int, help="CPU threads (default: as torch does)")
+    bench.add_argument("--seconds", type=float, default=3.0, help="for each arm and batch size (default: %(default)g)")
+    export.add_argument("target", type=Path, help="file to write: .safetensors for lpvit.load, .onnx for other engines")
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    what: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _init(options: argparse.Namespace) -> None:
+    from lpvit.cli.init import write_config
+
+    for line in write_config(options.folder, options.output, options.model, options.epochs, options.force):
+        print(line)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from lpvit.cli.run import planned
+
+    for line in planned(_configs(options)):
+        print(line)
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from lpvit.cli.run import run_workflow
+
+    return run_workflow(_configs(options), options.cores, options.dry_run)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from lpvit.cli.models import described
+
+    for line in described(options.file):
+        print(line)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from lpvit.cli.models import timed
+
+    for line in timed(options.file, options.batch_size, options.dtype, options.threads, options.seconds):
+        print(line)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from lpvit.cli.models import export
+
+    export(options.file, options.target)
+    print(f"wrote {options.target}")
+
+
+def _configs(options: argparse.Namespace) -> list[Path]:
+    """The configs given, or the one that `init` wrote, or that of a checkout."""
+    found = options.config or [file for file in (Path(CONFIG), Path("config/config.yaml")) if file.is_file()][:1]
+    if not found:
+        raise LpvitError(f"{CONFIG}: config not found; write one with 'lpvit init FOLDER', or name another")
+    return list(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

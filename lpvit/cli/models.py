@@ -1,0 +1,100 @@
+"""Files of models and results: what they are, how fast they run, and the same for use elsewhere."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from lpvit.api.artifact import KINDS, read_artifact
+from lpvit.api.checkpoint import load, save
+from lpvit.api.export import export_onnx
+from lpvit.api.pruned import Pruned
+from lpvit.errors import LpvitError
+from lpvit.measure.settings import Benchmark
+from lpvit.measure.speed import benchmark
+from lpvit.models.architecture import load_model
+from lpvit.store.artifacts import header
+from lpvit.store.schemas import ALL, read_parquet
+
+
+def described(path: Path) -> Iterator[str]:
+    """What a file is, in lines.
+
+    Raises:
+        LpvitError: It is missing, damaged, or not of lpvit.
+    """
+    if not path.is_file():
+        raise LpvitError(f"{path}: file not found")
+    yield f"{path}: {path.stat().st_size / 1e6:,.1f} MB"
+    if path.suffix == ".parquet":
+        yield from _described_table(path)
+    elif path.suffix == ".pt":
+        yield from _described_artifact(path)
+    else:
+        yield from _described_pruned(load(path))
+
+
+def _described_table(path: Path) -> Iterator[str]:
+    name = path.name.removeprefix("dense_")
+    schema = next((schema for schema in ALL if schema.file in (name, f"{name.partition('@')[0]}.parquet")), None)
+    if schema is None:
+        raise LpvitError(f"{path}: no table of lpvit; they are {', '.join(schema.file for schema in ALL)}")
+    table = read_parquet(path, schema)
+    yield f"a table: {len(table)} rows, one per {schema.row}"
+    yield table.head(20).to_string(index=False)
+
+
+def _described_artifact(path: Path) -> Iterator[str]:
+    about = header(path)
+    yield f"holds: {about['kind']}, written by lpvit {about['lpvit']} with torch {about['torch']}"
+    yield from (f"{name}: {value}" for name, value in about["provenance"].items())
+    if about["kind"] in KINDS:
+        yield from _described_pruned(read_artifact(path))
+    elif about["kind"] == "dense":
+        architecture, state = load_model(path, "dense")
+        parameters = sum(tensor.numel() for tensor in state.values())
+        yield f"model: {architecture.timm}, {architecture.num_classes} classes, {parameters:,} numbers in its state"
+
+
+def _described_pruned(pruned: Pruned) -> Iterator[str]:
+    if pruned.architecture is not None:
+        options = f", options {pruned.architecture.options}" if pruned.architecture.options else ""
+        yield f"model: {pruned.architecture.timm}, {pruned.architecture.num_classes} classes{options}"
+    yield repr(pruned)
+    yield pruned.report.to_string(formatters={"keep_ratio": "{:.3f}".format}, float_format="{:,.0f}".format)
+
+
+def timed(path: Path, batch_sizes: Sequence[int], dtype: str, threads: int | None, seconds: float) -> Iterator[str]:
+    """Milliseconds of a pruned model, block-sparse and with zeros, beside the dense one, in lines.
+
+    Raises:
+        LpvitError: It is no pruned model, or an arm gives other logits than it should.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    pruned = read_pruned(path)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = Benchmark(batch_sizes=tuple(batch_sizes), dtype=dtype, seconds=seconds, energy_seconds=0.01)
+    dense = read_pruned(path).model  # zeros take a dense layer as long as any other number
+    speed = benchmark(dense, pruned.model, pruned.keep_masks, pruned.block_shape, settings, device).speed
+    about = speed.iloc[0]
+    yield f"{about['device_name']}, {about['threads']} threads, {about['dtype']}, kernel: {about['kernel']}"
+    columns = ["batch_size", "arm", "milliseconds", "milliseconds_low", "milliseconds_high", "speed_up"]
+    yield speed[columns].to_string(index=False, float_format="{:.2f}".format)
+
+
+def export(path: Path, target: Path) -> None:
+    """Writes a pruned model as a file for `lpvit.load` or as ONNX, as the suffix says.
+
+    Raises:
+        LpvitError: It is no pruned model, or the suffix is another.
+    """
+    writers = {".safetensors": save, ".onnx": export_onnx}
+    if target.suffix not in writers:
+        raise LpvitError(f"{target}: found suffix '{target.suffix}', expected one of {', '.join(writers)}")
+    writers[target.suffix](read_pruned(path), target)
+
+
+def read_pruned(path: Path) -> Pruned:
+    """A pruned model, from a file of `lpvit.save` or of the pipeline."""
+    return read_artifact(path) if path.suffix == ".pt" else load(path)

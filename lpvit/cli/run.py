@@ -1,0 +1,84 @@
+"""A config checked, and run as the workflow."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import lpvit
+from lpvit.config.config import Config
+from lpvit.config.files import read_config
+from lpvit.errors import LpvitError
+
+_PACKAGE = Path(lpvit.__file__).parent
+
+
+def planned(configs: Sequence[Path]) -> Iterator[str]:
+    """What every experiment of a config will prune, in words.
+
+    Raises:
+        LpvitError: The config cannot work; one line per problem.
+    """
+    settings = read_config(*configs)
+    from lpvit.stages.plan import plan_experiments  # imports torch, which a mistake in the config need not wait for
+
+    for row in plan_experiments(settings).to_dict("records"):
+        experiment = settings.experiments[row["experiment"]]
+        asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].targets.items())
+        yield (
+            f"{row['experiment']}: {settings.models[experiment.model].timm} on {row['classes']} classes of "
+            f"'{experiment.dataset}'; {row['dense_macs'] / 1e6:,.1f} M multiply-adds an image, "
+            f"of which {row['prunable_macs'] / row['dense_macs']:.0%} can be pruned; budget: {asked}"
+        )
+    yield f"{', '.join(map(str, configs))}: no mistakes found"
+
+
+def run_workflow(configs: Sequence[Path], cores: str, dry_run: bool) -> int:
+    """Runs the workflow on a config, in the current folder; returns its exit status.
+
+    Raises:
+        LpvitError: The config has mistakes that show without a look at images and models, or Snakemake is missing.
+    """
+    settings = read_config(*configs)
+    if find_spec("snakemake") is None:
+        raise LpvitError("the workflow needs the package 'snakemake'; pip install 'lpvit[workflow]'")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile()), "--cores", cores]
+    command += ["--configfile", *map(str, configs), *(["--dry-run"] if dry_run else [])]
+    process = subprocess.Popen(command)
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:  # which Snakemake was sent as well; it ends its jobs first
+            continue
+    if code == 0 and not dry_run:
+        for file in final_models(settings):
+            print(f"pruned model: {file}")
+        print("next: lpvit info FILE, lpvit bench FILE, lpvit export FILE model.safetensors")
+    elif code:
+        print("not finished; the same command goes on where it stopped", file=sys.stderr)
+    return code
+
+
+def final_models(settings: Config) -> list[Path]:
+    """The last model of every experiment, as the workflow's folders spell it."""
+    files = []
+    for experiment in settings.experiments.values():
+        budget = "@".join([experiment.budget, *experiment.schemes])
+        folder = settings.results / experiment.dataset / experiment.model / experiment.calibration
+        folder = folder / experiment.pruning / budget
+        files.append(folder / "pruned.pt" if experiment.recipe is None else folder / experiment.recipe / "finetuned.pt")
+    return list(dict.fromkeys(files))
+
+
+def snakefile() -> Path:
+    """The workflow of this checkout, or that which was installed with the package.
+
+    Raises:
+        LpvitError: There is neither.
+    """
+    for folder in (_PACKAGE.parent, _PACKAGE / "_workflow"):
+        if (folder / "workflow/rules").is_dir():
+            return folder / "Snakefile"
+    raise LpvitError(f"{_PACKAGE}: installed without its workflow; install lpvit again")

@@ -1,0 +1,88 @@
+"""Configs as files: YAML that names its mistakes by file and line, and in which no key stands twice."""
+
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lpvit.config.config import Config, parse_config
+from lpvit.errors import LpvitError
+
+
+def read_config(*files: str | Path) -> Config:
+    """The config of one file, or of several laid over each other as Snakemake does.
+
+    Raises:
+        LpvitError: A file is missing or no YAML, a key stands twice, or the config is wrong: one line per problem.
+    """
+    raw: dict[str, Any] = {}
+    for file in files:
+        content = read_yaml(file)
+        if not isinstance(content, dict):
+            raise LpvitError(f"{file}: expected keys with values, found {content!r}")
+        raw = _laid_over(raw, content)
+    return parse_config(raw)
+
+
+def read_yaml(file: str | Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        LpvitError: The file is missing or no YAML, or a key stands twice in one place; with the line.
+    """
+    try:
+        return yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise LpvitError(f"{file}: config not found; correct the path, or make one with 'lpvit init'") from None
+    except UnicodeDecodeError as error:
+        raise LpvitError(f"{file}: byte {error.start} is no UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise LpvitError(f"{file}: cannot be read ({error.strerror})") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{file}, line {mark.line + 1}" if mark else str(file)
+        raise LpvitError(f"{place}: {' '.join(filter(None, (error.context, error.problem)))}") from None
+    except yaml.YAMLError as error:
+        raise LpvitError(f"{file}: {' '.join(str(error).split())}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's own loader keeps the last; those merged by ``<<`` may recur."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in self.written.get(id(node)) or node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key.value}' stands here and in line {seen[key.value]}; rename one", key.start_mark
+                )
+            seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.written: dict[int, list[tuple[yaml.Node, yaml.Node]]] = {}
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Notes what was written before keys are merged into it."""
+        self.written.setdefault(id(node), list(node.value))
+        super().flatten_mapping(node)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {key for key in below.keys() & above.keys() if isinstance(below[key], dict) and isinstance(above[key], dict)}
+    return {**below, **above, **{key: _laid_over(below[key], above[key]) for key in both}}
+
+
+def require_sound(files: Iterable[str | Path]) -> None:
+    """Reads files for their mistakes alone, where something else has read them for what they hold.
+
+    Raises:
+        LpvitError: As `read_yaml`.
+    """
+    for file in files:
+        read_yaml(file)

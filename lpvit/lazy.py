@@ -1,0 +1,17 @@
+"""Modules that are imported when they are first named, so that ``import lpvit`` is all that a user needs."""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+
+def modules_of(package: str) -> Callable[[str], ModuleType]:
+    """The ``__getattr__`` of a package that finds its modules and folders by itself."""
+
+    def find(name: str) -> ModuleType:
+        if name.startswith("_") or find_spec(f"{package}.{name}") is None:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        return import_module(f"{package}.{name}")
+
+    return find
