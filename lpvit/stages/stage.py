@@ -1,6 +1,7 @@
 """What every workflow script does around its work: log, threads, device, and errors in one line."""
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any
 
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute
+from lpvit.store.holding import end_with_the_run
+from lpvit.store.records import drop_record, write_record
 
 logger = logging.getLogger("lpvit")
 
@@ -27,10 +30,14 @@ def stage(snakemake: Any) -> Iterator[Compute]:
     Yields:
         Where and how wide to compute; ``device`` is ``cpu`` or ``cuda``, ``threads`` are those of the job.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the workflow says what happened, once for all jobs
     _log_to(snakemake.log[0])
+    end_with_the_run()
     started = time.monotonic()
     try:
+        drop_record(snakemake.log[0])
         yield _compute(snakemake)
+        write_record(snakemake.log[0], snakemake.rule, dict(snakemake.params.items()))
     except LpvitError as error:
         for line in str(error).splitlines():
             logger.error("%s: %s", snakemake.rule, line)
@@ -61,3 +68,4 @@ def _log_to(file: str) -> None:
     handlers: list[logging.Handler] = [logging.FileHandler(file, mode="w"), logging.StreamHandler()]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a log on a full disk: the error itself says so, in its line

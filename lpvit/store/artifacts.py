@@ -9,6 +9,7 @@ from typing import Any
 
 from lpvit import __version__
 from lpvit.errors import LpvitError
+from lpvit.store.holding import require_held
 
 FORMAT_VERSION = 1
 
@@ -24,13 +25,14 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
     """Yields a neighbouring path to write to; it takes the place of ``path`` only when all went well.
 
     Raises:
-        LpvitError: The disk is full or the folder cannot be written.
+        LpvitError: The disk is full, the folder cannot be written, or another run took it.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        require_held()
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         if not _is_about_the_disk(error):

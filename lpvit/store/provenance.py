@@ -1,47 +1,57 @@
 """Digests of what a result depends on.
 
-The digest of the code behind a script makes an edited module rerun the stages that import it and no others.
-
-Snakemake watches a rule's script, not what the script imports. Every rule therefore carries this digest as a param.
+Snakemake watches a rule's script, not what the script imports. Every rule therefore carries the digests of the code
+behind its script as a param: an edited module reruns the stages that import it and no others, and is named.
 """
 
 import ast
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent.parent
 
 
-def source_digest(script: str | Path, package: Path = PACKAGE) -> str:
-    """Digest of a script and of every module of the package that it imports, directly or not, with kernels beside them.
+# Where files, logs and errors are handled, not results; of these only the constants that are imported count: schemas.
+NEUTRAL = ("__init__", "errors", "settings", "stages/stage", "store/")
+
+
+def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str]:
+    """Digests of a script and of all modules of the package that it imports, directly or not, with kernels beside them.
 
     Of a package that is imported by its name (``from lpvit.data import loaders``), all modules count.
 
-    Comments, docstrings, layout, the version number and imports for type checkers do not count: rewording or a release
-    reruns nothing.
+    Comments, docstrings, layout, the version number and imports for type checkers do not count, nor does what is
+    `NEUTRAL`: rewording, a release or another message of an error reruns nothing.
 
     Args:
         script: Python file.
         package: Folder of the package whose imports are followed.
 
     Returns:
-        Twelve hexadecimal digits.
+        File, as seen from the package's folder, or constant of a neutral module -> eight hexadecimal digits.
     """
-    seen: dict[Path, str] = {}
+    digests: dict[str, str] = {}
+    seen: set[Path] = set()
     waiting = [Path(script)]
     while waiting:
         file = waiting.pop()
         if file in seen:
             continue
-        tree = _without_prose(ast.parse(file.read_text(), str(file)))
-        waiting += _imported_files(tree, package)
-        seen[file] = ast.dump(tree)
-    for folder in {file.parent / "csrc" for file in seen if file.parent != Path(script).parent}:
-        seen |= {file: file.read_text() for file in folder.glob("*") if file.is_file()}
-    ordered = sorted((file.name, dump) for file, dump in seen.items())
-    return hashlib.sha256(repr(ordered).encode()).hexdigest()[:12]
+        seen.add(file)
+        module = _read(file, package, file.read_text())
+        waiting += module.imported
+        for source, name in module.constants:
+            if value := _assignments(source.read_text()).get(name):
+                digests[f"{_name(source, package)}: {name}"] = value
+        if not _is_neutral(file, package):
+            digests[_name(file, package)] = module.digest
+    for folder in {file.parent / "csrc" for file in seen if file.is_relative_to(package)}:
+        digests |= {_name(file, package): _digest(file.read_bytes()) for file in folder.glob("*") if file.is_file()}
+    return dict(sorted(digests.items()))
 
 
 def fingerprint(settings: object, *files: str | Path) -> str:
@@ -55,6 +65,50 @@ def fingerprint(settings: object, *files: str | Path) -> str:
     for file in files:
         digest.update(Path(file).read_bytes())
     return digest.hexdigest()
+
+
+class _Module(NamedTuple):
+    digest: str
+    imported: list[Path]
+    constants: list[tuple[Path, str]]  # that it takes from neutral modules
+
+
+@functools.cache
+def _read(file: Path, package: Path, text: str) -> _Module:
+    """One file; parsed once for all scripts."""
+    tree = _without_prose(ast.parse(text, str(file)))
+    return _Module(
+        _digest(ast.dump(tree).encode()), list(_imported_files(tree, package)), list(_constants(tree, package))
+    )
+
+
+def _constants(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package.name}."):
+            for file in _existing(package.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py")):
+                if _is_neutral(file, package):
+                    yield from ((file, alias.name) for alias in node.names if alias.name.isupper())
+
+
+@functools.cache
+def _assignments(text: str) -> dict[str, str]:
+    """Digest of what a module assigns to each of its names."""
+    tree = ast.parse(text)
+    assigned = (node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name))
+    return {node.targets[0].id: _digest(ast.dump(node.value).encode()) for node in assigned}  # type: ignore[attr-defined]
+
+
+def _is_neutral(file: Path, package: Path) -> bool:
+    name = str(file.relative_to(package).with_suffix("")) if file.is_relative_to(package) else ""
+    return any(name == neutral or (neutral.endswith("/") and name.startswith(neutral)) for neutral in NEUTRAL)
+
+
+def _name(file: Path, package: Path) -> str:
+    return str(file.relative_to(package)) if file.is_relative_to(package) else file.name
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:

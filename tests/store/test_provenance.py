@@ -1,10 +1,10 @@
-"""The digest follows imports, and only what runs counts."""
+"""Digests follow imports, and only what runs counts."""
 
 from pathlib import Path
 
 import pytest
 
-from lpvit.store.provenance import source_digest
+from lpvit.store.provenance import source_digests
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def project(tmp_path: Path) -> Path:
     "file", ["script.py", "pkg/direct.py", "pkg/indirect.py", "pkg/sub/__init__.py", "pkg/sub/leaf.py"]
 )
 def test_an_edit_of_anything_imported_changes_the_digest(project: Path, file: str) -> None:
-    before = source_digest(project / "script.py", project / "pkg")
+    before = source_digests(project / "script.py", project / "pkg")
     with (project / file).open("a") as module:
         module.write("\nz = 2\n")
-    assert source_digest(project / "script.py", project / "pkg") != before
+    assert source_digests(project / "script.py", project / "pkg") != before
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,38 @@ def test_an_edit_of_anything_imported_changes_the_digest(project: Path, file: st
 def test_prose_layout_version_types_and_unrelated_modules_do_not_count(
     project: Path, file: str, old: str, new: str
 ) -> None:
-    before = source_digest(project / "script.py", project / "pkg")
+    before = source_digests(project / "script.py", project / "pkg")
     path = project / file
     path.write_text(path.read_text().replace(old, new))
-    assert source_digest(project / "script.py", project / "pkg") == before
+    assert source_digests(project / "script.py", project / "pkg") == before
 
 
 def test_modules_that_import_each_other_end_the_walk(project: Path) -> None:
     (project / "pkg/indirect.py").write_text("import pkg.direct\n")
-    assert len(source_digest(project / "script.py", project / "pkg")) == 12
+    assert set(source_digests(project / "script.py", project / "pkg")) == {
+        "script.py", "direct.py", "indirect.py", "sub/__init__.py", "sub/leaf.py",
+    }  # fmt: skip
+
+
+def test_only_the_digest_of_the_edited_module_changes(project: Path) -> None:
+    before = source_digests(project / "script.py", project / "pkg")
+    (project / "pkg/sub/leaf.py").write_text("y = 2\n")
+    after = source_digests(project / "script.py", project / "pkg")
+    assert {name for name in after if after[name] != before[name]} == {"sub/leaf.py"}
+
+
+def test_of_what_handles_files_and_errors_only_the_constants_that_are_imported_count(project: Path) -> None:
+    (project / "pkg/store").mkdir()
+    tables, errors = project / "pkg/store/tables.py", project / "pkg/errors.py"
+    (project / "script.py").write_text("from pkg.errors import E\nfrom pkg.store.tables import ONE, read\n")
+    errors.write_text("class E(Exception): ...\n")
+
+    def digests(text: str) -> dict[str, str]:
+        tables.write_text(text)
+        return source_digests(project / "script.py", project / "pkg")
+
+    before = digests("ONE = 1\nTWO = 2\ndef read(): ...\n")
+    assert before.keys() == {"script.py", "store/tables.py: ONE"}
+    errors.write_text("class E(Exception):\n    other = 1\n")
+    assert digests("ONE = 1\nTWO = 3\ndef read(): return 1\n") == before
+    assert digests("ONE = 2\nTWO = 2\ndef read(): ...\n") != before

@@ -1,6 +1,5 @@
 """The checked config, the folders that it spells, and what every rule shares."""
 
-import fcntl
 import functools
 import json
 import os
@@ -24,7 +23,7 @@ from lpvit.settings import Section
 from lpvit.config.config import parse_config
 from lpvit.config.files import require_sound
 from lpvit.errors import LpvitError
-from lpvit.store.provenance import source_digest
+from lpvit.store.provenance import source_digests
 
 ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method conda
 
@@ -58,16 +57,6 @@ wildcard_constraints:
     block=r"\d+x\d+",
 
 
-def hold_folder() -> None:
-    """Lets one run at a time work here, as Snakemake's own lock does, but a killed run leaves no lock behind."""
-    Path(RESULTS).mkdir(parents=True, exist_ok=True)
-    hold_folder.file = Path(RESULTS, ".running").open("w")
-    try:
-        fcntl.flock(hold_folder.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(f"{RESULTS}: another run works in this folder; wait until it ends") from None
-
-
 def chosen(section: Section, *fields: str, without: str = "") -> dict:
     """Settings as a param: plain values in a fixed order, so that reordering the config reruns nothing."""
     dump = section.model_dump(mode="json", include=set(fields) if fields else None, exclude={without})
@@ -75,9 +64,9 @@ def chosen(section: Section, *fields: str, without: str = "") -> dict:
 
 
 @functools.cache
-def sources(script: str) -> str:
-    """Digest of a script of workflow/scripts and of the modules that it imports: a param of every rule."""
-    return source_digest(workflow.source_path(f"../scripts/{script}"))
+def sources(script: str) -> dict[str, str]:
+    """Digests of a script of workflow/scripts and of the modules that it imports: a param of every rule."""
+    return source_digests(workflow.source_path(f"../scripts/{script}"))
 
 
 def images_of(wildcards) -> dict:

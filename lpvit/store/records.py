@@ -1,0 +1,77 @@
+"""The settings that made a result, in a file beside it.
+
+What a run would make by other settings is made anew, whatever Snakemake remembers of the folder or has forgotten.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lpvit import __version__
+from lpvit.store.artifacts import write_text
+
+PLACES = ("resume",)  # params that say where, not what
+NAMED = 3  # changes that are shown
+
+
+def record_file(log: str | Path) -> Path:
+    """Where the record of a job lies, which is known by its log: ``masks.log`` -> ``masks.settings.json``."""
+    return Path(log).with_suffix(".settings.json")
+
+
+def write_record(log: str | Path, rule: str, params: Mapping[str, Any]) -> None:
+    """Writes down what made the results of a job, once they are there."""
+    record = {"rule": rule, "lpvit": __version__, "settings": _plain(params)}
+    write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", record_file(log))
+
+
+def drop_record(log: str | Path) -> None:
+    """Before a job begins: results of which a part is newer are of no settings."""
+    record_file(log).unlink(missing_ok=True)
+
+
+def read_record(log: str | Path) -> dict[str, Any] | None:
+    """The settings that made the results of a job; None where nothing says so."""
+    try:
+        settings = json.loads(record_file(log).read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+def changes(recorded: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """What differs, in words: ``budget.macs: 0.5 -> 0.3``; empty if nothing does."""
+    old, new = dict(_flat(recorded)), dict(_flat(_plain(params)))
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key, _NOTHING) != new.get(key, _NOTHING)]
+    code = [key.removeprefix("sources/") for key in differing if key.startswith("sources/")]
+    told = [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in differing if not key.startswith("sources/")]
+    told += [f"code of {name}" for name in code]
+    more = [f"and {len(told) - NAMED} more"] if len(told) > NAMED else []
+    return ", ".join(told[:NAMED] + more)
+
+
+_NOTHING = object()
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in params.items() if key not in PLACES}))
+    return plain
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value; lists count as values unless they hold sections. Modules keep their slashes."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = {str(number): item for number, item in enumerate(value)}
+    if not isinstance(value, dict) or not value:
+        yield place, value
+        return
+    joint = "/" if place == "sources" else "."
+    for key, item in value.items():
+        yield from _flat(item, f"{place}{joint}{key}" if place else key)
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    text = json.dumps(values[key]) if key in values else "nothing"
+    return text if len(text) <= 40 else f"{text[:37]}..."
