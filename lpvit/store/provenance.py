@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 # Where files, logs and errors are handled, not results; of these only the constants that are imported count: schemas.
-NEUTRAL = ("__init__", "errors", "settings", "stages/stage", "store/")
+NEUTRAL = ("__init__", "errors", "lazy", "progress", "settings", "stages/stage", "store/")
 
 
 def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str]:

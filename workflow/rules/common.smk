@@ -22,6 +22,7 @@ from lpvit.config.config import Experiment
 from lpvit.settings import Section
 from lpvit.config.config import parse_config
 from lpvit.config.files import require_sound
+from lpvit.data.listing import list_splits, stamps
 from lpvit.errors import LpvitError
 from lpvit.store.provenance import source_digests
 
@@ -74,6 +75,14 @@ def images_of(wildcards) -> dict:
     return chosen(settings.datasets[wildcards.dataset], "source", "root", "loader")
 
 
+@functools.cache
+def listing_of(dataset: str) -> dict | None:
+    """What lies in the folder of a dataset, so that an image more or less counts as a change."""
+    asked = settings.datasets[dataset]
+    splits = {asked.train} if asked.validation_share else {asked.train, asked.validation}
+    return list_splits(asked.root, splits)._asdict() if asked.root is not None else None
+
+
 def recipe_of(name: str | None) -> dict | None:
     return None if name is None else chosen(settings.recipes[name])
 
@@ -88,6 +97,11 @@ def teacher_of(recipe: str | None) -> str | list:
     """The file of a teacher's weights, likewise."""
     file = None if recipe is None else settings.recipes[recipe].teacher_checkpoint
     return [] if file is None else existing(file, f"recipes.{recipe}.teacher_checkpoint")
+
+
+def stamps_of(*files: str | list) -> dict[str, list[int]]:
+    """Sizes and times of files that are given, if any; Snakemake sees only that one is newer."""
+    return stamps(file for file in files if file)
 
 
 def existing(file: Path, key: str) -> str:

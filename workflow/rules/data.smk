@@ -6,6 +6,7 @@ rule index_images:
         dataset=lambda wildcards: chosen(
             settings.datasets[wildcards.dataset], "source", "root", "train", "validation", "validation_share", "on_bad_image"
         ),
+        listing=lambda wildcards: listing_of(wildcards.dataset),
         sources=sources("index_images.py"),
     log:
         f"{DATASET}/images.log",

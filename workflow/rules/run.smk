@@ -40,7 +40,10 @@ class Changes(str):
         return iter(self.files)
 
 
-Memory = getattr(snakemake.persistence, "PersistenceBase", None) or snakemake.persistence.Persistence
+Memory = (
+    getattr(snakemake.persistence, "PersistenceBase", None)
+    or snakemake.persistence.Persistence
+)
 
 
 def has_metadata(memory, job, ask=Memory.has_metadata) -> bool:
@@ -48,12 +51,18 @@ def has_metadata(memory, job, ask=Memory.has_metadata) -> bool:
     return is_ours(job) or ask(memory, job)
 
 
-def params_changed(memory, job, file=None, ask=Memory.params_changed, remembers=Memory.has_metadata):
+def params_changed(
+    memory, job, file=None, ask=Memory.params_changed, remembers=Memory.has_metadata
+):
     """By the record that lies beside the results; where there is none, by Snakemake's memory."""
     recorded = read_record(job.log[0]) if is_ours(job) else None
     if recorded is None and (not is_ours(job) or remembers(memory, job)):
         return ask(memory, job, file=file)
-    change = "made by unknown settings" if recorded is None else changes(recorded, dict(job.params.items()))
+    change = (
+        "made by unknown settings"
+        if recorded is None
+        else changes(recorded, dict(job.params.items()))
+    )
     change = Changes(change)
     change.files = [file] if file is not None else list(job.output)
     return change
@@ -67,9 +76,15 @@ def interrupt(*_) -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    print("interrupted: what is finished stays, and a new start goes on from here", file=sys.stderr)
+    print(
+        "interrupted: what is finished stays, and a new start goes on from here",
+        file=sys.stderr,
+    )
     raise SystemExit(128 + signal.SIGINT)
 
 
-if workflow.exec_mode == ExecMode.DEFAULT and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+if (
+    workflow.exec_mode == ExecMode.DEFAULT
+    and signal.getsignal(signal.SIGINT) == signal.default_int_handler
+):
     signal.signal(signal.SIGINT, interrupt)

@@ -13,6 +13,7 @@ rule finetune:
     params:
         dataset=images_of,
         recipe=lambda wildcards: recipe_of(wildcards.recipe),
+        given=lambda wildcards: stamps_of(teacher_of(wildcards.recipe)),
         resume=f"{RECIPE}/resume.pt",
         sources=sources("finetune.py"),
     log:
