@@ -42,10 +42,19 @@ def stage(snakemake: Any) -> Iterator[Compute]:
         for line in str(error).splitlines():
             logger.error("%s: %s", snakemake.rule, line)
         sys.exit(1)
-    except Exception:
+    except Exception as error:
+        if _is_out_of_memory(error):
+            logger.error("%s: out of memory; lower a 'batch_size', or give it a larger machine", snakemake.rule)
+            sys.exit(1)
         logger.exception("%s: a bug, or a case that lpvit does not foresee", snakemake.rule)
         sys.exit(1)
     logger.info("%s: done in %.1f s", snakemake.rule, time.monotonic() - started)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of Python, NumPy, torch on the CPU (a plain RuntimeError) and on the GPU."""
+    told = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in told or "CUDA out of memory" in told
 
 
 def _compute(snakemake: Any) -> Compute:

@@ -43,15 +43,16 @@ def read_record(log: str | Path) -> dict[str, Any] | None:
 def changes(recorded: Mapping[str, Any], params: Mapping[str, Any]) -> str:
     """What differs, in words: ``budget.macs: 0.5 -> 0.3``; empty if nothing does."""
     old, new = dict(_flat(recorded)), dict(_flat(_plain(params)))
-    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key, _NOTHING) != new.get(key, _NOTHING)]
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]  # null is like nothing
     code = [key.removeprefix("sources/") for key in differing if key.startswith("sources/")]
-    told = [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in differing if not key.startswith("sources/")]
+    told = [
+        f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
+        for key in differing
+        if not key.startswith("sources/")
+    ]
     told += [f"code of {name}" for name in code]
     more = [f"and {len(told) - NAMED} more"] if len(told) > NAMED else []
     return ", ".join(told[:NAMED] + more)
-
-
-_NOTHING = object()
 
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +73,6 @@ def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(item, f"{place}{joint}{key}" if place else key)
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    text = json.dumps(values[key]) if key in values else "nothing"
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

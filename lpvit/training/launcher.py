@@ -32,6 +32,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lpvit.errors import LpvitError
+from lpvit.store.holding import RUN, end_with_the_run
 from lpvit.training.nodes import Nodes, free_port
 
 Argument = TypeVar("Argument")
@@ -64,7 +65,7 @@ def launch(
     shared = TemporaryDirectory(prefix="lpvit-", dir="." if nodes.hosts else None)
     with shared as folder, _relayed_log() as log, _hidden_main_module():
         file = Path(folder, "job")
-        file.write_bytes(pickle.dumps((group, job)))
+        file.write_bytes(pickle.dumps((group, job, os.environ.get(RUN, ""))))
         command = [sys.executable, "-m", "lpvit.training.launcher", str(file.resolve())]
         with _further_nodes([nodes.start(host, [*command, host]) for host in nodes.hosts[1:]]), _quiet_agent():
             group.run(0, job, log, Path(folder, "errors"))
@@ -214,7 +215,8 @@ def _quiet_agent() -> Iterator[None]:
 
 def _main(file: str, host: str) -> int:
     """The launcher of a further node."""
-    group, job = pickle.loads(Path(file).read_bytes())
+    group, job, os.environ[RUN] = pickle.loads(Path(file).read_bytes())
+    end_with_the_run()
     with TemporaryDirectory(prefix="lpvit-") as folder:
         try:
             group.run(group.hosts.index(host), job, None, Path(folder))
