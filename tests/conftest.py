@@ -99,6 +99,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Skips what needs a GPU where there is none."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if item.get_closest_marker("faults") and "faults" not in item.config.option.markexpr:
+        item.add_marker(pytest.mark.skip(reason="takes long: pytest -m faults"))
 
 
 @pytest.fixture
