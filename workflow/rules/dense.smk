@@ -4,6 +4,7 @@ rule check_experiments:
         plan=f"{RESULTS}/plan.parquet",
     params:
         settings=chosen(settings),
+        listings={name: listing_of(name) for name in settings.datasets},
         sources=sources("check_experiments.py"),
     log:
         f"{RESULTS}/plan.log",
