@@ -11,7 +11,7 @@ from typing import Any
 
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute
-from lpvit.store.holding import end_with_the_run
+from lpvit.store.holding import end_with_the_run, require_held
 from lpvit.store.records import drop_record, write_record
 
 logger = logging.getLogger("lpvit")
@@ -31,8 +31,12 @@ def stage(snakemake: Any) -> Iterator[Compute]:
         Where and how wide to compute; ``device`` is ``cpu`` or ``cuda``, ``threads`` are those of the job.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the workflow says what happened, once for all jobs
-    _log_to(snakemake.log[0])
+    try:
+        require_held()  # a job that waited long in a queue may come too late
+    except LpvitError as error:
+        sys.exit(f"{snakemake.rule}: {error}")
     end_with_the_run()
+    _log_to(snakemake.log[0])
     started = time.monotonic()
     try:
         drop_record(snakemake.log[0])

@@ -18,19 +18,18 @@ def hold_folder() -> None:
         atexit.register(release, hold(RESULTS))
     except LpvitError as error:
         raise WorkflowError(str(error)) from None
-    if workflow.touch:
-        accept_results()
 
 
-def accept_results() -> None:
-    """`snakemake --touch`: what is there counts as made by the settings and the code of today."""
-    for job in workflow.dag.needrun_jobs():
-        if is_ours(job) and all(Path(file).exists() for file in job.output):
-            write_record(job.log[0], job.rule.name, dict(job.params.items()))
+def write_records() -> None:
+    """For what no stage wrote down: results that came from a cache, or that `snakemake --touch` lets pass."""
+    for job in filter(is_ours, workflow.dag.needrun_jobs(exclude_finished=False)):
+        params = dict(job.params.items())
+        if all(Path(file).exists() for file in job.output) and changes(read_record(job.log[0]) or {}, params):
+            write_record(job.log[0], job.rule.name, params)
 
 
 def is_ours(job) -> bool:
-    return "sources" in job.params.keys()
+    return "sources" in job.rule.params.keys()
 
 
 class Changes(str):
@@ -40,10 +39,7 @@ class Changes(str):
         return iter(self.files)
 
 
-Memory = (
-    getattr(snakemake.persistence, "PersistenceBase", None)
-    or snakemake.persistence.Persistence
-)
+Memory = getattr(snakemake.persistence, "PersistenceBase", None) or snakemake.persistence.Persistence
 
 
 def has_metadata(memory, job, ask=Memory.has_metadata) -> bool:
@@ -51,18 +47,12 @@ def has_metadata(memory, job, ask=Memory.has_metadata) -> bool:
     return is_ours(job) or ask(memory, job)
 
 
-def params_changed(
-    memory, job, file=None, ask=Memory.params_changed, remembers=Memory.has_metadata
-):
+def params_changed(memory, job, file=None, ask=Memory.params_changed, remembers=Memory.has_metadata):
     """By the record that lies beside the results; where there is none, by Snakemake's memory."""
     recorded = read_record(job.log[0]) if is_ours(job) else None
     if recorded is None and (not is_ours(job) or remembers(memory, job)):
         return ask(memory, job, file=file)
-    change = (
-        "made by unknown settings"
-        if recorded is None
-        else changes(recorded, dict(job.params.items()))
-    )
+    change = "made by unknown settings" if recorded is None else changes(recorded, dict(job.params.items()))
     change = Changes(change)
     change.files = [file] if file is not None else list(job.output)
     return change
@@ -83,8 +73,5 @@ def interrupt(*_) -> None:
     raise SystemExit(128 + signal.SIGINT)
 
 
-if (
-    workflow.exec_mode == ExecMode.DEFAULT
-    and signal.getsignal(signal.SIGINT) == signal.default_int_handler
-):
+if workflow.exec_mode == ExecMode.DEFAULT and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
     signal.signal(signal.SIGINT, interrupt)
