@@ -69,9 +69,8 @@ def test_an_orphan_stops_and_replaces_nothing_and_a_second_run_waits_for_the_fir
 
 
 def test_ctrl_c_in_an_epoch_says_that_a_new_start_goes_on_and_does_not_look_finished(
-    disturbed: Workflow, tiny_config: dict[str, Any], change, undisturbed: Path
+    disturbed: Workflow, tiny_config: dict[str, Any], change
 ) -> None:
-    (disturbed.folder / STAGES["finetune"]).unlink()
     longer = change(tiny_config, "recipes.deep", {**tiny_config["recipes"]["short"], "epochs": 500})
     longer = change(longer, "experiments.main.recipe", "deep")
     run = Disturbed(disturbed, longer, "--until", "finetune").until("epoch 2 of 500")
@@ -212,11 +211,26 @@ def photographs(root: Path, classes: tuple[str, str] = ("cat", "dog")) -> dict[s
 
 
 @pytest.mark.faults
+def test_with_two_threads_instead_of_one_masks_are_equal(
+    disturbed: Workflow, tiny_config: dict[str, Any], change, undisturbed: Path
+) -> None:
+    for stage in ("collect_statistics", "measure_rate_distortion", "build_masks"):
+        (disturbed.folder / STAGES[stage]).unlink()
+    run = disturbed.run(change(tiny_config, "compute.threads", 2), "--until", "build_masks")
+    assert run.code == 0, run.output
+    assert run.jobs.keys() >= {"collect_statistics", "build_masks"}
+    masks = Path(STAGES["build_masks"]).relative_to("results")
+    assert (
+        differences((disturbed.folder / "results" / masks).parent, (undisturbed / masks).parent).count("masks.pt") == 0
+    )
+
+
+@pytest.mark.faults
 def test_images_that_are_broken_or_bombs_are_named_or_left_out(workflow: Workflow, change) -> None:
     config = photographs(workflow.folder / "images")
     broken, bomb = (workflow.folder / f"images/train/{name}/it's; 7.png" for name in ("cat", "dog"))
     broken.write_bytes(broken.read_bytes()[:150])
-    Image.new("1", (30_000, 30_000)).save(bomb)
+    Image.new("1", (19_000, 10_000)).save(bomb)
     run = workflow.run(config, "--until", "index_images")
     assert run.code != 0
     assert f"index_images: {broken}: " in run.output

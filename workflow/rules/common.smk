@@ -28,8 +28,20 @@ from lpvit.store.provenance import source_digests
 
 ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method conda
 
+DEFAULT_CONFIG = "config/config.yaml"
+
+try:  # before Snakemake reads them, which names neither file nor line and keeps the last of two keys of one name
+    require_sound(workflow.configfiles or filter(os.path.exists, [DEFAULT_CONFIG]))
+except LpvitError as error:
+    raise WorkflowError(*str(error).splitlines()) from None
+
+# A file given by --configfile replaces the default one: merged, the default's experiments would run as well.
+if not workflow.config_settings.configfiles:
+
+    configfile: DEFAULT_CONFIG
+
+
 try:
-    require_sound(workflow.configfiles)  # Snakemake keeps the last of two keys of one name
     settings = parse_config(config)
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
