@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lpvit.report.figures import COLORS, GREY, percent, styled
+from lpvit.report.looks import BLACK, GREY, percent, styled
 from lpvit.report.tables import markdown
 
 GIGA = 1e9
@@ -115,8 +115,8 @@ def plot_paper(table: pd.DataFrame, proxy: bool) -> Figure:
     places = range(len(table))
     axes.scatter(table["dense_top1"], places, marker="|", s=120, color=GREY, label="dense, ours")
     if not proxy:
-        axes.scatter(table["published_top1"], places, facecolors="none", edgecolors=COLORS[0], label="published")
-    axes.scatter(table["top1"], places, color=COLORS[0], label="ours")
+        axes.scatter(table["published_top1"], places, facecolors="none", edgecolors=BLACK, label="published")
+    axes.scatter(table["top1"], places, color=BLACK, label="ours")
     axes.set_yticks(places, table["experiment"].to_list())
     axes.invert_yaxis()
     axes.set_xlabel("top-1 accuracy")

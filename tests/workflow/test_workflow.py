@@ -47,6 +47,7 @@ REPORT = {
     "plot_allocation",
     "plot_blocks",
     "plot_history",
+    "plot_dense_history",
     "plot_tradeoff",
     "all",
     "trace_frontier",
