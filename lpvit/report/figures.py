@@ -105,7 +105,7 @@ def plot_interactions(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure
     axes.set_xticks(shown, names.iloc[shown], rotation=90, fontsize="small")
     axes.set_yticks(shown, names.iloc[shown], fontsize="small")
     axes.grid(visible=False)
-    whole = f"; {np.sum(~pruned)} unpruned layers left out" if not pruned.all() else ""
+    whole = f"\n{np.sum(~pruned)} unpruned layers left out" if not pruned.all() else ""
     share = np.trace(distortion) / distortion.sum() if pruned.any() else np.nan
     axes.set_title(f"sum of the layers' own distortions: {share:.2f} of the model's{whole}")
     figure.colorbar(image, ax=axes, label="correlation of what two layers do to the logits")

@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -52,14 +53,27 @@ def speed_markdown(table: pd.DataFrame, energy: pd.DataFrame) -> str:
         table: From `speed_summary`.
         energy: Schema ``ENERGY``.
     """
-    parts = []
+    parts = [f"{facts}\n\n{markdown(shown, text_columns=4)}" for facts, shown in speed_parts(table)]
+    return "\n".join([*parts, _energy_told(table, energy)])
+
+
+def speed_parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Machine and dtype, and what was measured there as text, for each of them.
+
+    Args:
+        table: From `speed_summary`.
+    """
     for facts, rows in table.groupby(_FACTS, sort=False):
         device_name, threads, dtype, kernel, torch = facts
-        parts.append(
-            f"{device_name}, {threads} threads, {dtype}, kernel {kernel}, torch {torch}\n\n{_speed_rows(rows)}"
-        )
-    parts.append(_energy_told(table, energy))
-    return "\n".join(parts)
+        yield f"{device_name}, {threads} threads, {dtype}, kernel {kernel}, torch {torch}", _shown(rows)
+
+
+def read_speed(path: str | Path) -> pd.DataFrame:
+    """Reads the CSV form of `speed_summary`; names stay text, and there are no rows where there is no file."""
+    if not Path(path).is_file():
+        return pd.DataFrame(columns=[*NAMES, "stage", "arm", "batch_size", *_FACTS, "top1", "energy", "joules"])
+    names = dict.fromkeys([*NAMES, "stage", "arm", *_FACTS], str)
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"power_term": [""], "joules": [""]})
 
 
 def energy_ranking(table: pd.DataFrame) -> pd.DataFrame:
@@ -179,12 +193,12 @@ def placed(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([dense, pruned], ignore_index=True)
 
 
-def _speed_rows(table: pd.DataFrame) -> str:
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
     def interval(name: str, decimals: int) -> Iterator[str]:
         columns = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False, name=None)
         return (f"{median:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})" for median, low, high in columns)
 
-    shown = pd.DataFrame(
+    return pd.DataFrame(
         {
             **{name: table[name] for name in NAMES},
             "arm": table["arm"].str.replace("_", ", "),
@@ -196,7 +210,6 @@ def _speed_rows(table: pd.DataFrame) -> str:
             "mJ per image": table["joules"].map(lambda joules: "-" if pd.isna(joules) else f"{1e3 * joules:.3g}"),
         }
     )
-    return markdown(shown, text_columns=4)
 
 
 def _energy_told(table: pd.DataFrame, energy: pd.DataFrame) -> str:

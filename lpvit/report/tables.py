@@ -11,6 +11,8 @@ from lpvit.store.schemas import Schema, read_parquet
 
 NAMES = ["dataset", "model", "experiment"]  # columns that say which model a row is of
 
+STAGES = {"pruned": "pruned alone", "finetuned": "fine-tuned"}
+
 BUDGETS = {
     "macs": "MACs kept, of the dense model",
     "sparsity": "sparsity of the prunable layers",
@@ -25,6 +27,7 @@ _SUMMARY_COLUMNS = [
     "experiment",
     "stage",
     "images",
+    "images_skipped",
     "top1",
     "top1_low",
     "top1_high",
@@ -64,11 +67,11 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             stage. Experiments that share a dense model each bring its row.
 
     Returns:
-        Dataset, model, experiment (empty for dense), stage; images, those evaluated; top1 and top5 in %, top1_low and
-        top1_high, the ends of top1's 95 % interval; macs and macs_all in MAC per image; macs_ratio, the share of the
-        dense model's macs; parameters; sparsity; power_term, a share of the dense model's; energy in J per image,
-        modelled, and energy_ratio, its share of the dense model's. Datasets, models and
-        experiments in order of appearance.
+        Dataset, model, experiment (empty for dense), stage; images evaluated and images_skipped; top1 and top5 in %,
+        top1_low and top1_high, the ends of top1's 95 % interval; macs and macs_all in MAC per image; macs_ratio, the
+        share of the dense model's macs; parameters; sparsity; power_term, a share of the dense model's; energy in J per
+        image, modelled, and energy_ratio, its share of the dense model's. Datasets, models and experiments in order of
+        appearance.
     """
     dense = rows[rows["stage"] == "dense"].assign(experiment="").drop_duplicates(["dataset", "model"])
     of_dense = dense.set_index(["dataset", "model"])[["macs", "energy"]].add_prefix("dense_")
@@ -141,6 +144,14 @@ def human(quantity: float) -> str:
         thousands += 1
     decimals = 3 - len(str(int(float(f"{quantity:.3g}"))))
     return f"{quantity:.{decimals}f} {' kMGTP'[thousands]}".rstrip()
+
+
+def joules(energy: float) -> str:
+    """Three significant digits in the unit that fits: 0.0000025 -> ``2.50 µJ``."""
+    for prefix, size in (("", 1.0), ("m", 1e-3), ("µ", 1e-6)):
+        if energy >= size:
+            return f"{human(energy / size)} {prefix}J"
+    return f"{human(energy / 1e-9)} nJ"
 
 
 def markdown(table: pd.DataFrame, text_columns: int) -> str:

@@ -13,9 +13,9 @@ from matplotlib.ticker import EngFormatter
 
 from lpvit.report.looks import BLACK, Look, looks, percent, styled
 from lpvit.report.speed import placed
+from lpvit.report.tables import STAGES
 
 LEGEND_ROWS = 14
-STAGES = {"pruned": "pruned alone", "finetuned": "fine-tuned"}
 
 
 @styled

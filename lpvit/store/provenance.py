@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
+BESIDE = ("csrc", "template")  # folders of what modules use beside Python
 
 
 def source_digest(script: str | Path, package: Path = PACKAGE) -> str:
-    """Digest of a script and of every module of the package that it imports, directly or not, with kernels beside them.
+    """Digest of a script and of every module of the package that it imports, directly or not.
+
+    Kernels and templates beside a module count with it.
 
     Of a package that is imported by its name (``from lpvit.data import loaders``), all modules count.
 
@@ -38,7 +41,7 @@ def source_digest(script: str | Path, package: Path = PACKAGE) -> str:
         tree = _without_prose(ast.parse(file.read_text(), str(file)))
         waiting += _imported_files(tree, package)
         seen[file] = ast.dump(tree)
-    for folder in {file.parent / "csrc" for file in seen if file.parent != Path(script).parent}:
+    for folder in {file.parent / kind for file in seen if file.parent != Path(script).parent for kind in BESIDE}:
         seen |= {file: file.read_text() for file in folder.glob("*") if file.is_file()}
     ordered = sorted((file.name, dump) for file, dump in seen.items())
     return hashlib.sha256(repr(ordered).encode()).hexdigest()[:12]

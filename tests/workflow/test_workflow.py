@@ -49,6 +49,8 @@ REPORT = {
     "plot_history",
     "plot_dense_history",
     "plot_tradeoff",
+    "write_page",
+    "write_speed_to_page",
     "all",
     "trace_frontier",
     "measure_interactions",

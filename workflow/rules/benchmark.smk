@@ -137,9 +137,21 @@ rule plot_speed_up:
         "../scripts/plot_speed_up.py"
 
 
+use rule write_page as write_speed_to_page with:
+    input:
+        **page_inputs(),
+        page=f"{REPORT}/index.html",
+        speed=f"{REPORT}/speed.csv",
+    output:
+        touch(f"{REPORT}/.page_with_speed"),  # the page itself, which is there before anything is measured, is an input
+    log:
+        f"{REPORT}/page_with_speed.log",
+
+
 rule benchmark:
     """Speed and energy of every experiment's final model, and their part of the report."""
     input:
         f"{RESULTS}/plan.parquet",
         f"{REPORT}/speed.csv",
-        f"{REPORT}/speed_up.png",
+        f"{REPORT}/speed_up.svg",
+        f"{REPORT}/.page_with_speed",

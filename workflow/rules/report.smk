@@ -19,6 +19,28 @@ rule summarize:
         "../scripts/summarize.py"
 
 
+rule write_page:
+    """Writes the page that people read first."""
+    input:
+        **page_inputs(),
+    output:
+        page=report(
+            f"{REPORT}/index.html",
+            caption="../report/page.rst",
+            category="At a glance",
+            labels={"page": "all experiments"},
+        ),
+    params:
+        **page_params(),
+        sources=sources("write_page.py"),
+    log:
+        f"{REPORT}/index.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/write_page.py"
+
+
 rule plot_tradeoff:
     """Draws accuracy against MACs for all experiments."""
     input:

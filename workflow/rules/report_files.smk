@@ -5,6 +5,15 @@ import shlex
 from lpvit.allocation.settings import TARGETS
 from lpvit.report.series import series_of
 
+SECTIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe")
+TIMED = {
+    "dense model": f"{MODEL}/dense.time.tsv",
+    "gradients": f"{PRUNING}/statistics.time.tsv",
+    "curves": f"{PRUNING}/curves.time.tsv",
+    "steps to the budget": f"{APPROACH}/approach.time.tsv",
+    "masks and reconstruction": f"{BUDGET}/masks.time.tsv",
+    "fine-tuning": f"{RECIPE}/finetuned.time.tsv",
+}
 series = series_of(
     {
         name: names_of(experiment)
@@ -47,12 +56,70 @@ def figures_of(experiment: Experiment) -> list[str]:
     return figures
 
 
+def page_inputs() -> dict:
+    """What the page is made of; `write_page` also takes what `benchmark` measured, if it is there."""
+    reproduces = any(experiment.published for experiment in experiments.values())
+    return {
+        "summary": f"{REPORT}/summary.csv",
+        "paper": [f"{REPORT}/paper.csv", f"{REPORT}/paper.svg"] if reproduces else [],
+        "figures": sorted({figure for experiment in experiments.values() for figure in figures_of(experiment)}),
+        "layers": sorted({f"{list(evaluated(experiment).values())[-1]}/layers.parquet" for experiment in experiments.values()}),
+    }
+
+
+def page_params() -> dict:
+    return {
+        "page": f"{REPORT}/index.html",
+        "speed": f"{REPORT}/speed.csv",
+        "name": settings.report,
+        "proxy": settings.scale == "proxy",
+        "series": series,
+        "experiments": [
+            {
+                "name": name,
+                "decisions": decisions_of(experiment),
+                "figures": figures_of(experiment),
+                "layers": f"{list(evaluated(experiment).values())[-1]}/layers.parquet",
+            }
+            for name, experiment in experiments.items()
+        ],
+        "timed": timed_stages(),
+    }
+
+
+def decisions_of(experiment: Experiment) -> dict:
+    """What an experiment chose, and what the config says about it."""
+    chosen_names = [(section, getattr(experiment, section)) for section in SECTIONS]
+    chosen_names += [("scheme", scheme) for scheme in experiment.schemes]
+    return {
+        section: {"name": name, "settings": told(getattr(settings, f"{section}s")[name])}
+        for section, name in chosen_names
+        if name is not None
+    }
+
+
+def told(section: Section) -> str:
+    given = section.model_dump(mode="json", exclude_unset=True)
+    texts = {key: json.dumps(value).strip('"') for key, value in given.items()}
+    return ", ".join(f"{key}: {text}" for key, text in texts.items())
+
+
+def timed_stages() -> list[dict]:
+    """The benchmark file of every long stage, and the experiments that it belongs to."""
+    shared: dict[tuple, list[str]] = {}
+    for name, experiment in experiments.items():
+        for stage, file in TIMED.items():
+            if experiment.recipe is not None or "{recipe}" not in file:
+                shared.setdefault((stage, file.format(**names_of(experiment))), []).append(name)
+    return [{"stage": stage, "of": ", ".join(names), "file": file} for (stage, file), names in shared.items()]
+
+
 def report_files() -> list[str]:
     """The checked plan and everything that people read; asking for it runs all experiments."""
     figures = {figure for experiment in experiments.values() for figure in figures_of(experiment)}
     if any(experiment.published for experiment in experiments.values()):
         figures |= {f"{REPORT}/paper.md", f"{REPORT}/paper.svg"}
-    return [f"{RESULTS}/plan.parquet", f"{REPORT}/summary.md", f"{REPORT}/summary.csv", f"{REPORT}/tradeoff.svg", *sorted(figures)]
+    return [f"{RESULTS}/plan.parquet", f"{REPORT}/index.html", f"{REPORT}/summary.md", f"{REPORT}/summary.csv", f"{REPORT}/tradeoff.svg", *sorted(figures)]
 
 
 def print_summary() -> None:
@@ -60,5 +127,5 @@ def print_summary() -> None:
     table, files = Path(REPORT, "summary.md"), workflow.config_settings.configfiles
     if table.is_file():
         configured = f" --configfile {shlex.join(map(str, files))}" if files else ""
-        print(f"\n{table.read_text()}\nTables and figures: {REPORT}")
-        print(f"With all files, code and parameters, as one page: snakemake --report report.html{configured}")
+        print(f"\n{table.read_text()}\nThe report: {REPORT}/index.html")
+        print(f"With code and parameters of every file: snakemake --report report.html{configured}")
