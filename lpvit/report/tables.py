@@ -108,7 +108,10 @@ def read_summary(path: str | Path) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The `summary` as a markdown table in human units, aligned so that it also reads well in a terminal."""
+    """The `summary` as a markdown table in human units, aligned so that it also reads well in a terminal.
+
+    Validation images that were left out are told below it.
+    """
     shown = pd.DataFrame(
         {
             "dataset": table["dataset"],
@@ -127,7 +130,12 @@ def to_markdown(table: pd.DataFrame) -> str:
             "energy": (100 * table["energy_ratio"]).map("{:.1f} %".format),
         }
     )
-    return markdown(shown, text_columns=4)
+    skipped = table[(table["stage"] == "dense") & (table["images_skipped"] > 0)].drop_duplicates("dataset")
+    told = [
+        f"{row['dataset']}: {row['images_skipped']} validation images cannot be decoded and are left out.\n"
+        for row in skipped.to_dict("records")
+    ]
+    return "\n".join([markdown(shown, text_columns=4), *told])
 
 
 def interval(low: float, high: float) -> str:

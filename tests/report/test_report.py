@@ -194,6 +194,20 @@ def test_markdown_is_aligned_and_in_human_units() -> None:
     assert cells[9:] == ["2.48 G", "11.0 M", "50.0 %", "50.0 %", "40.0 %"]
 
 
+def test_images_that_were_left_out_stand_below_the_table() -> None:
+    assert tables.to_markdown(tables.summary(evaluations())).endswith("|\n")
+    text = tables.to_markdown(tables.summary(evaluations().assign(images_skipped=3)))
+    assert text.endswith("|\n\nimagenet: 3 validation images cannot be decoded and are left out.\n")
+
+
+@pytest.mark.parametrize(
+    ("energy", "text"),
+    [(1.5, "1.50 J"), (0.25, "250 mJ"), (0.0015, "1.50 mJ"), (8.15e-5, "81.5 µJ"), (2e-9, "2 nJ"), (2.5e-9, "2.50 nJ")],
+)
+def test_energies_stand_in_the_unit_that_fits(energy: float, text: str) -> None:
+    assert tables.joules(energy) == text
+
+
 @pytest.mark.parametrize(
     ("quantity", "text"),
     [
