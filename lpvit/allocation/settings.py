@@ -10,6 +10,7 @@ from lpvit.settings import Fraction, Section, Share
 from lpvit.variants import chooses, variant
 
 ALLOCATORS = "lpvit.allocation.allocators"
+TARGETS = ("macs", "sparsity", "energy", "latency")
 
 
 @chooses(allocator=ALLOCATORS)
@@ -63,7 +64,7 @@ class Budget(Section):
     @property
     def targets(self) -> dict[str, float]:
         """Quantity -> target, of the one or two that are given."""
-        given = {name: getattr(self, name) for name in ("macs", "sparsity", "energy", "latency")}
+        given = {name: getattr(self, name) for name in TARGETS}
         return {name: target for name, target in given.items() if target is not None}
 
     @model_validator(mode="after")

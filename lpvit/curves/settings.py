@@ -55,6 +55,11 @@ class Pruning(Section):
         return "images" in self._needs
 
     @property
+    def distortion_unit(self) -> str:
+        """Unit of the curves; most distortions only order and compare."""
+        return getattr(variant(DISTORTIONS, self.distortion), "UNIT", "arbitrary units")
+
+    @property
     def _needs(self) -> set[str]:
         modules = variant(SALIENCIES, self.saliency), variant(DISTORTIONS, self.distortion)
         return set().union(*(module.needs(*own_settings(module, self)) for module in modules))

@@ -1,79 +1,36 @@
-"""Tables and figures that people read. Frames in, frames or matplotlib figures out; nothing is shown or kept open.
+"""Figures of one pruned model: curves, keep ratios, blocks, interactions, training. Frames in, matplotlib figures out.
 
-R, C = rows and columns of a layer's grid of blocks.
+Nothing is shown or kept open. R, C = rows and columns of a layer's grid of blocks.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import cycle
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lpvit.report.tables import _BUDGETS
-from lpvit.store.artifacts import replace_atomically
+from lpvit.report.looks import BLACK, DARK, GREY, LIGHT, percent, shades, styled
+from lpvit.report.tables import BUDGETS
 
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.3,
-    "legend.frameon": False,
-    "figure.titlesize": 10,
-}
-
-
-DOTS_PER_INCH = 150
-
-
-# Okabe and Ito's palette, which people with any form of colour blindness can tell apart.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-
-
-MARKERS = ("o", "s", "^", "D", "v", "P")
-
-
-GREY = "0.45"
-
-
-POINTS_APART = 9  # between experiments that would hide each other
-
-
-WIDEST_CROWD = 36  # points; more of them than fit stand closer
-
-
-LEGEND_ROWS = 14
-
-
+KEPT = ListedColormap(["white", DARK])
+GAP, LABEL = 0.09, 0.3  # between grids of blocks and for the name of one, in widths of the widest grid
 DECADES_SHOWN = 3  # of the lowest curve; predicted curves may pass through zero, and what is far below says nothing
 
 
-styled = matplotlib.rc_context(STYLE)
-
-
 @styled
-def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame) -> Figure:
+def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame, unit: str) -> Figure:
     """Rate-distortion curves: one panel per role, one line per layer, coloured by depth.
 
     Args:
         curves: Schema ``CURVES``.
         costs: Schema ``COSTS``; gives roles and order of execution.
+        unit: Of the distortion.
     """
     layers = _place_layers(costs, curves["layer"].unique())
     roles = list(layers["role"].unique())
@@ -90,7 +47,7 @@ def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     highest = curves.groupby("layer")["distortion"].max()
     panels[0].set_ylim(bottom=max(panels[0].get_ylim()[0], highest[highest > 0].min() * 10.0**-DECADES_SHOWN))
     figure.supxlabel("sparsity of the layer (%)", fontsize="medium")
-    figure.supylabel("distortion (logit² per image)", fontsize="medium")
+    figure.supylabel(f"distortion ({unit})", fontsize="medium")
     bar = figure.colorbar(depth_colors, ax=panels, label="transformer block", aspect=30, pad=0.01)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     bar.ax.minorticks_off()
@@ -99,30 +56,27 @@ def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame) -> Figure:
 
 @styled
 def plot_allocation(allocation: pd.DataFrame, costs: pd.DataFrame) -> Figure:
-    """Keep ratio of every prunable layer, in order of execution, against the mean over all.
+    """Keep ratio of every prunable layer: one panel per role, one bar per transformer block, against the mean over all.
 
     Args:
         allocation: Schema ``ALLOCATION``.
         costs: Schema ``COSTS``; gives roles and order of execution.
     """
     layers = _place_layers(costs, allocation["layer"]).join(allocation.set_index("layer"))
-    figure = Figure(figsize=(9, 2.9), layout="constrained")
-    axes = figure.add_subplot()
-    layers["position"] = np.arange(len(layers)) + 1.2 * (layers["depth"] - layers["depth"].iloc[0])
-    for color, (role, of_role) in zip(cycle(COLORS), layers.groupby("role", sort=False), strict=False):
-        axes.bar(of_role["position"], 100 * of_role["keep_ratio"], width=0.9, color=color, label=role)
+    roles = list(layers.groupby("role", sort=False))
+    figure, panels = _panels(len(roles), columns=4, height=2.3)
     mean = 100 * layers["blocks_kept"].sum() / layers["blocks"].sum()
-    axes.axhline(mean, color="black", linestyle="--", linewidth=1, label=f"all blocks: {mean:.1f} %")
-
-    centres = layers.groupby("depth")["position"].mean()
-    shown = centres[:: -(-len(centres) // 24)]
-    axes.set_xticks(shown.to_numpy(), shown.index.astype(str))
-    axes.grid(visible=False, axis="x")
-    axes.set(xlabel="transformer block", ylabel="blocks kept", ylim=(0, 100))
-    axes.margins(x=0.01)
-    axes.yaxis.set_major_formatter(percent())
-    axes.set_title(_budgets_met(allocation))
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for panel, (role, of_role) in zip(panels, roles, strict=True):
+        panel.bar(of_role["depth"], 100 * of_role["keep_ratio"], width=0.8, color=LIGHT)
+        panel.axhline(mean, color=BLACK, linestyle="--", linewidth=1)
+        panel.set(title=role, ylim=(0, 100))
+        panel.grid(visible=False, axis="x")
+        panel.tick_params(labelbottom=True)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
+    panels[0].yaxis.set_major_formatter(percent())
+    figure.supxlabel("transformer block", fontsize="medium")
+    figure.supylabel("blocks kept", fontsize="medium")
+    figure.suptitle(f"{_budgets_met(allocation)}; all blocks (dashed): {mean:.1f} %", x=0.01, ha="left")
     return figure
 
 
@@ -130,16 +84,19 @@ def plot_allocation(allocation: pd.DataFrame, costs: pd.DataFrame) -> Figure:
 def plot_interactions(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     """Heat map of how much of their distortion pairs of layers share: 1 adds to it, 0 not, -1 takes away.
 
+    Layers of which nothing is pruned have no distortion to share; they are left out and counted.
+
     Args:
         interactions: Schema ``INTERACTIONS``.
         costs: Schema ``COSTS``; gives roles and order of execution.
     """
     layers = _place_layers(costs, interactions["layer"])
     table = interactions.pivot_table("distortion", index="layer", columns="other")
-    pairs = table.loc[layers.index, layers.index]
-    distortion = pairs.to_numpy()
-    norms = np.sqrt(np.outer(np.diag(distortion), np.diag(distortion)))
-    shared = np.divide(distortion, norms, out=np.zeros_like(norms), where=norms > 0)
+    distortion = table.loc[layers.index, layers.index].to_numpy()
+    pruned = np.diag(distortion) > 0
+    layers, distortion = layers[pruned], distortion[np.ix_(pruned, pruned)]
+    norms = np.sqrt(np.diag(distortion))
+    shared = distortion / np.outer(norms, norms)
     figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shared, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -148,7 +105,9 @@ def plot_interactions(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure
     axes.set_xticks(shown, names.iloc[shown], rotation=90, fontsize="small")
     axes.set_yticks(shown, names.iloc[shown], fontsize="small")
     axes.grid(visible=False)
-    axes.set_title(f"sum of the layers' own distortions: {np.trace(distortion) / distortion.sum():.2f} of the model's")
+    whole = f"\n{np.sum(~pruned)} unpruned layers left out" if not pruned.all() else ""
+    share = np.trace(distortion) / distortion.sum() if pruned.any() else np.nan
+    axes.set_title(f"sum of the layers' own distortions: {share:.2f} of the model's{whole}")
     figure.colorbar(image, ax=axes, label="correlation of what two layers do to the logits")
     return figure
 
@@ -164,12 +123,13 @@ def plot_frontier(frontier: pd.DataFrame, allocation: pd.DataFrame) -> Figure:
     row = allocation.iloc[0]
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    for color, (level, line) in zip(cycle(COLORS), frontier.groupby("level"), strict=False):
+    levels = list(frontier.groupby("level"))
+    for color, (level, line) in zip(shades(len(levels)), levels, strict=True):
         axes.plot(100 * line["first"], 100 * line["second"], color=color, marker=".", label=f"{level:g} x distortion")
     axes.axvline(100 * row["target"], color=GREY, linestyle="--", linewidth=1, label="budgets")
     axes.axhline(100 * row["second_target"], color=GREY, linestyle="--", linewidth=1)
     axes.plot(100 * row["achieved"], 100 * row["second_achieved"], "*", color="black", markersize=10, label="met")
-    axes.set(xlabel=_BUDGETS[row["budget"]], ylabel=_BUDGETS[row["second_budget"]])
+    axes.set(xlabel=BUDGETS[row["budget"]], ylabel=BUDGETS[row["second_budget"]])
     axes.xaxis.set_major_formatter(percent())
     axes.yaxis.set_major_formatter(percent())
     figure.legend(loc="outside right center")
@@ -178,70 +138,55 @@ def plot_frontier(frontier: pd.DataFrame, allocation: pd.DataFrame) -> Figure:
 
 @styled
 def plot_blocks(keep_masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame) -> Figure:
-    """Pictures of which blocks stay in the first, middle and last layer of each role.
+    """Pictures of which blocks stay in the first, middle and last layer of each role, with the share that does.
 
     Args:
-        keep_masks: Layer -> (R, C), True where the block stays. The longer side is drawn across.
+        keep_masks: Layer -> (R, C), True where the block stays; output features are drawn down, input features across.
         costs: Schema ``COSTS``; gives roles and order of execution.
     """
     layers = _place_layers(costs, keep_masks)
     shown = [_first_middle_last(of_role) for _, of_role in layers.groupby("role", sort=False)]
-    figure = Figure(figsize=(9, 1.15 * len(shown) + 0.2), layout="constrained")
-    grid = figure.subplots(len(shown), max(map(len, shown)), squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for row, of_role in zip(grid, shown, strict=True):
-        for axes, (layer, role, depth) in zip(row, of_role.itertuples(), strict=False):
-            _draw_keep_mask(axes, np.asarray(keep_masks[layer]), f"{role}, transformer block {depth}")
+    columns = max(map(len, shown))
+    widest = max(np.shape(keep_masks[layer])[1] for of_role in shown for layer in of_role.index)
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot()
+    bottom = 0.0
+    for column in range(columns):
+        names = [of_role.iloc[column] for of_role in shown if column < len(of_role)]
+        grids = {f"{row['role']} {row['depth']}": np.asarray(keep_masks[str(row.name)]) for row in names}
+        bottom = max(bottom, _draw_shelves(axes, grids, column * (1 + GAP) * widest, widest))
+    width = (columns * (1 + GAP) - GAP) * widest
+    axes.set(xlim=(-1, width + 1), ylim=(bottom, -GAP * widest), aspect="equal")
+    axes.set_axis_off()
+    figure.supxlabel(
+        "one cell is one block, dark if it stays; output features run down, input features across", fontsize="small"
+    )
+    figure.set_size_inches(9, 9 * (bottom + GAP * widest) / width)
     return figure
 
 
 @styled
-def plot_tradeoff(table: pd.DataFrame) -> Figure:
-    """Top-1 accuracy against MACs: dense as stars, pruned hollow, fine-tuned filled, an arrow from one to the other.
-
-    Args:
-        table: From `summary`.
-    """
-    datasets = list(table["dataset"].unique())
-    figure = Figure(figsize=(4.2 * len(datasets) + 2, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
-    experiments = [name for name in table["experiment"].unique() if name]
-    looks = {name: (COLORS[i % 8], MARKERS[i // 8 % 6]) for i, name in enumerate(experiments)}
-    for axes, dataset in zip(panels, datasets, strict=True):
-        of_dataset = table[table["dataset"] == dataset]
-        for name, shift in _shifts(of_dataset).items():
-            _draw_experiment(axes, of_dataset[of_dataset["experiment"] == name], *looks[name], shift)
-        _draw_dense(axes, of_dataset[of_dataset["stage"] == "dense"])
-        axes.set(title=dataset, xlabel="MACs in linear layers per image", xlim=(0, None))
-        axes.xaxis.set_major_formatter(EngFormatter())
-        axes.yaxis.set_major_formatter(percent())
-        axes.margins(y=0.12)
-    panels[0].set_ylabel("top-1 accuracy")
-    handles = list(_tradeoff_legend(looks))
-    figure.legend(handles=handles, loc="outside right center", ncols=-(-len(handles) // LEGEND_ROWS))
-    return figure
-
-
-@styled
-def plot_history(history: pd.DataFrame) -> Figure:
+def plot_history(history: pd.DataFrame, before: pd.DataFrame | None = None) -> Figure:
     """Loss, accuracy and learning rate of a training, by epoch.
 
     Args:
         history: Schema ``HISTORY``.
+        before: Schema ``METRICS``: the model that the training began with, if it was evaluated; drawn at epoch 0.
     """
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = history["epoch"]
     marker = "." if len(history) <= 30 else ""
-    loss.plot(epochs, history["train_loss"], color=COLORS[1], marker=marker, label="training")
-    loss.plot(epochs, history["validation_loss"], color=COLORS[0], marker=marker, label="validation")
+    loss.plot(epochs, history["train_loss"], "--", color=GREY, marker=marker, label="training")
+    _draw_course(loss, epochs, history["validation_loss"], None if before is None else before["loss"].iloc[0])
     loss.set(title="loss (nat)")
     loss.legend()
-    accuracy.plot(epochs, history["top1"], color=COLORS[0], marker=marker)
+    _draw_course(accuracy, epochs, history["top1"], None if before is None else before["top1"].iloc[0])
     accuracy.set(title="top-1 accuracy, validation")
     accuracy.yaxis.set_major_formatter(percent())
-    rate.plot(epochs, history["learning_rate"], color=GREY, marker=marker)
+    if before is not None:
+        accuracy.legend(loc="lower right")
+    rate.plot(epochs, history["learning_rate"], color=BLACK, marker=marker)
     rate.set(title="learning rate", ylim=(0, None))
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
@@ -249,15 +194,12 @@ def plot_history(history: pd.DataFrame) -> Figure:
     return figure
 
 
-@styled
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes a figure as PNG, whole or not at all.
-
-    Raises:
-        LpvitError: The disk is full or the folder cannot be written.
-    """
-    with replace_atomically(path) as partial:
-        figure.savefig(partial, format="png", dpi=DOTS_PER_INCH)
+def _draw_course(axes: Axes, epochs: pd.Series, values: pd.Series, before: float | None) -> None:
+    marker = "." if len(epochs) <= 30 else ""
+    axes.plot(epochs, values, color=BLACK, marker=marker, label="validation")
+    if before is not None:
+        axes.plot([0, epochs.iloc[0]], [before, values.iloc[0]], ":", color=BLACK)
+        axes.plot(0, before, "D", color=BLACK, markerfacecolor="white", markersize=5, label="before training")
 
 
 def _place_layers(costs: pd.DataFrame, layers: Iterable[str]) -> pd.DataFrame:
@@ -272,11 +214,11 @@ def _place_layers(costs: pd.DataFrame, layers: Iterable[str]) -> pd.DataFrame:
     return placed[placed.index.isin(list(layers))]
 
 
-def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, columns: int, height: float = 2.6) -> tuple[Figure, list[Axes]]:
     """A figure of small multiples with common axes, row by row."""
     columns = min(count, columns)
     rows = -(-count // columns)
-    figure = Figure(figsize=(2.1 * columns + 1.2, 2.6 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(2.1 * columns + 1.2, height * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     panels = list(grid.flat)
     for unused in panels[count:]:
@@ -286,71 +228,38 @@ def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
 
 def _depth_colors(depth: pd.Series) -> ScalarMappable:
     edges = np.arange(depth.min(), depth.max() + 2) - 0.5
-    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(edges) - 1))  # its end is too light for lines
-    return ScalarMappable(BoundaryNorm(edges, len(edges) - 1), ListedColormap(shades))
+    return ScalarMappable(BoundaryNorm(edges, len(edges) - 1), ListedColormap(shades(len(edges) - 1)))
 
 
 def _budgets_met(allocation: pd.DataFrame) -> str:
     """The one or two budgets, what was asked and what is reached."""
     row = allocation.iloc[0]
     met = [
-        f"{_BUDGETS[row[f'{prefix}budget']]}: {row[f'{prefix}achieved']:.2%} (target {row[f'{prefix}target']:.2%})"
+        f"{BUDGETS[row[f'{prefix}budget']]}: {row[f'{prefix}achieved']:.2%} (target {row[f'{prefix}target']:.2%})"
         for prefix in ("", "second_")
         if pd.notna(row[f"{prefix}budget"])
     ]
     return ", ".join(met).replace("%", " %")
 
 
-def percent() -> PercentFormatter:
-    return PercentFormatter(symbol=" %")
-
-
 def _first_middle_last(layers: pd.DataFrame) -> pd.DataFrame:
     return layers.iloc[sorted({0, len(layers) // 2, len(layers) - 1})]
 
 
-def _draw_keep_mask(axes: Axes, keep_mask: NDArray[np.bool_], name: str) -> None:
-    sides = ("out", "in")
-    if keep_mask.shape[0] > keep_mask.shape[1]:
-        keep_mask, sides = keep_mask.T, ("in", "out")
-    axes.set_axis_on()
-    axes.imshow(keep_mask, cmap=ListedColormap(["white", COLORS[0]]), vmin=0, vmax=1)
-    axes.spines[:].set(visible=True, color="0.7")
-    axes.set(xticks=[], yticks=[], title=f"{name}: {100 * keep_mask.mean():.0f} % kept", anchor="W")
-    axes.set_xlabel(sides[1], fontsize="small", labelpad=2, color=GREY)
-    axes.set_ylabel(sides[0], fontsize="small", labelpad=2, color=GREY)
-
-
-def _shifts(table: pd.DataFrame) -> dict[str, float]:
-    """Points by which to shift each experiment sideways, so that those with the same MACs stand side by side."""
-    macs = table[table["stage"] == "pruned"].set_index("experiment")["macs"]
-    crowds = (50 * macs / table["macs"].max()).round()
-    rank, size = crowds.groupby(crowds).cumcount(), crowds.groupby(crowds).transform("size")
-    apart = np.minimum(POINTS_APART, WIDEST_CROWD / size)
-    return {str(name): float(shift) for name, shift in (apart * (rank - (size - 1) / 2)).items()}
-
-
-def _draw_experiment(axes: Axes, stages: pd.DataFrame, color: str, marker: str, shift: float) -> None:
-    place = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
-    points = dict(zip(stages["stage"], stages[["macs", "top1"]].to_numpy(), strict=True))
-    for stage, point in points.items():
-        fill = "white" if stage == "pruned" else color
-        axes.plot(point[:1], point[1:], marker, color=color, markerfacecolor=fill, transform=place, zorder=3)
-    if "finetuned" in points:
-        arrow = {"arrowstyle": "->", "color": color, "shrinkA": 4, "shrinkB": 4}
-        axes.annotate("", points["finetuned"], points["pruned"], place, place, arrowprops=arrow)
-    axes.update_datalim(stages[["macs", "top1"]].to_numpy())  # a shifted artist does not count by itself
-
-
-def _draw_dense(axes: Axes, dense: pd.DataFrame) -> None:
-    axes.plot(dense["macs"], dense["top1"], "*", color="black", markersize=10, zorder=3)
-    for row in dense.itertuples():
-        axes.annotate(str(row.model), (row.macs, row.top1), (0, 7), textcoords="offset points", ha="right")
-
-
-def _tradeoff_legend(looks: Mapping[str, tuple[str, str]]) -> Iterator[Line2D]:
-    yield Line2D([], [], color="black", marker="*", markersize=10, linestyle="", label="dense")
-    yield Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="", label="pruned")
-    yield Line2D([], [], color=GREY, marker="o", linestyle="", label="fine-tuned")
-    for name, (color, marker) in looks.items():
-        yield Line2D([], [], color=color, marker=marker, linestyle="", label=name)
+def _draw_shelves(axes: Axes, keep_masks: Mapping[str, NDArray[np.bool_]], left: float, widest: int) -> float:
+    """Grids side by side while there is room, then below; all blocks at one scale. Returns where the last one ends."""
+    x, top, bottom = 0.0, 0.0, 0.0
+    for name, keep_mask in keep_masks.items():
+        rows, columns = keep_mask.shape
+        if x + columns > widest:
+            x, top = 0.0, bottom
+        at = left + x
+        axes.imshow(
+            keep_mask, cmap=KEPT, vmin=0, vmax=1, interpolation="nearest", extent=(at, at + columns, top + rows, top)
+        )
+        axes.add_patch(Rectangle((at, top), columns, rows, fill=False, edgecolor=GREY, clip_on=False))
+        told = f"{name}: {100 * keep_mask.mean():.0f} %"
+        axes.annotate(told, (at, top), (0, 3), textcoords="offset points", fontsize="small")
+        x += max(columns, LABEL * widest) + GAP * widest / 3
+        bottom = max(bottom, top + rows + GAP * widest)
+    return bottom

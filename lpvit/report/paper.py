@@ -1,12 +1,13 @@
 """The paper's tables: what it published beside what was reached here. Frames in, frames, text or figures out."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lpvit.report.figures import COLORS, GREY, percent, styled
+from lpvit.report.looks import BLACK, GREY, percent, styled
 from lpvit.report.tables import markdown
 
 GIGA = 1e9
@@ -71,12 +72,21 @@ def paper_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def paper_markdown(table: pd.DataFrame, proxy: bool) -> str:
-    """The table for people.
+    """The table for people, with what to know about it.
 
     Args:
         table: From `paper_table`.
         proxy: Small models on small images stand in for those of the rows: nothing to compare with what was published.
     """
+    return f"{paper_note(proxy)}\n\n{markdown(paper_shown(table, proxy), text_columns=2)}"
+
+
+def paper_note(proxy: bool) -> str:
+    return PROXY if proxy else DISTILLED
+
+
+def paper_shown(table: pd.DataFrame, proxy: bool) -> pd.DataFrame:
+    """`paper_table` as text, in human units; arguments as of `paper_markdown`."""
     shown = pd.DataFrame(
         {
             "row": table["row"],
@@ -95,7 +105,19 @@ def paper_markdown(table: pd.DataFrame, proxy: bool) -> str:
     )
     if proxy:
         shown = shown.drop(columns=["published", "difference", "published MACs"])
-    return f"{PROXY if proxy else DISTILLED}\n\n{markdown(shown.fillna('-'), text_columns=2)}"
+    return shown.fillna("-")
+
+
+def paper_of(csv: str | Path, figure: str | Path, proxy: bool) -> dict[str, Any]:
+    """What the page shows of the paper's rows: text, table and figure.
+
+    Args:
+        csv: Of `paper_table`.
+        figure: Of `plot_paper`, as SVG.
+        proxy: As for `paper_markdown`.
+    """
+    table = pd.read_csv(csv, dtype={"row": str, "experiment": str, "teacher": str}).fillna({"teacher": ""})
+    return {"text": paper_note(proxy), "table": paper_shown(table, proxy), "figure": str(figure)}
 
 
 def _giga(value: float) -> str:
@@ -115,8 +137,8 @@ def plot_paper(table: pd.DataFrame, proxy: bool) -> Figure:
     places = range(len(table))
     axes.scatter(table["dense_top1"], places, marker="|", s=120, color=GREY, label="dense, ours")
     if not proxy:
-        axes.scatter(table["published_top1"], places, facecolors="none", edgecolors=COLORS[0], label="published")
-    axes.scatter(table["top1"], places, color=COLORS[0], label="ours")
+        axes.scatter(table["published_top1"], places, facecolors="none", edgecolors=BLACK, label="published")
+    axes.scatter(table["top1"], places, color=BLACK, label="ours")
     axes.set_yticks(places, table["experiment"].to_list())
     axes.invert_yaxis()
     axes.set_xlabel("top-1 accuracy")

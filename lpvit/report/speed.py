@@ -5,20 +5,19 @@
 
 from collections.abc import Iterator
 from itertools import cycle
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from lpvit.report.figures import COLORS, GREY, LEGEND_ROWS, MARKERS, percent, styled
+from lpvit.report.looks import GREY, percent, shades, styled
 from lpvit.report.tables import NAMES, markdown
 
 _FACTS = ["device_name", "threads", "dtype", "kernel", "torch"]
 _SHAPE = ["out_features", "in_features", "tokens"]
 _LEAST_TO_RANK = 3  # models
+LINES = ("-", "--", "-.", ":")
 
 
 def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFrame) -> pd.DataFrame:
@@ -54,14 +53,27 @@ def speed_markdown(table: pd.DataFrame, energy: pd.DataFrame) -> str:
         table: From `speed_summary`.
         energy: Schema ``ENERGY``.
     """
-    parts = []
+    parts = [f"{facts}\n\n{markdown(shown, text_columns=4)}" for facts, shown in speed_parts(table)]
+    return "\n".join([*parts, _energy_told(table, energy)])
+
+
+def speed_parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Machine and dtype, and what was measured there as text, for each of them.
+
+    Args:
+        table: From `speed_summary`.
+    """
     for facts, rows in table.groupby(_FACTS, sort=False):
         device_name, threads, dtype, kernel, torch = facts
-        parts.append(
-            f"{device_name}, {threads} threads, {dtype}, kernel {kernel}, torch {torch}\n\n{_speed_rows(rows)}"
-        )
-    parts.append(_energy_told(table, energy))
-    return "\n".join(parts)
+        yield f"{device_name}, {threads} threads, {dtype}, kernel {kernel}, torch {torch}", _shown(rows)
+
+
+def read_speed(path: str | Path) -> pd.DataFrame:
+    """Reads the CSV form of `speed_summary`; names stay text, and there are no rows where there is no file."""
+    if not Path(path).is_file():
+        return pd.DataFrame(columns=[*NAMES, "stage", "arm", "batch_size", *_FACTS, "top1", "energy", "joules"])
+    names = dict.fromkeys([*NAMES, "stage", "arm", *_FACTS], str)
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"power_term": [""], "joules": [""]})
 
 
 def energy_ranking(table: pd.DataFrame) -> pd.DataFrame:
@@ -137,7 +149,7 @@ def plot_speed_up(curves: pd.DataFrame) -> Figure:
     """
     models = list(curves.groupby(["dataset", "model"], sort=False))
     blocks = list(curves["block"].unique())
-    colors = dict(zip(blocks, cycle(COLORS), strict=False))
+    lines = dict(zip(blocks, zip(shades(len(blocks)), cycle(LINES), strict=False), strict=False))
     figure = Figure(figsize=(4.2 * len(models), 3.6), layout="constrained")
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     for axes, ((dataset, model), of_model) in zip(panels, models, strict=True):
@@ -145,9 +157,10 @@ def plot_speed_up(curves: pd.DataFrame) -> Figure:
             at = break_even(curve)
             always = bool(at == curve["sparsity"].iloc[0])
             told = "none" if np.isnan(at) else f"{'≤ ' * always}{100 * at:.0f} %"
-            axes.plot(100 * curve["sparsity"], curve["speed_up"], color=colors[block], label=f"{block}: {told}")
+            color, line = lines[block]
+            axes.plot(100 * curve["sparsity"], curve["speed_up"], line, color=color, label=f"{block}: {told}")
             if not always:
-                axes.plot(100 * at, 1, "o", color=colors[block], zorder=3)
+                axes.plot(100 * at, 1, "o", color=color, zorder=3)
         axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
         axes.set(title=f"{dataset}, {model}", xlabel="sparsity of the layers", xlim=(0, 100), ylim=(0, None))
         axes.xaxis.set_major_formatter(percent())
@@ -156,38 +169,12 @@ def plot_speed_up(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-@styled
-def plot_latency(table: pd.DataFrame) -> Figure:
-    """Top-1 accuracy against measured milliseconds per image: a panel per dataset and batch size, with intervals.
-
-    Of each model the fastest arm is drawn, and of a dense model the median over the experiments. The others stand where
-    their speed-up over the dense arm that they took turns with places them: a machine that was busier during one
-    experiment than during another shifts none.
-
-    Args:
-        table: From `speed_summary`.
-    """
-    panels = list(table.groupby(["dataset", "batch_size"], sort=True))
-    figure = Figure(figsize=(3.2 * len(panels) + 1.8, 3.4), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    experiments = list(table["experiment"].unique())
-    looks = {name: (COLORS[i % 8], MARKERS[i // 8 % 6]) for i, name in enumerate(experiments)}
-    for axes, ((dataset, batch_size), rows) in zip(grid, panels, strict=True):
-        for row in _placed(rows).itertuples():
-            color, marker = ("black", "*") if row.stage == "dense" else looks[row.experiment]
-            _draw_latency(axes, row, color, marker)
-        axes.set(title=f"{dataset}, batch size {batch_size}", xlabel="milliseconds per image", xlim=(0, None))
-        axes.yaxis.set_major_formatter(percent())
-        axes.margins(x=0.1, y=0.12)
-    grid[0].set_ylabel("top-1 accuracy")
-    handles = [Line2D([], [], color="black", marker="*", markersize=10, linestyle="", label="dense")]
-    handles += [Line2D([], [], color=c, marker=m, linestyle="", label=name) for name, (c, m) in looks.items()]
-    figure.legend(handles=handles, loc="outside right center", ncols=-(-len(handles) // LEGEND_ROWS))
-    return figure
-
-
-def _placed(rows: pd.DataFrame) -> pd.DataFrame:
+def placed(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for each dense model, one for the fastest arm of each other: ``time``, ``low`` and ``high``, in ms/image.
+
+    A dense model stands at the median over the experiments. The others stand where their speed-up over the dense arm
+    that they took turns with places them: a machine that was busier during one experiment than during another shifts
+    none.
 
     Args:
         rows: From `speed_summary`, of one dataset and batch size.
@@ -206,20 +193,12 @@ def _placed(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([dense, pruned], ignore_index=True)
 
 
-def _draw_latency(axes: Axes, row: Any, color: str, marker: str) -> None:
-    error = [[row.time - row.low], [row.high - row.time]]
-    size = 10 if marker == "*" else 6
-    axes.errorbar(row.time, row.top1, xerr=error, color=color, marker=marker, markersize=size, elinewidth=1, zorder=3)
-    if row.stage == "dense":
-        axes.annotate(row.model, (row.time, row.top1), (0, 7), textcoords="offset points", ha="center")
-
-
-def _speed_rows(table: pd.DataFrame) -> str:
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
     def interval(name: str, decimals: int) -> Iterator[str]:
         columns = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False, name=None)
         return (f"{median:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})" for median, low, high in columns)
 
-    shown = pd.DataFrame(
+    return pd.DataFrame(
         {
             **{name: table[name] for name in NAMES},
             "arm": table["arm"].str.replace("_", ", "),
@@ -231,7 +210,6 @@ def _speed_rows(table: pd.DataFrame) -> str:
             "mJ per image": table["joules"].map(lambda joules: "-" if pd.isna(joules) else f"{1e3 * joules:.3g}"),
         }
     )
-    return markdown(shown, text_columns=4)
 
 
 def _energy_told(table: pd.DataFrame, energy: pd.DataFrame) -> str:

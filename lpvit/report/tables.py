@@ -4,13 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lpvit.store.schemas import Schema, read_parquet
 
 NAMES = ["dataset", "model", "experiment"]  # columns that say which model a row is of
 
-_BUDGETS = {
+STAGES = {"pruned": "pruned alone", "finetuned": "fine-tuned"}
+
+BUDGETS = {
     "macs": "MACs kept, of the dense model",
     "sparsity": "sparsity of the prunable layers",
     "energy": "modelled energy kept, of the dense model",
@@ -23,7 +26,11 @@ _SUMMARY_COLUMNS = [
     "model",
     "experiment",
     "stage",
+    "images",
+    "images_skipped",
     "top1",
+    "top1_low",
+    "top1_high",
     "top5",
     "macs",
     "macs_ratio",
@@ -60,18 +67,37 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             stage. Experiments that share a dense model each bring its row.
 
     Returns:
-        Dataset, model, experiment (empty for dense), stage; top1 and top5 in %; macs and macs_all in MAC per image;
-        macs_ratio, the share of the dense model's macs; parameters; sparsity; power_term, a share of the dense
-        model's; energy in J per image, modelled, and energy_ratio, its share of the dense model's. Datasets, models and
-        experiments in order of appearance.
+        Dataset, model, experiment (empty for dense), stage; images evaluated and images_skipped; top1 and top5 in %,
+        top1_low and top1_high, the ends of top1's 95 % interval; macs and macs_all in MAC per image; macs_ratio, the
+        share of the dense model's macs; parameters; sparsity; power_term, a share of the dense model's; energy in J per
+        image, modelled, and energy_ratio, its share of the dense model's. Datasets, models and experiments in order of
+        appearance.
     """
     dense = rows[rows["stage"] == "dense"].assign(experiment="").drop_duplicates(["dataset", "model"])
     of_dense = dense.set_index(["dataset", "model"])[["macs", "energy"]].add_prefix("dense_")
     table = pd.concat([dense, rows[rows["stage"] != "dense"]]).join(of_dense, on=["dataset", "model"])
     for quantity in ("macs", "energy"):
         table[f"{quantity}_ratio"] = table[quantity] / table[f"dense_{quantity}"]
+    table["top1_low"], table["top1_high"] = wilson(table["top1"], table["images"])
     groups = [group for _, group in table.groupby(["dataset", "model"], sort=False)]
     return pd.concat(groups, ignore_index=True)[_SUMMARY_COLUMNS]
+
+
+def wilson(accuracy: pd.Series, images: pd.Series, z: float = 1.96) -> tuple[pd.Series, pd.Series]:
+    """Interval of a share that was counted, by Wilson's score: for few images and near 100 % as good as for many.
+
+    Args:
+        accuracy: In %.
+        images: Number of them that it was counted on.
+        z: Quantile of the normal distribution; 1.96 gives 95 %.
+
+    Returns:
+        Lower and upper ends, in %.
+    """
+    share, z2 = accuracy / 100, z**2 / images
+    centre = (share + z2 / 2) / (1 + z2)
+    half = np.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
+    return 100 * (centre - half), 100 * (centre + half)
 
 
 def read_summary(path: str | Path) -> pd.DataFrame:
@@ -82,7 +108,10 @@ def read_summary(path: str | Path) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The `summary` as a markdown table in human units, aligned so that it also reads well in a terminal."""
+    """The `summary` as a markdown table in human units, aligned so that it also reads well in a terminal.
+
+    Validation images that were left out are told below it.
+    """
     shown = pd.DataFrame(
         {
             "dataset": table["dataset"],
@@ -90,6 +119,7 @@ def to_markdown(table: pd.DataFrame) -> str:
             "experiment": table["experiment"].replace("", "-"),
             "stage": table["stage"],
             "top-1": table["top1"].map("{:.2f} %".format),
+            "95 % interval": [*map(interval, table["top1_low"], table["top1_high"])],
             "top-5": table["top5"].map("{:.2f} %".format),
             "MACs": table["macs"].map(human),
             "of dense": (100 * table["macs_ratio"]).map("{:.1f} %".format),
@@ -100,7 +130,16 @@ def to_markdown(table: pd.DataFrame) -> str:
             "energy": (100 * table["energy_ratio"]).map("{:.1f} %".format),
         }
     )
-    return markdown(shown, text_columns=4)
+    skipped = table[(table["stage"] == "dense") & (table["images_skipped"] > 0)].drop_duplicates("dataset")
+    told = [
+        f"{row['dataset']}: {row['images_skipped']} validation images cannot be decoded and are left out.\n"
+        for row in skipped.to_dict("records")
+    ]
+    return "\n".join([markdown(shown, text_columns=4), *told])
+
+
+def interval(low: float, high: float) -> str:
+    return f"{low:.1f} to {high:.1f}"
 
 
 def human(quantity: float) -> str:
@@ -113,6 +152,14 @@ def human(quantity: float) -> str:
         thousands += 1
     decimals = 3 - len(str(int(float(f"{quantity:.3g}"))))
     return f"{quantity:.{decimals}f} {' kMGTP'[thousands]}".rstrip()
+
+
+def joules(energy: float) -> str:
+    """Three significant digits in the unit that fits: 0.0000025 -> ``2.50 µJ``."""
+    for prefix, size in (("", 1.0), ("m", 1e-3), ("µ", 1e-6)):
+        if energy >= size:
+            return f"{human(energy / size)} {prefix}J"
+    return f"{human(energy / 1e-9)} nJ"
 
 
 def markdown(table: pd.DataFrame, text_columns: int) -> str:

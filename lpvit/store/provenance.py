@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent.parent
+BESIDE = ("csrc", "template")  # folders of what modules use beside Python
 
 
 # Where files, logs and errors are handled, not results; of these only the constants that are imported count: schemas.
@@ -49,7 +50,7 @@ def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str
                 digests[f"{_name(source, package)}: {name}"] = value
         if not _is_neutral(file, package):
             digests[_name(file, package)] = module.digest
-    for folder in {file.parent / "csrc" for file in seen if file.is_relative_to(package)}:
+    for folder in {file.parent / kind for file in seen if file.is_relative_to(package) for kind in BESIDE}:
         digests |= {_name(file, package): _digest(file.read_bytes()) for file in folder.glob("*") if file.is_file()}
     return dict(sorted(digests.items()))
 

@@ -1,17 +1,19 @@
 """Tables and figures from synthetic results of a 12-block ViT, in shape and size like DeiT-S."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
 from lpvit.report import figures as report
-from lpvit.report import tables
+from lpvit.report import looks, tables
+from lpvit.report.series import series_of
+from lpvit.report.tradeoff import plot_tradeoff
 from lpvit.store.schemas import ALLOCATION, COSTS, CURVES, HISTORY, METRICS, write_parquet
 
 DEPTH, WIDTH, TOKENS, BLOCK = 12, 384, 197, 16
@@ -187,8 +189,23 @@ def test_markdown_is_aligned_and_in_human_units() -> None:
     rows = tables.to_markdown(tables.summary(evaluations())).splitlines()
     assert len({len(row) for row in rows}) == 1
     cells = [cell.strip() for cell in rows[3].strip("|").split("|")]
-    assert cells[:8] == ["imagenet", "deit_s", "half", "pruned", "61.00 %", "92.20 %", "2.12 G", "50.0 %"]
-    assert cells[8:] == ["2.48 G", "11.0 M", "50.0 %", "50.0 %", "40.0 %"]
+    assert cells[:6] == ["imagenet", "deit_s", "half", "pruned", "61.00 %", "60.0 to 62.0"]
+    assert cells[6:9] == ["92.20 %", "2.12 G", "50.0 %"]
+    assert cells[9:] == ["2.48 G", "11.0 M", "50.0 %", "50.0 %", "40.0 %"]
+
+
+def test_images_that_were_left_out_stand_below_the_table() -> None:
+    assert tables.to_markdown(tables.summary(evaluations())).endswith("|\n")
+    text = tables.to_markdown(tables.summary(evaluations().assign(images_skipped=3)))
+    assert text.endswith("|\n\nimagenet: 3 validation images cannot be decoded and are left out.\n")
+
+
+@pytest.mark.parametrize(
+    ("energy", "text"),
+    [(1.5, "1.50 J"), (0.25, "250 mJ"), (0.0015, "1.50 mJ"), (8.15e-5, "81.5 µJ"), (2e-9, "2 nJ"), (2.5e-9, "2.50 nJ")],
+)
+def test_energies_stand_in_the_unit_that_fits(energy: float, text: str) -> None:
+    assert tables.joules(energy) == text
 
 
 @pytest.mark.parametrize(
@@ -213,7 +230,7 @@ def test_quantities_have_three_digits_and_a_prefix(quantity: float, text: str) -
 
 
 def test_curves_have_a_panel_for_each_role_and_a_line_for_each_layer() -> None:
-    figure = report.plot_curves(curves(costs()), costs())
+    figure = report.plot_curves(curves(costs()), costs(), "logit² per image")
     panels = figure.axes[:4]
     assert [panel.get_title("left") for panel in panels] == list(SHAPES)
     assert all(len(panel.lines) == DEPTH for panel in panels)
@@ -223,7 +240,7 @@ def test_curves_have_a_panel_for_each_role_and_a_line_for_each_layer() -> None:
 
 def test_a_curve_shows_its_points_and_leaves_out_zero() -> None:
     frame = curves(costs())
-    line = report.plot_curves(frame, costs()).axes[0].lines[0]
+    line = report.plot_curves(frame, costs(), "arbitrary units").axes[0].lines[0]
     curve = frame[frame["layer"] == "blocks.0.attn.qkv"]
     assert line.get_xdata() == pytest.approx(100 * curve["sparsity"].to_numpy()[1:])
     assert line.get_ydata() == pytest.approx(curve["distortion"].to_numpy()[1:])
@@ -242,13 +259,14 @@ def test_depth_counts_transformer_blocks_also_over_the_stages_of_a_swin() -> Non
     assert placed["depth"].tolist() == [0, 1, 1, 2, 2, 3, 3]
 
 
-def test_allocation_has_a_bar_as_high_as_each_keep_ratio_in_order_of_execution() -> None:
+def test_allocation_has_a_panel_for_each_role_and_a_bar_as_high_as_each_keep_ratio() -> None:
     frame = allocation(costs())
-    axes = report.plot_allocation(frame.sample(frac=1, random_state=0), costs()).axes[0]
-    bars = sorted(axes.patches, key=lambda bar: bar.get_x())
-    assert [bar.get_height() for bar in bars] == pytest.approx((100 * frame["keep_ratio"]).tolist())
-    colors = [bar.get_facecolor() for bar in bars]
-    assert colors == [to_rgba(report.COLORS[i % 4]) for i in range(4 * DEPTH)]
+    panels = report.plot_allocation(frame.sample(frac=1, random_state=0), costs()).axes
+    assert [panel.get_title("left") for panel in panels] == list(SHAPES)
+    for panel, path in zip(panels, PATHS.values(), strict=True):
+        of_role = frame[frame["layer"].str.endswith(path)]
+        bars = sorted(panel.patches, key=lambda bar: bar.get_x())
+        assert [bar.get_height() for bar in bars] == pytest.approx((100 * of_role["keep_ratio"]).tolist())
 
 
 @pytest.mark.parametrize(("budget", "name"), [("macs", "MACs kept"), ("sparsity", "sparsity of the prunable layers")])
@@ -256,62 +274,124 @@ def test_allocation_tells_target_and_achieved(budget: str, name: str) -> None:
     frame = allocation(costs(), budget)
     title, *_ = [text for text in lines(report.plot_allocation(frame, costs())) if "target" in text]
     assert title.startswith(name)
-    assert title.endswith("49.99 % (target 50.00 %)")
+    share = 100 * frame["blocks_kept"].sum() / frame["blocks"].sum()
+    assert title.endswith(f"49.99 % (target 50.00 %); all blocks (dashed): {share:.1f} %")
 
 
-def test_blocks_show_first_middle_and_last_layer_of_each_role() -> None:
+def test_blocks_show_first_middle_and_last_layer_of_each_role_outputs_down_inputs_across() -> None:
     masks = keep_masks(costs())
     figure = report.plot_blocks(masks, costs())
-    images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    images = figure.axes[0].images
     assert len(images) == 12
-    assert np.array_equal(images[0], masks["blocks.0.attn.qkv"].T)  # the longer side is drawn across
-    assert np.array_equal(images[-1], masks["blocks.11.mlp.fc2"])
+    for image, layer in ((images[0], "blocks.0.attn.qkv"), (images[-1], "blocks.11.mlp.fc2")):
+        left, right, bottom, top = image.get_extent()
+        assert (bottom - top, right - left) == pytest.approx(masks[layer].shape)
+        assert np.array_equal(image.get_array(), masks[layer])
     kept = 100 * masks["blocks.6.mlp.fc1"].mean()
-    assert f"fc1, transformer block 7: {kept:.0f} % kept" in lines(figure)
+    assert f"fc1 7: {kept:.0f} %" in lines(figure)
 
 
-def test_a_model_of_one_transformer_block_shows_each_layer_once() -> None:
-    figure = report.plot_blocks(keep_masks(costs(depth=1)), costs(depth=1))
-    assert len([axes for axes in figure.axes if axes.images]) == 4
+@pytest.mark.parametrize("depth", [1, 12])
+def test_grids_of_blocks_do_not_overlap(depth: int) -> None:
+    images = report.plot_blocks(keep_masks(costs(depth)), costs(depth)).axes[0].images
+    cells = [
+        {(x, y) for x in range(round(left), round(right)) for y in range(round(top), round(bottom))}
+        for left, right, bottom, top in (image.get_extent() for image in images)
+    ]
+    assert len(cells) == 4 * min(depth, 3)
+    assert len(set().union(*cells)) == sum(map(len, cells))
 
 
-def test_tradeoff_marks_dense_pruned_and_finetuned_and_joins_them() -> None:
-    axes = report.plot_tradeoff(tables.summary(evaluations())).axes[0]
-    marks = [(line.get_marker(), line.get_markerfacecolor()) for line in axes.lines]
-    assert sum(marker == "*" for marker, _ in marks) == 1
-    assert sum(fill == "white" for _, fill in marks) == 5
-    assert sum(marker == "o" and fill != "white" for marker, fill in marks) == 4
-    arrows = [text for text in axes.texts if text.get_text() == ""]
-    assert len(arrows) == 4
-    for arrow in arrows:
-        assert arrow.xy[1] > arrow.xyann[1]  # from the pruned to the better, fine-tuned model
+def test_layers_of_which_nothing_is_pruned_have_no_interactions_to_show() -> None:
+    names = ["blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.1.attn.qkv"]
+    strength = dict(zip(names, (2.0, 0.0, -1.0), strict=True))
+    pairs = pd.DataFrame(
+        {"layer": a, "other": b, "distortion": strength[a] * strength[b]} for a in names for b in names
+    )
+    axes = report.plot_interactions(pairs, costs()).axes[0]
+    assert np.asarray(axes.images[0].get_array()) == pytest.approx(np.array([[1, -1], [-1, 1]]))
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["qkv 1", "qkv 2"]
+    assert axes.get_title("left").endswith("1 unpruned layers left out")
 
 
-def test_experiments_with_equal_macs_stand_side_by_side_and_others_where_they_are() -> None:
-    shifts = report._shifts(tables.summary(evaluations()))
-    assert shifts["third"] == shifts["most"] == 0
-    assert [shifts["half"], shifts["uniform"], shifts["taylor"]] == [-report.POINTS_APART, 0, report.POINTS_APART]
+def series(frame: pd.DataFrame) -> dict[str, str]:
+    return {name: name for name in frame["experiment"].unique()}
 
 
-def test_a_crowd_stays_narrow() -> None:
-    many = [evaluations().assign(experiment=lambda rows, i=i: rows["experiment"] + str(i)) for i in range(5)]
-    shifts = report._shifts(tables.summary(pd.concat(many)))
-    assert max(shifts.values()) - min(shifts.values()) < report.WIDEST_CROWD
+def test_tradeoff_has_a_panel_for_each_stage_with_every_model_at_its_true_place_and_the_dense_one() -> None:
+    table = tables.summary(evaluations())
+    pruned, finetuned = plot_tradeoff(table, series(evaluations())).axes
+    for axes, stage in ((pruned, "pruned"), (finetuned, "finetuned")):
+        expected = table[table["stage"].isin(["dense", stage])][["macs", "top1"]]
+        marks = [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() in "*os^Dv"]
+        assert sorted(marks) == sorted(expected.itertuples(index=False, name=None))
+
+
+def test_a_sweep_is_one_line_and_has_its_intervals() -> None:
+    table = tables.summary(evaluations().assign(images=50))
+    sweep = {**series(evaluations()), "half": "sweep", "third": "sweep"}
+    axes = plot_tradeoff(table, sweep).axes[0]
+    (line,) = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
+    rows = table[(table["stage"] == "pruned") & table["experiment"].isin(["third", "half"])].sort_values("macs")
+    assert line.get_xydata() == pytest.approx(rows[["macs", "top1"]].to_numpy())
+    (bars,) = [bars for bars in axes.collections if len(bars.get_segments()) == 2]
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert ends == [pytest.approx(pair) for pair in rows[["top1_low", "top1_high"]].to_numpy().tolist()]
+
+
+def test_the_interval_of_an_accuracy_is_wilsons() -> None:
+    low, high = tables.wilson(pd.Series([38.0, 100.0]), pd.Series([50, 50]))
+    for share, ends in ((0.38, (low[0], high[0])), (1.0, (low[1], high[1]))):
+        for end in ends:  # a share p that differs from what was counted by exactly 1.96 of its own deviations
+            p = end / 100
+            assert abs(share - p) == pytest.approx(1.96 * np.sqrt(p * (1 - p) / 50), abs=1e-9)
+    assert low[0] < 38 < high[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["ours_70", "ours_50"], "ours"),
+        (["keep75", "keep70"], "keep"),
+        (["b16.half", "b16.third"], "b16"),
+        (["half", "third"], "half to third"),
+    ],
+)
+def test_experiments_that_differ_in_their_budget_alone_are_a_series(names: list[str], expected: str) -> None:
+    found = series_of({name: {"pruning": "p"} for name in names} | {"other": {"pruning": "q"}})
+    assert found == {**dict.fromkeys(names, expected), "other": "other"}
+
+
+def test_two_series_never_share_a_name() -> None:
+    decisions = {"a_70": 1, "b": 2, "a_50": 1, "a_40": 3, "a_30": 3, "a": 4}
+    found = series_of(decisions)
+    assert {name: found[name] for name in ("a_70", "a_50", "a_40", "a_30")} == {
+        **dict.fromkeys(["a_70", "a_50"], "a_70 to a_50"),
+        **dict.fromkeys(["a_40", "a_30"], "a_40 to a_30"),
+    }
+
+
+def test_neighbours_differ_in_colour_and_in_marker_and_thirty_series_have_looks_of_their_own() -> None:
+    found = list(looks.looks({str(i): str(i) for i in range(30)}).values())
+    assert len(set(found)) == 30
+    assert all(a.color != b.color and a.marker != b.marker for a, b in pairwise(found))
 
 
 def test_every_curve_shows_some_decades() -> None:
     frame = curves(costs())
     frame.loc[frame["layer"] == "blocks.3.mlp.fc1", "distortion"] *= 1e-9
     frame.loc[3, "distortion"] = 1e-30
-    bottom, _ = report.plot_curves(frame, costs()).axes[0].get_ylim()
+    bottom, _ = report.plot_curves(frame, costs(), "arbitrary units").axes[0].get_ylim()
     assert bottom == pytest.approx(1e-3 * frame.groupby("layer")["distortion"].max().min())
 
 
-def test_tradeoff_gives_every_dataset_its_panel_and_every_experiment_its_look() -> None:
+def test_tradeoff_gives_every_dataset_its_row_and_every_experiment_its_look() -> None:
     many = [evaluations().assign(experiment=lambda rows, i=i: rows["experiment"] + str(i)) for i in range(3)]
-    figure = report.plot_tradeoff(tables.summary(pd.concat([*many, evaluations().assign(dataset="cifar10")])))
-    assert [axes.get_title("left") for axes in figure.axes] == ["imagenet", "cifar10"]
-    handles = figure.legends[0].legend_handles[3:]
+    rows = pd.concat([*many, evaluations().assign(dataset="cifar10")])
+    figure = plot_tradeoff(tables.summary(rows), series(rows))
+    titles = [f"{dataset}, {stage}" for dataset in ("imagenet", "cifar10") for stage in ("pruned alone", "fine-tuned")]
+    assert [axes.get_title("left") for axes in figure.axes] == titles
+    handles = figure.legends[0].legend_handles[1:]
     assert len({(handle.get_color(), handle.get_marker()) for handle in handles}) == len(handles) == 20
 
 
@@ -323,10 +403,20 @@ def test_history_shows_loss_accuracy_and_learning_rate() -> None:
     assert rate.lines[0].get_ydata() == pytest.approx(frame["learning_rate"].to_numpy())
 
 
-def test_figures_are_written_whole_and_leave_matplotlib_as_it_was(tmp_path: Path) -> None:
+def test_history_begins_with_the_model_before_training_where_that_was_evaluated() -> None:
+    before = evaluations().query("stage == 'pruned'").head(1)
+    loss, accuracy, _ = report.plot_history(history(), before).axes
+    for axes, value in ((loss, before["loss"].iloc[0]), (accuracy, before["top1"].iloc[0])):
+        (point,) = [line for line in axes.lines if line.get_label() == "before training"]
+        assert point.get_xydata().tolist() == [[0, value]]
+
+
+def test_figures_are_written_whole_alike_and_leave_matplotlib_as_it_was(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    report.save_figure(report.plot_history(history(2)), tmp_path / "history.png")
+    for name in ("first", "second"):
+        looks.save_figure(report.plot_history(history(2)), tmp_path / f"{name}.png", tmp_path / f"{name}.svg")
     assert dict(matplotlib.rcParams) == before
-    assert [file.name for file in tmp_path.iterdir()] == ["history.png"]
-    with Image.open(tmp_path / "history.png") as image:
-        assert image.size == (9 * report.DOTS_PER_INCH, 2.6 * report.DOTS_PER_INCH)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["first.png", "first.svg", "second.png", "second.svg"]
+    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    with Image.open(tmp_path / "first.png") as image:
+        assert image.size == (9 * looks.DOTS_PER_INCH, 2.6 * looks.DOTS_PER_INCH)

@@ -8,12 +8,12 @@ import pytest
 from lpvit.report.speed import (
     break_even,
     energy_ranking,
-    plot_latency,
     plot_speed_up,
     speed_markdown,
     speed_summary,
     speed_up_by_sparsity,
 )
+from lpvit.report.tradeoff import plot_latency
 from lpvit.store.schemas import ENERGY, METRICS, SPEED
 
 FACTS = {"device": "cpu", "device_name": "Abacus", "threads": 2, "dtype": "float32", "kernel": "avx2", "torch": "2.15"}
@@ -107,7 +107,7 @@ def test_the_table_for_people_says_the_machine_and_the_energy_or_why_there_is_no
 
 
 def test_a_model_stands_where_its_speed_up_places_it_however_busy_the_machine_was(speed, metrics, no_energy) -> None:
-    figure = plot_latency(speed_summary(speed, metrics, no_energy))
+    figure = plot_latency(speed_summary(speed, metrics, no_energy), {name: name for name in EXPERIMENTS})
     first, second = figure.axes
     places = [{tuple(line.get_xydata()[0]) for line in axes.lines} for axes in (first, second)]
     assert places[0] == {(10, 85), (10 / 1.5, 80), (10 / 2, 70), (10 / 1.25, 81)}

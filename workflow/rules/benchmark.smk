@@ -85,22 +85,24 @@ rule summarize_speed:
             f"{REPORT}/speed.csv",
             caption="../report/speed.rst",
             category="Speed",
-            labels={"what": "all models", "form": "table"},
+            labels={"content": "all models (CSV)"},
         ),
         choices=report(
             f"{REPORT}/choices.csv",
             caption="../report/choices.rst",
             category="Speed",
-            labels={"what": "sparse and dense layers", "form": "table"},
+            labels={"content": "sparse and dense layers (CSV)"},
         ),
-        figure=report(
-            f"{REPORT}/latency.png",
+        svg=report(
+            f"{REPORT}/latency.svg",
             caption="../report/latency.rst",
             category="Speed",
-            labels={"what": "accuracy against latency", "form": "figure"},
+            labels={"content": "accuracy against latency"},
         ),
+        png=f"{REPORT}/latency.png",
     params:
         benchmarked=benchmarked,
+        series=series,
         sources=sources("summarize_speed.py"),
     log:
         f"{REPORT}/speed.log",
@@ -116,12 +118,13 @@ rule plot_speed_up:
         latency=[entry["latency"] for entry in timed],
         costs=[f"{MODEL}/costs.parquet".format(**entry) for entry in timed],
     output:
-        figure=report(
-            f"{REPORT}/speed_up.png",
+        svg=report(
+            f"{REPORT}/speed_up.svg",
             caption="../report/speed_up.rst",
             category="Speed",
-            labels={"what": "speed-up against sparsity", "form": "figure"},
+            labels={"content": "speed-up against sparsity"},
         ),
+        png=f"{REPORT}/speed_up.png",
     params:
         models=[{"dataset": entry["dataset"], "model": entry["model"]} for entry in timed],
         benchmark=chosen(settings.benchmark, "dtype", "layer_batch_size"),
@@ -134,9 +137,21 @@ rule plot_speed_up:
         "../scripts/plot_speed_up.py"
 
 
+use rule write_page as write_speed_to_page with:
+    input:
+        **page_inputs(),
+        page=f"{REPORT}/index.html",
+        speed=f"{REPORT}/speed.csv",
+    output:
+        touch(f"{REPORT}/.page_with_speed"),  # the page itself, which is there before anything is measured, is an input
+    log:
+        f"{REPORT}/page_with_speed.log",
+
+
 rule benchmark:
     """Speed and energy of every experiment's final model, and their part of the report."""
     input:
         f"{RESULTS}/plan.parquet",
         f"{REPORT}/speed.csv",
-        f"{REPORT}/speed_up.png",
+        f"{REPORT}/speed_up.svg",
+        f"{REPORT}/.page_with_speed",

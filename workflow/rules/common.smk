@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -70,9 +70,9 @@ wildcard_constraints:
     block=r"\d+x\d+",
 
 
-def chosen(section: Section, *fields: str, without: str = "") -> dict:
+def chosen(section: Section, *fields: str, without: str | Collection[str] = ()) -> dict:
     """Settings as a param: plain values in a fixed order, so that reordering the config reruns nothing."""
-    dump = section.model_dump(mode="json", include=set(fields) if fields else None, exclude={without})
+    dump = section.model_dump(mode="json", include=set(fields) if fields else None, exclude={without} if isinstance(without, str) else set(without))
     return json.loads(json.dumps(dump, sort_keys=True))
 
 

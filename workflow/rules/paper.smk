@@ -12,18 +12,14 @@ rule paper_tables:
         costs=[costs_of_row(experiment) for experiment in reproduced.values()],
     output:
         markdown=f"{REPORT}/paper.md",
-        csv=report(
-            f"{REPORT}/paper.csv",
+        csv=f"{REPORT}/paper.csv",
+        svg=report(
+            f"{REPORT}/paper.svg",
             caption="../report/paper.rst",
             category="Results",
-            labels={"what": "the paper's rows", "form": "table"},
+            labels={"figure": "the paper's rows"},
         ),
-        figure=report(
-            f"{REPORT}/paper.png",
-            caption="../report/paper.rst",
-            category="Results",
-            labels={"what": "the paper's rows", "form": "figure"},
-        ),
+        png=f"{REPORT}/paper.png",
     params:
         rows=[row_of(name) for name in reproduced],
         proxy=settings.scale == "proxy",

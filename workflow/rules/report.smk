@@ -7,12 +7,7 @@ rule summarize:
         metrics=[f"{evaluation['folder']}/metrics.parquet" for evaluation in evaluations],
     output:
         markdown=f"{REPORT}/summary.md",
-        csv=report(
-            f"{REPORT}/summary.csv",
-            caption="../report/summary.rst",
-            category="Results",
-            labels={"what": "all models", "form": "table"},
-        ),
+        csv=f"{REPORT}/summary.csv",
     params:
         evaluations=evaluations,
         sources=sources("summarize.py"),
@@ -24,18 +19,42 @@ rule summarize:
         "../scripts/summarize.py"
 
 
+rule write_page:
+    """Writes the page that people read first."""
+    input:
+        **page_inputs(),
+    output:
+        page=report(
+            f"{REPORT}/index.html",
+            caption="../report/page.rst",
+            category="At a glance",
+            labels={"page": "all experiments"},
+        ),
+    params:
+        **page_params(),
+        sources=sources("write_page.py"),
+    log:
+        f"{REPORT}/index.log",
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/write_page.py"
+
+
 rule plot_tradeoff:
     """Draws accuracy against MACs for all experiments."""
     input:
         summary=f"{REPORT}/summary.csv",
     output:
-        figure=report(
-            f"{REPORT}/tradeoff.png",
+        svg=report(
+            f"{REPORT}/tradeoff.svg",
             caption="../report/tradeoff.rst",
             category="Results",
-            labels={"what": "accuracy against MACs", "form": "figure"},
+            labels={"figure": "accuracy against MACs"},
         ),
+        png=f"{REPORT}/tradeoff.png",
     params:
+        series=series,
         sources=sources("plot_tradeoff.py"),
     log:
         f"{REPORT}/tradeoff.log",
@@ -51,22 +70,19 @@ rule plot_curves:
         curves=f"{PRUNING}/curves.parquet",
         costs=f"{MODEL}/costs.parquet",
     output:
-        figure=report(
-            f"{PRUNING}/curves.png",
+        svg=report(
+            f"{PRUNING}/curves.svg",
             caption="../report/curves.rst",
             category="Rate-distortion curves",
-            labels={
-                "dataset": "{dataset}",
-                "model": "{model}",
-                "calibration": "{calibration}",
-                "pruning": "{pruning}",
-            },
+            labels={"experiments": sharing},
         ),
+        png=f"{PRUNING}/curves.png",
     params:
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "distortion", "form", "saliency"),
+        unit=lambda wildcards: settings.prunings[wildcards.pruning].distortion_unit,
         sources=sources("plot_curves.py"),
     log:
-        f"{PRUNING}/curves.png.log",
+        f"{PRUNING}/curves.svg.log",
     conda:
         ENVIRONMENT
     script:
@@ -79,23 +95,19 @@ rule plot_allocation:
         allocation=f"{BUDGET}/allocation.parquet",
         costs=costs_of,
     output:
-        figure=report(
-            f"{BUDGET}/allocation.png",
+        svg=report(
+            f"{BUDGET}/allocation.svg",
             caption="../report/allocation.rst",
             category="Pruned models",
-            labels={
-                "dataset": "{dataset}",
-                "model": "{model}",
-                "pruning": "{calibration}/{pruning}",
-                "budget": "{budget}",
-                "figure": "keep ratios",
-            },
+            subcategory=sharing,
+            labels={"figure": "keep ratios"},
         ),
+        png=f"{BUDGET}/allocation.png",
     params:
         allocator=lambda wildcards: budget_of(wildcards).allocator,
         sources=sources("plot_allocation.py"),
     log:
-        f"{BUDGET}/allocation.png.log",
+        f"{BUDGET}/allocation.svg.log",
     conda:
         ENVIRONMENT
     script:
@@ -112,18 +124,14 @@ rule trace_frontier:
         allocation=f"{BUDGET}/allocation.parquet",
     output:
         frontier=f"{BUDGET}/frontier.parquet",
-        figure=report(
-            f"{BUDGET}/frontier.png",
+        svg=report(
+            f"{BUDGET}/frontier.svg",
             caption="../report/frontier.rst",
             category="Pruned models",
-            labels={
-                "dataset": "{dataset}",
-                "model": "{model}",
-                "pruning": "{calibration}/{pruning}",
-                "budget": "{budget}",
-                "figure": "two budgets",
-            },
+            subcategory=sharing,
+            labels={"figure": "two budgets"},
         ),
+        png=f"{BUDGET}/frontier.png",
     params:
         budget=lambda wildcards: chosen(budget_of(wildcards), without="reconstruction"),
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
@@ -143,23 +151,19 @@ rule plot_blocks:
         masks=f"{BUDGET}/masks.pt",
         costs=costs_of,
     output:
-        figure=report(
-            f"{BUDGET}/blocks.png",
+        svg=report(
+            f"{BUDGET}/blocks.svg",
             caption="../report/blocks.rst",
             category="Pruned models",
-            labels={
-                "dataset": "{dataset}",
-                "model": "{model}",
-                "pruning": "{calibration}/{pruning}",
-                "budget": "{budget}",
-                "figure": "block patterns",
-            },
+            subcategory=sharing,
+            labels={"figure": "block patterns"},
         ),
+        png=f"{BUDGET}/blocks.png",
     params:
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
         sources=sources("plot_blocks.py"),
     log:
-        f"{BUDGET}/blocks.png.log",
+        f"{BUDGET}/blocks.svg.log",
     conda:
         ENVIRONMENT
     script:
@@ -172,22 +176,18 @@ rule plot_interactions:
         interactions=f"{BUDGET}/interactions.parquet",
         costs=costs_of,
     output:
-        figure=report(
-            f"{BUDGET}/interactions.png",
+        svg=report(
+            f"{BUDGET}/interactions.svg",
             caption="../report/interactions.rst",
             category="Pruned models",
-            labels={
-                "dataset": "{dataset}",
-                "model": "{model}",
-                "pruning": "{calibration}/{pruning}",
-                "budget": "{budget}",
-                "figure": "interactions of layers",
-            },
+            subcategory=sharing,
+            labels={"figure": "interactions of layers"},
         ),
+        png=f"{BUDGET}/interactions.png",
     params:
         sources=sources("plot_interactions.py"),
     log:
-        f"{BUDGET}/interactions.png.log",
+        f"{BUDGET}/interactions.svg.log",
     conda:
         ENVIRONMENT
     script:
@@ -195,23 +195,39 @@ rule plot_interactions:
 
 
 rule plot_history:
-    """Draws the course of a training, dense or pruned."""
+    """Draws the course of a training of a pruned model."""
     input:
-        history=f"{RESULTS}/{{training}}history.parquet",
+        history=f"{RECIPE}/history.parquet",
+        before=trained_from,
     output:
-        figure=report(
-            f"{RESULTS}/{{training}}history.png",
+        svg=report(
+            f"{RECIPE}/history.svg",
             caption="../report/history.rst",
             category="Trainings",
-            labels={"training": "{training}"},
+            labels={"training": lambda wildcards: f"{wildcards.model}: {sharing(wildcards)}"},
         ),
+        png=f"{RECIPE}/history.png",
     params:
         sources=sources("plot_history.py"),
     log:
-        f"{RESULTS}/{{training}}history.png.log",
-    wildcard_constraints:
-        training=".+/(dense_)?",
+        f"{RECIPE}/history.svg.log",
     conda:
         ENVIRONMENT
     script:
         "../scripts/plot_history.py"
+
+
+use rule plot_history as plot_dense_history with:
+    input:
+        history=f"{MODEL}/dense_history.parquet",
+        before=[],
+    output:
+        svg=report(
+            f"{MODEL}/dense_history.svg",
+            caption="../report/history.rst",
+            category="Trainings",
+            labels={"training": "{model}: dense, on {dataset}"},
+        ),
+        png=f"{MODEL}/dense_history.png",
+    log:
+        f"{MODEL}/dense_history.svg.log",

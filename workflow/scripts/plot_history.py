@@ -1,8 +1,11 @@
 """History of a training in, its picture out."""
 
-from lpvit.report.figures import plot_history, save_figure
+from lpvit.report.figures import plot_history
+from lpvit.report.looks import save_figure
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import HISTORY, read_parquet
+from lpvit.store.schemas import HISTORY, METRICS, read_parquet
 
 with stage(snakemake):
-    save_figure(plot_history(read_parquet(snakemake.input.history, HISTORY)), snakemake.output.figure)
+    history = read_parquet(snakemake.input.history, HISTORY)
+    before = read_parquet(snakemake.input.before, METRICS) if snakemake.input.before else None
+    save_figure(plot_history(history, before), *snakemake.output)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from lpvit.report.figures import save_figure
+from lpvit.report.looks import save_figure
 from lpvit.report.speed import plot_speed_up, speed_up_by_sparsity
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import COSTS, LATENCY, read_parquet
@@ -13,4 +13,4 @@ with stage(snakemake):
         speed_up_by_sparsity(read_parquet(latency, LATENCY), read_parquet(costs, COSTS)).assign(**names)
         for latency, costs, names in inputs
     ]
-    save_figure(plot_speed_up(pd.concat(curves)), snakemake.output.figure)
+    save_figure(plot_speed_up(pd.concat(curves)), *snakemake.output)

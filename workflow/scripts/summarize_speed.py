@@ -2,9 +2,10 @@
 
 import pandas as pd
 
-from lpvit.report.figures import save_figure
-from lpvit.report.speed import plot_latency, speed_markdown, speed_summary
+from lpvit.report.looks import save_figure
+from lpvit.report.speed import speed_markdown, speed_summary
 from lpvit.report.tables import gather
+from lpvit.report.tradeoff import plot_latency
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text
 from lpvit.store.schemas import CHOICES, ENERGY, METRICS, SPEED
@@ -17,4 +18,4 @@ with stage(snakemake):
     write_text(table.to_csv(index=False), outputs.csv)
     write_text(gather(inputs.choices, models, CHOICES).to_csv(index=False), outputs.choices)
     write_text(speed_markdown(table, energy), outputs.markdown)
-    save_figure(plot_latency(table), outputs.figure)
+    save_figure(plot_latency(table, snakemake.params.series), outputs.svg, outputs.png)

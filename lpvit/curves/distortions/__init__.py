@@ -5,5 +5,6 @@ A file defines
 - ``curves(inputs)``: from `lpvit.curves.rate_distortion.CurveInputs` to a curve of every layer, schema ``CURVES``;
 - ``needs()``: what of the calibration it looks at: ``averaged_gradients``, ``block_products``, or the ``images`` anew;
 
-and, where it needs them, ``Settings``, its keys in the config; both functions then take them as last argument.
+where it needs them, ``Settings``, its keys in the config; both functions then take them as last argument; and ``UNIT``
+if its values have one.
 """

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
 
     from lpvit.curves.rate_distortion import CurveInputs
 
+UNIT = "logit² per image"
+
 
 def needs() -> set[str]:
     return {"images"}

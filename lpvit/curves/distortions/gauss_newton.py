@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from lpvit.curves.rate_distortion import CurveInputs
 
+UNIT = "logit² per image"
 CUMULATIVE_NUMBERS = 2**18  # of running sums held at once: 2 MiB in float64, for the cache
 
 

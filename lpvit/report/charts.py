@@ -1,0 +1,85 @@
+"""What the page's chart is drawn from: every model, its costs by each count, and how it looks. Frames in, JSON out."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from lpvit.report.looks import BLACK, Look, looks
+from lpvit.report.speed import placed
+from lpvit.report.tables import human, interval, joules
+
+COSTS = {
+    "macs": "MACs in linear layers, per image",
+    "macs_all": "MACs of all matrix products, per image",
+    "parameters": "parameters",
+    "energy": "modelled energy (J per image)",
+}
+JOULES = "measured energy (J per image)"
+SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "*": "star"}
+DENSE = "dense"
+
+Place = dict[str, Any]  # x, its interval if it was measured, and both as text
+
+
+def chart_data(summary: pd.DataFrame, speed: pd.DataFrame, series: Mapping[str, str]) -> dict[str, Any]:
+    """All that the chart can show.
+
+    Args:
+        summary: From `summary`.
+        speed: From `read_speed`, of models that are in the summary.
+        series: Experiment -> its series, from `lpvit.report.series`.
+
+    Returns:
+        ``axes``, key -> label; ``looks``, series -> colour and symbol; ``datasets``, name -> models, each with its
+        names, top-1 with interval and a place on every axis that it is known on.
+    """
+    axes = dict(COSTS)
+    measured: dict[tuple[str, str, str], dict[str, Place]] = {}
+    for (dataset, model, experiment), key, label, place in _measured(speed) if len(speed) else ():
+        axes[key] = label
+        measured.setdefault((dataset, model, experiment), {})[key] = place
+    final = summary.groupby(["dataset", "model", "experiment"], sort=False).tail(1).index
+    datasets: dict[str, list[dict[str, Any]]] = {}
+    for index, row in zip(summary.index, summary.to_dict("records"), strict=True):
+        counted = {key: {"x": row[key], "told": human(row[key])} for key in ("macs", "macs_all", "parameters")}
+        counted["energy"] = {"x": row["energy"], "told": joules(row["energy"])}
+        names = row["dataset"], row["model"], row["experiment"]
+        datasets.setdefault(row["dataset"], []).append(
+            {
+                "name": row["experiment"] or f"{row['model']}, dense",
+                "series": series.get(row["experiment"], DENSE),
+                "stage": row["stage"],
+                "final": index in final,
+                "top1": row["top1"],
+                "low": row["top1_low"],
+                "high": row["top1_high"],
+                "told": f"{row['top1']:.2f} % ({interval(row['top1_low'], row['top1_high'])})",
+                "places": counted | (measured.get(names, {}) if index in final else {}),
+            }
+        )
+    every = {DENSE: Look(BLACK, "*"), **looks(series)}
+    return {
+        "axes": axes,
+        "looks": {name: {"color": look.color, "symbol": SYMBOLS[look.marker]} for name, look in every.items()},
+        "datasets": datasets,
+    }
+
+
+def _measured(speed: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], str, str, Place]]:
+    """Names of a model (no experiment, of a dense one), key and label of an axis, and its place there."""
+    for (_, batch_size), rows in speed.groupby(["dataset", "batch_size"]):
+        key, label = f"milliseconds_{batch_size}", f"measured milliseconds per image, batch size {batch_size}"
+        for row in placed(rows).to_dict("records"):
+            told = f"{row['time']:.3g} ms ({row['low']:.3g} to {row['high']:.3g})"
+            place = {"x": row["time"], "low": row["low"], "high": row["high"], "told": told}
+            yield _names(row), key, label, place
+    known = speed.dropna(subset="joules")
+    for row in known.loc[known.groupby(["dataset", "model", "experiment", "stage"])["joules"].idxmin()].to_dict(
+        "records"
+    ):
+        yield _names(row), "joules", JOULES, {"x": row["joules"], "told": joules(row["joules"])}
+
+
+def _names(row: Mapping[Any, Any]) -> tuple[str, str, str]:
+    return row["dataset"], row["model"], "" if row["stage"] == DENSE else row["experiment"]

@@ -1,0 +1,82 @@
+"""How figures look: one style, one palette of experiments, one way to write them.
+
+Colours belong to experiments alone; whatever else a figure tells apart, it does by place, shade, line or label.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from lpvit.store.artifacts import replace_atomically
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "legend.frameon": False,
+    "figure.titlesize": 10,
+    "svg.hashsalt": "lpvit",  # the same figure is the same file
+}
+DOTS_PER_INCH = 150
+
+# Okabe and Ito's palette, which people with any form of colour blindness can tell apart, without its black (dense
+# models) and its yellow (lost on white).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v")
+BLACK, DARK, GREY, LIGHT = "black", "0.3", "0.45", "0.65"
+
+styled = matplotlib.rc_context(STYLE)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a series of experiments is drawn, everywhere."""
+
+    color: str
+    marker: str
+
+
+def looks(series: Mapping[str, str]) -> dict[str, Look]:
+    """Series -> its look; neighbours differ in colour and in marker, so that black and white suffices.
+
+    Args:
+        series: Experiment -> its series, from `lpvit.report.series`, all experiments of the config.
+    """
+    names = dict.fromkeys(series.values())
+    return {name: Look(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+
+
+def shades(count: int) -> Any:
+    """Colours for what is ordered, from dark to light, (count, 4); the lightest still reads as a line."""
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.88, count))
+
+
+def percent() -> PercentFormatter:
+    return PercentFormatter(symbol=" %")
+
+
+@styled
+def save_figure(figure: Figure, *paths: str | Path) -> None:
+    """Writes a figure in the formats that the names end with (svg, png, pdf), each whole or not at all.
+
+    Raises:
+        LpvitError: The disk is full or the folder cannot be written.
+    """
+    for path in map(Path, paths):
+        kind = path.suffix.removeprefix(".")
+        undated = {"Date": None} if kind == "svg" else None
+        with replace_atomically(path) as partial:
+            figure.savefig(partial, format=kind, dpi=DOTS_PER_INCH, metadata=undated)

@@ -1,0 +1,167 @@
+"""The reports as people meet them: every page opened and every control clicked, in a real browser, without an error."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run, Workflow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+SIZES = {"phone": (390, 844), "desktop": (1280, 800)}
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=SIZES)
+def page(request: pytest.FixtureRequest, browser: Any) -> Iterator[Any]:
+    """A page of a phone or a desktop; whatever the browser complains of or asks the net for fails the test."""
+    width, height = SIZES[request.param]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: complaints.append(request.url[:80]) if request.url.startswith("http") else None)
+    yield page
+    page.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def reports(finished: tuple[Workflow, Run], tiny_config: dict[str, Any]) -> dict[str, Path]:
+    workflow, _ = finished
+    run = workflow.run(tiny_config, "--report", "report.html")
+    assert run.code == 0, run.output
+    return {"page": workflow.folder / "results/report/tiny/index.html", "snakemake": workflow.folder / "report.html"}
+
+
+def test_every_control_of_the_page_works(reports: dict[str, Path], page: Any) -> None:
+    page.goto(reports["page"].as_uri())
+    page.wait_for_selector(".chart .point")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing but tables scrolls sideways
+    for option in page.locator("#axis option").evaluate_all("all => all.map(option => option.value)"):
+        page.select_option("#axis", option)
+        assert page.locator(".chart .point").count() >= 2
+    for kind in ("input[type=radio]", "input[type=checkbox]"):
+        for control in page.locator(kind).all():
+            control.click()
+    for control in page.locator("summary").all():
+        control.click()
+    for link in page.locator("nav a, main a[href^='#']").all():
+        link.click()
+    for button in page.locator(".chart .modebar-btn:visible").all():
+        button.click()
+    for image in page.locator("img").all():
+        image.scroll_into_view_if_needed()
+        page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
+
+
+def test_an_experiment_that_is_not_chosen_leaves_chart_and_table(reports: dict[str, Path], page: Any) -> None:
+    page.goto(reports["page"].as_uri())
+    page.wait_for_selector(".chart .point")
+    points, rows = page.locator(".chart .point"), page.locator(".results tbody tr:visible")
+    assert (points.count(), rows.count()) == (2, 2)
+    page.locator("input[type=checkbox]").uncheck()
+    assert (points.count(), rows.count()) == (1, 1)  # the dense model stays
+
+
+def test_a_point_tells_its_model_its_accuracy_with_interval_and_its_cost(reports: dict[str, Path], page: Any) -> None:
+    page.goto(reports["page"].as_uri())
+    page.wait_for_selector(".chart .point")
+    page.locator(".chart").scroll_into_view_if_needed()
+    for point in page.locator(".chart .point").all():
+        box = point.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        told = page.wait_for_selector(".chart .hovertext").text_content()
+        assert re.search(r"(main|vit, dense)\d+\.\d\d % \(\d+\.\d to \d+\.\d\)\d.*k$", told), told
+        page.mouse.move(0, 0)
+
+
+def test_the_keyboard_sorts_by_every_column_and_dense_stays_on_top(reports: dict[str, Path], page: Any) -> None:
+    page.goto(reports["page"].as_uri())
+    page.wait_for_selector(".chart .point")
+    add = """row => { const copy = row.cloneNode(true); copy.cells[0].dataset.value = "other";
+                      for (const cell of [...copy.cells].slice(1)) cell.dataset.value = Number(cell.dataset.value) + 1;
+                      row.before(copy); }"""
+    page.locator(".sortable tr").first.evaluate(add)
+    column = "(n) => [...document.querySelectorAll('.sortable tr')].map(row => row.cells[n].dataset.value)"
+    for index, button in enumerate(page.locator(".results thead button").all()):
+        for direction in ("descending", "ascending"):
+            button.focus()
+            page.keyboard.press("Enter")
+            assert page.locator(".results thead th").nth(index).get_attribute("aria-sort") == direction
+            values = page.evaluate(column, index)
+            values = [float(value) for value in values] if index else values
+            assert values == sorted(values, reverse=direction == "descending")
+        assert page.locator(".results tbody tr").first.locator("th").text_content().startswith("dense")
+
+
+def test_everything_to_look_at_and_to_press_has_a_name_and_text_has_contrast(
+    reports: dict[str, Path], page: Any
+) -> None:
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.goto(reports["page"].as_uri())
+        page.wait_for_selector(".chart .point")
+        nameless = """() => [...document.querySelectorAll('main button, main a, img, input, select, [role]')]
+            .filter(e => !e.closest('.modebar'))
+            .filter(e => !(e.alt || e.ariaLabel || e.textContent.trim() || e.labels?.[0]?.textContent.trim()))
+            .map(e => e.outerHTML.slice(0, 80))"""
+        assert page.evaluate(nameless) == []
+        faint = """() => {
+            const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+                .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+                .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+            const own = e => getComputedStyle(e).backgroundColor;
+            const ground = e => own(e).endsWith(', 0)') ? ground(e.parentElement) : own(e);
+            return [...document.querySelectorAll('h1, h2, h3, p, th, td, small, a, dt, dd, label, summary, button')]
+                .filter(e => e.offsetParent && e.textContent.trim())
+                .map(e => [light(getComputedStyle(e).color), light(ground(e)), e.outerHTML.slice(0, 80)])
+                .filter(([a, b]) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5);
+        }"""
+        assert page.evaluate(faint) == []
+
+
+def test_every_category_of_the_report_of_snakemake_opens_and_begins_with_the_page(
+    reports: dict[str, Path], page: Any
+) -> None:
+    page.goto(reports["snakemake"].as_uri())
+    page.wait_for_selector("text=Statistics")
+    categories = page.evaluate("Object.keys(categories).sort((a, b) => a.localeCompare(b))")
+    assert categories[0] == "At a glance"
+    opened = 0
+    for category in categories:
+        for subcategory in page.evaluate("category => Object.keys(categories[category])", category):
+            page.evaluate("([category, subcategory]) => app.setView({navbarMode: 'menu'})", [category, subcategory])
+            page.get_by_text(category, exact=True).click()
+            if page.get_by_text(subcategory, exact=True).count() and subcategory != "Other":
+                page.get_by_text(subcategory, exact=True).click()
+            rows = page.locator("tbody tr")
+            rows.first.wait_for()
+            for row in rows.all():
+                assert row.locator("td").first.text_content()
+                row.locator("a").first.click()
+                shown = page.locator("img, iframe").last
+                shown.wait_for()
+                opened += 1
+                if category == categories[0]:
+                    page.frame_locator("iframe").locator(".chart .point").first.wait_for()
+    assert opened == page.evaluate("Object.keys(results).length")

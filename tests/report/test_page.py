@@ -1,0 +1,132 @@
+"""What the page says, from frames by hand; how it behaves is tested in a browser."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from test_report import evaluations, series
+
+from lpvit.report.charts import chart_data
+from lpvit.report.facts import commit, durations, machine, versions
+from lpvit.report.page import Report, best, render, up_to_date
+from lpvit.report.speed import read_speed
+from lpvit.report.tables import summary
+from lpvit.store.schemas import LAYERS, empty_frame
+
+TIMES = {"half": (2.0, 5.0), "third": (2.5, 4.0)}  # speed-up, milliseconds of the dense model for 2 images
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return summary(evaluations().query("experiment in ['half', 'third']"))
+
+
+@pytest.fixture
+def speed(table: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for experiment, (speed_up, milliseconds) in TIMES.items():
+        names = {"dataset": "imagenet", "model": "deit_s", "experiment": experiment, "batch_size": 2}
+        facts = {"device_name": "Abacus", "threads": "2", "dtype": "float32", "kernel": "avx2", "torch": "2.15"}
+        own = table[(table["experiment"] == experiment) & (table["stage"] == "finetuned")]
+        for stage, of, faster in (("dense", table[table["stage"] == "dense"], 1.0), ("finetuned", own, speed_up)):
+            time = milliseconds / faster
+            row = (
+                names | facts | {"stage": stage, "arm": "dense" if stage == "dense" else "sparse", "reference": "dense"}
+            )
+            row |= {"milliseconds": time, "milliseconds_low": time, "milliseconds_high": time, "images_per_second": 9.0}
+            row |= {"speed_up": faster, "speed_up_low": faster - 0.1, "speed_up_high": faster + 0.1}
+            rows.append(row | {name: of[name].iloc[0] for name in ("top1", "energy")} | {"joules": 0.5 / faster})
+    return pd.DataFrame(rows)
+
+
+def page(table: pd.DataFrame, speed: pd.DataFrame, **changes: Any) -> str:
+    experiment = {"name": "half", "decisions": {"budget": {"name": "<half>", "settings": "macs: 0.5"}}, "figures": []}
+    given = {
+        "name": "main",
+        "summary": table,
+        "speed": speed,
+        "series": series(evaluations()),
+        "experiments": [{**experiment, "layers": empty_frame(LAYERS)}],
+        "paper": None,
+        "facts": {"versions": versions()},
+        "durations": durations([]),
+        "config": "a: <b>",
+        "written": "today",
+    }
+    return render(Report(**given | changes))
+
+
+def test_a_model_is_best_if_none_with_as_many_macs_or_fewer_is_more_accurate() -> None:
+    rows = pd.DataFrame({"macs": [100, 100, 50, 60, 100.4], "top1": [80.0, 79, 70, 69, 81]}, list("abcde"))
+    assert best(rows).to_dict() == {"a": False, "b": False, "c": True, "d": False, "e": True}
+
+
+def test_every_model_stands_at_its_costs_counted_and_measured(table: pd.DataFrame, speed: pd.DataFrame) -> None:
+    data = chart_data(table, speed, series(evaluations()))
+    models = {(model["name"], model["stage"]): model for model in data["datasets"]["imagenet"]}
+    assert len(models) == len(table)
+    half = models["half", "finetuned"]
+    row = table[(table["experiment"] == "half") & (table["stage"] == "finetuned")].iloc[0]
+    assert half["places"]["macs"] == {"x": row["macs"], "told": "2.12 G"}
+    assert (half["low"], half["high"]) == (row["top1_low"], row["top1_high"])
+    dense = models["deit_s, dense", "dense"]["places"]["milliseconds_2"]
+    assert dense["x"] == pytest.approx((5.0 + 4.0) / 2 / 2)  # the median of both, per image
+    assert half["places"]["milliseconds_2"]["x"] == pytest.approx(dense["x"] / 2.0)
+    assert half["places"]["joules"]["x"] == 0.25
+    assert "milliseconds_2" not in models["half", "pruned"]["places"]  # only final models are timed
+    assert {model["series"] for model in models.values()} <= set(data["looks"])
+    assert all(key in data["axes"] for model in models.values() for key in model["places"])
+
+
+def test_a_speed_measured_before_its_model_changed_is_left_out_and_named(
+    table: pd.DataFrame, speed: pd.DataFrame
+) -> None:
+    assert up_to_date(speed, table)[1] == []
+    changed = table.assign(top1=table["top1"].where(table["experiment"] != "half", 50.0))
+    fresh, stale = up_to_date(speed, changed)
+    assert stale == ["half"]
+    assert set(fresh["experiment"]) == {"third"}
+    assert "left out: half" in page(changed, speed)
+
+
+def test_speed_survives_csv_and_is_empty_where_nothing_was_measured(
+    tmp_path: Path, table: pd.DataFrame, speed: pd.DataFrame
+) -> None:
+    speed.to_csv(tmp_path / "speed.csv", index=False)
+    pd.testing.assert_frame_equal(read_speed(tmp_path / "speed.csv"), speed)
+    nothing = read_speed(tmp_path / "none.csv")
+    assert nothing.empty
+    text = page(table, nothing)
+    assert "were not measured" in text
+    assert 'id="speed"' not in text
+
+
+def test_the_page_loads_nothing_and_escapes_what_it_is_given(table: pd.DataFrame, speed: pd.DataFrame) -> None:
+    text = page(table, speed)
+    own = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)  # what plotly may name is no link
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", own)
+    assert "&lt;half&gt;" in own
+    assert "a: &lt;b&gt;" in own
+    (data,) = re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)
+    assert json.loads(data)["axes"]["macs"]
+
+
+def test_the_table_gives_intervals_differences_and_speed(table: pd.DataFrame, speed: pd.DataFrame) -> None:
+    text = re.sub(r"<[^>]+>|\s+", " ", page(table, speed).partition("<main>")[2].partition("</table>")[0])
+    half = re.sub(" +", " ", text[text.index(" fine-tuned ") : text.index(" third ")])
+    for cell in ("80.40 % ★ best 79.6 to 81.2", "\u22120.80", "61.00 %", "2.12 G 50.0 %", "2.00\u00d7 1.90 to 2.10"):
+        assert cell in half, cell
+
+
+def test_facts_tell_versions_machine_commit_and_what_stages_took(tmp_path: Path) -> None:
+    assert {"lpvit", "python", "torch", "timm"} <= set(versions())
+    assert machine()["cores"].isdigit()
+    assert commit(tmp_path) == ""
+    (tmp_path / "time.tsv").write_text("s\th:m:s\tmax_rss\tmax_vms\n61.5\t0:01:01\t1024.0\t-\n")
+    timed = [{"stage": "curves", "of": "half", "file": str(tmp_path / name)} for name in ("time.tsv", "missing.tsv")]
+    assert durations(timed).to_dict("records") == [
+        {"stage": "curves", "of": "half", "seconds": 61.5, "mebibytes": 1024.0}
+    ]

@@ -1,0 +1,30 @@
+"""Everything that was reached in, one page for people out."""
+
+from datetime import datetime
+
+import yaml
+
+from lpvit.report.facts import commit, durations, machine, versions
+from lpvit.report.page import Report, render
+from lpvit.report.paper import paper_of
+from lpvit.report.speed import read_speed
+from lpvit.report.tables import read_summary
+from lpvit.stages.stage import stage
+from lpvit.store.artifacts import write_text
+from lpvit.store.schemas import LAYERS, read_parquet
+
+with stage(snakemake):
+    params = snakemake.params
+    report = Report(
+        name=params.name,
+        summary=read_summary(snakemake.input.summary),
+        speed=read_speed(params.speed),
+        series=params.series,
+        experiments=[entry | {"layers": read_parquet(entry["layers"], LAYERS)} for entry in params.experiments],
+        paper=paper_of(*snakemake.input.paper, params.proxy) if snakemake.input.paper else None,
+        facts={"versions": versions(), "commit": {"": commit()}, "machine of this page": machine()},
+        durations=durations(params.timed),
+        config=yaml.safe_dump(snakemake.config, sort_keys=False, width=120),
+        written=f"{datetime.now():%d %B %Y, %H:%M}",
+    )
+    write_text(render(report), snakemake.params.page)
