@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from conftest import Workflow
@@ -18,7 +17,7 @@ from lpvit.models.architecture import load_model
 pytestmark = pytest.mark.slurm
 
 RECIPE = "results/digits/vit/c64/b8/half/short"
-SUMMARY = "results/report/tiny/summary.md"
+TRAINED = f"{RECIPE}/finetuned.pt"
 FAST = ["--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "5"]
 
 
@@ -38,9 +37,9 @@ def config(tiny_config: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def undisturbed(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of the same workflow without SLURM."""
+    """The folder of the same workflow without SLURM."""
     workflow = Workflow.copied_to(tmp_path_factory.mktemp("local"))
-    run = workflow.run(config, SUMMARY)
+    run = workflow.run(config, TRAINED)
     assert run.code == 0, run.output
     return workflow.folder
 
@@ -87,49 +86,39 @@ def is_locked(file: Path) -> bool:
 def test_a_cancelled_job_is_retried_with_more_and_the_results_are_those_of_a_local_run(
     slurm: Slurm, config: dict[str, Any], undisturbed: Path, through_slurm: Workflow
 ) -> None:
-    run = start(through_slurm, slurm, config, SUMMARY)
+    run = start(through_slurm, slurm, config, TRAINED)
     results = through_slurm.folder / RECIPE
     wait_for(results / "finetuned.log", "epoch 1 of 2", run)
     (running,) = jobs_of("finetune", slurm)
     slurm.ask("scancel", running["JobId"])
     assert is_locked(through_slurm.folder / "results/.running")  # held by the run, and not asked for by its jobs
-    assert "finetuned" in finish(run, through_slurm)
+    finish(run, through_slurm)
 
     cancelled, retried = jobs_of("finetune", slurm)
     assert (cancelled["JobState"], retried["JobState"]) == ("CANCELLED", "COMPLETED")
     assert (cancelled["MinMemoryNode"], retried["MinMemoryNode"]) == ("62.50G", "125G")
     assert (cancelled["TimeLimit"], retried["TimeLimit"]) == ("1-00:00:00", "2-00:00:00")
-    assert retried["TresPerNode"] == "gres:gpu:1"
     assert "epoch 1 of 2" not in (results / "finetuned.log").read_text()  # it resumed
-    assert jobs_of("evaluate_finetuned", slurm)[0]["TresPerJob"] == "gres:gpu:1"
-    assert (through_slurm.folder / SUMMARY).is_file()
-    assert not jobs_of("summarize", slurm)  # beside Snakemake
+    assert retried["TresPerNode"] == jobs_of("collect_statistics", slurm)[0]["TresPerJob"] == "gres:gpu:1"
+    assert (results.parent / "allocation.parquet").is_file()
+    assert not jobs_of("allocate_sparsity", slurm)  # beside Snakemake
 
-    for file, kind in (("finetuned.pt", "finetuned"), ("../pruned.pt", "pruned")):
-        expected, found = (
-            load_model(folder / RECIPE / file, kind)[1] for folder in (undisturbed, through_slurm.folder)
-        )
-        assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    pd.testing.assert_frame_equal(
-        *(
-            pd.read_parquet(folder / RECIPE / "finetuned/metrics.parquet")
-            for folder in (undisturbed, through_slurm.folder)
-        )
-    )
+    expected, found = (load_model(folder / TRAINED, "finetuned")[1] for folder in (undisturbed, through_slurm.folder))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def test_nothing_is_left_to_do_afterwards_without_slurm(through_slurm: Workflow, config: dict[str, Any]) -> None:
-    assert through_slurm.run(config, "--dry-run", SUMMARY).jobs == {}
+    assert through_slurm.run(config, "--dry-run", TRAINED).jobs == {}
 
 
 def test_a_training_over_two_nodes_is_one_job_of_both(
     slurm: Slurm, config: dict[str, Any], through_slurm: Workflow
 ) -> None:
-    file = through_slurm.folder / RECIPE / "finetuned.pt"
+    file = through_slurm.folder / TRAINED
     of_one = load_model(file, "finetuned")[1]
     file.unlink()
     both = {**config, "compute": {"device": "cpu", "threads": 2, "processes": 2, "nodes": 2}}
-    finish(start(through_slurm, slurm, both, "--until", "finetune"), through_slurm)
+    finish(start(through_slurm, slurm, both, TRAINED), through_slurm)
     job = jobs_of("finetune", slurm)[-1]
     assert (job["NumNodes"], set(job["NodeList"].split(","))) == ("2", set(NODES))
     of_two = load_model(file, "finetuned")[1]
