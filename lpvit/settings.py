@@ -67,6 +67,11 @@ class Compute(Section):
     node_command: str = Field("ssh {host}", description="what starts a command on another of the `nodes`")
     checkpoint_minutes: float = Field(10, gt=0, description="between the states that a killed training goes on from")
     tensorboard: Path | None = Field(None, description="folder for TensorBoard's events of every training; null is off")
+    scratch: Path | None = Field(
+        None,
+        description="folder on a disk of the machine that computes, with `$VARIABLES`; images are copied there once "
+        "and read from there",
+    )
     evaluation_batch_size: int = Field(256, gt=0, description="images per pass of an evaluation")
 
     @model_validator(mode="after")
