@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run paper-proxy setup test lint lock venv clean
+.PHONY: run paper-proxy setup test test-slurm lint lock venv clean
 
 run: setup
 	$(BIN)/snakemake --cores all
@@ -19,6 +19,14 @@ paper-proxy: setup
 
 test: setup
 	$(BIN)/pytest -n 2
+
+# Through a real SLURM, started on this machine for the test; Debian's packages are installed where that is allowed.
+# A timeout interrupts, so that the daemons are ended.
+test-slurm: setup
+	@test "$$(id -u)" != 0 || command -v slurmctld >/dev/null || ! command -v apt-get >/dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq slurmctld slurmd slurm-client munge; } >/dev/null || \
+		echo "test-slurm: SLURM's packages cannot be installed here"
+	timeout --signal=INT --kill-after=30 900 $(BIN)/pytest -m slurm -rs tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .

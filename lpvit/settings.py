@@ -5,7 +5,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from lpvit.errors import LpvitError
@@ -51,13 +59,27 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU where there is one")
     threads: int = Field(8, gt=0, description="CPU threads of a stage and of its loader, at most those of `--cores`")
     processes: int = Field(1, gt=0, description="processes that train side by side (one per GPU)")
-    nodes: tuple[str, ...] | Literal["slurm"] = Field(
-        (), description="addresses of the machines that train together, this one first, or those of the SLURM job"
+    nodes: tuple[str, ...] | PositiveInt | Literal["slurm"] = Field(
+        (),
+        description="machines that train together: addresses, this one first; how many to ask SLURM for; or `slurm`, "
+        "all of the job that runs the workflow",
     )
     node_command: str = Field("ssh {host}", description="what starts a command on another of the `nodes`")
     checkpoint_minutes: float = Field(10, gt=0, description="between the states that a killed training goes on from")
     tensorboard: Path | None = Field(None, description="folder for TensorBoard's events of every training; null is off")
+    scratch: Path | None = Field(
+        None,
+        description="folder on a disk of the machine that computes, with `$VARIABLES`; images are copied there once "
+        "and read from there",
+    )
     evaluation_batch_size: int = Field(256, gt=0, description="images per pass of an evaluation")
+
+    @model_validator(mode="after")
+    def _processes_divide_over_nodes(self) -> "Compute":
+        nodes = self.nodes if isinstance(self.nodes, int) else len(self.nodes) * (self.nodes != "slurm")
+        if nodes and self.processes % nodes:
+            raise ValueError(f"processes: {self.processes} do not divide over {nodes} nodes")
+        return self
 
 
 def mistakes(

@@ -96,11 +96,13 @@ class Workflow:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Skips what needs a GPU where there is none."""
+    """Skips what needs a GPU where there is none, and what is run by itself."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if item.get_closest_marker("faults") and "faults" not in item.config.option.markexpr:
         item.add_marker(pytest.mark.skip(reason="takes long: pytest -m faults"))
+    if item.get_closest_marker("slurm") and "slurm" not in item.config.option.markexpr:
+        item.add_marker(pytest.mark.skip(reason="starts a SLURM of its own: make test-slurm"))
 
 
 @pytest.fixture

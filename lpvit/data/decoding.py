@@ -1,11 +1,13 @@
 """Single images through Pillow."""
 
+import io
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from lpvit.data.encoded import read_encoded
 from lpvit.errors import LpvitError
 
 _MODES = {1: "L", 3: "RGB"}
@@ -16,16 +18,16 @@ def read_image(root: Path | None, path: str, channels: int) -> Image.Image:
 
     Args:
         root: Folder that the path is relative to; None for the digits set.
-        path: File, or ``digits/<n>``.
+        path: As in `lpvit.data.encoded`, or ``digits/<n>``.
         channels: 1 (grey) or 3 (RGB).
 
     Raises:
-        LpvitError: The file cannot be decoded.
+        LpvitError: The image cannot be decoded.
     """
     if root is None:
         return _read_digit(path).convert(_MODES[channels])
     try:
-        with Image.open(root / path) as image:
+        with Image.open(io.BytesIO(read_encoded(root / path))) as image:
             return image.convert(_MODES[channels])
     except Exception as error:  # Pillow raises a different type for every kind of damage
         raise LpvitError(f"{root / path}: cannot be decoded ({type(error).__name__}); replace or remove it") from None

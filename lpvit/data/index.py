@@ -1,8 +1,10 @@
 """The list of a dataset's images: every file once, with its class and whether it can be decoded."""
 
 import hashlib
+import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -11,10 +13,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from lpvit.data.encoded import IMAGE_SUFFIXES, read_encoded
+from lpvit.data.shards import SOURCES, list_shards
 from lpvit.errors import LpvitError
 from lpvit.progress import bar
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 
 _logger = logging.getLogger(__name__)
 
@@ -30,18 +32,19 @@ def index_images(
     """Lists the images of both splits and decodes every file once.
 
     Args:
-        source: ``folder`` or ``digits``, as in `lpvit.data.settings.Dataset`.
+        source: ``folder``, ``tar``, ``parquet`` or ``digits``, as in `lpvit.data.settings.Dataset`.
         root: Folder that holds the splits; not used by ``digits``.
-        train: Training split, a folder below ``root`` with one folder per class.
+        train: Training split, a folder below ``root`` with one folder per class, or shards; see `list_shards`.
         validation: Validation split, likewise.
         validation_share: Above 0, the share of every class of ``train`` that validates, instead of ``validation``.
         threads: Files decoded at a time.
 
     Returns:
-        Schema ``IMAGES``: the training split first, each split by class and file name in lexical order.
+        Schema ``IMAGES``: the training split first, each split by class and file name in lexical order, or as it
+        lies in its shards.
 
     Raises:
-        LpvitError: A split or class folder is missing or empty, or the splits do not have the same classes.
+        LpvitError: A split, class folder or shard is missing or empty, or the splits do not have the same classes.
     """
     images = list_images(source, root, train, validation, validation_share)
     if source != "digits":
@@ -60,7 +63,9 @@ def list_images(
     if source == "digits":
         return _index_digits()
     if root is None:
-        raise LpvitError("root: missing; source 'folder' needs the folder that holds the splits")
+        raise LpvitError(f"root: missing; source '{source}' needs the folder that holds the splits")
+    if source in SOURCES:
+        return _in_shards(source, Path(root), train, validation, validation_share)
     folders = {"train": Path(root, train), "validation": Path(root, train if validation_share else validation)}
     _check_same_classes(folders, {split: list_classes(folder) for split, folder in folders.items()})
     if validation_share:
@@ -76,6 +81,24 @@ def list_images(
         for file in files
     ]
     return pd.DataFrame(rows, columns=["split", "path", "label", "class_name"]).assign(problem=None)
+
+
+def _in_shards(source: str, root: Path, train: str, validation: str, validation_share: float) -> pd.DataFrame:
+    images = list_shards(source, root, train)
+    if validation_share:
+        parts = [
+            part_for_validation(of_class["path"].tolist(), validation_share, str(name))
+            for name, of_class in images.groupby("class_name")
+        ]
+        validates = images["path"].isin({path for part in parts for path in part["validation"]})
+        splits = {"train": images[~validates], "validation": images[validates]}
+    else:
+        splits = {"train": images, "validation": list_shards(source, root, validation)}
+    classes = {split: sorted(of_split["class_name"].unique()) for split, of_split in splits.items()}
+    _check_same_classes({split: root / split for split in splits}, classes)
+    return pd.concat(
+        [of_split.assign(split=split, problem=None) for split, of_split in splits.items()], ignore_index=True
+    )[["split", "path", "label", "class_name", "problem"]]
 
 
 def part_for_validation(files: Sequence[str], share: float, name: str) -> dict[str, list[str]]:
@@ -150,13 +173,15 @@ def find_problem(file: str | Path) -> str | None:
     The whole file is read, but a JPEG is decoded at an eighth of its size, which is enough to find what is broken.
     """
     try:
-        if Path(file).stat().st_size == 0:
+        content = read_encoded(file)
+        if not content:
             return "empty file"
-        with Image.open(file) as image:
+        with Image.open(io.BytesIO(content)) as image:
             image.draft(None, (1, 1))
             image.load()
     except Exception as error:  # Pillow raises a different type for every kind of damage
-        return f"{type(error).__name__}: {' '.join(str(error).replace(str(file), 'it').split())}"
+        text = re.sub(r"<_io\.BytesIO [^>]*>", "it", str(error).replace(str(file), "it"))
+        return f"{type(error).__name__}: {' '.join(text.split())}"
     return None
 
 
@@ -230,7 +255,7 @@ def _check_same_classes(folders: Mapping[str, Path], classes: Mapping[str, list[
         if names
     ]
     if problems:
-        raise LpvitError(f"classes differ between the splits: {'; '.join(problems)}; both need the same class folders")
+        raise LpvitError(f"classes differ between the splits: {'; '.join(problems)}; both need the same classes")
 
 
 def _name_some(names: list[str]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lpvit.data import loaders
 from lpvit.data.epochs import EpochPlan
 from lpvit.data.preprocessing import Augmentation, Preprocessing
+from lpvit.data.scratch import copy_to_scratch, scratch_folder
 from lpvit.data.settings import LOADERS
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute
@@ -30,7 +31,7 @@ class ImageFiles:
     """Labelled images, and what reads them.
 
     Attributes:
-        table: Columns ``path`` and ``label``; their order is that of evaluation.
+        table: Columns ``path`` (see `lpvit.data.encoded`) and ``label``; their order is that of evaluation.
         root: Folder that the paths are relative to; None for the digits set.
         loader: Name of one of the `lpvit.data.loaders`.
     """
@@ -125,11 +126,21 @@ def evaluation_loader(
         LpvitError: As `make_loader`.
     """
     plan = EpochPlan(len(images), batch_size)
-    files = image_files(images, dataset)
+    files = image_files(images, dataset, compute.scratch)
     return make_loader(files, Preprocessing.from_model(model), plan, compute.threads, compute.device)
 
 
-def image_files(images: pd.DataFrame, dataset: Mapping[str, Any]) -> ImageFiles:
-    """Images of a dataset of the config; see `evaluation_loader`."""
-    root = dataset["root"]
-    return ImageFiles(images, None if root is None else Path(root), dataset["loader"])
+def image_files(images: pd.DataFrame, dataset: Mapping[str, Any], scratch: Path | None) -> ImageFiles:
+    """Images of a dataset of the config, or their copies in a folder of this machine; see `evaluation_loader`.
+
+    Raises:
+        LpvitError: They cannot be copied.
+    """
+    if dataset["root"] is None:
+        return ImageFiles(images, None, dataset["loader"])
+    root = Path(dataset["root"])
+    if scratch is None:
+        return ImageFiles(images, root, dataset["loader"])
+    folder = scratch_folder(scratch)
+    copies = images.assign(path=copy_to_scratch(images["path"].tolist(), root, folder))
+    return ImageFiles(copies, folder, dataset["loader"])

@@ -15,11 +15,16 @@ LOADERS = "lpvit.data.loaders"
 class Dataset(Section):
     """Labelled images with a training and a validation split."""
 
-    source: Literal["folder", "digits"] = Field(
-        "folder", description="`folder`: one folder of images per class; `digits`: the set that scikit-learn ships"
+    source: Literal["folder", "tar", "parquet", "digits"] = Field(
+        "folder",
+        description="`folder`: one folder of images per class; `tar`: shards of `<key>.jpg` and `<key>.cls` "
+        "(WebDataset); `parquet`: shards with images and labels (Hugging Face); `digits`: the set of scikit-learn",
     )
-    root: Path | None = Field(None, description="folder that holds the splits (`folder` only)")
-    train: str = Field("train", description="training split, a folder below `root`")
+    root: Path | None = Field(None, description="folder that holds the splits (none for `digits`)")
+    train: str = Field(
+        "train",
+        description="training split, a folder below `root`; of shards also what their names begin with: `train-*`",
+    )
     validation: str = Field("val", description="validation split, a folder below `root`")
     validation_share: Share = Field(
         0.0,
@@ -27,7 +32,7 @@ class Dataset(Section):
         "that are not split, `train` is `.`: the class folders lie in `root` itself",
     )
     loader: str = Field(
-        "dali", description="`dali`: JPEG folders; `memory`: small sets, decoded once; `timm`: whatever Pillow reads"
+        "dali", description="`dali`: JPEG files; `memory`: small sets, decoded once; `timm`: whatever Pillow reads"
     )
     on_bad_image: Literal["error", "skip"] = Field(
         "error", description="an image that cannot be decoded stops the run, or is left out and counted"
@@ -35,8 +40,10 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> "Dataset":
-        if self.source == "folder" and self.root is None:
-            raise ValueError("root: missing; a dataset with source 'folder' needs the folder that holds its splits")
+        if self.source != "digits" and self.root is None:
+            raise ValueError(
+                f"root: missing; a dataset with source '{self.source}' needs the folder that holds its splits"
+            )
         if self.source == "digits" and (self.root is not None or self.loader != "memory"):
             raise ValueError("source 'digits' takes no root and needs 'loader: memory'")
         return self

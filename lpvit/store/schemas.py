@@ -84,7 +84,7 @@ IMAGES = Schema(
     "image of the dataset",
     (
         Column("split", pa.string(), "", "train or validation"),
-        Column("path", pa.string(), "", "file relative to the dataset's root; digits/<n> for the digits set"),
+        Column("path", pa.string(), "", "file below the dataset's root, or place in a shard; digits/<n> for `digits`"),
         Column("label", pa.int64(), "", "class number: rank of the class name in lexical order"),
         Column("class_name", pa.string(), "", "name of the class folder"),
         Column("problem", pa.string(), "", "why the image cannot be decoded; null if it can", nullable=True),
@@ -95,7 +95,7 @@ SAMPLES = Schema(
     "samples.parquet",
     "calibration image",
     (
-        Column("path", pa.string(), "", "file relative to the dataset's root; digits/<n> for the digits set"),
+        Column("path", pa.string(), "", "file below the dataset's root, or place in a shard; digits/<n> for `digits`"),
         Column("label", pa.int64(), "", "class number"),
     ),
 )

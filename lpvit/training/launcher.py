@@ -57,9 +57,11 @@ def launch(
         nodes: Where; they share the folder in which this process runs.
 
     Raises:
-        LpvitError: One of the processes raised it; same message.
+        LpvitError: One of the processes raised it; same message. Or the processes do not divide over the nodes.
         ChildFailedError: Another exception in one of the processes; holds its traceback.
     """
+    if processes % len(nodes):
+        raise LpvitError(f"compute.processes: {processes} do not divide over {len(nodes)} nodes")
     job = pickle.dumps((function, argument))  # as bytes: torch would share the tensors' memory among the processes
     group = _Group(processes, backend, logging.getLogger().getEffectiveLevel(), nodes.hosts, _meeting_point(nodes))
     shared = TemporaryDirectory(prefix="lpvit-", dir="." if nodes.hosts else None)

@@ -38,25 +38,40 @@ class Nodes:
         return subprocess.Popen([*start, "sh", "-c", script])
 
 
-def nodes_of(asked: Sequence[str] | Literal["slurm"], command: str) -> Nodes:
+def nodes_of(asked: Sequence[str] | int | Literal["slurm"], command: str) -> Nodes:
     """The nodes that the config asks for.
 
     Args:
-        asked: Addresses, this machine first, or ``slurm``: those that the job was given.
+        asked: Addresses, this machine first; a number of nodes that SLURM gave the job; or ``slurm``: all of them.
         command: For addresses; SLURM has its own.
 
     Raises:
-        LpvitError: This is no SLURM job.
+        LpvitError: This is no SLURM job, or it has another number of nodes.
     """
-    if asked != "slurm":
+    if asked == 1:
+        return Nodes()
+    if not isinstance(asked, int | str):
         return Nodes(tuple(asked), command)
-    listed = os.environ.get("SLURM_JOB_NODELIST")
-    if listed is None:
-        raise LpvitError("compute.nodes: 'slurm', but this is no SLURM job; run with the SLURM profile, or name hosts")
-    found = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
-    this = socket.gethostname().partition(".")[0]
-    hosts = sorted(found.stdout.split(), key=lambda host: host.partition(".")[0] != this)
+    hosts = _hosts_of_job(asked)
+    if asked not in ("slurm", len(hosts)):
+        raise LpvitError(f"compute.nodes: {asked}, but this SLURM job has {len(hosts)}; correct one of them")
     return Nodes(tuple(hosts) if len(hosts) > 1 else (), _SLURM)
+
+
+def _hosts_of_job(asked: int | str) -> list[str]:
+    """Its nodes, this one first; of the job, since the environment of a step within it names those of the step."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        raise LpvitError(
+            f"compute.nodes: '{asked}', but this is no SLURM job; run with --profile profiles/slurm, or name hosts"
+        )
+    nodes = _told("squeue", "--noheader", f"--jobs={job}", "--format=%N")
+    this = os.environ.get("SLURMD_NODENAME")
+    return sorted(_told("scontrol", "show", "hostnames", *nodes), key=lambda host: host != this)
+
+
+def _told(*command: str) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 def free_port(host: str) -> int:

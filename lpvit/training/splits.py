@@ -49,13 +49,14 @@ class SplitLoaders:
             world_size=processes,
             repeats=self.recipe.repeated_augmentation,
         )
-        files, augmentation = image_files(images, self.dataset), augmentation_of(self.recipe)
+        files, augmentation = image_files(images, self.dataset, self.compute.scratch), augmentation_of(self.recipe)
         return make_loader(files, self.preprocessing, plan, threads, device, augmentation)
 
     def _validation(self, rank: int, processes: int, threads: int, device: torch.device) -> Loader:
         images = usable_images(self.images, "validation")
         plan = EpochPlan(len(images), self.compute.evaluation_batch_size, rank=rank, world_size=processes)
-        return make_loader(image_files(images, self.dataset), self.preprocessing, plan, threads, device)
+        files = image_files(images, self.dataset, self.compute.scratch)
+        return make_loader(files, self.preprocessing, plan, threads, device)
 
 
 def augmentation_of(recipe: Recipe) -> Augmentation:

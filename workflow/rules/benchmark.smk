@@ -12,6 +12,11 @@ benchmarked = [
 timed = list({entry["latency"]: entry for entry in benchmarked}.values())  # one per model and block shape
 
 
+def all_cores(wildcards) -> int:
+    """Those of the run; a scheduler, which has no such number, gives the machine to this job alone."""
+    return workflow.resource_settings.cores or settings.compute.threads
+
+
 rule measure_latency:
     """Times the layers of a model, dense and with blocks of a shape pruned: the cost of a budget in milliseconds."""
     input:
@@ -24,7 +29,12 @@ rule measure_latency:
         sources=sources("measure_latency.py"),
     log:
         f"{MODEL}/latency/{{block}}/latency.log",
-    threads: lambda wildcards: workflow.cores
+    threads: all_cores
+    resources:
+        mem_mb=scaled(16_000),
+        runtime=scaled(240),
+        gpu=GPUS,
+        slurm_extra="--exclusive",
     conda:
         ENVIRONMENT
     script:
@@ -47,7 +57,12 @@ rule benchmark_pruned:
         sources=sources("benchmark.py"),
     log:
         f"{BUDGET}/pruned/speed.log",
-    threads: lambda wildcards: workflow.cores
+    threads: all_cores
+    resources:
+        mem_mb=scaled(16_000),
+        runtime=scaled(240),
+        gpu=GPUS,
+        slurm_extra="--exclusive",
     conda:
         ENVIRONMENT
     script:

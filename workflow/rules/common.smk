@@ -46,6 +46,9 @@ try:
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
 
+GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
+NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training
+
 RESULTS = str(settings.results)
 DATASET = f"{RESULTS}/{{dataset}}"
 MODEL = f"{DATASET}/{{model}}"
@@ -68,6 +71,17 @@ wildcard_constraints:
     budget="[^/]+",
     recipe="[^/]+",
     block=r"\d+x\d+",
+
+
+def scaled(amount: int) -> Callable:
+    """A resource that grows with every attempt: a job that ran out of memory or time gets more when it is retried."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def gpus_of_training(wildcards) -> str:
+    """The GPUs of each node, since a scheduler may deal out a total unevenly; none where nothing is trained."""
+    trained = "recipe" in wildcards.keys() or settings.models[wildcards.model].recipe is not None
+    return f"gpu:{settings.compute.processes // NODES}" if GPUS and trained else ""
 
 
 def chosen(section: Section, *fields: str, without: str | Collection[str] = ()) -> dict:

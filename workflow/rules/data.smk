@@ -11,6 +11,9 @@ rule index_images:
     log:
         f"{DATASET}/images.log",
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(8_000),
+        runtime=scaled(240),
     conda:
         ENVIRONMENT
     script:

@@ -41,6 +41,12 @@ rule prepare_dense:
     benchmark:
         f"{MODEL}/dense.time.tsv"
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(64_000),
+        runtime=scaled(24 * 60),
+        nodes=NODES,
+        tasks=None if GPUS else NODES,  # without, SLURM gives one node to one task
+        gres=gpus_of_training,
     conda:
         ENVIRONMENT
     script:

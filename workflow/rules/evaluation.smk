@@ -15,6 +15,10 @@ rule evaluate_dense:
     log:
         f"{MODEL}/dense/metrics.log",
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(16_000),
+        runtime=scaled(120),
+        gpu=GPUS,
     conda:
         ENVIRONMENT
     script:

@@ -13,6 +13,9 @@ rule export_pruned:
     log:
         f"{BUDGET}/model.log",
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(16_000),
+        runtime=scaled(60),
     conda:
         ENVIRONMENT
     script:

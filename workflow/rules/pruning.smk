@@ -18,6 +18,10 @@ rule collect_statistics:
     benchmark:
         f"{PRUNING}/statistics.time.tsv"
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(32_000),
+        runtime=scaled(240),
+        gpu=GPUS,
     conda:
         ENVIRONMENT
     script:
@@ -42,6 +46,10 @@ rule measure_rate_distortion:
     benchmark:
         f"{PRUNING}/curves.time.tsv"
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(32_000),
+        runtime=scaled(240),
+        gpu=GPUS,
     conda:
         ENVIRONMENT
     script:
@@ -71,6 +79,10 @@ rule approach_budget:
     benchmark:
         f"{APPROACH}/approach.time.tsv"
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(32_000),
+        runtime=scaled(480),
+        gpu=GPUS,
     conda:
         ENVIRONMENT
     script:
@@ -121,6 +133,10 @@ rule build_masks:
     wildcard_constraints:
         budget=budgets_of("blocks"),
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(32_000),
+        runtime=scaled(240),
+        gpu=GPUS,
     conda:
         ENVIRONMENT
     script:
@@ -149,6 +165,10 @@ rule narrow_model:
     wildcard_constraints:
         budget=budgets_of("width"),
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(32_000),
+        runtime=scaled(240),
+        gpu=GPUS,
     conda:
         ENVIRONMENT
     script:
@@ -166,6 +186,9 @@ rule measure_interactions:
         sources=sources("measure_interactions.py"),
     log:
         f"{BUDGET}/interactions.log",
+    resources:
+        mem_mb=scaled(32_000),
+        runtime=scaled(60),
     conda:
         ENVIRONMENT
     script:

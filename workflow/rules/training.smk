@@ -21,6 +21,12 @@ rule finetune:
     benchmark:
         f"{RECIPE}/finetuned.time.tsv"
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(64_000),
+        runtime=scaled(24 * 60),
+        nodes=NODES,
+        tasks=None if GPUS else NODES,  # without, SLURM gives one node to one task
+        gres=gpus_of_training,
     conda:
         ENVIRONMENT
     script:
