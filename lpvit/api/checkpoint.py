@@ -2,7 +2,7 @@
 
 A layer with a mask is stored as ``LAYER.values``, ``LAYER.crow_indices`` and ``LAYER.col_indices``
 (`lpvit.sparse.storage`), from which the mask follows; everything else is stored as it stands in the state dict. The
-metadata has one entry, ``lpvit``: a `Header` as JSON.
+metadata has two entries: ``lpvit``, a `Header` as JSON, and the digest of the file (`lpvit.store.digest`).
 """
 
 import json
@@ -30,6 +30,7 @@ from lpvit.models.families import call_modules
 from lpvit.models.layers import weight_matrix
 from lpvit.sparse.storage import PARTS, compress, decompress, indexed_keep_mask
 from lpvit.store.artifacts import replace_atomically
+from lpvit.store.digest import BLANK, seal, verify
 from lpvit.weights.masks import expand_keep_masks, verify_pruned
 
 FORMAT_VERSION = 1
@@ -74,11 +75,12 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
     try:
-        metadata = {"lpvit": header.model_dump_json()}
+        metadata = {"lpvit": header.model_dump_json(), "digest": BLANK}
     except PydanticSerializationError as error:
         raise LpvitError(f"options: {dict(architecture.options)} cannot be written as JSON ({error})") from None
     with replace_atomically(path) as partial:
         save_file(_compressed(pruned), partial, metadata)
+        seal(partial)
 
 
 def load(path: str | Path) -> Pruned:
@@ -171,6 +173,7 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
             f"{path}: is no file of lpvit.save; if the pipeline wrote it, make one with 'lpvit export {path} "
             f"model.safetensors' or, for all experiments, 'snakemake export'"
         )
+    verify(path, "save the model again; for dense weights use timm.create_model")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

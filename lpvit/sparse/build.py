@@ -10,12 +10,17 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from lpvit.errors import LpvitError
+from lpvit.store.artifacts import partial_suffix, remove_leftovers
+from lpvit.store.digest import BLANK, seal, verify
 
 SOURCES = Path(__file__).parent / "csrc"
 _TORCH = Path(torch.__file__).parent
@@ -83,12 +88,18 @@ def cpu_kernel() -> CpuKernel:
     """Builds the kernel unless the cache has it, and registers it as CPU implementation of the operator.
 
     ``LPVIT_INSTRUCTION_SET`` names the instruction set to use; by default it is the best that the CPU has.
+
+    Raises:
+        LpvitError: It names none that there is on any machine.
     """
+    wanted = os.environ.get("LPVIT_INSTRUCTION_SET", "")
+    known = [one.name for sets in INSTRUCTION_SETS.values() for one in sets if not one.bfloat16]
+    if wanted not in ("", *known):
+        raise LpvitError(f"LPVIT_INSTRUCTION_SET: {wanted!a} is unknown; leave it out or use {', '.join(known)}")
     try:
-        library = ctypes.CDLL(str(_built_library()))
+        library = _loaded_library()
     except _BuildError as error:
         return CpuKernel(None, reason=str(error))
-    wanted = os.environ.get("LPVIT_INSTRUCTION_SET", "")
     library.lpvit_choose_kernel.restype = library.lpvit_bfloat16_kernel.restype = ctypes.c_char_p
     chosen = library.lpvit_choose_kernel(wanted.encode())
     if not chosen:
@@ -108,26 +119,73 @@ class _BuildError(Exception):
     """Why there is no kernel, in one line."""
 
 
-def _built_library() -> Path:
-    """The shared library for these sources, this compiler and this torch; built if it is not in the cache.
+def _loaded_library() -> ctypes.CDLL:
+    """The shared library for these sources, this compiler and this torch; built if the cache has none that is whole.
 
     Processes that build at once do so apart, and each puts its result in place by one rename.
     """
     compiler = _compiler()
-    library = cache_folder() / f"block_sparse_{_digest(compiler)}.so"
-    if library.exists():
-        return library
+    digest = _digest(compiler)
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent, prefix="build_") as folder:
-            _build(compiler, Path(folder)).replace(library)
-    except OSError as error:
-        raise _BuildError(f"{library.parent}: the kernel cannot be built there ({error}); set LPVIT_CACHE") from None
-    return library
+        folder = _private_folder()
+        library = folder / f"block_sparse_{digest}.so"
+        if _is_whole(library):
+            return ctypes.CDLL(str(library))
+        remove_leftovers(folder)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".build_", suffix=partial_suffix()) as temporary:
+            Path(temporary).chmod(0o700)
+            built = _build(compiler, Path(temporary))
+            loaded = ctypes.CDLL(str(built))  # what cannot be loaded is not kept
+            built.replace(library)
+        return loaded
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home, or links in a circle
+        raise _BuildError(
+            f"the kernel cannot be kept and loaded ({error}); set LPVIT_CACHE to another folder"
+        ) from None
+
+
+def _private_folder() -> Path:
+    """The cache folder, made if need be; what is in it is run, so no other user may be able to write there."""
+    folder = cache_folder().resolve()
+    for part in (*reversed(folder.parents), folder):
+        if not part.exists():
+            part.mkdir(0o700, exist_ok=True)
+            part.chmod(0o700)  # whatever the umask
+        elif part != folder and part.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            raise _BuildError(f"{part}: every user may replace the kernel below it; set LPVIT_CACHE to another folder")
+    _require_own(folder)
+    return folder
+
+
+def _require_own(path: Path) -> None:
+    found = path.lstat()
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _BuildError(
+            f"{path}: another user may write to it, so no kernel is loaded from there; "
+            "set LPVIT_CACHE to another folder, or make it yours with chown and chmod go-w"
+        )
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there as it was built. A folder in its place is removed; a file will be replaced."""
+    if library.is_symlink() or not library.exists():
+        return False
+    _require_own(library)
+    try:
+        verify(library)
+    except LpvitError:
+        if library.is_dir():
+            shutil.rmtree(library)
+        return False
+    return True
 
 
 def _compiler() -> tuple[str, ...]:
-    command = shlex.split(os.environ.get("CXX", "c++"))
+    text = os.environ.get("CXX", "c++")
+    try:
+        command = [text] if shutil.which(text) else shlex.split(text)
+    except ValueError as error:  # a quote without its fellow
+        raise _BuildError(f"CXX: {text!a} is no command ({error}); name a C++ compiler") from None
     path = shutil.which(command[0]) if command else None
     if path is None:
         raise _BuildError(f"no C++ compiler '{' '.join(command)}'; install g++ or clang++, or name one in CXX")
@@ -135,7 +193,7 @@ def _compiler() -> tuple[str, ...]:
 
 
 def _digest(compiler: tuple[str, ...]) -> str:
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    version = _finish(_start([*compiler, "--version"]))
     settings = repr((compiler, version, FLAGS, _OPERATOR_FLAGS, _instruction_sets(), torch.__version__))
     digest = hashlib.sha256(settings.encode())
     for source in sorted(SOURCES.iterdir()):
@@ -157,21 +215,43 @@ def _build(compiler: tuple[str, ...], folder: Path) -> Path:
     for instruction_set in _instruction_sets():
         flags = (*instruction_set.flags, *instruction_set.definitions())
         commands[f"{instruction_set.name}.o"] = [*common, *flags, str(SOURCES / "kernel.cpp")]
-    compilations = [_start([*command, "-o", str(folder / name)]) for name, command in commands.items()]
-    for compilation in compilations:
-        _finish(compilation)
+    compilations: list[subprocess.Popen[bytes]] = []
+    try:
+        for name, command in commands.items():
+            compilations.append(
+                _start([*command, "-o", str(folder / name)])
+            )  # one by one, so that those that run are known
+        for compilation in compilations:
+            _finish(compilation)
+    finally:
+        for compilation in compilations:  # after a failure or an interrupt
+            compilation.kill()
+            compilation.wait()
     library = folder / "block_sparse.so"
     objects = [str(folder / name) for name in commands]
     _finish(_start([*compiler, "-shared", *objects, f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-o", str(library)]))
+    with library.open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(BLANK.encode())  # nobody reads beyond the end of a library's tables
+    seal(library)
+    library.chmod(0o700)
     return library
 
 
-def _start(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, umask=0o077
+        )
+    except (OSError, ValueError) as error:
+        raise _BuildError(f"the C++ compiler cannot be run ({error}); name one in CXX") from None
 
 
-def _finish(process: subprocess.Popen[str]) -> None:
-    _, messages = process.communicate()
+def _finish(process: subprocess.Popen[bytes]) -> str:
+    """What a process has printed, once it has ended well."""
+    output, _ = process.communicate()
+    text = output.decode(errors="replace")  # it may print anything
     if process.returncode:
-        errors = [line for line in messages.splitlines() if "error" in line] or messages.splitlines() or ["no message"]
+        errors = [line for line in text.splitlines() if "error" in line] or text.splitlines() or ["no message"]
         raise _BuildError(f"the C++ compiler failed: {errors[0]}")
+    return text

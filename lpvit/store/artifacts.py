@@ -2,6 +2,9 @@
 
 import errno
 import os
+import platform
+import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 from lpvit import __version__
 from lpvit.errors import LpvitError
+from lpvit.store.digest import BLANK, seal, verify
 from lpvit.store.holding import require_held
 
 FORMAT_VERSION = 1
@@ -20,6 +24,33 @@ _DISK_ERRORS = (
 )
 
 
+def remove_leftovers(folder: str | Path) -> list[Path]:
+    """Removes what processes that were killed while writing have left in a folder and those below.
+
+    The name of a partial file says which process writes it, on which machine. Only that machine can tell whether it
+    still runs, so those of others stay.
+
+    Args:
+        folder: Need not exist.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for partial in list(Path(folder).rglob(".*.partial")):
+        process, _, host = partial.name.split(".")[-2].partition("@")
+        if host == _host() and process.isdigit() and not _runs(int(process)):
+            with suppress(OSError):  # another start does the same
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+                removed.append(partial)
+    return removed
+
+
+def partial_suffix() -> str:
+    """Ends the name of what this process is writing; it begins with a point."""
+    return f".{os.getpid()}@{_host()}.partial"
+
+
 @contextmanager
 def replace_atomically(path: str | Path) -> Iterator[Path]:
     """Yields a neighbouring path to write to; it takes the place of ``path`` only when all went well.
@@ -28,7 +59,7 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
         LpvitError: The disk is full, the folder cannot be written, or another run took it.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}{partial_suffix()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -69,6 +100,9 @@ def save(payload: dict[str, Any], path: str | Path, kind: str, provenance: dict[
     header = {"kind": kind, "format": FORMAT_VERSION, "lpvit": __version__, "torch": str(torch.__version__)}
     with replace_atomically(path) as partial:
         torch.save({**header, "provenance": provenance or {}, "payload": payload}, partial)
+        with zipfile.ZipFile(partial, "a") as archive:
+            archive.comment = BLANK.encode()
+        seal(partial)
 
 
 def load(path: str | Path, kind: str) -> dict[str, Any]:
@@ -79,6 +113,7 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     """
     import torch
 
+    verify(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found = (content["kind"], content["format"])
@@ -103,11 +138,26 @@ def header(path: str | Path) -> dict[str, Any]:
     """
     import torch
 
+    verify(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return {name: content[name] for name in ("kind", "format", "lpvit", "torch", "provenance")}
     except Exception as error:  # torch raises a different type for every kind of damage
         raise LpvitError(f"{path}: cannot be read as an artifact of lpvit ({type(error).__name__})") from None
+
+
+def _host() -> str:
+    return platform.node().partition(".")[0]
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # of another user; or no number of a process
+        pass
+    return True
 
 
 def _is_about_the_disk(error: OSError | RuntimeError) -> bool:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from lpvit.errors import LpvitError
 from lpvit.store.artifacts import replace_atomically
+from lpvit.store.digest import BLANK, seal, verify
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ def write_parquet(frame: pd.DataFrame, path: str | Path, schema: Schema) -> None
         raise ValueError(f"{path}: columns {sorted(frame.columns)} are not those of {schema.file}: {sorted(names)}")
     table = pa.Table.from_pandas(frame[names], schema=schema.arrow(), preserve_index=False, safe=True)
     with replace_atomically(path) as partial:
-        pq.write_table(table, partial)
+        with pq.ParquetWriter(partial, table.schema) as file:
+            file.write_table(table)
+            file.add_key_value_metadata({"digest": BLANK})
+        seal(partial)
 
 
 def empty_frame(schema: Schema) -> pd.DataFrame:
@@ -64,9 +68,10 @@ def read_parquet(path: str | Path, schema: Schema) -> pd.DataFrame:
     Raises:
         LpvitError: The file is missing, damaged or of another schema.
     """
+    verify(path)
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as error:
         raise LpvitError(
             f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); delete it and rerun"
         ) from None

@@ -28,6 +28,7 @@ from lpvit.models.blocks import BlockGrid
 from lpvit.models.cost import measure_costs
 from lpvit.models.layers import weight_matrix
 from lpvit.sparse import BlockSparseLinear
+from lpvit.store.digest import BLANK, seal
 from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
 
 BLOCK_SHAPE = (8, 4)
@@ -315,7 +316,8 @@ def test_a_damaged_file_is_told_in_one_line_that_names_it(
     with safe_open(file, "pt") as opened:
         header = json.loads(opened.metadata()["lpvit"])
     damage(tensors, header)
-    save_file(tensors, file, {"lpvit": json.dumps(header)})
+    save_file(tensors, file, {"lpvit": json.dumps(header), "digest": BLANK})
+    seal(file)
     with pytest.raises(lpvit.LpvitError, match=rf"model\.safetensors: .*{line}") as error:
         lpvit.load(file)
     assert "\n" not in str(error.value)
@@ -329,13 +331,16 @@ def test_a_file_of_another_kind_is_told_in_one_line_that_names_it(pruned: lpvit.
     (tmp_path / "text").write_text("not tensors at all")
     torch.save({"a": torch.zeros(1)}, tmp_path / "torch")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign")
+    save_file({"a": torch.zeros(1)}, tmp_path / "sealed", {"digest": BLANK})
+    seal(tmp_path / "sealed")
     for name, line in (
         ("missing", "file not found"),
-        ("truncated", "cannot be read as safetensors"),
-        ("empty", "cannot be read as safetensors"),
-        ("text", "cannot be read as safetensors"),
+        ("truncated", "cannot be read .damaged: its content does not match its digest"),
+        ("empty", "cannot be read .it carries no digest"),
+        ("text", "cannot be read .it carries no digest"),
         ("torch", "is no file of lpvit.save; if the pipeline wrote it, make one with 'lpvit export"),
-        ("foreign", "not written by lpvit.save"),
+        ("foreign", "cannot be read .it carries no digest"),
+        ("sealed", "not written by lpvit.save"),
     ):
         with pytest.raises(lpvit.LpvitError, match=f"{name}: {line}") as error:
             lpvit.load(tmp_path / name)

@@ -13,7 +13,7 @@ import torch
 
 from lpvit.errors import LpvitError
 from lpvit.store import artifacts
-from lpvit.store.artifacts import load, replace_atomically, save
+from lpvit.store.artifacts import load, remove_leftovers, replace_atomically, save
 from lpvit.store.schemas import SAMPLES, write_parquet
 
 PAYLOAD = {"weight": torch.arange(6.0).view(2, 3), "mask": torch.tensor([True, False]), "shape": (2, 3), "name": "x"}
@@ -58,6 +58,16 @@ def damage_missing(path):
     path.unlink()
 
 
+def damage_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def damage_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def damage_truncated(path):
     path.write_bytes(path.read_bytes()[:200])
 
@@ -78,14 +88,23 @@ def damage_pickle(path):
     torch.save({"kind": "dense", "format": 1, "payload": Path("x")}, path)  # not loadable with weights_only
 
 
-DAMAGES = [damage_missing, damage_truncated, damage_empty, damage_foreign, damage_no_dict, damage_pickle]
+DAMAGES = [
+    damage_missing,
+    damage_folder,
+    damage_pipe,
+    damage_truncated,
+    damage_empty,
+    damage_foreign,
+    damage_no_dict,
+    damage_pickle,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_missing_damaged_or_foreign_file_is_named_in_one_line(tmp_path, damage):
     save(PAYLOAD, tmp_path / "a.pt", "dense")
     damage(tmp_path / "a.pt")
-    with pytest.raises(LpvitError, match=r"a\.pt: cannot be read as an artifact of lpvit .*rerun") as error:
+    with pytest.raises(LpvitError, match=r"a\.pt: cannot be read .*delete it and rerun") as error:
         load(tmp_path / "a.pt", "dense")
     assert "\n" not in str(error.value)
 
@@ -177,6 +196,33 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code, target], check=False).returncode == -9
     assert target.read_text() == "old"
+    (left,) = remove_leftovers(tmp_path.parent)
+    assert left.name.endswith(".partial")
+    assert contents(tmp_path) == ["a.txt"]
     with replace_atomically(target) as partial:
         partial.write_text("new")
     assert target.read_text() == "new"
+
+
+def test_what_a_living_process_or_another_machine_writes_is_left_alone(tmp_path):
+    with replace_atomically(tmp_path / "deep" / "a.txt") as partial:
+        partial.write_text("half")
+        process, _, host = partial.name.split(".")[-2].partition("@")
+        others = [f".a.txt.{process}@another{host}.partial", ".a.txt.partial", ".a.txt.x@y.partial", "a.txt"]
+        for name in others:
+            (tmp_path / name).write_text("")
+        assert remove_leftovers(tmp_path) == []
+    assert contents(tmp_path) == sorted([*others, "deep"])
+    assert remove_leftovers(tmp_path / "missing") == []
+
+
+def test_two_words_that_change_places_are_noticed(tmp_path):
+    save({"numbers": torch.arange(2**16)}, tmp_path / "a.pt", "dense")
+    content = (tmp_path / "a.pt").read_bytes()
+    start = content.index(torch.arange(2, 4).numpy().tobytes())
+    for other in (start + 8, start + 2048, start + 2**18):
+        swapped = bytearray(content)
+        swapped[start : start + 8], swapped[other : other + 8] = content[other : other + 8], content[start : start + 8]
+        (tmp_path / "a.pt").write_bytes(swapped)
+        with pytest.raises(LpvitError, match="damaged: its content does not match its digest"):
+            load(tmp_path / "a.pt", "dense")

@@ -107,7 +107,7 @@ def test_a_missing_or_damaged_file_is_named_in_one_line(tmp_path, damage):
     path = tmp_path / "t.parquet"
     write_parquet(mixed(), path, MIXED)
     damage(path)
-    with pytest.raises(LpvitError, match=r"t\.parquet: cannot be read as parquet .*rerun") as error:
+    with pytest.raises(LpvitError, match=r"t\.parquet: cannot be read .*delete it and rerun") as error:
         read_parquet(path, MIXED)
     assert "\n" not in str(error.value)
 
