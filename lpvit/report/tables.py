@@ -74,6 +74,20 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(groups, ignore_index=True)[_SUMMARY_COLUMNS]
 
 
+def left_out(rows: pd.DataFrame) -> str:
+    """Which datasets were evaluated without all of their images: a line each, below a table; empty if none.
+
+    Args:
+        rows: As for `summary`.
+    """
+    some = rows[rows["images_skipped"] > 0].drop_duplicates("dataset")
+    return "".join(
+        f"\n{row['dataset']}: {row['images_skipped']} of {row['images'] + row['images_skipped']} validation images "
+        "cannot be decoded and are left out.\n"
+        for row in some.to_dict("records")
+    )
+
+
 def read_summary(path: str | Path) -> pd.DataFrame:
     """Reads the CSV form of `summary`; names stay text, also when they look like numbers or like missing values."""
     missing = {"power_term": [""]}

@@ -27,7 +27,7 @@ def stage(snakemake: Any) -> Iterator[Compute]:
     Yields:
         Where and how wide to compute; ``device`` is ``cpu`` or ``cuda``, ``threads`` are those of the job.
     """
-    _log_to(snakemake.log[0])
+    _log_to(snakemake.log[0], snakemake.config.get("results", "results"))
     started = time.monotonic()
     try:
         yield _compute(snakemake)
@@ -56,8 +56,13 @@ def _compute(snakemake: Any) -> Compute:
     return asked.model_copy(update={"device": device, "threads": snakemake.threads})
 
 
-def _log_to(file: str) -> None:
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
+def _log_to(file: str, results: str) -> None:
+    """Every line begins with the last two decisions behind the result, for example ``[half/short]``."""
+    folder = Path(file).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    decisions = folder.relative_to(results).parts if folder.is_relative_to(results) else folder.parts
+    label = "/".join(decisions[-2:]).replace("%", "%%")
+    form = f"%(asctime)s {f'[{label}] ' if label else ''}%(message)s"
     handlers: list[logging.Handler] = [logging.FileHandler(file, mode="w"), logging.StreamHandler()]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=handlers)
     logging.captureWarnings(True)
