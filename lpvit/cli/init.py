@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from textwrap import dedent
 
 from PIL import Image
 
@@ -22,7 +21,7 @@ from lpvit.store.artifacts import write_text
 TRAINING = ("train", "training")
 VALIDATION = ("val", "valid", "validation", "test", "testing")
 SHARE = 0.2  # of the images that validates, where they are not split
-LOOKED_AT = 500  # images that are decoded
+LOOKED_AT = 2000  # images that are decoded, drawn at random
 SMALL = 64  # pixels of the shorter side up to which a small model is trained from scratch
 MEMORY = 2e9  # bytes that decoded images may take
 PRETRAINED = "deit_small_patch16_224"
@@ -118,7 +117,7 @@ def survey(folder: Path) -> Images:
     table = list_images("folder", root, train, validation or "val", share)
     if table["label"].nunique() < 2:
         raise LpvitError(f"{root / train}: holds one class, '{table['class_name'].iloc[0]}'; a classifier needs two")
-    files = table["path"].iloc[:: max(1, len(table) // LOOKED_AT)]
+    files = table["path"].sample(min(len(table), LOOKED_AT), random_state=0)
     bad = {file: problem for file in files if (problem := find_problem(root / file))}
     sizes = [_size(root / file) for file in files if file not in bad] or [(0, 0)]
     counts = table["split"].value_counts()
@@ -175,11 +174,10 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
     if model is None and side > SMALL and _has_weights():
         model = PRETRAINED
     if model is not None:
-        lines, why, steps = f"    timm: {model}\n    weights: pretrained", f"model: {model}, trained on from", 600
+        lines, steps = f"    timm: {model}\n    weights: pretrained", 600
         why = f"model: {model} with timm's weights, trained on to these classes"
     else:
-        lines, why = _small_model(side)
-        steps = 3000
+        (lines, why), steps = _small_model(side), 3000
     first = epochs or max(2, min(100, round(steps * batch_size / images.count[0])))
     return Choice(loader, lines, why, (first, max(1, first // 3)), 32 if model else 16, batch_size)
 
@@ -221,40 +219,7 @@ def _config(images: Images, choice: Choice) -> str:
         split.append("on_bad_image: skip")
     dataset = "\n".join(f"    {line}" for line in [f"root: {json.dumps(str(images.root))}", *split])
     dense, short = choice.epochs
-    return dedent("""\
-        # Written by `lpvit init` for {root}. Run it: lpvit prune FILE; every key: docs/configuration.md
-        # {found}
-        report: {name}
-
-        datasets:
-          {name}:
-        {dataset}
-            loader: {loader}  # memory: decoded once and held; dali: fast, JPEG alone; timm: whatever Pillow reads
-
-        models:
-          dense:
-        {model}
-            recipe: dense  # trains it on these images
-
-        calibrations:
-          few: {{images: {calibration}}}  # of the training split; what blocks are scored with
-
-        prunings:
-          blocks: {{block_shape: [{block}, {block}], saliency: gauss_newton, distortion: gauss_newton}}
-
-        budgets:  # share of the multiply-adds that stays; fitted to the dense model in four steps
-          half: {{macs: 0.5, reconstruction: least_squares, steps: 4}}
-          third: {{macs: 0.35, reconstruction: least_squares, steps: 4}}
-
-        recipes:
-          dense: {{epochs: {dense}, batch_size: {batch}, learning_rate: {rate}, warmup_epochs: {warmup}{more}}}
-          short:  # after pruning, learning from the dense model; leave it out of an experiment by `recipe: null`
-            {{epochs: {short}, batch_size: {batch}, learning_rate: 1.0e-4, distillation: soft, teacher: dense}}
-
-        experiments:  # one choice of each; what they share is done once
-          half: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: half, recipe: short}}
-          third: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: third, recipe: short}}
-        """).format(
+    return _TEMPLATE.format(
         root=images.root,
         found=f"{images.classes} classes, {images.count[0]} training and {images.count[1]} validation images",
         name=name,
@@ -270,3 +235,39 @@ def _config(images: Images, choice: Choice) -> str:
         warmup=min(1, dense // 3),
         more="" if "pretrained" in choice.model else ", crop_scale: [0.6, 1.0]",
     )
+
+
+_TEMPLATE = """\
+# Written by `lpvit init` for {root}. Run it: lpvit prune FILE; every key: docs/configuration.md
+# {found}
+report: {name}
+
+datasets:
+  {name}:
+{dataset}
+    loader: {loader}  # memory: decoded once and held; dali: fast, JPEG alone; timm: whatever Pillow reads
+
+models:
+  dense:
+{model}
+    recipe: dense  # trains it on these images
+
+calibrations:
+  few: {{images: {calibration}}}  # of the training split; what blocks are scored with
+
+prunings:
+  blocks: {{block_shape: [{block}, {block}], saliency: gauss_newton, distortion: gauss_newton}}
+
+budgets:  # share of the multiply-adds that stays; fitted to the dense model in four steps
+  half: {{macs: 0.5, reconstruction: least_squares, steps: 4}}
+  third: {{macs: 0.35, reconstruction: least_squares, steps: 4}}
+
+recipes:
+  dense: {{epochs: {dense}, batch_size: {batch}, learning_rate: {rate}, warmup_epochs: {warmup}{more}}}
+  short:  # after pruning, learning from the dense model; leave it out of an experiment by `recipe: null`
+    {{epochs: {short}, batch_size: {batch}, learning_rate: 1.0e-4, distillation: soft, teacher: dense}}
+
+experiments:  # one choice of each; what they share is done once
+  half: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: half, recipe: short}}
+  third: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: third, recipe: short}}
+"""

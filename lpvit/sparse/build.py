@@ -6,6 +6,7 @@ The operator's C++ side uses torch's stable ABI and the arithmetic no torch at a
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -21,6 +22,8 @@ import torch
 from lpvit.errors import LpvitError
 from lpvit.store.artifacts import partial_suffix, remove_leftovers
 from lpvit.store.digest import BLANK, seal, verify
+
+_logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 _TORCH = Path(torch.__file__).parent
@@ -132,6 +135,7 @@ def _loaded_library() -> ctypes.CDLL:
         if _is_whole(library):
             return ctypes.CDLL(str(library))
         remove_leftovers(folder)
+        _logger.warning("compiling the block-sparse kernel for this machine, once, some 20 s: %s", folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build_", suffix=partial_suffix()) as temporary:
             Path(temporary).chmod(0o700)
             built = _build(compiler, Path(temporary))
