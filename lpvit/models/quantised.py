@@ -9,15 +9,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-LARGEST = 127  # symmetric: -128 is not used
-_EXACT_SUMS = 2**24 // LARGEST**2  # products of int8 that float32 adds up without rounding
+LARGEST = 127  # of a weight; symmetric: -128 is not used
+LEVELS = 255  # of an input
+SMALLEST_RANGE = 1e-30  # of a token's inputs; smaller ones count as zeros
+_EXACT_SUMS = 2**24 // (LARGEST * LEVELS)  # products that float32 adds up without rounding
 
 
 class QuantisedLinear(nn.Linear):
-    """``y = s_t s_o (q_t . w_o) + b_o`` for token t and output o, with int8 q and w, and sums in int32.
+    """``y = s_t s_o ((q_t - z_t) . v_o) + b_o`` for token t and output o, with int8 weights v and sums in int32.
 
-    Tokens are quantised as they come, each by its own scale (`quantise_tokens`); weights once, by a scale a row. Every
-    other dtype is that of the inputs.
+    Tokens are quantised as they come, each by its own scale and zero point (`quantise_tokens`), as the kernels of
+    `lpvit.sparse` do; weights once, by a scale a row. Outputs are in the dtype of the inputs.
 
     Attributes:
         weight: Shape (O, I), int8, without a gradient.
@@ -52,9 +54,9 @@ class QuantisedLinear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        values, token_scales = quantise_tokens(inputs)
-        sums = integer_product(values.reshape(-1, self.in_features), self.weight)
-        outputs = sums.float() * (token_scales.reshape(-1, 1) * self.scales)
+        values, token_scales, zero_points = quantise_tokens(inputs)
+        sums = integer_product((values - zero_points).reshape(-1, self.in_features), self.weight)
+        outputs = sums.float() * token_scales.reshape(-1, 1) * self.scales
         if self.bias is not None:
             outputs = outputs + self.bias.float()
         return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
@@ -77,36 +79,39 @@ class QuantisedLinear(nn.Linear):
         return self
 
 
-def quantise_tokens(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8, a scale a token: the largest magnitude becomes 127, halves go to the even number.
+def quantise_tokens(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eight bits a number, a scale and a zero point a token: 0, the least and the greatest input are met.
 
     Args:
         inputs: Shape (..., I).
 
     Returns:
-        Values (..., I), int8, and scales (..., 1), float32; of a token of zeros both are 0.
+        q (..., I), whole numbers from 0 to 255, scale s (..., 1) and zero point z (..., 1), all float32: an input is
+        about s (q - z). Halves go to the even number.
     """
     inputs = inputs.float()
-    largest = inputs.abs().amax(dim=-1, keepdim=True)
-    factors = torch.where(largest > 0, LARGEST / largest, 0.0)
-    return (inputs * factors).round().to(torch.int8), largest / LARGEST
+    low, high = inputs.amin(-1, keepdim=True).clamp(max=0), inputs.amax(-1, keepdim=True).clamp(min=0)
+    extent = high - low
+    reciprocal = torch.where(extent > SMALLEST_RANGE, LEVELS / extent, 0.0)
+    zero_point = (-low * reciprocal).round()
+    return ((inputs * reciprocal).round() + zero_point).clamp(max=LEVELS), extent / LEVELS, zero_point
 
 
 def rounded_tokens(inputs: Tensor) -> Tensor:
     """What `quantise_tokens` makes of inputs, as numbers in their own dtype."""
-    values, scales = quantise_tokens(inputs)
-    return (values * scales).to(inputs.dtype)
+    values, scales, zero_points = quantise_tokens(inputs)
+    return ((values - zero_points) * scales).to(inputs.dtype)
 
 
 def integer_product(tokens: Tensor, weight: Tensor) -> Tensor:
-    """(T, I) times (O, I), both int8 -> (T, O), int32, exact on every device.
+    """Whole numbers (T, I) of at most 255 in float32, times int8 (O, I) -> (T, O), int32, exact on every device.
 
-    In float32, in parts that are so short that no sum is rounded: torch's int8 products saturate on some processors.
+    In float32, in parts that are so short that no sum is rounded: torch's own products of int8 saturate on some CPUs.
     """
     sums = tokens.new_zeros(len(tokens), len(weight), dtype=torch.int32)
     for start in range(0, tokens.shape[1], _EXACT_SUMS):
         part = slice(start, start + _EXACT_SUMS)
-        sums += (tokens[:, part].float() @ weight[:, part].float().T).int()
+        sums += (tokens[:, part] @ weight[:, part].float().T).int()
     return sums
 
 

@@ -198,7 +198,7 @@ def plot_blocks(keep_masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame
 
 @styled
 def plot_tradeoff(table: pd.DataFrame) -> Figure:
-    """Top-1 accuracy against MACs: dense as stars, pruned hollow, fine-tuned filled, an arrow from one to the other.
+    """Top-1 accuracy against MACs: dense as stars, pruned hollow, fine-tuned filled, quantised small.
 
     Args:
         table: From `summary`.
@@ -218,7 +218,7 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter(percent())
         axes.margins(y=0.12)
     panels[0].set_ylabel("top-1 accuracy")
-    handles = list(_tradeoff_legend(looks))
+    handles = list(_tradeoff_legend(looks, bool(table["stage"].str.endswith("quantised").any())))
     figure.legend(handles=handles, loc="outside right center", ncols=-(-len(handles) // LEGEND_ROWS))
     return figure
 
@@ -334,8 +334,10 @@ def _draw_experiment(axes: Axes, stages: pd.DataFrame, color: str, marker: str, 
     place = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
     points = dict(zip(stages["stage"], stages[["macs", "top1"]].to_numpy(), strict=True))
     for stage, point in points.items():
-        fill = "white" if stage == "pruned" else color
-        axes.plot(point[:1], point[1:], marker, color=color, markerfacecolor=fill, transform=place, zorder=3)
+        fill, size = color if stage.startswith("finetuned") else "white", 3 if stage.endswith("quantised") else 6
+        axes.plot(
+            point[:1], point[1:], marker, color=color, markerfacecolor=fill, markersize=size, transform=place, zorder=3
+        )
     if "finetuned" in points:
         arrow = {"arrowstyle": "->", "color": color, "shrinkA": 4, "shrinkB": 4}
         axes.annotate("", points["finetuned"], points["pruned"], place, place, arrowprops=arrow)
@@ -348,9 +350,11 @@ def _draw_dense(axes: Axes, dense: pd.DataFrame) -> None:
         axes.annotate(str(row.model), (row.macs, row.top1), (0, 7), textcoords="offset points", ha="right")
 
 
-def _tradeoff_legend(looks: Mapping[str, tuple[str, str]]) -> Iterator[Line2D]:
+def _tradeoff_legend(looks: Mapping[str, tuple[str, str]], quantised: bool) -> Iterator[Line2D]:
     yield Line2D([], [], color="black", marker="*", markersize=10, linestyle="", label="dense")
     yield Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="", label="pruned")
     yield Line2D([], [], color=GREY, marker="o", linestyle="", label="fine-tuned")
+    if quantised:
+        yield Line2D([], [], color=GREY, marker="o", markersize=3, linestyle="", label="the same, quantised")
     for name, (color, marker) in looks.items():
         yield Line2D([], [], color=color, marker=marker, linestyle="", label=name)

@@ -307,6 +307,17 @@ def test_every_curve_shows_some_decades() -> None:
     assert bottom == pytest.approx(1e-3 * frame.groupby("layer")["distortion"].max().min())
 
 
+def test_tradeoff_marks_quantised_models_small_and_says_so() -> None:
+    names = {"dataset": "imagenet", "model": "deit_s", "experiment": "half"}
+    quantised = [evaluation("quantised", 60.9, 0.5, **names), evaluation("finetuned_quantised", 80.2, 0.5, **names)]
+    figure = report.plot_tradeoff(tables.summary(pd.concat([evaluations(), pd.DataFrame(quantised)])))
+    sizes = {
+        float(line.get_ydata()[0]): line.get_markersize() for line in figure.axes[0].lines if len(line.get_ydata())
+    }
+    assert sizes[60.9] == sizes[80.2] < sizes[61.0] == sizes[80.4]
+    assert "the same, quantised" in [text.get_text() for text in figure.legends[0].texts]
+
+
 def test_tradeoff_gives_every_dataset_its_panel_and_every_experiment_its_look() -> None:
     many = [evaluations().assign(experiment=lambda rows, i=i: rows["experiment"] + str(i)) for i in range(3)]
     figure = report.plot_tradeoff(tables.summary(pd.concat([*many, evaluations().assign(dataset="cifar10")])))
