@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lpvit.api.export import export_onnx
     from lpvit.api.prune import prune
     from lpvit.api.pruned import Pruned
+    from lpvit.api.quantise import quantise
     from lpvit.api.sparsify import sparsify
     from lpvit.api.training import evaluate, finetune
     from lpvit.curves.settings import Pruning
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lpvit.progress import show_progress
     from lpvit.training.evaluation import Accuracy
     from lpvit.training.settings import Recipe
+    from lpvit.weights.settings import Quantisation
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,7 @@ __all__ = [
     "LpvitError",
     "Pruned",
     "Pruning",
+    "Quantisation",
     "Recipe",
     "Scheme",
     "add_scheme",
@@ -41,6 +44,7 @@ __all__ = [
     "finetune",
     "load",
     "prune",
+    "quantise",
     "save",
     "show_progress",
     "sparsify",
@@ -52,6 +56,7 @@ _MODULES = {
     "LpvitError": "errors",
     "Pruned": "api.pruned",
     "Pruning": "curves.settings",
+    "Quantisation": "weights.settings",
     "Recipe": "training.settings",
     "Scheme": "models.settings",
     "add_scheme": "models.scheme",
@@ -60,6 +65,7 @@ _MODULES = {
     "finetune": "api.training",
     "load": "api.checkpoint",
     "prune": "api.prune",
+    "quantise": "api.quantise",
     "save": "api.checkpoint",
     "show_progress": "progress",
     "sparsify": "api.sparsify",

@@ -3,9 +3,8 @@
 N = images of a batch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -17,6 +16,7 @@ from lpvit.allocation.feasibility import Shapes, require_reachable
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
+from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
 from lpvit.curves.settings import Pruning
 from lpvit.errors import LpvitError
@@ -69,7 +69,7 @@ def prune(
 def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Pruning) -> Pruned:
     require_plain_module(model)
     model = call_modules(deepcopy(model).eval())
-    batches = _Batches(loader, next(model.parameters()).dtype)
+    batches = UserBatches(loader, next(model.parameters()).dtype)
     device = next(model.parameters()).device
     adopt_input_size(model, batches.first())
     prunable = prunable_layers(understand(model.to(device)).layers, pruning.layers)
@@ -84,49 +84,6 @@ def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Pru
     calibration = None if budget.reconstruction == "none" else batches
     model.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, calibration, device))
     return Pruned(model, keep_masks, pruning.block_shape, budget)
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """What the user's loader gives, as the package reads it: images (N, channels, height, width), and no labels.
-
-    Attributes:
-        loader: The user's.
-        dtype: Of the model, which the images take on.
-    """
-
-    loader: Iterable[Any]
-    dtype: torch.dtype
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.loader, Iterable) or iter(self.loader) is self.loader:
-            raise LpvitError(
-                f"loader: found {type(self.loader).__name__}, which can be read at most once; give a DataLoader or a "
-                "list of batches, as it is read several times"
-            )
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # a TypeError where it has none, as for any object
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.loader:
-            images = batch[0] if isinstance(batch, tuple | list) and batch else batch
-            if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-                raise LpvitError(
-                    f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width) or "
-                    "(images, labels)"
-                )
-            if not len(images):
-                raise LpvitError("loader: gives a batch without images; leave empty batches out")
-            if images.is_inference():
-                images = images.clone()
-            yield images.to(self.dtype), images.new_empty(0)
-
-    def first(self) -> Tensor:
-        """Images of the first batch."""
-        for images, _ in self:
-            return images
-        raise LpvitError("loader: gives no images")
 
 
 def _latency(
@@ -182,10 +139,3 @@ def _as_pruning(block_shape: tuple[int, int] | None, pruning: Pruning | None) ->
         return Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
     except LpvitError:
         raise LpvitError(f"block_shape: found {block_shape!r}, expected two positive whole numbers") from None
-
-
-def _describe(batch: Any) -> str:
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if isinstance(first, Tensor):
-        return f"a tensor of shape {tuple(first.shape)} and dtype {first.dtype}"
-    return f"a {type(first).__name__}"

@@ -19,6 +19,7 @@ from lpvit.api.pruned import Pruned
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
 from lpvit.models.network import require_plain_module
+from lpvit.models.quantised import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
 from lpvit.training.job import Training
@@ -69,6 +70,8 @@ def finetune(
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
     """
     _check(recipe, teacher)
+    if int8_layers(pruned.model):
+        raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
     weight = _weight(pruned.model)
     loaders = [cast(Loader, _Labelled(each, weight.dtype)) for each in (loader, validation)]
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():

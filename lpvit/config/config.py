@@ -18,6 +18,7 @@ from lpvit.measure.settings import Benchmark
 from lpvit.models.settings import Energy, Model, Scheme
 from lpvit.settings import Compute, Name, Section, mistakes, nearest
 from lpvit.training.settings import Recipe
+from lpvit.weights.settings import Quantisation
 
 
 class Published(Section):
@@ -43,6 +44,10 @@ class Experiment(Section):
         "what the dense model costs with them",
     )
     recipe: str | None = Field(None, description="name in `recipes`; null evaluates without fine-tuning")
+    quantisation: str | None = Field(
+        None,
+        description="name in `quantisations`, for the pruned and the fine-tuned model; null leaves them as they are",
+    )
     published: Published | None = Field(None, description="row of the paper that it stands for in `paper_tables`")
 
 
@@ -65,6 +70,7 @@ class Config(Section):
     budgets: dict[Name, Budget] = Field(description="budgets and allocators")
     schemes: dict[Name, Scheme] = Field({}, description="what makes models compute less beside pruned blocks")
     recipes: dict[Name, Recipe] = Field({}, description="trainings")
+    quantisations: dict[Name, Quantisation] = Field({}, description="precisions of models that are done")
     experiments: dict[Name, Experiment] = Field(min_length=1, description="choices of names")
 
     @model_validator(mode="after")
@@ -99,7 +105,7 @@ class Config(Section):
             if model.recipe is not None:
                 yield f"models.{key}.recipe", "recipes", model.recipe
         for key, experiment in self.experiments.items():
-            for field in ("dataset", "model", "calibration", "pruning", "budget", "recipe"):
+            for field in ("dataset", "model", "calibration", "pruning", "budget", "recipe", "quantisation"):
                 if (name := getattr(experiment, field)) is not None:
                     yield f"experiments.{key}.{field}", f"{field}s", name
             for name in experiment.schemes:
@@ -129,6 +135,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "budgets": Budget,
     "schemes": Scheme,
     "recipes": Recipe,
+    "quantisations": Quantisation,
     "experiments": Experiment,
     "compute": Compute,
     "energy": Energy,

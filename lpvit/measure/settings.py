@@ -6,6 +6,15 @@ from pydantic import Field, model_validator
 
 from lpvit.settings import Section
 
+ENGINES = (
+    "openvino_float32",
+    "openvino_bfloat16",
+    "openvino_int8",  # by NNCF's post-training quantisation, the rest in float32
+    "openvino_int8_bfloat16",  # the rest in bfloat16
+    "onnxruntime_float32",
+    "onnxruntime_int8",  # dynamic quantisation
+)
+
 
 class Benchmark(Section):
     """How speed and energy are measured. Changing it measures anew; of what is pruned, only under `latency`."""
@@ -29,6 +38,15 @@ class Benchmark(Section):
         description="length of a window in which energy is measured; three for each arm, at the last batch size",
     )
     layer_batch_size: int = Field(8, gt=0, description="images per pass for the milliseconds of a budget in `latency`")
+
+    engines: tuple[Literal[ENGINES], ...] = Field(  # type: ignore[valid-type]
+        (),
+        description="other engines that run the dense model and the masked one on the CPU, as arms of their own (extra "
+        "`engines`); all then compare with the fastest dense arm",
+    )
+    engine_images: int = Field(
+        2000, gt=0, description="validation images, spread over the split, that tell what engines in int8 get right"
+    )
 
     @model_validator(mode="after")
     def _dense_is_timed(self) -> "Benchmark":

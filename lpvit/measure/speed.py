@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
+from lpvit.measure.engines import NO_RIVALS, Rivals, Run
 from lpvit.measure.power import measure_energy
 from lpvit.measure.settings import Benchmark
 from lpvit.measure.sparsify import LayerChoice, sparsify_layers
@@ -58,6 +59,7 @@ def benchmark(
     block_shape: tuple[int, int],
     settings: Benchmark,
     device: torch.device | str,
+    rivals: Rivals = NO_RIVALS,
 ) -> Measurements:
     """Times a dense and a pruned model against each other at several batch sizes; their energy at the largest.
 
@@ -68,10 +70,13 @@ def benchmark(
         block_shape: Rows and columns of a block.
         settings: Arms, batch sizes, dtype and durations.
         device: Where to run.
+        rivals: Engines that run both models too, in float32 on the CPU.
 
     Raises:
         LpvitError: An arm gives other logits than it should, or cannot be compiled here.
     """
+    exported = rivals.export({"dense": dense, "masked": pruned})
+    top1: dict[str, float] = {}
     device, dtype = torch.device(device), getattr(torch, settings.dtype)
     models = {"dense": dense.to(device, dtype).eval(), "masked": pruned.to(device, dtype).eval()}
     speed, choices = [], []
@@ -83,12 +88,15 @@ def benchmark(
             choices += [{"batch_size": batch_size, **_choice(choice)} for choice in chosen]
         images = _random_images(dense, batch_size)
         functions = build_arms(settings.arms, models, images)
+        runs = rivals.runs(exported, batch_size, torch.get_num_threads())
+        functions |= engine_arms(runs, {name: export.model for name, export in exported.items()}, images)
+        top1 |= {arm: rivals.top1(run) for arm, run in runs.items() if "int8" in arm and arm not in top1}
         times = time_in_turns(functions, device=device, seconds=settings.seconds)
         speed.append(speed_table(times, batch_size))
         _log(speed[-1])
     energy = measure_energy(functions, batch_size, device=device, seconds=settings.energy_seconds)
     return Measurements(
-        speed=pd.concat(speed, ignore_index=True).assign(**facts(device, dtype)),
+        speed=with_accuracy(pd.concat(speed, ignore_index=True), top1).assign(**facts(device, dtype)),
         choices=pd.DataFrame(choices, columns=[column.name for column in CHOICES.columns]),
         energy=energy,
     )
@@ -118,6 +126,32 @@ def build_arms(arms: Iterable[str], models: Models, images: Tensor) -> dict[str,
         require_equal(arm, logits, reference(images))
         functions[arm] = partial(model, images)
     return functions
+
+
+def engine_arms(runs: Mapping[str, Run], models: Models, images: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """One pass for each engine; those that do not round to int8 by themselves are compared with torch.
+
+    Args:
+        runs: Arm -> engine, as `lpvit.measure.engines.Rivals.runs` gives them.
+        models: In torch, in float32 on the CPU, by the first word of the arms.
+        images: Shape (N, channels, height, width).
+
+    Raises:
+        LpvitError: As `benchmark`.
+    """
+    images = images.cpu().float()
+    for arm, run in runs.items():
+        if "int8" not in arm:
+            name, _, engine = arm.partition("_")
+            expected = models[name](images)
+            dtype = torch.bfloat16 if engine.endswith("bfloat16") else torch.float32
+            require_equal(arm, run(images).to(dtype), expected.to(dtype))
+    return {arm: partial(run, images) for arm, run in runs.items()}
+
+
+def with_accuracy(speed: pd.DataFrame, top1: Mapping[str, float]) -> pd.DataFrame:
+    """Adds the column ``top1`` of ``SPEED``: of the arms whose accuracy was measured."""
+    return speed.assign(top1=speed["arm"].map(top1).astype("float64"))
 
 
 def require_equal(arm: str, logits: Tensor, expected: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.families import call_modules
+from lpvit.models.quantised import int8_layers, make_int8
 from lpvit.models.scheme import add_scheme, schemes_of
 from lpvit.models.settings import Scheme
 from lpvit.store.artifacts import load, save
@@ -79,6 +80,7 @@ class Architecture:
     Attributes:
         shapes: Parameter name -> shape, of a model made narrower than timm makes it.
         schemes: Settings of the schemes that are added to it, `lpvit.models.settings.Scheme`, in that order.
+        int8: Names of the layers that multiply in int8.
     """
 
     timm: str
@@ -87,6 +89,7 @@ class Architecture:
     data_config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     schemes: Sequence[Mapping[str, Any]] = ()
+    int8: Sequence[str] = ()
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> "Architecture":
@@ -109,7 +112,8 @@ class Architecture:
             options = _image_options(tuple(default["input_size"]), input_size(model))
         data_config = {key: found[key] for key in _DATA_CONFIG if found.get(key) != default.get(key)}
         schemes = [scheme.model_dump(mode="json") for scheme in schemes_of(model)]
-        return cls(name, int(model.num_classes), dict(options), data_config, schemes=schemes)  # type: ignore[arg-type]
+        classes: int = model.num_classes  # type: ignore[assignment]
+        return cls(name, classes, dict(options), data_config, schemes=schemes, int8=int8_layers(model))
 
     def narrowed_to(self, model: nn.Module) -> "Architecture":
         """The same with the shapes of a narrower model, as far as they differ from timm's."""
@@ -118,13 +122,14 @@ class Architecture:
         return replace(self, shapes={name: shape for name, shape in shapes.items() if shape != timms[name].shape})
 
     def build(self, state: Mapping[str, Tensor] | None = None, **arguments: Any) -> nn.Module:
-        """The model, with the weights of ``state`` if given; further arguments go to `create_model`."""
+        """The model, with the weights of ``state`` in their dtype if given; further arguments go to `create_model`."""
         model = create_model(self.timm, self.num_classes, self.options, self.data_config, **arguments)
         reshape(model, self.shapes)
         for scheme in self.schemes:
             add_scheme(model, Scheme.model_validate(scheme))
+        make_int8(model, self.int8)
         if state is not None:
-            model.load_state_dict(dict(state))
+            model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         return model
 
 
@@ -188,7 +193,7 @@ def fit_heads(attention: Attention) -> None:
 def save_model(
     architecture: Architecture, state: Mapping[str, Tensor], path: str | Path, kind: str, **provenance: Any
 ) -> None:
-    """Writes an architecture and its weights as an artifact (`dense`, `pruned`, `finetuned`)."""
+    """Writes an architecture and its weights as an artifact (`dense`, `pruned`, `finetuned`, `quantised`)."""
     save({"architecture": asdict(architecture), "state": dict(state)}, path, kind, provenance)
 
 

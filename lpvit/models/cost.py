@@ -6,11 +6,12 @@ O, I = output and input features of a layer; r, c = rows and columns of a block;
 from collections.abc import Mapping
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.energy import HOROWITZ, layer_energy, power_term
-from lpvit.models.layers import matrix_layers
+from lpvit.models.layers import MatrixLayer, matrix_layers
 from lpvit.models.settings import Energy
 from lpvit.models.trace import trace
 
@@ -56,17 +57,19 @@ def layer_table(
     keep_masks: Mapping[str, Tensor],
     block_shape: tuple[int, int] | None,
     energy: Energy = HOROWITZ,
+    dtypes: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """What every layer costs once its pruned blocks are gone; ragged blocks count at their true size.
 
     A layer without a mask is dense and has no blocks, hence no power term.
 
     Args:
-        stage: ``dense``, ``pruned`` or ``finetuned``.
+        stage: ``dense``, ``pruned``, ``finetuned``, ``quantised`` or ``finetuned_quantised``.
         costs: Schema ``COSTS``.
         keep_masks: Layer -> (R, C), bool, True where the block stays; empty for a dense model.
         block_shape: (r, c) of the masks; None when there are none.
         energy: Constants of the energy model.
+        dtypes: Layer -> what it multiplies in, where that is not the energy model's ``dtype``, from `narrow_dtypes`.
 
     Returns:
         Schema ``LAYERS``, in the order of ``costs``.
@@ -75,6 +78,7 @@ def layer_table(
     for cost in costs.to_dict("records"):
         shape = cost["out_features"], cost["in_features"]
         mask = keep_masks.get(cost["layer"])
+        constants = energy.of_dtype((dtypes or {}).get(cost["layer"], energy.dtype))
         blocks, blocks_kept, pruned = 0, 0, 0
         if mask is not None:
             assert block_shape is not None, "keep masks need their block shape"
@@ -91,10 +95,19 @@ def layer_table(
                 "macs": cost["macs"] - cost["tokens"] * pruned,
                 "parameters": cost["parameters"] - pruned,
                 "power_term": power_term(blocks_kept, cost["in_features"]),
-                "energy": layer_energy(*shape, cost["tokens"], shape[0] * shape[1] - pruned, energy),
+                "energy": layer_energy(*shape, cost["tokens"], shape[0] * shape[1] - pruned, constants),
             }
         )
     return pd.DataFrame(rows)
+
+
+def narrow_dtypes(model: nn.Module) -> dict[str, str]:
+    """Layer -> dtype of its weight, for the layers of a model that are not in float32."""
+    return {
+        name: str(module.weight.dtype).removeprefix("torch.")
+        for name, module in model.named_modules()
+        if isinstance(module, MatrixLayer) and module.weight.dtype != torch.float32
+    }
 
 
 def model_metrics(layers: pd.DataFrame, costs: pd.DataFrame, model: nn.Module) -> pd.DataFrame:

@@ -7,7 +7,7 @@ a whole row or column of blocks is gone.
 | what | pJ | source |
 | --- | --- | --- |
 | multiply and add, float32 | 3.7 + 0.9 | Horowitz, ISSCC 2014, figure 1.1.9 (45 nm, 0.9 V) |
-| multiply and add, float16 | 1.1 + 0.4 | the same |
+| multiply and add, float16; taken for bfloat16 too | 1.1 + 0.4 | the same |
 | multiply and add, int8 | 0.2 + 0.03 | the same |
 | 64 bits from 8 kB of SRAM | 10 | the same |
 | 64 bits from 1 MB of SRAM | 100 | the same |
@@ -20,8 +20,8 @@ from lpvit.models.settings import Energy
 
 HOROWITZ = Energy()
 PICOJOULE = 1e-12  # J
-BYTES = {"float32": 4, "float16": 2, "int8": 1}
-PICOJOULES_PER_MAC = {"float32": 3.7 + 0.9, "float16": 1.1 + 0.4, "int8": 0.2 + 0.03}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+PICOJOULES_PER_MAC = {"float32": 3.7 + 0.9, "float16": 1.1 + 0.4, "bfloat16": 1.1 + 0.4, "int8": 0.2 + 0.03}
 POWER_TERM_LANES = 16  # input features that the paper's accelerator takes in at once
 
 

@@ -35,14 +35,17 @@ def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFra
     """
     stage = speed["stage"].where(~speed["arm"].str.startswith("dense"), "dense")
     keys = [*NAMES, "arm", "batch_size"]
-    table = speed.assign(stage=stage).merge(
-        metrics[[*NAMES, "stage", "top1", "power_term", "energy"]], on=[*NAMES, "stage"], validate="many_to_one"
+    table = (
+        speed.rename(columns={"top1": "own_top1"})
+        .assign(stage=stage)
+        .merge(metrics[[*NAMES, "stage", "top1", "power_term", "energy"]], on=[*NAMES, "stage"], validate="many_to_one")
     )
+    table["top1"] = table.pop("own_top1").fillna(table["top1"])  # of an engine that rounds by itself
     last = table.groupby(NAMES)["batch_size"].transform("max")  # the one that energy was measured with
     joules = energy.assign(joules=energy["joules_net"] / energy["images"]).groupby([*NAMES, "arm"])["joules"].median()
     table = table.assign(batch=last).join(joules, on=[*NAMES, "arm"])
     table["joules"] = table["joules"].where(table["batch_size"] == table["batch"])
-    of_arm = [column for column in speed.columns if column not in (*keys, "stage", "rounds", "device")]
+    of_arm = [column for column in speed.columns if column not in (*keys, "stage", "rounds", "device", "top1")]
     return table[[*NAMES, "stage", "arm", "batch_size", *of_arm, "top1", "power_term", "energy", "joules"]]
 
 

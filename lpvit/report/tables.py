@@ -11,7 +11,12 @@ from lpvit.store.schemas import Schema, read_parquet
 
 NAMES = ["dataset", "model", "experiment"]  # columns that say which model a row is of
 
-STAGES = {"pruned": "pruned alone", "finetuned": "fine-tuned"}
+STAGES = {
+    "pruned": "pruned alone",
+    "quantised": "pruned, quantised",
+    "finetuned": "fine-tuned",
+    "finetuned_quantised": "fine-tuned, quantised",
+}
 
 BUDGETS = {
     "macs": "MACs kept, of the dense model",

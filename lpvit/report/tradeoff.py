@@ -27,7 +27,7 @@ def plot_tradeoff(table: pd.DataFrame, series: Mapping[str, str]) -> Figure:
         series: Experiment -> its series, from `lpvit.report.series`; a series of several experiments is a line.
     """
     datasets = list(table["dataset"].unique())
-    stages = [stage for stage in table["stage"].unique() if stage != "dense"]
+    stages = [stage for stage in STAGES if stage in set(table["stage"])]
     figure = Figure(figsize=(3.6 * len(stages) + 1.4, 3.4 * len(datasets)), layout="constrained")
     grid = figure.subplots(len(datasets), len(stages), squeeze=False)
     look_of = looks(series)
@@ -38,7 +38,7 @@ def plot_tradeoff(table: pd.DataFrame, series: Mapping[str, str]) -> Figure:
             for name, rows in shown.groupby(shown["experiment"].map(series), sort=False):
                 _draw_accuracies(axes, rows, look_of[str(name)])
             _draw_dense(axes, of_dataset[of_dataset["stage"] == "dense"], "macs")
-            axes.set(title=f"{dataset}, {STAGES.get(stage, stage)}", xlabel="MACs in linear layers", xlim=(0, None))
+            axes.set(title=f"{dataset}, {STAGES[stage]}", xlabel="MACs in linear layers", xlim=(0, None))
             axes.xaxis.set_major_formatter(EngFormatter())
             axes.yaxis.set_major_formatter(percent())
             axes.margins(y=0.12)

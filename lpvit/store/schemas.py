@@ -82,7 +82,7 @@ def read_parquet(path: str | Path, schema: Schema) -> pd.DataFrame:
 
 
 _LAYER = Column("layer", pa.string(), "", "name of the layer in the timm model")
-_STAGE = Column("stage", pa.string(), "", "dense, pruned or finetuned")
+_STAGE = Column("stage", pa.string(), "", "dense, pruned, finetuned, quantised or finetuned_quantised")
 
 IMAGES = Schema(
     "images.parquet",
@@ -292,17 +292,24 @@ SPEED = Schema(
     "arm of a benchmark, at a batch size",
     (
         _STAGE,
-        Column("arm", pa.string(), "", "what ran: dense, masked or sparse model, eager or compiled"),
+        Column("arm", pa.string(), "", "what ran: dense, masked or sparse model, eager, compiled or by an engine"),
         Column("batch_size", pa.int64(), "", "images per pass"),
         Column("rounds", pa.int64(), "", "timed passes; in each round all arms take turns"),
         Column("milliseconds", pa.float64(), "ms/pass", "median"),
         Column("milliseconds_low", pa.float64(), "ms/pass", "lower end of the median's 95 % interval"),
         Column("milliseconds_high", pa.float64(), "ms/pass", "upper end"),
         Column("images_per_second", pa.float64(), "1/s", "from the median"),
-        Column("reference", pa.string(), "", "the faster dense arm: dense or dense_compiled"),
+        Column("reference", pa.string(), "", "the fastest dense arm"),
         Column("speed_up", pa.float64(), "", "median over the rounds of the reference's time over the arm's"),
         Column("speed_up_low", pa.float64(), "", "lower end of the median's 95 % interval"),
         Column("speed_up_high", pa.float64(), "", "upper end"),
+        Column(
+            "top1",
+            pa.float64(),
+            "%",
+            "accuracy of an engine that rounds to int8 by itself, on `engine_images`; null: that of the model",
+            nullable=True,
+        ),
         Column("kernel", pa.string(), "", "what computes block-sparse layers here: its name, or masked dense"),
         Column("dtype", pa.string(), "", "of weights and activations"),
         Column("device", pa.string(), "", "cpu or cuda"),

@@ -76,11 +76,11 @@ def evaluation_sums(
     Returns:
         Images, top-1 hits, top-5 hits, cross-entropy in nat; shape (4,), float64, on the device.
     """
-    model.to(device).eval()
+    dtype = next((weight.dtype for weight in model.to(device).eval().parameters()), None)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, labels in bar(loader, "evaluation", "batch", leave=False, shown=progress):
         with torch.inference_mode():  # not around the loader, which may keep its tensors for training
-            sums += _batch_sums(model(images.to(device)), labels.to(device))
+            sums += _batch_sums(model(images.to(device=device, dtype=dtype)), labels.to(device))
     return sums
 
 

@@ -22,9 +22,11 @@ from lpvit.models.blocks import KeepMasks
 from lpvit.models.layers import MatrixLayer, matrix_layers, weight_matrix
 from lpvit.models.network import Branch, understand
 from lpvit.models.passes import Batches, Halt, PausedPass, evaluation_mode, run_until
+from lpvit.models.quantised import QuantisedLinear, rounded_tokens
 from lpvit.progress import bar
 from lpvit.weights.least_squares import Moments, SingularError, fit_layer
 from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
+from lpvit.weights.rounding import store_rounded
 
 RIDGES = (math.inf, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # infinity leaves a layer as it is
 HELD_OUT = 5  # one calibration image in so many chooses the ridge
@@ -146,7 +148,7 @@ def fit_in_order(
 
     Args:
         model: Dense, on the device.
-        pruned: Changed in place; on the device.
+        pruned: Changed in place; on the device. Layers in int8 are fitted to inputs as they round them, then rounded.
         fits: Of the layers that are fitted, in order of execution.
         loader: Calibration images.
         ridges: Strengths to choose from, as in `fit_rows`; of equals the first.
@@ -167,7 +169,7 @@ def fit_in_order(
                 keep = choose(fit.layer, moments[0] + moments[1], start, keep)
             with _named_if_singular(fit.layer):
                 fitted, *shares = fit_layer(*moments, start, keep, ridges)
-            _store(matrix_layer(pruned, fit.layer), fitted / scale)
+            _store(matrix_layer(pruned, fit.layer), fitted / scale, (moments[0] + moments[1]).gram, keep)
             errors.append(shares)
     _log_errors(errors)
     return {name: value.cpu() for name, value in pruned.state_dict().items()}
@@ -265,6 +267,8 @@ def _single(tensor: Tensor) -> Tensor:
 
 def _vectors(module: MatrixLayer, inputs: Tensor) -> Tensor:
     """What the weight matrix multiplies, (..., J), images first: patches of a convolution, and 1 for the bias."""
+    if isinstance(module, QuantisedLinear):
+        inputs = rounded_tokens(inputs)
     if isinstance(module, nn.Conv2d):
         padding: tuple[int, ...] = module.padding  # type: ignore[assignment]
         inputs = nn.functional.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride).mT
@@ -292,7 +296,10 @@ def _scale(branch: Branch | None, module: MatrixLayer) -> Tensor:
     return scale.where(scale != 0, 1.0)
 
 
-def _store(module: MatrixLayer, weight: Tensor) -> None:
+def _store(module: MatrixLayer, weight: Tensor, gram: Tensor, keep: Tensor) -> None:
+    if isinstance(module, QuantisedLinear):
+        store_rounded(module, weight, gram, keep)
+        return
     in_features = weight_matrix(module).shape[1]
     module.weight.copy_(weight[:, :in_features].reshape(module.weight.shape))
     if module.bias is not None:

@@ -367,7 +367,7 @@ def test_the_exported_model_gives_the_same_logits_for_any_number_of_images(kind:
 def test_without_its_packages_onnx_says_what_to_install(
     pruned: lpvit.Pruned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lpvit.api.export.find_spec", lambda package: None if package == "onnxscript" else package)
+    monkeypatch.setattr("lpvit.models.onnx.find_spec", lambda package: None if package == "onnxscript" else package)
     with pytest.raises(lpvit.LpvitError, match=r"needs the package 'onnxscript'; pip install 'lpvit\[onnx\]'"):
         lpvit.export_onnx(pruned, tmp_path / "model.onnx")
 
@@ -533,3 +533,57 @@ def test_loaders_and_teachers_that_do_not_fit_are_refused(pruned: lpvit.Pruned) 
     gradual = lpvit.Recipe(epochs=1, batch_size=8, learning_rate=1e-3, pruned_over=0.5)
     with pytest.raises(LpvitError, match="pruned_over starts with the dense model"):
         lpvit.finetune(pruned, [], [], recipe=gradual)
+
+
+# --- quantise --------------------------------------------------------------------------------------------------------
+
+
+def test_a_quantised_model_is_saved_in_an_eighth_of_the_dense_one_and_loaded_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, depth=2, img_size=32)
+    options = {"depth": 2, "img_size": 32}
+    dense = sum(value.numel() for name, value in model.state_dict().items() if "blocks" in name)
+    half = random_prune(model, (16, 16))
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    quantised = lpvit.quantise(half, quantisation=lpvit.Quantisation(rounding="nearest"))
+    lpvit.save(quantised, tmp_path / "model.safetensors", options=options)
+    loaded = lpvit.load(tmp_path / "model.safetensors")
+    assert_same(loaded, quantised)
+    assert torch.equal(logits(loaded.model, images), logits(quantised.model, images))
+    stored = load_file(tmp_path / "model.safetensors")
+    assert sum(tensor.nbytes for name, tensor in stored.items() if "blocks" in name) < 4 * dense / 7
+    lpvit.save(loaded, tmp_path / "again.safetensors")
+    assert_same(lpvit.load(tmp_path / "again.safetensors"), quantised)
+
+
+def test_bfloat16_is_quantised_without_images_and_kept_by_save(tmp_path: Path) -> None:
+    half = random_prune(dense_model("vit"), BLOCK_SHAPE)
+    quantised = lpvit.quantise(half, quantisation=lpvit.Quantisation(precision="bfloat16"))
+    lpvit.save(quantised, tmp_path / "model.safetensors", options=VIT)
+    assert_same(lpvit.load(tmp_path / "model.safetensors"), quantised)
+    assert next(quantised.model.parameters()).dtype == torch.bfloat16
+    assert next(half.model.parameters()).dtype == torch.float32
+
+
+def test_a_quantised_model_is_not_trained() -> None:
+    quantised = lpvit.quantise(
+        random_prune(dense_model("vit"), BLOCK_SHAPE), quantisation=lpvit.Quantisation(rounding="nearest")
+    )
+    with pytest.raises(LpvitError, match="is quantised, which has no gradients"):
+        lpvit.finetune(quantised, [], [], recipe=lpvit.Recipe(epochs=1, batch_size=8, learning_rate=1e-3))
+
+
+def test_a_quantised_model_is_exported_in_int8_with_equal_outputs_in_onnxruntime(tmp_path: Path) -> None:
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    images = photographs("vit")
+    quantised = lpvit.quantise(random_prune(dense_model("vit"), BLOCK_SHAPE), images.split(8))
+    lpvit.export_onnx(quantised, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert sum(node.op_type == "MatMulInteger" for node in graph.node) == 8
+    assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in graph.initializer) >= 8
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    expected = logits(quantised.model, images)
+    for count in (1, 5):
+        (found,) = session.run(None, {"images": images[:count].numpy()})
+        error = (torch.from_numpy(found) - expected[:count]).abs().max() / expected.abs().max()
+        assert error < 2e-2  # where a number lies half way between two integers, rounding of float32 decides

@@ -385,6 +385,14 @@ def test_every_curve_shows_some_decades() -> None:
     assert bottom == pytest.approx(1e-3 * frame.groupby("layer")["distortion"].max().min())
 
 
+def test_tradeoff_has_a_panel_for_quantised_models_where_there_are_some() -> None:
+    names = {"dataset": "imagenet", "model": "deit_s", "experiment": "half"}
+    quantised = [evaluation("quantised", 60.9, 0.5, **names), evaluation("finetuned_quantised", 80.2, 0.5, **names)]
+    rows = pd.concat([evaluations(), pd.DataFrame(quantised)])
+    figure = plot_tradeoff(tables.summary(rows), series(rows))
+    assert [axes.get_title("left").removeprefix("imagenet, ") for axes in figure.axes] == list(tables.STAGES.values())
+
+
 def test_tradeoff_gives_every_dataset_its_row_and_every_experiment_its_look() -> None:
     many = [evaluations().assign(experiment=lambda rows, i=i: rows["experiment"] + str(i)) for i in range(3)]
     rows = pd.concat([*many, evaluations().assign(dataset="cifar10")])

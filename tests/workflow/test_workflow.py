@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -138,6 +139,27 @@ def test_a_second_experiment_shares_the_stages_in_common(
     jobs = finished[0].would_run(config)
     assert stages(jobs) == AFTER_ALLOCATION
     assert all(jobs[stage] == 1 for stage in AFTER_ALLOCATION)
+
+
+def test_a_precision_shares_everything_with_the_experiment_and_gets_rows_of_its_own(
+    finished: tuple[Workflow, Run], tiny_config: dict, change, tmp_path: Path
+) -> None:
+    workflow = Workflow(shutil.copytree(finished[0].folder, tmp_path / "copy"))
+    config = change(tiny_config, "quantisations", {"w8a8": {}})
+    config = change(config, "experiments.main.quantisation", "w8a8")
+    run = workflow.run(config, "--until", "summarize")
+    assert run.code == 0, run.output
+    assert stages(run.jobs) == {
+        *("quantise_pruned", "quantise_finetuned", "evaluate_quantised", "evaluate_finetuned_quantised"),
+    }
+    table = pd.read_csv(workflow.folder / "results/report/tiny/summary.csv").set_index("stage")
+    assert list(table.index) == ["dense", "pruned", "finetuned", "quantised", "finetuned_quantised"]
+    assert table.loc["quantised", "macs"] == table.loc["pruned", "macs"]
+    assert table.loc["quantised", "energy"] < 0.4 * table.loc["pruned", "energy"]
+    folder = workflow.folder / BUDGET
+    architecture, state = load_model(folder / "short/quantised@w8a8.pt", "finetuned_quantised")
+    assert {str(value.dtype) for name, value in state.items() if "mlp.fc1.weight" in name} == {"torch.int8"}
+    verify_pruned(state, expand_keep_masks(architecture.build(state), *load_masks(folder / "short/masks.pt")))
 
 
 def test_reordered_keys_rerun_nothing(finished: tuple[Workflow, Run], tiny_config: dict) -> None:

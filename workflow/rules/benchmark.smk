@@ -3,12 +3,15 @@
 benchmarked = [
     {
         **{"experiment": name, "dataset": experiment.dataset, "model": experiment.model},
-        **{"dense": folders["dense"], "folder": list(folders.values())[-1]},
+        **{"dense": folders["dense"], "folder": folders.get("finetuned", folders["pruned"])},
         "latency": LATENCY.format(**experiment.model_dump(), block=block_of(experiment.pruning)),
     }
     for name, experiment in experiments.items()
     for folders in [evaluated(experiment)]
 ]
+for_engines = (
+    {"images": f"{DATASET}/images.parquet", "samples": f"{CALIBRATION}/samples.parquet"} if settings.benchmark.engines else {}
+)
 timed = list({entry["latency"]: entry for entry in benchmarked}.values())  # one per model and block shape
 
 
@@ -47,6 +50,7 @@ rule benchmark_pruned:
         dense=f"{MODEL}/dense.pt",
         model=f"{BUDGET}/pruned.pt",
         masks=f"{BUDGET}/masks.pt",
+        **for_engines,
     output:
         speed=f"{BUDGET}/pruned/speed.parquet",
         choices=f"{BUDGET}/pruned/choices.parquet",
@@ -54,6 +58,7 @@ rule benchmark_pruned:
     params:
         stage="pruned",
         benchmark=chosen(settings.benchmark, without="layer_batch_size"),
+        dataset=lambda wildcards: images_of(wildcards) if settings.benchmark.engines else None,
         sources=sources("benchmark.py"),
     log:
         f"{BUDGET}/pruned/speed.log",
@@ -74,6 +79,7 @@ use rule benchmark_pruned as benchmark_finetuned with:
         dense=f"{MODEL}/dense.pt",
         model=f"{RECIPE}/finetuned.pt",
         masks=f"{RECIPE}/masks.pt",
+        **for_engines,
     output:
         speed=f"{RECIPE}/finetuned/speed.parquet",
         choices=f"{RECIPE}/finetuned/choices.parquet",
@@ -81,6 +87,7 @@ use rule benchmark_pruned as benchmark_finetuned with:
     params:
         stage="finetuned",
         benchmark=chosen(settings.benchmark, without="layer_batch_size"),
+        dataset=lambda wildcards: images_of(wildcards) if settings.benchmark.engines else None,
         sources=sources("benchmark.py"),
     log:
         f"{RECIPE}/finetuned/speed.log",

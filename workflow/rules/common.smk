@@ -57,6 +57,7 @@ PRUNING = f"{CALIBRATION}/{{pruning}}"
 BUDGET = f"{PRUNING}/{{budget}}"
 APPROACH = f"{BUDGET}/approach"
 RECIPE = f"{BUDGET}/{{recipe}}"
+QUANTISED = "quantised@{quantisation}"
 LATENCY = f"{MODEL}/latency/{{block}}/latency.parquet"
 REPORT = f"{RESULTS}/report/{settings.report}"
 
@@ -70,6 +71,7 @@ wildcard_constraints:
     pruning="[^/]+",
     budget="[^/]+",
     recipe="[^/]+",
+    quantisation="[^/]+",
     block=r"\d+x\d+",
 
 
@@ -184,6 +186,17 @@ def reconstruction_of(wildcards) -> dict | None:
     return {"method": budget_of(wildcards).reconstruction, **images_of(wildcards), **pruning}
 
 
+def rounds_on_images(wildcards) -> bool:
+    return settings.quantisations[wildcards.quantisation].looks_at_images
+
+
+def rounding_images_of(wildcards) -> dict | None:
+    """The params of a quantisation that looks at images, as those of a reconstruction."""
+    if not rounds_on_images(wildcards):
+        return None
+    return images_of(wildcards) | chosen(settings.prunings[wildcards.pruning], "batch_size")
+
+
 def names_of(experiment: Experiment) -> dict:
     """The wildcards of an experiment; its schemes are a part of its budget's name, `budget@scheme@scheme`."""
     names = experiment.model_dump()
@@ -212,4 +225,8 @@ def evaluated(experiment: Experiment) -> dict[str, str]:
     folders = {"dense": f"{MODEL}/dense".format(**names), "pruned": f"{BUDGET}/pruned".format(**names)}
     if experiment.recipe is not None:
         folders["finetuned"] = f"{RECIPE}/finetuned".format(**names)
+    if experiment.quantisation is not None:
+        folders["quantised"] = f"{BUDGET}/{QUANTISED}".format(**names)
+    if experiment.quantisation is not None and experiment.recipe is not None:
+        folders["finetuned_quantised"] = f"{RECIPE}/{QUANTISED}".format(**names)
     return folders

@@ -57,3 +57,37 @@ use rule evaluate_dense as evaluate_finetuned with:
         sources=sources("evaluate.py"),
     log:
         f"{RECIPE}/finetuned/metrics.log",
+
+
+use rule evaluate_dense as evaluate_quantised with:
+    input:
+        images=f"{DATASET}/images.parquet",
+        model=f"{BUDGET}/{QUANTISED}.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        metrics=f"{BUDGET}/{QUANTISED}/metrics.parquet",
+        layers=f"{BUDGET}/{QUANTISED}/layers.parquet",
+    params:
+        dataset=images_of,
+        energy=chosen(settings.energy),
+        stage="quantised",
+        sources=sources("evaluate.py"),
+    log:
+        f"{BUDGET}/{QUANTISED}/metrics.log",
+
+
+use rule evaluate_dense as evaluate_finetuned_quantised with:
+    input:
+        images=f"{DATASET}/images.parquet",
+        model=f"{RECIPE}/{QUANTISED}.pt",
+        masks=f"{RECIPE}/masks.pt",
+    output:
+        metrics=f"{RECIPE}/{QUANTISED}/metrics.parquet",
+        layers=f"{RECIPE}/{QUANTISED}/layers.parquet",
+    params:
+        dataset=images_of,
+        energy=chosen(settings.energy),
+        stage="finetuned_quantised",
+        sources=sources("evaluate.py"),
+    log:
+        f"{RECIPE}/{QUANTISED}/metrics.log",

@@ -3,6 +3,7 @@
 from lpvit.measure.settings import Benchmark
 from lpvit.measure.speed import benchmark
 from lpvit.models.architecture import load_model
+from lpvit.stages.rivals import read_rivals
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import CHOICES, ENERGY, SPEED, write_parquet
 from lpvit.weights.masks import load_masks
@@ -19,6 +20,7 @@ with stage(snakemake) as compute:
         block_shape,
         Benchmark.model_validate(snakemake.params.benchmark),
         compute.device,
+        read_rivals(snakemake, compute, dense.build()),
     )
     write_parquet(measured.speed.assign(stage=name), snakemake.output.speed, SPEED)
     write_parquet(measured.choices, snakemake.output.choices, CHOICES)

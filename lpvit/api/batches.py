@@ -1,0 +1,63 @@
+"""Calibration images as a user gives them.
+
+N = images of a batch.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpvit.errors import LpvitError
+
+
+@dataclass(frozen=True)
+class UserBatches:
+    """What the user's loader gives, as the package reads it: images (N, channels, height, width), and no labels.
+
+    Attributes:
+        loader: The user's.
+        dtype: Of the model, which the images take on.
+    """
+
+    loader: Iterable[Any]
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loader, Iterable) or iter(self.loader) is self.loader:
+            raise LpvitError(
+                f"loader: found {type(self.loader).__name__}, which can be read at most once; give a DataLoader or a "
+                "list of batches, as it is read several times"
+            )
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # a TypeError where it has none, as for any object
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.loader:
+            images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+            if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+                raise LpvitError(
+                    f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width) or "
+                    "(images, labels)"
+                )
+            if not len(images):
+                raise LpvitError("loader: gives a batch without images; leave empty batches out")
+            if images.is_inference():
+                images = images.clone()
+            yield images.to(self.dtype), images.new_empty(0)
+
+    def first(self) -> Tensor:
+        """Images of the first batch."""
+        for images, _ in self:
+            return images
+        raise LpvitError("loader: gives no images")
+
+
+def _describe(batch: Any) -> str:
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if isinstance(first, Tensor):
+        return f"a tensor of shape {tuple(first.shape)} and dtype {first.dtype}"
+    return f"a {type(first).__name__}"

@@ -1,0 +1,44 @@
+"""Quantising a pruned model in one call, by the functions of the workflow."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lpvit.api.batches import UserBatches
+from lpvit.api.pruned import Pruned
+from lpvit.models.quantised import int8_layers
+from lpvit.weights.quantisation import quantise_model
+from lpvit.weights.settings import Quantisation
+
+
+def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: Quantisation | None = None) -> Pruned:
+    """The same pruned model in int8 or bfloat16, for inference; fine-tune before, not after.
+
+    Args:
+        pruned: From `lpvit.prune` or `lpvit.load`, or fine-tuned since; left as it is.
+        loader: Calibration images as for `lpvit.prune`; None where the quantisation looks at none.
+        quantisation: Default int8, weights rounded with error feedback on the calibration images.
+
+    Returns:
+        With layers that quantise their inputs at run time, as `lpvit.sparsify`'s kernels do: what its accuracy is, they
+        reach too.
+
+    Raises:
+        LpvitError: Images are missing, the loader cannot be read twice or does not fit, or the model is quantised
+            already.
+    """
+    model = pruned.model
+    parameter = next(model.parameters())
+    with torch.inference_mode(False):
+        quantised = quantise_model(
+            model,
+            pruned.keep_masks,
+            pruned.block_shape,
+            None if loader is None else UserBatches(loader, parameter.dtype),
+            quantisation or Quantisation(),
+            parameter.device,
+        )
+    architecture = pruned.architecture and replace(pruned.architecture, int8=int8_layers(quantised))
+    return replace(pruned, model=quantised.to(parameter.device), architecture=architecture)
