@@ -117,9 +117,9 @@ def test_a_budget_of_width_takes_macs_and_a_reconstruction():
         Budget(macs=0.5, structure="width").model_dump()
     )
     for other in ({"steps": 4}, {"energy": 0.5}, {"allocator": "exact"}):
-        with pytest.raises(ValueError, match=f"'width' takes 'macs' and 'reconstruction', not '{next(iter(other))}'"):
+        with pytest.raises(LpvitError, match=f"'width' takes 'macs' and 'reconstruction', not '{next(iter(other))}'"):
             Budget(macs=0.5, structure="width", **other)
-    with pytest.raises(ValueError, match="'width' takes 'macs' and 'reconstruction', not 'sparsity'"):
+    with pytest.raises(LpvitError, match="'width' takes 'macs' and 'reconstruction', not 'sparsity'"):
         Budget(sparsity=0.5, structure="width")
 
 
