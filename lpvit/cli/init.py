@@ -22,7 +22,7 @@ from lpvit.store.artifacts import write_text
 TRAINING = ("train", "training")
 VALIDATION = ("val", "valid", "validation", "test", "testing")
 SHARE = 0.2  # of the images that validates, where they are not split
-LOOKED_AT = 500  # images that are decoded
+LOOKED_AT = 2000  # images that are decoded, drawn at random
 SMALL = 64  # pixels of the shorter side up to which a small model is trained from scratch
 MEMORY = 2e9  # bytes that decoded images may take
 PRETRAINED = "deit_small_patch16_224"
@@ -118,7 +118,7 @@ def survey(folder: Path) -> Images:
     table = list_images("folder", root, train, validation or "val", share)
     if table["label"].nunique() < 2:
         raise LpvitError(f"{root / train}: holds one class, '{table['class_name'].iloc[0]}'; a classifier needs two")
-    files = table["path"].iloc[:: max(1, len(table) // LOOKED_AT)]
+    files = table["path"].sample(min(len(table), LOOKED_AT), random_state=0)
     bad = {file: problem for file in files if (problem := find_problem(root / file))}
     sizes = [_size(root / file) for file in files if file not in bad] or [(0, 0)]
     counts = table["split"].value_counts()
@@ -175,11 +175,10 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
     if model is None and side > SMALL and _has_weights():
         model = PRETRAINED
     if model is not None:
-        lines, why, steps = f"    timm: {model}\n    weights: pretrained", f"model: {model}, trained on from", 600
+        lines, steps = f"    timm: {model}\n    weights: pretrained", 600
         why = f"model: {model} with timm's weights, trained on to these classes"
     else:
-        lines, why = _small_model(side)
-        steps = 3000
+        (lines, why), steps = _small_model(side), 3000
     first = epochs or max(2, min(100, round(steps * batch_size / images.count[0])))
     return Choice(loader, lines, why, (first, max(1, first // 3)), 32 if model else 16, batch_size)
 

@@ -1,10 +1,12 @@
 """The documentation's reference of config keys and of artifact columns, generated from `config` and `schemas`.
 
 ``python -m lpvit.config.reference`` rewrites what stands between the markers ``<!-- reference:NAME -->`` and
-``<!-- /reference:NAME -->``; with ``--check`` it only tells whether that is up to date.
+``<!-- /reference:NAME -->``, and ``config/schema.json``, which editors read; with ``--check`` it only tells whether all
+that is up to date.
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,12 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name, (file, reference) in _FILES.items():
             _bring_up_to_date(options.folder / file, {name: reference()}, options.check)
+        _write_schema(options.folder.parent / _SCHEMA, options.check)
     except LpvitError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
+_SCHEMA = Path("config", "schema.json")
 _FILES = {"config": ("configuration.md", config_reference), "artifacts": ("artifacts.md", artifact_reference)}
 
 
@@ -82,6 +86,22 @@ def _bring_up_to_date(file: Path, references: Mapping[str, str], check: bool) ->
         raise LpvitError(f"{file}: its reference is out of date; run: python -m lpvit.config.reference")
     if updated != text:
         write_text(updated, file)
+
+
+def editor_schema() -> str:
+    """The config as JSON schema (draft 2020-12), for editors that complete and check keys."""
+    return json.dumps(
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}, indent=1
+    )
+
+
+def _write_schema(file: Path, check: bool) -> None:
+    schema = f"{editor_schema()}\n"
+    if file.is_file() and file.read_text(encoding="utf-8") == schema:
+        return
+    if check:
+        raise LpvitError(f"{file}: is out of date; run: python -m lpvit.config.reference")
+    write_text(schema, file)
 
 
 def _sections(schema: JsonSchema) -> Iterator[str]:

@@ -100,6 +100,20 @@ def wilson(accuracy: pd.Series, images: pd.Series, z: float = 1.96) -> tuple[pd.
     return 100 * (centre - half), 100 * (centre + half)
 
 
+def left_out(rows: pd.DataFrame) -> str:
+    """Which datasets were evaluated without all of their images: a line each, below a table; empty if none.
+
+    Args:
+        rows: As for `summary`.
+    """
+    some = rows[rows["images_skipped"] > 0].drop_duplicates("dataset")
+    return "".join(
+        f"\n{row['dataset']}: {row['images_skipped']} of {row['images'] + row['images_skipped']} validation images "
+        "cannot be decoded and are left out.\n"
+        for row in some.to_dict("records")
+    )
+
+
 def read_summary(path: str | Path) -> pd.DataFrame:
     """Reads the CSV form of `summary`; names stay text, also when they look like numbers or like missing values."""
     missing = {"power_term": [""]}

@@ -6,6 +6,7 @@ The operator's C++ side uses torch's stable ABI and the arithmetic no torch at a
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+_logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 _TORCH = Path(torch.__file__).parent
@@ -117,6 +120,7 @@ def _built_library() -> Path:
     library = cache_folder() / f"block_sparse_{_digest(compiler)}.so"
     if library.exists():
         return library
+    _logger.warning("compiling the block-sparse kernel for this machine, once, some 20 s: %s", library.parent)
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent, prefix="build_") as folder:

@@ -36,7 +36,7 @@ def stage(snakemake: Any) -> Iterator[Compute]:
     except LpvitError as error:
         sys.exit(f"{snakemake.rule}: {error}")
     end_with_the_run()
-    _log_to(snakemake.log[0])
+    _log_to(snakemake.log[0], snakemake.config.get("results", "results"))
     started = time.monotonic()
     try:
         drop_record(snakemake.log[0])
@@ -76,9 +76,14 @@ def _compute(snakemake: Any) -> Compute:
     return asked.model_copy(update={"device": device, "threads": snakemake.threads})
 
 
-def _log_to(file: str) -> None:
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
+def _log_to(file: str, results: str) -> None:
+    """Every line begins with the last two decisions behind the result, for example ``[half/short]``."""
+    folder = Path(file).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    decisions = folder.relative_to(results).parts if folder.is_relative_to(results) else folder.parts
+    label = "/".join(decisions[-2:]).replace("%", "%%")
+    form = f"%(asctime)s {f'[{label}] ' if label else ''}%(message)s"
     handlers: list[logging.Handler] = [logging.FileHandler(file, mode="w"), logging.StreamHandler()]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=handlers)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a log on a full disk: the error itself says so, in its line

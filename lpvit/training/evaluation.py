@@ -3,6 +3,7 @@
 N = images of a batch; K = classes.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from torch.nn import functional
 
 from lpvit.errors import LpvitError
 from lpvit.progress import bar
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: 
     Raises:
         LpvitError: The loader gives no image.
     """
-    return Accuracy.from_sums(evaluation_sums(model, loader, device))
+    accuracy = Accuracy.from_sums(evaluation_sums(model, loader, device))
+    _logger.info("top-1 %.2f %% of %d images", accuracy.top1, accuracy.images)
+    return accuracy
 
 
 def evaluation_sums(

@@ -6,6 +6,7 @@ The recipe is DeiT's (Touvron et al., ICML 2021, section 6 and table 9) built fr
 import copy
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -106,6 +107,16 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
             events.write(epoch, measured)
             if rank == 0:
                 logger.info(
-                    "epoch %d of %d: loss %.4f, validation loss %.4f, top-1 %.2f %%, %.1f s",
-                    *(epoch, job.recipe.epochs, loss, accuracy.loss, accuracy.top1, measured["seconds"]),
+                    "epoch %d/%d, %s left: loss %.4f, validation loss %.4f, top-1 %.2f %%, %.1f s",
+                    *(epoch, job.recipe.epochs, _time_left(course.history, job.recipe.epochs)),
+                    *(loss, accuracy.loss, accuracy.top1, measured["seconds"]),
                 )
+
+
+def _time_left(history: Sequence[Mapping[str, float]], epochs: int) -> str:
+    """What the epochs to come take if each is like the mean of the last three."""
+    recent = [row["seconds"] for row in history[-3:]]
+    seconds = (epochs - len(history)) * sum(recent) / len(recent)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

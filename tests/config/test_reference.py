@@ -1,14 +1,18 @@
 """The generated reference: complete, readable, and checked for drift."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
+from conftest import REPOSITORY, TINY
 
 from lpvit.allocation.settings import Budget
 from lpvit.config import reference
 from lpvit.config.config import Config, Experiment
+from lpvit.config.files import read_yaml
 from lpvit.curves.settings import Pruning
 from lpvit.data.settings import Calibration, Dataset
 from lpvit.errors import LpvitError
@@ -147,3 +151,23 @@ def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_reference_needs_neither_torch_nor_matplotlib() -> None:
     code = "import lpvit.config.reference, sys; assert not {'torch', 'matplotlib', 'timm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_editors_find_the_configs_that_are_shipped_right_and_a_misspelt_key_wrong() -> None:
+    schema = json.loads(reference.editor_schema())
+    for file in (REPOSITORY / "config").glob("*.yaml"):
+        assert file.read_text().startswith("# yaml-language-server: $schema=schema.json\n"), file.name
+        jsonschema.validate(read_yaml(file), schema)
+    with pytest.raises(jsonschema.ValidationError, match="mac"):
+        jsonschema.validate({**TINY, "budgets": {"half": {"mac": 0.5}}}, schema)
+
+
+def test_the_schema_is_written_beside_the_configs_and_checked_for_drift(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for name in ("configuration.md", "artifacts.md"):
+        (docs / name).write_text(README)
+    assert reference.main([str(docs)]) == 0
+    schema = tmp_path / "config/schema.json"
+    schema.write_text(schema.read_text().replace("share of", "part of"))
+    assert reference.main([str(docs), "--check"]) == 1

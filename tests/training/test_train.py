@@ -433,7 +433,7 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path, caplog: pytes
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), history_of_two.drop(columns="seconds"), rtol=1e-4)
-    assert caplog.text.count("epoch 2 of 2") == 2
+    assert caplog.text.count("epoch 2/2, 0 s left") == 2
 
 
 def test_two_nodes_train_to_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,208 @@
+"""The command `lpvit`, from a folder of images to files of models."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY, Run, Workflow
+from PIL import Image
+from tiny import VIT, dense_model, photographs
+
+import lpvit
+from lpvit.cli.main import main
+from lpvit.config.files import read_config
+from lpvit.stages.plan import plan_experiments
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command runs; no weights can be fetched there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lpvit.cli.init._has_weights", lambda: False)
+    return tmp_path
+
+
+def make_images(folder: Path, count: int, suffix: str = ".png", side: int = 32) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}{suffix}")
+
+
+def unsplit(root: Path) -> None:
+    for name in "ab":
+        make_images(root / name, 10)
+
+
+def split(root: Path) -> None:
+    for name in "ab":
+        make_images(root / "train" / name, 8, ".jpg")
+        make_images(root / "test" / name, 4, ".webp")
+
+
+def nested(root: Path) -> None:
+    for name in "ab":
+        make_images(root / "photos of 2024" / name / "first", 5)
+        make_images(root / "photos of 2024" / name / "second/half", 5)
+
+
+def corrupt(root: Path) -> None:
+    unsplit(root)
+    (root / "a/3.png").write_bytes(b"no image")
+
+
+def large(root: Path) -> None:
+    for name in "ab":
+        make_images(root / name, 3, side=200)
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "dataset"),
+    [
+        (unsplit, "no validation split: 4 images, 20% of every class", {"train": ".", "validation_share": 0.2}),
+        (split, "16 images in 'train' train, 8 in 'test' validate", {"validation": "test"}),
+        (nested, "2 classes, 20 images (20 .png)", {"root": Path("photos/photos of 2024")}),
+        (corrupt, "1 of 20 images looked at cannot be read", {"on_bad_image": "skip"}),
+        (large, "a small ViT for 112 x 112 pixels, trained from scratch (the weights", {"loader": "memory"}),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_a_config_is_written_for_a_folder_of_images_and_works(
+    make: Callable[[Path], None],
+    words: str,
+    dataset: dict[str, object],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make(Path("photos"))
+    assert main(["init", "photos"]) == 0
+    assert words in capsys.readouterr().out
+    config = read_config("lpvit.yaml")
+    (found,) = config.datasets.values()
+    assert {key: getattr(found, key) for key in dataset} == dataset
+    assert len(plan_experiments(config)) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: None, "photos: folder not found; name the folder that holds your images"),
+        (lambda root: root.mkdir(), "photos: holds no folders of images; expected photos/<class>/*.jpg, or photos/tr"),
+        (lambda root: [unsplit(root), (root / "c").mkdir()], "photos/c: holds no images"),
+        (lambda root: make_images(root / "train/a", 3), "photos/train: holds one class, 'a'; a classifier needs two"),
+        (lambda root: Path("lpvit.yaml").touch(), "lpvit.yaml: exists; give another name by --output, or write over"),
+    ],
+)
+def test_a_folder_that_cannot_work_is_told_in_one_line(
+    make: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(Path("photos"))
+    assert main(["init", "photos"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"lpvit init: {message}")
+    assert told.count("\n") == 1
+
+
+def test_a_pretrained_model_is_chosen_where_its_weights_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    large(Path("photos"))
+    monkeypatch.setattr("lpvit.cli.init._has_weights", lambda: True)
+    assert main(["init", "photos", "--epochs", "4"]) == 0
+    config = read_config("lpvit.yaml")
+    assert (config.models["dense"].timm, config.models["dense"].weights) == ("deit_small_patch16_224", "pretrained")
+    assert config.recipes["dense"].epochs == 4
+
+
+def test_a_config_is_checked_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(TINY))
+    assert main(["check", "config.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert "main: vit_tiny_patch16_224 on 10 classes of 'digits'" in told
+    assert "budget: macs 0.6" in told
+    Path("more.yaml").write_text("budgets: {half: {macs: 0.001}}\ncalibrations: {c64: {images: 9999}}\n")
+    assert main(["check", "config.yaml", "more.yaml"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("lpvit check: experiments.main: ") == told.count("\n") == 2
+    assert not Path("results").exists()
+
+
+def test_without_a_config_a_command_says_how_to_make_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune"]) == 1
+    assert "lpvit.yaml: config not found; write one with 'lpvit init FOLDER'" in capsys.readouterr().err
+
+
+def test_a_run_is_that_of_the_workflow(finished: tuple[Workflow, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow, _ = finished
+    command = [sys.executable, "-m", "lpvit", "prune", "config.yaml", "--dry-run", "--cores", "2"]
+    environment = workflow.command(TINY)[1]
+    run = subprocess.run(command, cwd=workflow.folder, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout + run.stderr
+
+
+def test_files_of_a_run_say_what_they_are(finished: tuple[Workflow, Run], capsys: pytest.CaptureFixture[str]) -> None:
+    results = finished[0].folder / "results/digits/vit"
+    for file, words in (
+        ("c64/b8/half/short/finetuned.pt", ("holds: finetuned", "Pruned(VisionTransformer", "blocks.0.attn.qkv")),
+        ("c64/b8/half/pruned.pt", ("holds: pruned", "vit_tiny_patch16_224, 10 classes")),
+        ("dense.pt", ("holds: dense", "vit_tiny_patch16_224, 10 classes")),
+        ("c64/b8/statistics.pt", ("holds: statistics",)),
+        ("c64/b8/half/allocation.parquet", ("a table: 8 rows, one per prunable layer", "keep_ratio")),
+    ):
+        assert main(["info", str(results / file)]) == 0
+        told = capsys.readouterr().out
+        assert all(word in told for word in words), told
+
+
+def test_a_pruned_model_is_exported_described_and_timed(
+    finished: tuple[Workflow, Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pruned = finished[0].folder / "results/digits/vit/c64/b8/half/pruned.pt"
+    assert main(["export", str(pruned), "model.safetensors"]) == 0
+    assert main(["info", "model.safetensors"]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    images = torch.rand(2, 1, 8, 8)
+    expected = lpvit.load("model.safetensors").model(images)
+    assert main(["export", "model.safetensors", "again.safetensors"]) == 0
+    torch.testing.assert_close(lpvit.load("again.safetensors").model(images), expected)
+    assert main(["bench", "model.safetensors", "--batch-size", "2", "--seconds", "0.05"]) == 0
+    assert all(arm in capsys.readouterr().out for arm in ("dense", "masked", "sparse", "speed_up"))
+
+
+def test_files_that_are_none_of_ours_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"a": 1}, "foreign.pt")
+    Path("foreign.parquet").write_bytes(b"")
+    pruned = lpvit.prune(dense_model("vit"), photographs("vit").split(8), budget=0.5, block_shape=(8, 4))
+    lpvit.save(pruned, "model.safetensors", options=VIT)
+    for arguments, message in (
+        (["info", "absent.pt"], "absent.pt: file not found"),
+        (["info", "foreign.pt"], "foreign.pt: cannot be read as an artifact of lpvit"),
+        (["info", "foreign.parquet"], "foreign.parquet: no table of lpvit; they are images.parquet"),
+        (["bench", "foreign.pt"], "foreign.pt: cannot be read as an artifact of lpvit"),
+        (["export", "model.safetensors", "model.tflite"], "model.tflite: found suffix '.tflite', expected one of"),
+    ):
+        assert main(arguments) == 1
+        told = capsys.readouterr().err
+        assert told.startswith(f"lpvit {arguments[0]}: {message}")
+        assert told.count("\n") == 1
+
+
+def test_help_is_there_at_once_and_names_every_command() -> None:
+    code = (
+        "import sys; from lpvit.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: sys.exit(any(m in sys.modules for m in ('torch', 'pandas', 'timm', 'pydantic')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0
+    for command in ("init", "check", "prune", "info", "bench", "export"):
+        assert f"    {command} " in run.stdout
+
+
+def test_init_needs_no_torch() -> None:
+    unsplit(Path("photos"))
+    code = "import sys; from lpvit.cli.main import main; main(['init', 'photos']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
