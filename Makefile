@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run paper-proxy setup test lint lock venv clean
+.PHONY: run paper-proxy setup test lint docs dag lock venv clean
 
 run: setup
 	$(BIN)/snakemake --cores all
@@ -27,6 +27,17 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m lpvit.config.reference --check
 	$(BIN)/snakemake --lint
+	$(BIN)/snakefmt --check --quiet Snakefile workflow
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir .venv/site
+
+# The documentation as a site, in site/.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The stages of the default config as a graph: dag.svg, or dag.mmd where graphviz is missing (GitHub draws it).
+dag: setup
+	@if command -v dot > /dev/null; then $(BIN)/snakemake --rulegraph dot | dot -Tsvg > dag.svg && echo dag.svg; \
+	else $(BIN)/snakemake --rulegraph mermaid-js > dag.mmd && echo dag.mmd; fi
 
 # Pins and hashes of everything, for all platforms, from the ranges in pyproject.toml.
 lock: setup

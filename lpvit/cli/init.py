@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from textwrap import dedent
 
 from PIL import Image
 
@@ -220,40 +219,7 @@ def _config(images: Images, choice: Choice) -> str:
         split.append("on_bad_image: skip")
     dataset = "\n".join(f"    {line}" for line in [f"root: {json.dumps(str(images.root))}", *split])
     dense, short = choice.epochs
-    return dedent("""\
-        # Written by `lpvit init` for {root}. Run it: lpvit prune FILE; every key: docs/configuration.md
-        # {found}
-        report: {name}
-
-        datasets:
-          {name}:
-        {dataset}
-            loader: {loader}  # memory: decoded once and held; dali: fast, JPEG alone; timm: whatever Pillow reads
-
-        models:
-          dense:
-        {model}
-            recipe: dense  # trains it on these images
-
-        calibrations:
-          few: {{images: {calibration}}}  # of the training split; what blocks are scored with
-
-        prunings:
-          blocks: {{block_shape: [{block}, {block}], saliency: gauss_newton, distortion: gauss_newton}}
-
-        budgets:  # share of the multiply-adds that stays; fitted to the dense model in four steps
-          half: {{macs: 0.5, reconstruction: least_squares, steps: 4}}
-          third: {{macs: 0.35, reconstruction: least_squares, steps: 4}}
-
-        recipes:
-          dense: {{epochs: {dense}, batch_size: {batch}, learning_rate: {rate}, warmup_epochs: {warmup}{more}}}
-          short:  # after pruning, learning from the dense model; leave it out of an experiment by `recipe: null`
-            {{epochs: {short}, batch_size: {batch}, learning_rate: 1.0e-4, distillation: soft, teacher: dense}}
-
-        experiments:  # one choice of each; what they share is done once
-          half: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: half, recipe: short}}
-          third: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: third, recipe: short}}
-        """).format(
+    return _TEMPLATE.format(
         root=images.root,
         found=f"{images.classes} classes, {images.count[0]} training and {images.count[1]} validation images",
         name=name,
@@ -269,3 +235,39 @@ def _config(images: Images, choice: Choice) -> str:
         warmup=min(1, dense // 3),
         more="" if "pretrained" in choice.model else ", crop_scale: [0.6, 1.0]",
     )
+
+
+_TEMPLATE = """\
+# Written by `lpvit init` for {root}. Run it: lpvit prune FILE; every key: docs/configuration.md
+# {found}
+report: {name}
+
+datasets:
+  {name}:
+{dataset}
+    loader: {loader}  # memory: decoded once and held; dali: fast, JPEG alone; timm: whatever Pillow reads
+
+models:
+  dense:
+{model}
+    recipe: dense  # trains it on these images
+
+calibrations:
+  few: {{images: {calibration}}}  # of the training split; what blocks are scored with
+
+prunings:
+  blocks: {{block_shape: [{block}, {block}], saliency: gauss_newton, distortion: gauss_newton}}
+
+budgets:  # share of the multiply-adds that stays; fitted to the dense model in four steps
+  half: {{macs: 0.5, reconstruction: least_squares, steps: 4}}
+  third: {{macs: 0.35, reconstruction: least_squares, steps: 4}}
+
+recipes:
+  dense: {{epochs: {dense}, batch_size: {batch}, learning_rate: {rate}, warmup_epochs: {warmup}{more}}}
+  short:  # after pruning, learning from the dense model; leave it out of an experiment by `recipe: null`
+    {{epochs: {short}, batch_size: {batch}, learning_rate: 1.0e-4, distillation: soft, teacher: dense}}
+
+experiments:  # one choice of each; what they share is done once
+  half: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: half, recipe: short}}
+  third: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: third, recipe: short}}
+"""
