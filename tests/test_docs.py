@@ -3,15 +3,17 @@
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
 from families import DOCUMENT, tables
 
+import lpvit
 from lpvit.config.reference import update
 
 DOCUMENTS = [
-    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "config/README.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 
@@ -57,3 +59,27 @@ def test_the_readme_is_read_in_half_a_minute() -> None:
 def test_the_tables_of_families_are_those_of_the_tests() -> None:
     text = DOCUMENT.read_text()
     assert text == update(text, tables(), DOCUMENT), "run: python tests/families.py"
+
+
+def test_the_gallery_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lpvit.progress._shown", True)  # which the last example changes
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/gallery.md").read_text(), re.DOTALL):
+        exec(code, names)
+    assert names["pruned"].report.loc["(model)", "keep_ratio"] <= 0.5
+    assert names["logits"].shape == (1, 10)
+
+
+def test_every_public_name_has_its_place_on_the_api_page() -> None:
+    named = re.findall(r"^::: lpvit\.(\w+)$", (REPOSITORY / "docs/api.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(lpvit.__all__)
+
+
+def test_every_page_of_the_documentation_stands_in_its_table_of_contents() -> None:
+    contents = (REPOSITORY / "docs/README.md").read_text()
+    site = (REPOSITORY / "mkdocs.yml").read_text()
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        if page.name != "README.md":
+            assert f"({page.name})" in contents, page.name
+            assert f": {page.name}\n" in site, page.name
