@@ -29,11 +29,11 @@ def list_splits(root: str | Path, splits: Iterable[str]) -> Listing:
 
     Args:
         root: Folder that holds the splits; what is missing is an empty listing.
-        splits: Folders below it.
+        splits: Folders below it, or what the names of shards begin with: ``train`` of ``train-0.tar``.
     """
-    folders = [folder for split in sorted(splits) for folder in _with_children(Path(root), split)]
+    places = [place for split in sorted(splits) for place in _places(Path(root), split)]
     with ThreadPool(THREADS) as pool:
-        listings = pool.map(lambda folder: _list_folder(Path(root), folder), folders)
+        listings = pool.map(lambda place: _list_folder(Path(root), *place), places)
     digest = hashlib.sha256("".join(listing.digest for listing in listings).encode()).hexdigest()
     return Listing(sum(each.files for each in listings), sum(each.bytes for each in listings), digest[:16])
 
@@ -43,18 +43,19 @@ def stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
     return {str(file): [(status := Path(file).stat()).st_size, status.st_mtime_ns] for file in files}
 
 
-def _with_children(root: Path, split: str) -> list[str]:
-    try:
-        children = [entry.name for entry in os.scandir(root / split) if entry.is_dir() and entry.name[0] != "."]
-    except OSError:
-        return []
-    return [split, *(f"{split}/{child}" for child in sorted(children))]
+def _places(root: Path, split: str) -> list[tuple[str, str]]:
+    """Folders, and what the names in them begin with."""
+    folder, _, name = split.rpartition("/")
+    if not (root / split).is_dir():
+        return [(folder, f"{name}-")] if (root / folder).is_dir() else []
+    children = [entry.name for entry in os.scandir(root / split) if entry.is_dir() and entry.name[0] != "."]
+    return [(split, ""), *((f"{split}/{child}", "") for child in sorted(children))]
 
 
-def _list_folder(root: Path, folder: str) -> Listing:
+def _list_folder(root: Path, folder: str, start: str) -> Listing:
     files, total = [], 0
     for entry in os.scandir(root / folder):
-        if entry.name[0] == "." or entry.is_dir():
+        if entry.name[0] == "." or not entry.name.startswith(start) or entry.is_dir():
             continue
         try:
             status = entry.stat()

@@ -59,6 +59,18 @@ def test_a_change_of_the_folder_changes_its_listing(root: Path, change: Callable
     assert list_splits(root, SPLITS) != before
 
 
+def test_a_change_of_shards_that_lie_beside_each_other_changes_their_listing(tmp_path: Path) -> None:
+    for name in ("train-0.tar", "train-1.tar", "val-0.tar", "other-0.tar"):
+        (tmp_path / name).write_bytes(b"12345")
+    before = list_splits(tmp_path, SPLITS)
+    assert before[:2] == (3, 15)
+    assert list_splits(tmp_path.parent, [f"{tmp_path.name}/{split}" for split in SPLITS])[:2] == (3, 15)
+    (tmp_path / "other-0.tar").write_bytes(b"1")
+    assert list_splits(tmp_path, SPLITS) == before
+    os.utime(tmp_path / "train-1.tar", (10, 10))
+    assert list_splits(tmp_path, SPLITS) != before
+
+
 def hidden(root: Path) -> None:
     (root / "train/cat/.DS_Store").write_bytes(b"1")
 

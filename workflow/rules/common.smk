@@ -46,6 +46,7 @@ try:
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
 
+CACHED = workflow.workflow_settings.cache is not None  # --cache: what is dear to make is shared between folders
 GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
 NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training
 

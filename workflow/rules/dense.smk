@@ -40,6 +40,7 @@ rule prepare_dense:
         f"{MODEL}/dense.log",
     benchmark:
         f"{MODEL}/dense.time.tsv"
+    cache: CACHED
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(64_000),

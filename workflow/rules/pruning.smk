@@ -17,6 +17,7 @@ rule collect_statistics:
         f"{PRUNING}/statistics.log",
     benchmark:
         f"{PRUNING}/statistics.time.tsv"
+    cache: CACHED
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
@@ -45,6 +46,7 @@ rule measure_rate_distortion:
         f"{PRUNING}/curves.log",
     benchmark:
         f"{PRUNING}/curves.time.tsv"
+    cache: CACHED
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),

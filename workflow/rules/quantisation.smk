@@ -17,6 +17,10 @@ rule quantise_pruned:
     log:
         f"{BUDGET}/{QUANTISED}.log",
     threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(32_000),
+        runtime=scaled(240),
+        gpu=GPUS,
     conda:
         ENVIRONMENT
     script:
