@@ -35,7 +35,7 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m lpvit.config.reference --check
 	$(BIN)/snakemake --lint
-	$(BIN)/snakefmt --check --quiet Snakefile workflow
+	$(BIN)/snakefmt --check Snakefile workflow
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir .venv/site
 
 # The documentation as a site, in site/.

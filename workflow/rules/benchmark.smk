@@ -15,11 +15,6 @@ for_engines = (
 timed = list({entry["latency"]: entry for entry in benchmarked}.values())  # one per model and block shape
 
 
-def all_cores(wildcards) -> int:
-    """Those of the run; a scheduler, which has no such number, gives the machine to this job alone."""
-    return workflow.resource_settings.cores or settings.compute.threads
-
-
 rule measure_latency:
     """Times the layers of a model, dense and with blocks of a shape pruned: the cost of a budget in milliseconds."""
     input:

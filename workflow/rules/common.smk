@@ -87,6 +87,11 @@ def gpus_of_training(wildcards) -> str:
     return f"gpu:{settings.compute.processes // NODES}" if GPUS and trained else ""
 
 
+def all_cores(wildcards) -> int:
+    """Those of the run; a scheduler, which has no such number, gives the machine to this job alone."""
+    return workflow.resource_settings.cores or settings.compute.threads
+
+
 def chosen(section: Section, *fields: str, without: str | Collection[str] = ()) -> dict:
     """Settings as a param: plain values in a fixed order, so that reordering the config reruns nothing."""
     dump = section.model_dump(mode="json", include=set(fields) if fields else None, exclude={without} if isinstance(without, str) else set(without))

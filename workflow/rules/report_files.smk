@@ -36,7 +36,7 @@ def sharing(wildcards) -> str:
 
 def trained_from(wildcards) -> str:
     """Metrics of the model that a training began with; blocks that go during training leave the dense one."""
-    folder = MODEL + "/dense" if settings.recipes[wildcards.recipe].pruned_over else BUDGET + "/pruned"
+    folder = f"{MODEL}/dense" if settings.recipes[wildcards.recipe].pruned_over else f"{BUDGET}/pruned"
     return f"{folder}/metrics.parquet".format(**wildcards)
 
 
@@ -69,8 +69,8 @@ def page_inputs() -> dict:
 
 def page_params() -> dict:
     return {
-        "page": f"{REPORT}/index.html",
-        "speed": f"{REPORT}/speed.csv",
+        "page": lambda wildcards: f"{REPORT}/index.html",
+        "speed": lambda wildcards: f"{REPORT}/speed.csv",
         "name": settings.report,
         "proxy": settings.scale == "proxy",
         "series": series,
