@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -29,11 +30,11 @@ def list_splits(root: str | Path, splits: Iterable[str]) -> Listing:
 
     Args:
         root: Folder that holds the splits; what is missing is an empty listing.
-        splits: Folders below it, or what the names of shards begin with: ``train`` of ``train-0.tar``.
+        splits: Folders below it, or what the names of their shards begin with.
     """
-    places = [place for split in sorted(splits) for place in _places(Path(root), split)]
+    folders = [folder for split in sorted(splits) for folder in _folders(Path(root), split)]
     with ThreadPool(THREADS) as pool:
-        listings = pool.map(lambda place: _list_folder(Path(root), *place), places)
+        listings = pool.starmap(partial(_list_folder, Path(root)), folders)
     digest = hashlib.sha256("".join(listing.digest for listing in listings).encode()).hexdigest()
     return Listing(sum(each.files for each in listings), sum(each.bytes for each in listings), digest[:16])
 
@@ -43,12 +44,13 @@ def stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
     return {str(file): [(status := Path(file).stat()).st_size, status.st_mtime_ns] for file in files}
 
 
-def _places(root: Path, split: str) -> list[tuple[str, str]]:
-    """Folders, and what the names in them begin with."""
-    folder, _, name = split.rpartition("/")
-    if not (root / split).is_dir():
+def _folders(root: Path, split: str) -> list[tuple[str, str]]:
+    """Where the files of a split lie, as folder and beginning of their names."""
+    try:
+        children = [entry.name for entry in os.scandir(root / split) if entry.is_dir() and entry.name[0] != "."]
+    except OSError:
+        folder, _, name = split.rpartition("/")
         return [(folder, f"{name}-")] if (root / folder).is_dir() else []
-    children = [entry.name for entry in os.scandir(root / split) if entry.is_dir() and entry.name[0] != "."]
     return [(split, ""), *((f"{split}/{child}", "") for child in sorted(children))]
 
 

@@ -93,6 +93,15 @@ def test_what_is_no_part_of_the_dataset_does_not_count(root: Path, change: Calla
     assert list_splits(root, SPLITS) == before
 
 
+def test_of_shards_those_whose_names_begin_like_the_split_are_listed(tmp_path: Path) -> None:
+    for name in ("train-0.tar", "train-1.tar", "val-0.tar", "other-0.tar"):
+        (tmp_path / name).write_bytes(b"12345")
+    before = list_splits(tmp_path, SPLITS)
+    assert before[:2] == (3, 15)
+    (tmp_path / "val-0.tar").write_bytes(b"54321")
+    assert list_splits(tmp_path, SPLITS) != before
+
+
 def test_a_folder_that_is_not_there_is_an_empty_listing(tmp_path: Path) -> None:
     assert list_splits(tmp_path / "nowhere", SPLITS)[:2] == (0, 0)
 

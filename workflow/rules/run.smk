@@ -8,6 +8,7 @@ import psutil
 import snakemake.persistence
 from snakemake_interface_executor_plugins.settings import ExecMode
 
+from lpvit.store.artifacts import remove_leftovers
 from lpvit.store.holding import hold, release
 from lpvit.store.records import changes, read_record, write_record
 
@@ -18,6 +19,7 @@ def hold_folder() -> None:
         atexit.register(release, hold(RESULTS))
     except LpvitError as error:
         raise WorkflowError(str(error)) from None
+    remove_leftovers(RESULTS)
 
 
 def write_records() -> None:
