@@ -7,7 +7,8 @@ import pytest
 from conftest import Workflow
 
 MODEL = Path("results/digits/vit")
-CACHED = [MODEL / "dense.pt", MODEL / "c64/b8/statistics.pt", MODEL / "c64/b8/curves.parquet"]
+DENSE, STATISTICS, CURVES = MODEL / "dense.pt", MODEL / "c64/b8/statistics.pt", MODEL / "c64/b8/curves.parquet"
+OTHER_STATISTICS = MODEL / "c64/b16/statistics.pt"
 
 
 @pytest.fixture
@@ -17,33 +18,33 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def curves_with_cache(workflow: Workflow, config: dict[str, Any]) -> list[Path]:
-    """Where the dense model, statistics and curves lie."""
-    run = workflow.run(config, "--cache", "--until", "measure_rate_distortion")
+def made(workflow: Workflow, config: dict[str, Any], *files: Path) -> list[Path]:
+    """Where the files lie that a run with the cache gives."""
+    run = workflow.run(config, "--cache", "--", *map(str, files))
     assert run.code == 0, run.output
-    assert workflow.run(config, "--cache", "--until", "measure_rate_distortion", "--dry-run").jobs == {}
-    return [(workflow.folder / file).resolve() for file in CACHED]
+    return [(workflow.folder / file).resolve() for file in files]
 
 
 def test_a_second_folder_takes_from_the_cache_what_has_not_changed(
     tmp_path: Path, cache: Path, tiny_config: dict, change
 ) -> None:
-    config = change(tiny_config, "recipes.short.epochs", 1)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     first, second = (Workflow.copied_to(tmp_path / name) for name in ("first", "second"))
-    made = curves_with_cache(first, config)
-    assert all(file.parent == cache for file in made)
-    assert curves_with_cache(second, config) == made
-    assert (second.folder / MODEL / "dense.log").read_text() == ""  # its script never ran
+    config = change(tiny_config, "recipes.short.epochs", 1)
+    dense, statistics, curves = made(first, config, DENSE, STATISTICS, CURVES)
+    assert dense.parent == statistics.parent == curves.parent == cache
 
     edited = second.folder / "lpvit/curves/rate_distortion.py"
-    edited.write_text(edited.read_text() + "\nEDITED = True\n")
-    dense, statistics, curves = curves_with_cache(second, config)
-    assert [dense, statistics] == made[:2]
-    assert curves != made[2]
+    original = edited.read_text()
+    edited.write_text(original + "\nEDITED = True\n")
+    more = change(config, "prunings.b16", {"block_shape": [8, 16], "points": 11})
+    more = change(more, "experiments.more", {**config["experiments"]["main"], "pruning": "b16"})
+    found = made(second, more, DENSE, STATISTICS, CURVES, OTHER_STATISTICS)
+    assert found[:2] == [dense, statistics]
+    assert (second.folder / MODEL / "dense.log").read_text() == ""  # its script never ran
+    assert curves != found[2]  # by another source
+    assert statistics != found[3]  # by another setting
 
-    dense, statistics, _ = curves_with_cache(first, change(config, "prunings.b8.block_shape", [8, 16]))
-    assert dense == made[0]
-    assert statistics != made[1]
-    assert made[1].exists()
+    edited.write_text(original)
+    assert made(second, more, DENSE, STATISTICS, CURVES) == [dense, statistics, curves]
