@@ -47,6 +47,7 @@ class Report:
         series: Experiment -> its series, from `lpvit.report.series`.
         experiments: Of each its ``name``, ``decisions`` (section -> name and settings as text), ``figures`` (SVG files)
             and ``layers``, a frame of schema ``LAYERS``, of its last model.
+        tradeoff: Figure of `plot_tradeoff` (SVG file).
         paper: Text, table and figure (SVG file) of the paper's rows, or None.
         facts: Title -> name -> value.
         durations: From `lpvit.report.facts.durations`.
@@ -59,6 +60,7 @@ class Report:
     speed: pd.DataFrame
     series: Mapping[str, str]
     experiments: Sequence[Mapping[str, Any]]
+    tradeoff: str
     paper: Mapping[str, Any] | None
     facts: Mapping[str, Mapping[str, str]]
     durations: pd.DataFrame
@@ -75,20 +77,26 @@ class Cell:
     note: str = ""
 
 
-def render(report: Report) -> str:
-    """The page, whole in itself: figures, data, style and scripts are within."""
+def render(report: Report, interactive: bool = True) -> str:
+    """The page, whole in itself: figures, data, style and scripts are within.
+
+    Args:
+        report: What it shows.
+        interactive: With the chart to zoom and the figures of every experiment; without, it is short enough for a frame
+            of Snakemake's report (browsers open no more than 2 MB there), which has these figures beside it.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     fresh, stale = up_to_date(report.speed, report.summary)
-    chart = chart_data(report.summary, fresh, report.series)
     plotly = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
     return environment.get_template("page.html").render(
         report=report,
         tables=list(_tables(report.summary, fresh)),
         experiments=list(_experiments(report)),
-        chart=chart,
-        plotly=plotly.read_text(encoding="utf-8"),
+        chart=chart_data(report.summary, fresh, report.series),
+        interactive=interactive,
+        plotly=plotly.read_text(encoding="utf-8") if interactive else "",
         speed=list(speed_parts(fresh)) if len(fresh) else [],
         stale=stale,
         csv={"summary": _data_uri(report.summary.to_csv(index=False).encode(), "text/csv")}

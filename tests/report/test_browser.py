@@ -150,10 +150,10 @@ def test_every_category_of_the_report_of_snakemake_opens_and_begins_with_the_pag
     opened = 0
     for category in categories:
         for subcategory in page.evaluate("category => Object.keys(categories[category])", category):
-            page.evaluate("([category, subcategory]) => app.setView({navbarMode: 'menu'})", [category, subcategory])
-            page.get_by_text(category, exact=True).click()
-            if page.get_by_text(subcategory, exact=True).count() and subcategory != "Other":
-                page.get_by_text(subcategory, exact=True).click()
+            page.evaluate("app.setView({navbarMode: 'menu'})")
+            page.get_by_role("link", name=category, exact=True).click()
+            if (folder := page.get_by_role("link", name=subcategory, exact=True)).count():
+                folder.click()
             rows = page.locator("tbody tr")
             rows.first.wait_for()
             for row in rows.all():
@@ -163,5 +163,7 @@ def test_every_category_of_the_report_of_snakemake_opens_and_begins_with_the_pag
                 shown.wait_for()
                 opened += 1
                 if category == categories[0]:
-                    page.frame_locator("iframe").locator(".chart .point").first.wait_for()
+                    frame = page.frame_locator("iframe")
+                    frame.locator(".results button").first.click()
+                    assert frame.locator("[aria-sort=descending]").count() == 1
     assert opened == page.evaluate("Object.keys(results).length")

@@ -50,6 +50,7 @@ def page(table: pd.DataFrame, speed: pd.DataFrame, **changes: Any) -> str:
         "speed": speed,
         "series": series(evaluations()),
         "experiments": [{**experiment, "layers": empty_frame(LAYERS)}],
+        "tradeoff": "",
         "paper": None,
         "facts": {"versions": versions()},
         "durations": durations([]),

@@ -20,12 +20,13 @@ rule summarize:
 
 
 rule write_page:
-    """Writes the page that people read first."""
+    """Writes the page that people read first, and a short form of it for Snakemake's report."""
     input:
         **page_inputs(),
     output:
-        page=report(
-            f"{REPORT}/index.html",
+        page=f"{REPORT}/index.html",
+        glance=report(
+            f"{REPORT}/glance.html",
             caption="../report/page.rst",
             category="At a glance",
             labels={"page": "all experiments"},
@@ -74,7 +75,7 @@ rule plot_curves:
             f"{PRUNING}/curves.svg",
             caption="../report/curves.rst",
             category="Rate-distortion curves",
-            labels={"experiments": sharing},
+            labels=lambda wildcards: {"experiments": sharing(wildcards)},
         ),
         png=f"{PRUNING}/curves.png",
     params:
@@ -204,7 +205,7 @@ rule plot_history:
             f"{RECIPE}/history.svg",
             caption="../report/history.rst",
             category="Trainings",
-            labels={"training": lambda wildcards: f"{wildcards.model}: {sharing(wildcards)}"},
+            labels=lambda wildcards: {"training": f"{wildcards.model}: {sharing(wildcards)}"},
         ),
         png=f"{RECIPE}/history.png",
     params:

@@ -61,6 +61,7 @@ def page_inputs() -> dict:
     reproduces = any(experiment.published for experiment in experiments.values())
     return {
         "summary": f"{REPORT}/summary.csv",
+        "tradeoff": f"{REPORT}/tradeoff.svg",
         "paper": [f"{REPORT}/paper.csv", f"{REPORT}/paper.svg"] if reproduces else [],
         "figures": sorted({figure for experiment in experiments.values() for figure in figures_of(experiment)}),
         "layers": sorted({f"{list(evaluated(experiment).values())[-1]}/layers.parquet" for experiment in experiments.values()}),
@@ -70,6 +71,7 @@ def page_inputs() -> dict:
 def page_params() -> dict:
     return {
         "page": lambda wildcards: f"{REPORT}/index.html",
+        "glance": lambda wildcards: f"{REPORT}/glance.html",
         "speed": lambda wildcards: f"{REPORT}/speed.csv",
         "name": settings.report,
         "proxy": settings.scale == "proxy",
@@ -89,13 +91,15 @@ def page_params() -> dict:
 
 def decisions_of(experiment: Experiment) -> dict:
     """What an experiment chose, and what the config says about it."""
-    chosen_names = [(section, getattr(experiment, section)) for section in SECTIONS]
-    chosen_names += [("scheme", scheme) for scheme in experiment.schemes]
-    return {
+    decisions = {
         section: {"name": name, "settings": told(getattr(settings, f"{section}s")[name])}
-        for section, name in chosen_names
-        if name is not None
+        for section in SECTIONS
+        if (name := getattr(experiment, section)) is not None
     }
+    if experiment.schemes:
+        texts = [told(settings.schemes[name]) for name in experiment.schemes]
+        decisions["schemes"] = {"name": ", ".join(experiment.schemes), "settings": "; ".join(texts)}
+    return decisions
 
 
 def told(section: Section) -> str:
@@ -126,6 +130,6 @@ def print_summary() -> None:
     """Shows the table where all of it was asked for and made."""
     table, files = Path(REPORT, "summary.md"), workflow.config_settings.configfiles
     if table.is_file():
-        configured = f" --configfile {shlex.join(map(str, files))}" if files else ""
+        configured = f" --configfile {shlex.join(map(os.path.relpath, files))}" if files else ""
         print(f"\n{table.read_text()}\nThe report: {REPORT}/index.html")
         print(f"With code and parameters of every file: snakemake --report report.html{configured}")

@@ -21,10 +21,12 @@ with stage(snakemake):
         speed=read_speed(params.speed),
         series=params.series,
         experiments=[entry | {"layers": read_parquet(entry["layers"], LAYERS)} for entry in params.experiments],
+        tradeoff=snakemake.input.tradeoff,
         paper=paper_of(*snakemake.input.paper, params.proxy) if snakemake.input.paper else None,
         facts={"versions": versions(), "commit": {"": commit()}, "machine of this page": machine()},
         durations=durations(params.timed),
         config=yaml.safe_dump(snakemake.config, sort_keys=False, width=120),
         written=f"{datetime.now():%d %B %Y, %H:%M}",
     )
-    write_text(render(report), snakemake.params.page)
+    write_text(render(report), params.page)
+    write_text(render(report, interactive=False), params.glance)
