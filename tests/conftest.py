@@ -103,6 +103,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.skip(reason="takes long: pytest -m faults"))
     if item.get_closest_marker("slurm") and "slurm" not in item.config.option.markexpr:
         item.add_marker(pytest.mark.skip(reason="starts a SLURM of its own: make test-slurm"))
+    if item.get_closest_marker("sanitizers") and "sanitizers" not in item.config.option.markexpr:
+        item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m sanitizers"))
 
 
 @pytest.fixture

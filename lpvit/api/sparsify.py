@@ -1,27 +1,67 @@
 """A pruned model with kernels that skip its pruned blocks."""
 
+import logging
 from copy import deepcopy
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lpvit.api.pruned import Pruned
+from lpvit.errors import LpvitError
 from lpvit.measure.sparsify import sparsify_layers
 from lpvit.models.families import call_modules
+from lpvit.sparse.linear import PRECISIONS
+from lpvit.sparse.operator import path_for
+
+_logger = logging.getLogger(__name__)
 
 
-def sparsify(pruned: Pruned, batch_size: int = 8) -> nn.Module:
+def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) -> nn.Module:
     """A copy of a pruned model for inference on its device, block-sparse in the layers that this makes faster there.
 
-    Both forms of every layer are timed, with the model's dtype and torch's number of threads. What stays dense, and
-    why, is logged; printed, the model says which kernel runs.
+    All forms of every layer are timed, with torch's number of threads. What stays dense, and why, is logged; printed,
+    the model says which kernel runs.
 
     Args:
         pruned: From `lpvit.prune` or `lpvit.load`; left as it is.
         batch_size: Images per pass that it shall be fast for; any number will do later.
+        precision: ``float32``, ``bfloat16`` or ``int8``: of the products in its masked layers. In int8, all else is in
+            bfloat16 where the device has a kernel for it, else in float32. The model then takes images of any
+            floating dtype and gives float32. By default all is in the dtype of the model, images and outputs too.
 
     Returns:
         In evaluation mode, without gradients.
+
+    Raises:
+        LpvitError: There is no such precision.
     """
     model = call_modules(deepcopy(pruned.model).eval().requires_grad_(False))
-    sparsify_layers(model, pruned.keep_masks, pruned.block_shape, batch_size)
+    if precision is not None:
+        if precision not in PRECISIONS:
+            raise LpvitError(f"precision: no '{precision}'; there are {', '.join(PRECISIONS)}")
+        model = model.to(_dtype_of_others(precision, next(model.parameters()).device))
+        model.register_forward_pre_hook(_take_any_dtype)
+        model.register_forward_hook(_give_float32)
+    sparsify_layers(model, pruned.keep_masks, pruned.block_shape, batch_size, precision=precision)
     return model
+
+
+def _dtype_of_others(precision: str, device: torch.device) -> torch.dtype:
+    """Of what is no masked layer."""
+    if precision != "int8":
+        dtype: torch.dtype = getattr(torch, precision)
+        return dtype
+    path = path_for(device, torch.bfloat16)
+    if path.reason:
+        _logger.info("int8: all but the masked layers is in float32: %s", path.reason)
+    return torch.float32 if path.reason else torch.bfloat16
+
+
+def _take_any_dtype(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    images: Tensor = arguments[0]
+    return (images.to(next(model.parameters()).dtype), *arguments[1:])
+
+
+def _give_float32(model: nn.Module, arguments: tuple[Any, ...], logits: Tensor) -> Tensor:
+    return logits.float()

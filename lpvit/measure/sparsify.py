@@ -1,7 +1,9 @@
-"""Block-sparse layers in place of the pruned linear layers of a timm model, where they are faster."""
+"""Block-sparse layers in place of the pruned linear layers of a timm model, where and in the form that is fastest."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from lpvit.weights.masks import expand_keep_masks, zero_pruned
 
 _logger = logging.getLogger(__name__)
 
-_measured: dict[tuple[object, ...], tuple[float, float]] = {}  # what was timed -> seconds of dense, of sparse
+_measured: dict[tuple[object, ...], dict[str, float]] = {}  # what was timed -> form -> seconds
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class LayerChoice:
         sparse: Whether it is block-sparse now; else it is dense, with zeros.
         sparsity: Share of its blocks that is pruned.
         dense_seconds: Median time of the dense layer, None where nothing was timed.
-        sparse_seconds: Median time of the sparse layer, None where nothing was timed.
+        sparse_seconds: Median time of the (faster) sparse layer, None where nothing was timed.
         reason: Why it stayed dense; empty if it is sparse.
+        precision: Of the numbers that the layer multiplies now.
     """
 
     layer: str
@@ -39,6 +42,7 @@ class LayerChoice:
     dense_seconds: float | None = None
     sparse_seconds: float | None = None
     reason: str = ""
+    precision: str = ""
 
 
 @torch.no_grad()
@@ -48,19 +52,22 @@ def sparsify_layers(
     block_shape: tuple[int, int],
     batch_size: int = 8,
     only_faster: bool = True,
+    precision: str | None = None,
 ) -> list[LayerChoice]:
     """Makes the masked linear layers of a timm model block-sparse, in place, for inference.
 
     A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
-    dtype and number of threads. Layers of equal shape and sparsity are timed once.
+    dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
+    become block-sparse in int8 or in the model's dtype, whichever is faster.
 
     Args:
         model: Dense or masked; the pruned weights become zero.
         keep_masks: One keep mask (R, C) per layer.
         block_shape: (r, c).
         batch_size: Images per pass that the choice is made for.
-        only_faster: False makes every linear layer sparse, untimed.
+        only_faster: False makes every linear layer sparse, untimed, in ``precision``.
+        precision: The least precise numbers that a layer may multiply: int8; by default those of the model.
 
     Returns:
         One choice per masked layer; those that stayed dense are logged too.
@@ -71,7 +78,7 @@ def sparsify_layers(
     zero_pruned(dict(model.named_parameters()), expand_keep_masks(model, keep_masks, block_shape))
     tokens = {layer.name: layer.tokens * batch_size for layer in matrix_layers(model)}
     choices = [
-        _replace(model, layer, keep_mask, block_shape, tokens[layer] if only_faster else None)
+        _replace(model, layer, _forms(model, layer, keep_mask, block_shape, precision), tokens[layer], only_faster)
         for layer, keep_mask in keep_masks.items()
     ]
     for choice in choices:
@@ -80,29 +87,45 @@ def sparsify_layers(
     return choices
 
 
-def _replace(
-    model: nn.Module, layer: str, keep_mask: Tensor, block_shape: tuple[int, int], tokens: int | None
-) -> LayerChoice:
-    """Swaps one layer; ``tokens`` is the number that both forms are timed with, None for a swap without timing."""
-    sparsity = 1 - keep_mask.float().mean().item()
+def _forms(
+    model: nn.Module, layer: str, keep_mask: Tensor, block_shape: tuple[int, int], precision: str | None
+) -> list[BlockSparseLinear]:
+    """The block-sparse forms that a layer may take, the one that was asked for first; none of a convolution."""
     dense = model.get_submodule(layer)
     if not isinstance(dense, nn.Linear):
-        return LayerChoice(layer, False, sparsity, reason=f"{type(dense).__name__} has no block-sparse form")
-    activation = _gelu_after(model, layer)
-    sparse = BlockSparseLinear.from_linear(dense, keep_mask, block_shape, gelu=activation is not None)
-    seconds: tuple[float, float] | tuple[None, None] = (None, None)
-    if tokens is not None:
-        path = path_of(sparse.values)
-        if path.reason:
-            return LayerChoice(layer, False, sparsity, reason=path.reason)
-        seconds = _timed(nn.Sequential(dense, *([activation] if activation else [])), sparse, tokens)
-        if seconds[1] >= seconds[0]:
-            reason = f"{1e3 * seconds[1]:.3f} ms sparse, {1e3 * seconds[0]:.3f} ms dense"
-            return LayerChoice(layer, False, sparsity, *seconds, reason)
+        return []
+    gelu = _gelu_after(model, layer) is not None
+    precisions = [precision, None] if precision == "int8" else [precision]
+    return [BlockSparseLinear.from_linear(dense, keep_mask, block_shape, gelu, form) for form in precisions]
+
+
+def _replace(
+    model: nn.Module, layer: str, forms: list[BlockSparseLinear], tokens: int, only_faster: bool
+) -> LayerChoice:
+    """Swaps one layer for the fastest of its forms, or for the first of them without asking for speed."""
+    dense = model.get_submodule(layer)
+    weight: Tensor = dense.weight  # type: ignore[assignment]
+    if not forms:
+        sparsity = 1 - weight.count_nonzero().item() / weight.numel()
+        reason = f"{type(dense).__name__} has no block-sparse form"
+        return LayerChoice(layer, False, sparsity, reason=reason, precision=name_of(weight.dtype))
+    activation, sparse, sparsity = _gelu_after(model, layer), forms[0], forms[0].sparsity
+    dense_seconds = sparse_seconds = None
+    if only_faster:
+        with_kernel = [form for form in forms if not path_of(form.values).reason]
+        reason = path_of(sparse.values).reason
+        if with_kernel:
+            times = _timed(nn.Sequential(dense, *([activation] if activation else [])), with_kernel, tokens)
+            sparse = min(with_kernel, key=lambda form: times[_form(form)])
+            dense_seconds, sparse_seconds = times["dense"], times[_form(sparse)]
+            reason = f"{1e3 * sparse_seconds:.3f} ms sparse, {1e3 * dense_seconds:.3f} ms dense"
+        if dense_seconds is None or sparse_seconds is None or sparse_seconds >= dense_seconds:
+            precision = name_of(weight.dtype)
+            return LayerChoice(layer, False, sparsity, dense_seconds, sparse_seconds, reason, precision)
     model.set_submodule(layer, sparse)
     if activation is not None:
         model.set_submodule(f"{_parent(layer)}.act", nn.Identity())
-    return LayerChoice(layer, True, sparsity, *seconds)
+    return LayerChoice(layer, True, sparsity, dense_seconds, sparse_seconds, precision=_form(sparse))
 
 
 def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:
@@ -118,13 +141,24 @@ def _parent(layer: str) -> str:
     return layer.rpartition(".")[0]
 
 
-def _timed(dense: nn.Module, sparse: BlockSparseLinear, tokens: int) -> tuple[float, float]:
-    """Median seconds of the dense and of the sparse form, taking turns on one random input; measured once per key."""
-    values = sparse.values
-    key = (sparse.grid, len(values), sparse.gelu, tokens, values.dtype, values.device, torch.get_num_threads())
+def _form(sparse: BlockSparseLinear) -> str:
+    return name_of(sparse.values.dtype)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Of a precision."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _timed(dense: nn.Sequential, forms: Sequence[BlockSparseLinear], tokens: int) -> dict[str, float]:
+    """Median seconds of the dense and of each sparse form, taking turns on one random input; measured once per key."""
+    weight: Tensor = dense[0].weight  # type: ignore[assignment]
+    first = forms[0]
+    kinds = (weight.dtype, weight.device, torch.get_num_threads(), *map(_form, forms))
+    key = (first.grid, len(first.values), first.gelu, tokens, *kinds)
     if key not in _measured:
-        inputs = torch.randn(tokens, sparse.in_features, device=values.device).to(values.dtype)
-        forms = {"dense": lambda: dense(inputs), "sparse": lambda: sparse(inputs)}
-        times = time_in_turns(forms, device=values.device, seconds=0)
-        _measured[key] = (float(np.median(times["dense"])), float(np.median(times["sparse"])))
+        inputs = torch.randn(tokens, first.in_features, device=weight.device).to(weight.dtype)
+        arms = {_form(sparse): partial(sparse, inputs) for sparse in forms} | {"dense": partial(dense, inputs)}
+        times = time_in_turns(arms, device=weight.device, seconds=0)
+        _measured[key] = {form: float(np.median(seconds)) for form, seconds in times.items()}
     return _measured[key]

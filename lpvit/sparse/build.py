@@ -27,7 +27,8 @@ _logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 _TORCH = Path(torch.__file__).parent
-FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")
+# The last two keep all sums of a tile in registers.
+FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-fira-region=all", "-fno-schedule-insns")
 _OPERATOR_FLAGS = ("-isystem", str(_TORCH / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000")  # torch 2.11
 
 
@@ -38,36 +39,45 @@ class InstructionSet:
     Attributes:
         name: As in the kernel's name.
         flags: That let the compiler use it.
-        lanes: Floats in a vector.
+        lanes: Sums in a vector.
         tile_tokens: Tokens that, times two vectors of sums, fit the registers.
-        bfloat16: Whether the kernel is one for bfloat16, instead of float32.
+        arithmetic: Numbers that the kernel multiplies: float32, bfloat16 or int8.
     """
 
     name: str
     flags: tuple[str, ...]
     lanes: int
     tile_tokens: int
-    bfloat16: bool = False
+    arithmetic: str = "float32"
 
     def definitions(self) -> tuple[str, ...]:
         return (
             f"-DLPVIT_ISA={self.name}",
             f"-DLPVIT_LANES={self.lanes}",
             f"-DLPVIT_TILE_TOKENS={self.tile_tokens}",
-            *(["-DLPVIT_BF16"] if self.bfloat16 else []),
+            f'-DLPVIT_ARITHMETIC="{self.arithmetic}.h"',
         )
 
 
 _X86 = ("-mfma", "-mprfchw")
-_BF16 = ("-mavx512f", "-mavx512vl", "-mavx512bf16")
+_AVX512 = ("-mavx512f", "-mavx512vl", "-mavx512bw")
 INSTRUCTION_SETS = {
     "x86_64": (
-        InstructionSet("avx512_bf16", (*_X86, *_BF16), lanes=16, tile_tokens=14, bfloat16=True),
-        InstructionSet("avx512", (*_X86, "-mavx512f"), lanes=16, tile_tokens=14),
-        InstructionSet("avx2", (*_X86, "-mavx2"), lanes=8, tile_tokens=6),
-        InstructionSet("sse", (), lanes=4, tile_tokens=6),
+        InstructionSet("avx512_vnni", (*_X86, *_AVX512, "-mavx512vnni"), 16, 14, "int8"),
+        InstructionSet("avx512_vnni_bf16", (*_X86, *_AVX512, "-mavx512vnni", "-mavx512bf16"), 16, 14, "int8"),
+        InstructionSet("avx512_bf16", (*_X86, *_AVX512, "-mavx512bf16"), 16, 14, "bfloat16"),
+        InstructionSet("avx512", (*_X86, "-mavx512f"), 16, 14),
+        InstructionSet("avx_vnni", (*_X86, "-mavx2", "-mavxvnni"), 8, 6, "int8"),
+        InstructionSet("avx2_int8", (*_X86, "-mavx2"), 8, 4, "int8"),
+        InstructionSet("avx2", (*_X86, "-mavx2"), 8, 6),
+        InstructionSet("sse_int8", (), 4, 4, "int8"),
+        InstructionSet("sse", (), 4, 6),
     ),
-    "aarch64": (InstructionSet("neon", (), lanes=4, tile_tokens=10),),
+    "aarch64": (
+        InstructionSet("neon_dot", ("-march=armv8.2-a+dotprod",), 4, 10, "int8"),
+        InstructionSet("neon_int8", (), 4, 4, "int8"),
+        InstructionSet("neon", (), 4, 10),
+    ),
 }
 
 
@@ -78,11 +88,13 @@ class CpuKernel:
     Attributes:
         instruction_set: Of the kernel for float32; None if there is none.
         bfloat16: Of the kernel for bfloat16; None if there is none.
+        int8: Of the kernel for int8; None if there is none.
         reason: Why there are none.
     """
 
     instruction_set: str | None
     bfloat16: str | None = None
+    int8: str | None = None
     reason: str = ""
 
 
@@ -96,19 +108,21 @@ def cpu_kernel() -> CpuKernel:
         LpvitError: It names none that there is on any machine.
     """
     wanted = os.environ.get("LPVIT_INSTRUCTION_SET", "")
-    known = [one.name for sets in INSTRUCTION_SETS.values() for one in sets if not one.bfloat16]
+    known = [one.name for sets in INSTRUCTION_SETS.values() for one in sets if one.arithmetic == "float32"]
+    known += ["avx_vnni"]  # avx2, but for int8
     if wanted not in ("", *known):
         raise LpvitError(f"LPVIT_INSTRUCTION_SET: {wanted!a} is unknown; leave it out or use {', '.join(known)}")
     try:
         library = _loaded_library()
     except _BuildError as error:
         return CpuKernel(None, reason=str(error))
-    library.lpvit_choose_kernel.restype = library.lpvit_bfloat16_kernel.restype = ctypes.c_char_p
+    for function in (library.lpvit_choose_kernel, library.lpvit_bfloat16_kernel, library.lpvit_int8_kernel):
+        function.restype = ctypes.c_char_p
     chosen = library.lpvit_choose_kernel(wanted.encode())
     if not chosen:
         return CpuKernel(None, reason=f"LPVIT_INSTRUCTION_SET: no '{wanted}' here")
     bfloat16 = library.lpvit_bfloat16_kernel()
-    return CpuKernel(chosen.decode(), bfloat16.decode() if bfloat16 else None)
+    return CpuKernel(chosen.decode(), bfloat16.decode() if bfloat16 else None, library.lpvit_int8_kernel().decode())
 
 
 def cache_folder() -> Path:
@@ -135,7 +149,7 @@ def _loaded_library() -> ctypes.CDLL:
         if _is_whole(library):
             return ctypes.CDLL(str(library))
         remove_leftovers(folder)
-        _logger.warning("compiling the block-sparse kernel for this machine, once, some 20 s: %s", folder)
+        _logger.warning("compiling the block-sparse kernel for this machine, once, some 40 s: %s", folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build_", suffix=partial_suffix()) as temporary:
             Path(temporary).chmod(0o700)
             built = _build(compiler, Path(temporary))

@@ -1,4 +1,8 @@
-"""A linear layer that stores and multiplies only the blocks that pruning kept."""
+"""Linear layers that store and multiply only the blocks that pruning kept.
+
+O, I = output and input features; r, c = rows and columns of a block; R, C = rows and columns of the grid;
+K = kept blocks; g = ceil(c / 4).
+"""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -8,14 +12,23 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import BlockGrid
+from lpvit.sparse.int8 import (
+    MOST_INPUTS,
+    QuantisedLayer,
+    block_sparse_linear_int8,
+    pack,
+    quantise_weight,
+    sums_of_rows,
+    unpack,
+)
 from lpvit.sparse.operator import block_sparse_linear, path_of
 from lpvit.sparse.storage import compress, decompress, indexed_keep_mask
+
+PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 class BlockSparseLinear(nn.Module):
     """``y = x W^T + b``, optionally through GELU (erf), for inference; W has pruned blocks that are not stored.
-
-    O, I = output and input features; r, c = rows and columns of a block; R = rows of the grid; K = kept blocks.
 
     Attributes:
         values: Kept blocks, shape (K, r, c).
@@ -50,8 +63,14 @@ class BlockSparseLinear(nn.Module):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, keep_mask: Tensor, block_shape: tuple[int, int], gelu: bool = False
-    ) -> Self:
+        cls,
+        linear: nn.Linear,
+        keep_mask: Tensor,
+        block_shape: tuple[int, int],
+        gelu: bool = False,
+        precision: str | None = None,
+        scales: Tensor | None = None,
+    ) -> "BlockSparseLinear":
         """The sparse form of a linear layer.
 
         Args:
@@ -59,9 +78,11 @@ class BlockSparseLinear(nn.Module):
             keep_mask: Shape (R, C), bool, True where the block stays.
             block_shape: (r, c).
             gelu: Whether a GELU that follows is computed too.
+            precision: ``float32``, ``bfloat16`` or ``int8``; by default that of the weights.
+            scales: For int8, of each output, shape (O,); by default the largest kept weight over 127.
 
         Raises:
-            LpvitError: The mask does not fit the layer.
+            LpvitError: The mask does not fit the layer, or there is no such precision.
         """
         grid = BlockGrid((linear.out_features, linear.in_features), block_shape)
         if keep_mask.shape != (grid.rows, grid.columns) or keep_mask.dtype != torch.bool:
@@ -70,13 +91,25 @@ class BlockSparseLinear(nn.Module):
                 f"{grid.shape[1]}; blocks of {block_shape[0]}x{block_shape[1]} need torch.bool of {grid.rows}x"
                 f"{grid.columns}"
             )
-        storage = compress(linear.weight.detach(), keep_mask.to(linear.weight.device), block_shape)
+        if precision not in (None, *PRECISIONS):
+            raise LpvitError(f"precision: no '{precision}'; there are {', '.join(PRECISIONS)}")
+        weight, keep_mask = linear.weight.detach(), keep_mask.to(linear.weight.device)
         bias = None if linear.bias is None else linear.bias.detach().clone()
-        return cls(grid.shape, *storage, bias, gelu)
+        if precision == "int8":
+            values, scales = quantise_weight(weight * grid.expand(keep_mask), scales)
+            blocks, rows, columns = compress(values, keep_mask, block_shape)
+            return Int8BlockSparseLinear(grid.shape, blocks, scales, rows, columns, bias, gelu)
+        dtype = weight.dtype if precision is None else getattr(torch, precision)
+        bias = None if bias is None else bias.to(dtype)
+        return BlockSparseLinear(grid.shape, *compress(weight.to(dtype), keep_mask, block_shape), bias, gelu)
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        return self.values.shape[1], self.values.shape[2]
 
     @property
     def grid(self) -> BlockGrid:
-        return BlockGrid((self.out_features, self.in_features), (self.values.shape[1], self.values.shape[2]))
+        return BlockGrid((self.out_features, self.in_features), self.block_shape)
 
     @property
     def sparsity(self) -> float:
@@ -88,31 +121,36 @@ class BlockSparseLinear(nn.Module):
         return decompress(self.values, self.crow_indices, self.col_indices, self.grid)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(..., I) -> (..., O), in the dtype of the weights.
+        """(..., I) -> (..., O), in the dtype of the weights, which is kept under ``torch.autocast``.
 
         Raises:
             LpvitError: A gradient would be needed, or the inputs do not fit the layer.
         """
-        values, bias = self.values, self.bias
-        if torch.is_grad_enabled() and (inputs.requires_grad or values.requires_grad):
+        if torch.is_autocast_enabled(inputs.device.type):
+            inputs = inputs.to(self.values.dtype)
+        self._check(inputs, (self.values.dtype,))
+        indices = (self.crow_indices, self.col_indices)
+        return block_sparse_linear(inputs, self.values, *indices, self.bias, self.out_features, self.gelu)
+
+    def _check(self, inputs: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+        if torch.is_grad_enabled() and (inputs.requires_grad or self.values.requires_grad):
             raise LpvitError(
                 "BlockSparseLinear: has no gradients; run it under torch.no_grad(), or train the masked dense model"
             )
-        if inputs.shape[-1] != self.in_features or inputs.dtype != values.dtype:
+        if inputs.shape[-1] != self.in_features or inputs.dtype not in dtypes:
             raise LpvitError(
                 f"BlockSparseLinear: inputs of {inputs.shape[-1]} features in {inputs.dtype} for a layer of "
-                f"{self.in_features} in {values.dtype}; convert the inputs, or the model with .to(dtype)"
+                f"{self.in_features} in {' or '.join(map(str, dtypes))}; convert the inputs, or the model with "
+                ".to(dtype)"
             )
-        return block_sparse_linear(
-            inputs, values, self.crow_indices, self.col_indices, bias, self.out_features, self.gelu
-        )
 
     def extra_repr(self) -> str:
         path = path_of(self.values)
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"gelu={self.gelu}, block_shape={self.values.shape[1]}x{self.values.shape[2]}, "
-            f"sparsity={self.sparsity:.3f}, path={path.name}{f' ({path.reason})' if path.reason else ''}"
+            f"gelu={self.gelu}, dtype={str(self.values.dtype).removeprefix('torch.')}, "
+            f"block_shape={self.block_shape[0]}x{self.block_shape[1]}, sparsity={self.sparsity:.3f}, "
+            f"path={path.name}{f' ({path.reason})' if path.reason else ''}"
         )
 
     def _lay_out_values(self) -> None:
@@ -131,3 +169,75 @@ class BlockSparseLinear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
         indexed_keep_mask(self.crow_indices, self.col_indices, len(self.values), self.grid)
         self._lay_out_values()
+
+
+class Int8BlockSparseLinear(BlockSparseLinear):
+    """The layer with int8 weights, and a scale for each output; it quantises its inputs token by token.
+
+    Takes and gives float32 or bfloat16; ``.to(dtype)`` leaves it as it is.
+
+    Attributes:
+        values: Kept blocks, shape (K, r, g, 4), int8: four columns at once, padded with zeros.
+        scales: Shape (O,), float32; a weight is its value times the scale of its output.
+        row_sums: Sum of each output's values, shape (O,), int32; follows from them.
+        bias: Shape (O,), float32, or None.
+    """
+
+    scales: Tensor
+    row_sums: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        values: Tensor,
+        scales: Tensor,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        bias: Tensor | None = None,
+        gelu: bool = False,
+    ) -> None:
+        """Takes blocks (K, r, c) of whole numbers, for a weight of ``shape`` (O, I)."""
+        if shape[1] > MOST_INPUTS:
+            raise LpvitError(
+                f"BlockSparseLinear: {shape[1]} input features in int8; sums may overflow beyond {MOST_INPUTS}"
+            )
+        self._block_columns = values.shape[2]
+        bias = None if bias is None else bias.float()
+        super().__init__(shape, pack(values), crow_indices, col_indices, bias, gelu)
+        self.register_buffer("scales", scales.float())
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        return self.values.shape[1], self._block_columns
+
+    def dense_weight(self) -> Tensor:
+        """The weight as a matrix (O, I), zero where it is pruned."""
+        values = decompress(unpack(self.values, self._block_columns), self.crow_indices, self.col_indices, self.grid)
+        return values * self.scales[:, None]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., I) -> (..., O), in the dtype of the inputs.
+
+        Raises:
+            LpvitError: As `BlockSparseLinear`.
+        """
+        self._check(inputs, (torch.float32, torch.bfloat16))
+        layer = QuantisedLayer(
+            *(self.values, self.scales, self.row_sums, self.crow_indices, self.col_indices, self.bias),
+            out_features=self.out_features,
+            block_columns=self._block_columns,
+            gelu=self.gelu,
+        )
+        return block_sparse_linear_int8(inputs, layer)
+
+    def _lay_out_values(self) -> None:
+        super()._lay_out_values()
+        sums = sums_of_rows(self.values, self.crow_indices, self.out_features)
+        self.register_buffer("row_sums", sums, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        scales, bias = self.scales, self.bias
+        super()._apply(fn, recurse)
+        self.scales = scales.to(self.values.device)  # which another dtype for the model would have rounded
+        self.bias = None if bias is None else bias.to(self.values.device)
+        return self

@@ -23,11 +23,11 @@ _logger = logging.getLogger(__name__)
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor? bias, int out_features, bool gelu)"
 )
-_LIBRARY = torch.library.Library("lpvit", "DEF")  # type: ignore[no-untyped-call]
-_define: Callable[..., str] = _LIBRARY.define
-_implement: Callable[..., None] = _LIBRARY.impl
-_define(f"block_sparse_linear{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact_strides,))
-_define(f"masked_dense_linear{_ARGUMENTS} -> Tensor")
+LIBRARY = torch.library.Library("lpvit", "DEF")  # type: ignore[no-untyped-call]
+define: Callable[..., str] = LIBRARY.define
+implement: Callable[..., None] = LIBRARY.impl
+define(f"block_sparse_linear{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact_strides,))
+define(f"masked_dense_linear{_ARGUMENTS} -> Tensor")
 
 
 def block_sparse_linear(
@@ -77,12 +77,15 @@ def path_for(device: torch.device, dtype: torch.dtype, block_columns: int = 2) -
 
     Args:
         device: Of values and inputs.
-        dtype: Of values and inputs.
+        dtype: Of the values.
         block_columns: c; the CPU kernel for bfloat16 takes them in pairs.
     """
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return Path("masked dense", "Triton is not installed")
-    dtypes = {"cuda": (torch.float16, torch.bfloat16, torch.float32), "cpu": (torch.float32, torch.bfloat16)}
+    dtypes = {
+        "cuda": (torch.float16, torch.bfloat16, torch.float32),
+        "cpu": (torch.float32, torch.bfloat16, torch.int8),
+    }
     if device.type not in dtypes:
         return Path("masked dense", f"no kernel for the device '{device.type}'")
     if dtype not in dtypes[device.type]:
@@ -92,8 +95,9 @@ def path_for(device: torch.device, dtype: torch.dtype, block_columns: int = 2) -
 
 def _cpu_path(dtype: torch.dtype, block_columns: int) -> Path:
     kernel = cpu_kernel()
-    if dtype == torch.float32:
-        name, reason = kernel.instruction_set, kernel.reason
+    if dtype != torch.bfloat16:
+        name = kernel.int8 if dtype == torch.int8 else kernel.instruction_set
+        reason = kernel.reason
     else:
         name, reason = kernel.bfloat16, kernel.reason or f"'{kernel.instruction_set}' has no kernel for bfloat16"
         if name and block_columns % 2:
@@ -102,7 +106,7 @@ def _cpu_path(dtype: torch.dtype, block_columns: int) -> Path:
 
 
 def path_of(values: Tensor) -> Path:
-    """The implementation for a layer with these values (K, r, c)."""
+    """The implementation for a layer with these values (K, r, c), in int8 (K, r, g, 4)."""
     return path_for(values.device, values.dtype, values.shape[2])
 
 
@@ -115,7 +119,7 @@ def _masked_dense_linear(
     out_features: int,
     gelu: bool,
 ) -> Tensor:
-    _log_once(path_of(values).reason)
+    log_once(path_of(values).reason)
     grid = BlockGrid((out_features, inputs.shape[-1]), (values.shape[1], values.shape[2]))
     weight = decompress(values, crow_indices, col_indices, grid)
     outputs = F.linear(inputs, weight, bias)
@@ -162,12 +166,12 @@ def _shape_only(
 
 
 @functools.cache
-def _log_once(reason: str) -> None:
+def log_once(reason: str) -> None:
     _logger.warning("block-sparse layers run as masked dense ones: %s", reason)
 
 
-_implement("masked_dense_linear", _masked_dense_linear, "CompositeExplicitAutograd")
-_implement("block_sparse_linear", _linear_without_kernel, "CompositeExplicitAutograd")
-_implement("block_sparse_linear", _linear_on_gpu, "CUDA")
-torch.library.register_fake("lpvit::block_sparse_linear", _shape_only, lib=_LIBRARY)
-torch.library.register_fake("lpvit::masked_dense_linear", _shape_only, lib=_LIBRARY)
+implement("masked_dense_linear", _masked_dense_linear, "CompositeExplicitAutograd")
+implement("block_sparse_linear", _linear_without_kernel, "CompositeExplicitAutograd")
+implement("block_sparse_linear", _linear_on_gpu, "CUDA")
+torch.library.register_fake("lpvit::block_sparse_linear", _shape_only, lib=LIBRARY)
+torch.library.register_fake("lpvit::masked_dense_linear", _shape_only, lib=LIBRARY)

@@ -330,6 +330,7 @@ CHOICES = Schema(
         Column("dense_milliseconds", pa.float64(), "ms/pass", "of the dense layer; null if not timed", nullable=True),
         Column("sparse_milliseconds", pa.float64(), "ms/pass", "of the sparse layer; null if not timed", nullable=True),
         Column("reason", pa.string(), "", "why it stayed dense; empty if it is sparse"),
+        Column("precision", pa.string(), "", "numbers that it multiplies: float32, bfloat16, int8"),
     ),
 )
 

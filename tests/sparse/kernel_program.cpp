@@ -1,7 +1,8 @@
 // The arithmetic of a kernel as a program, for a processor that only an emulator has: a problem from standard input,
-// its outputs to standard output. Compiled with LPVIT_ISA, as kernel.cpp.
+// its outputs to standard output. Compiled with LPVIT_ISA, as kernel.cpp, and LPVIT_INT8 for a kernel of int8.
 //
-// Input: int64 M, I, O, r, c, R, K, bias (0 or 1), gelu (0 or 1); then inputs, values, crow_indices, col_indices, bias.
+// Input: int64 M, I, O, r, c, R, K, bias (0 or 1), gelu (0 or 1); then inputs, values, crow_indices, col_indices, bias;
+// for int8 scales and row_sums too.
 
 #include "kernel.h"
 
@@ -31,9 +32,23 @@ int main() {
   problem.block_columns = sizes[4];
   problem.grid_rows = sizes[5];
   problem.gelu = sizes[8];
-  const auto inputs = take<float>(tokens * in_features), values = take<float>(kept * sizes[3] * sizes[4]);
+#ifdef LPVIT_INT8
+  using Weight = int8_t;
+  const int64_t columns = lpvit::stored_columns(problem, 4);
+#else
+  using Weight = float;
+  const int64_t columns = problem.block_columns;
+#endif
+  const auto inputs = take<float>(tokens * in_features);
+  const auto values = take<Weight>(kept * sizes[3] * columns);
   const auto crow_indices = take<int32_t>(sizes[5] + 1), col_indices = take<int32_t>(kept);
   const auto bias = take<float>(sizes[7] ? out_features : 0);
+#ifdef LPVIT_INT8
+  const auto scales = take<float>(out_features);
+  const auto row_sums = take<int32_t>(out_features);
+  problem.scales = scales.data();
+  problem.row_sums = row_sums.data();
+#endif
   std::vector<float> outputs(tokens * out_features);
   problem.inputs = inputs.data();
   problem.values = values.data();

@@ -270,7 +270,7 @@ def test_without_a_compiler_the_masked_dense_layer_runs_and_the_log_says_why(mon
     dense, sparse = masked_pair((64, 48), (16, 16), random_mask((64, 48), (16, 16), 0.5))
     monkeypatch.setenv("LPVIT_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    sparse_operator._log_once.cache_clear()
+    sparse_operator.log_once.cache_clear()
     inputs = torch.randn(5, 48)
     arguments = (inputs, sparse.values, sparse.crow_indices, sparse.col_indices, sparse.bias, 64, False)
     with caplog.at_level(logging.WARNING):
@@ -339,11 +339,11 @@ def test_inductor_compiles_the_layer_whole():
 def test_layers_that_are_not_faster_stay_dense_and_are_named(monkeypatch, caplog):
     model, keep_masks = masked_vit()
     seconds = {"qkv": (2e-3, 1e-3), "proj": (1e-3, 2e-3)}
-    monkeypatch.setattr(
-        sparse_model,
-        "_timed",
-        lambda dense, sparse, tokens: seconds["qkv" if sparse.out_features == 144 else "proj"],
-    )
+
+    def timed(dense, forms, tokens):
+        return dict(zip(("dense", "float32"), seconds["qkv" if forms[0].out_features == 144 else "proj"], strict=True))
+
+    monkeypatch.setattr(sparse_model, "_timed", timed)
     with caplog.at_level(logging.INFO):
         choices = sparsify_layers(model, keep_masks, (16, 16))
     assert [choice.layer for choice in choices if choice.sparse] == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]

@@ -7,10 +7,12 @@
 
 namespace lpvit {
 
-// Its numbers are those of the kernel that it is for: float, or bfloat16 with an even c.
+// Its numbers are those of the kernel that it is for: float; bfloat16 with an even c; or int8 for the values alone, with
+// float bias and float or bfloat16 inputs and outputs.
 struct Problem {
   const void* inputs;           // (M, I)
-  const void* values;           // (K, c, r): every block column by column, so that outputs are neighbours
+  const void* values;           // (K, c, r): every block column by column, so that outputs are neighbours;
+                                // in int8 (K, ceil(c / 4), r, 4), so that four columns are, padded with zeros
   const int32_t* crow_indices;  // (R + 1,)
   const int32_t* col_indices;   // (K,)
   const void* bias;             // (O,) or null
@@ -19,7 +21,14 @@ struct Problem {
   int64_t block_rows, block_columns;  // r, c
   int64_t grid_rows;                  // R
   bool gelu;
+  // Of int8 only:
+  const float* scales;      // (O,): a weight is its value times the scale of its output
+  const int32_t* row_sums;  // (O,): the sum of an output's values
+  bool bfloat16;            // inputs and outputs
 };
+
+// Columns of a block in memory, if so many are multiplied at once.
+inline int64_t stored_columns(const Problem& p, int64_t step) { return (p.block_columns + step - 1) / step * step; }
 
 // A rectangle of the output: the tokens [first_token, last_token) of the block-rows [first_row, last_row).
 struct Part {
@@ -36,5 +45,7 @@ struct Kernel {
 
 extern const Kernel avx512_kernel, avx2_kernel, sse_kernel, neon_kernel;
 extern const Kernel avx512_bf16_kernel;  // for bfloat16
+extern const Kernel avx512_vnni_bf16_kernel, avx512_vnni_kernel, avx_vnni_kernel, avx2_int8_kernel;  // for int8
+extern const Kernel sse_int8_kernel, neon_dot_kernel, neon_int8_kernel;
 
 }  // namespace lpvit

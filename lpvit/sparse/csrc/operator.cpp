@@ -1,4 +1,5 @@
-// lpvit::block_sparse_linear on the CPU, through torch's stable ABI: checks, choice of kernel, threads.
+// lpvit::block_sparse_linear and lpvit::block_sparse_linear_int8 on the CPU, through torch's stable ABI: checks, choice
+// of kernel, threads.
 //
 // M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid.
 
@@ -17,38 +18,67 @@
 
 #include "kernel.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#else
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace lpvit {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The kernels of an instruction set; null where it has none for bfloat16.
+// The kernels of an instruction set; null where it has none.
 struct Kernels {
   const Kernel* for_float;
-  const Kernel* for_bfloat16 = nullptr;
+  const Kernel* for_bfloat16;
+  const Kernel* for_int8;
+  const char* name = for_float->name;
 
-  const Kernel* of(ScalarType type) const {
-    return type == ScalarType::Float ? for_float : type == ScalarType::BFloat16 ? for_bfloat16 : nullptr;
+  const Kernel* of(ScalarType values) const {
+    return values == ScalarType::Float      ? for_float
+           : values == ScalarType::BFloat16 ? for_bfloat16
+           : values == ScalarType::Char     ? for_int8
+                                            : nullptr;
   }
 };
 
+#if defined(__x86_64__)
+
+bool has_avx_vnni() {
+  unsigned a = 0, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
+
 // Those that this CPU can run, best first.
 std::vector<Kernels> usable_kernels() {
-#if defined(__x86_64__)
   std::vector<Kernels> kernels;
-  const bool has_fma = __builtin_cpu_supports("fma");
-  const bool has_bfloat16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl");
-  if (has_fma && __builtin_cpu_supports("avx512f")) {
-    kernels.push_back({&avx512_kernel, has_bfloat16 ? &avx512_bf16_kernel : nullptr});
+  const bool has_fma = __builtin_cpu_supports("fma"), has_avx2 = has_fma && __builtin_cpu_supports("avx2");
+  const bool has_vectors_of_any_length = __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+  const bool has_bfloat16 = has_vectors_of_any_length && __builtin_cpu_supports("avx512bf16");
+  const bool has_vnni = has_vectors_of_any_length && __builtin_cpu_supports("avx512vnni");
+  if (has_avx2 && __builtin_cpu_supports("avx512f")) {
+    kernels.push_back({&avx512_kernel, has_bfloat16 ? &avx512_bf16_kernel : nullptr, &avx2_int8_kernel});
+    if (has_vnni) kernels.back().for_int8 = has_bfloat16 ? &avx512_vnni_bf16_kernel : &avx512_vnni_kernel;
   }
-  if (has_fma && __builtin_cpu_supports("avx2")) kernels.push_back({&avx2_kernel});
-  kernels.push_back({&sse_kernel});
+  if (has_avx2 && has_avx_vnni()) kernels.push_back({&avx2_kernel, nullptr, &avx_vnni_kernel, "avx_vnni"});
+  if (has_avx2) kernels.push_back({&avx2_kernel, nullptr, &avx2_int8_kernel});
+  kernels.push_back({&sse_kernel, nullptr, &sse_int8_kernel});
   return kernels;
-#else
-  return {{&neon_kernel}};
-#endif
 }
+
+#else
+
+std::vector<Kernels> usable_kernels() {
+  std::vector<Kernels> kernels{{&neon_kernel, nullptr, &neon_int8_kernel}};
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) kernels.front().for_int8 = &neon_dot_kernel;
+  return kernels;
+}
+
+#endif
 
 Kernels chosen_kernels = usable_kernels().front();
 
@@ -71,10 +101,13 @@ Tensor made_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// The values as the kernel reads them, column by column; a copy where they are not laid out so.
+// The values (K, r, c), or (K, r, ceil(c / 4), 4), as the kernel reads them: columns, or groups of them, before rows; a
+// copy where they are not laid out so.
 Tensor by_columns(const Tensor& values) {
-  const int64_t rows = values.size(1), columns = values.size(2);
-  const bool are_so = values.stride(1) == 1 && values.stride(2) == rows && values.stride(0) == rows * columns;
+  const int64_t rows = values.size(1), columns = values.size(2), together = values.dim() == 4 ? values.size(3) : 1;
+  const bool are_so = values.stride(1) == together && values.stride(2) == together * rows &&
+                      values.stride(0) == together * rows * columns &&
+                      (values.dim() == 3 || values.stride(3) == 1);
   return are_so ? values : torch::stable::contiguous(torch::stable::transpose(values, 1, 2));
 }
 
@@ -121,24 +154,17 @@ void run(const Problem& problem, const Kernel& kernel) {
   });
 }
 
-// What runs where there is no kernel.
-Tensor masked_dense_linear(const Tensor& inputs, const Tensor& values, const Tensor& crow_indices,
-                           const Tensor& col_indices, const std::optional<Tensor>& bias, int64_t out_features,
-                           bool gelu) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 7> stack{from(inputs), from(values),       from(crow_indices), from(col_indices),
-                                    from(bias),   from(out_features), from(gelu)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("lpvit::masked_dense_linear", "", stack.data(), TORCH_ABI_VERSION));
+// An operator of ours that is written in Python.
+template <typename... Arguments>
+Tensor call(const char* name, const Arguments&... arguments) {
+  std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-void check(const Tensor& inputs, const Tensor& values, const Tensor& crow_indices, const Tensor& col_indices,
-           const std::optional<Tensor>& bias, int64_t out_features) {
+void check(const Tensor& values, const Tensor& crow_indices, const Tensor& col_indices,
+           const std::optional<Tensor>& bias, ScalarType bias_type, int64_t out_features) {
   const auto is_int = [](const Tensor& t) { return t.scalar_type() == ScalarType::Int && t.is_contiguous(); };
-  const ScalarType type = values.scalar_type();
-  STD_TORCH_CHECK(inputs.dim() >= 1 && inputs.scalar_type() == type, "inputs: expected the dtype of the values");
-  STD_TORCH_CHECK(values.dim() == 3, "values: expected (blocks, rows, columns)");
   STD_TORCH_CHECK(is_int(crow_indices) && is_int(col_indices), "indices: expected contiguous int32");
   const int64_t grid_rows = (out_features + values.size(1) - 1) / values.size(1);
   STD_TORCH_CHECK(crow_indices.dim() == 1 && crow_indices.size(0) == grid_rows + 1, "crow_indices: expected ",
@@ -146,43 +172,78 @@ void check(const Tensor& inputs, const Tensor& values, const Tensor& crow_indice
   STD_TORCH_CHECK(col_indices.dim() == 1 && col_indices.size(0) == values.size(0), "col_indices: expected one a block");
   STD_TORCH_CHECK(static_cast<const int32_t*>(crow_indices.const_data_ptr())[grid_rows] == values.size(0),
                   "crow_indices: expected to end at the number of blocks");
-  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == out_features && bias->scalar_type() == type),
-                  "bias: expected the dtype of the values and ", out_features, " numbers");
+  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == out_features && bias->scalar_type() == bias_type),
+                  "bias: expected ", out_features, " numbers, in the dtype of the values or float32 for int8");
 }
 
-Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices,
-                           std::optional<Tensor> bias, int64_t out_features, bool gelu) {
-  const Kernel* kernel = chosen_kernels.of(values.scalar_type());
-  const bool has_pairs = values.dim() == 3 && values.size(2) % 2 == 0;
-  if (!kernel || (values.scalar_type() == ScalarType::BFloat16 && !has_pairs)) {
-    return masked_dense_linear(inputs, values, crow_indices, col_indices, bias, out_features, gelu);
-  }
-  check(inputs, values, crow_indices, col_indices, bias, out_features);
-  inputs = made_contiguous(inputs);
-  if (bias) bias = made_contiguous(*bias);
-  const Tensor weights = by_columns(values);
-
+// Runs a problem that lacks its tensors; the outputs. `inputs`, `values` and `bias` are as the kernel reads them.
+Tensor run(Problem problem, const Kernel& kernel, const Tensor& inputs, const Tensor& values,
+           const Tensor& crow_indices, const Tensor& col_indices, const std::optional<Tensor>& bias) {
   std::vector<int64_t> shape(inputs.sizes().begin(), inputs.sizes().end());
-  const int64_t in_features = shape.back();
-  shape.back() = out_features;
+  problem.in_features = shape.back();
+  shape.back() = problem.out_features;
   Tensor outputs = torch::stable::new_empty(inputs, shape);
-
-  Problem problem{};
   problem.inputs = inputs.const_data_ptr();
-  problem.values = weights.const_data_ptr();
+  problem.values = values.const_data_ptr();
   problem.crow_indices = static_cast<const int32_t*>(crow_indices.const_data_ptr());
   problem.col_indices = static_cast<const int32_t*>(col_indices.const_data_ptr());
   problem.bias = bias ? bias->const_data_ptr() : nullptr;
   problem.outputs = outputs.mutable_data_ptr();
-  problem.tokens = outputs.numel() / std::max<int64_t>(out_features, 1);
-  problem.in_features = in_features;
+  problem.tokens = outputs.numel() / std::max<int64_t>(problem.out_features, 1);
+  problem.grid_rows = crow_indices.size(0) - 1;
+  run(problem, kernel);
+  return outputs;
+}
+
+Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices,
+                           std::optional<Tensor> bias, int64_t out_features, bool gelu) {
+  const ScalarType type = values.scalar_type();
+  const bool is_float = type == ScalarType::Float || type == ScalarType::BFloat16;
+  const Kernel* kernel = is_float ? chosen_kernels.of(type) : nullptr;
+  const bool has_pairs = values.dim() == 3 && values.size(2) % 2 == 0;
+  if (!kernel || (type == ScalarType::BFloat16 && !has_pairs)) {
+    return call("lpvit::masked_dense_linear", inputs, values, crow_indices, col_indices, bias, out_features, gelu);
+  }
+  STD_TORCH_CHECK(inputs.dim() >= 1 && inputs.scalar_type() == type, "inputs: expected the dtype of the values");
+  STD_TORCH_CHECK(values.dim() == 3, "values: expected (blocks, rows, columns)");
+  check(values, crow_indices, col_indices, bias, type, out_features);
+  if (bias) bias = made_contiguous(*bias);
+  Problem problem{};
   problem.out_features = out_features;
   problem.block_rows = values.size(1);
   problem.block_columns = values.size(2);
-  problem.grid_rows = crow_indices.size(0) - 1;
   problem.gelu = gelu;
-  run(problem, *kernel);
-  return outputs;
+  return run(problem, *kernel, made_contiguous(inputs), by_columns(values), crow_indices, col_indices, bias);
+}
+
+Tensor block_sparse_linear_int8(Tensor inputs, Tensor values, Tensor scales, Tensor row_sums, Tensor crow_indices,
+                                Tensor col_indices, std::optional<Tensor> bias, int64_t out_features,
+                                int64_t block_columns, bool gelu) {
+  const ScalarType type = inputs.scalar_type();
+  if (type != ScalarType::Float && type != ScalarType::BFloat16) {
+    return call("lpvit::masked_dense_linear_int8", inputs, values, scales, row_sums, crow_indices, col_indices, bias,
+                out_features, block_columns, gelu);
+  }
+  STD_TORCH_CHECK(inputs.dim() >= 1 && values.scalar_type() == ScalarType::Char, "values: expected int8");
+  STD_TORCH_CHECK(values.dim() == 4 && values.size(3) == 4 && values.size(2) == (block_columns + 3) / 4,
+                  "values: expected (blocks, rows, groups of columns, 4)");
+  check(values, crow_indices, col_indices, bias, ScalarType::Float, out_features);
+  const auto is_of_outputs = [&](const Tensor& t, ScalarType type) {
+    return t.dim() == 1 && t.size(0) == out_features && t.scalar_type() == type && t.is_contiguous();
+  };
+  STD_TORCH_CHECK(is_of_outputs(scales, ScalarType::Float) && is_of_outputs(row_sums, ScalarType::Int),
+                  "scales, row_sums: expected ", out_features, " float32 and int32 numbers");
+  if (bias) bias = made_contiguous(*bias);
+  Problem problem{};
+  problem.out_features = out_features;
+  problem.block_rows = values.size(1);
+  problem.block_columns = block_columns;
+  problem.gelu = gelu;
+  problem.scales = static_cast<const float*>(scales.const_data_ptr());
+  problem.row_sums = static_cast<const int32_t*>(row_sums.const_data_ptr());
+  problem.bfloat16 = type == ScalarType::BFloat16;
+  return run(problem, *chosen_kernels.for_int8, made_contiguous(inputs), by_columns(values), crow_indices, col_indices,
+             bias);
 }
 
 }  // namespace
@@ -190,21 +251,27 @@ Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Te
 
 STABLE_TORCH_LIBRARY_IMPL(lpvit, CPU, library) {
   library.impl("block_sparse_linear", TORCH_BOX(&lpvit::block_sparse_linear));
+  library.impl("block_sparse_linear_int8", TORCH_BOX(&lpvit::block_sparse_linear_int8));
 }
 
+#define LPVIT_EXPORTED extern "C" __attribute__((visibility("default")))
+
 // Makes the kernels of this name run from now on, the best ones for an empty name. Their name; null if the CPU has none.
-extern "C" __attribute__((visibility("default"))) const char* lpvit_choose_kernel(const char* name) {
+LPVIT_EXPORTED const char* lpvit_choose_kernel(const char* name) {
   for (const lpvit::Kernels& kernels : lpvit::usable_kernels()) {
-    if (*name == '\0' || std::strcmp(name, kernels.for_float->name) == 0) {
+    if (*name == '\0' || std::strcmp(name, kernels.name) == 0) {
       lpvit::chosen_kernels = kernels;
-      return kernels.for_float->name;
+      return kernels.name;
     }
   }
   return nullptr;
 }
 
 // The name of the kernel for bfloat16 that runs; null if there is none.
-extern "C" __attribute__((visibility("default"))) const char* lpvit_bfloat16_kernel() {
+LPVIT_EXPORTED const char* lpvit_bfloat16_kernel() {
   const lpvit::Kernel* kernel = lpvit::chosen_kernels.for_bfloat16;
   return kernel ? kernel->name : nullptr;
 }
+
+// The name of the kernel for int8 that runs.
+LPVIT_EXPORTED const char* lpvit_int8_kernel() { return lpvit::chosen_kernels.for_int8->name; }

@@ -1,0 +1,59 @@
+// Panels of inputs as they are, sums in floats: what float32 and bfloat16 have in common.
+#pragma once
+
+#include <numeric>
+
+#include "kernel.h"
+#include "vectors.h"
+
+namespace lpvit {
+namespace {
+
+template <int lanes>
+using Sum = Vector<lanes>;
+
+struct Token {};  // nothing is to be known of one beside its inputs
+
+// Where the sums of some outputs begin, and what they become.
+template <int floats>
+struct Constants {
+  template <typename Number>
+  Constants(const Number* of_all, int64_t first, int64_t count) {
+    if (of_all) std::transform(of_all + first, of_all + first + count, bias, [](Number n) { return to_float(n); });
+  }
+  template <int lanes>
+  Sum<lanes> start(const Token&, int output) const {
+    return load<lanes>(bias + output);
+  }
+  template <int lanes>
+  Vector<lanes> value(const Token&, int, Sum<lanes> sum) const {
+    return sum;
+  }
+
+  float bias[floats] = {};
+};
+
+template <int lanes>
+Vector<lanes> activated(Vector<lanes> value) {
+  return gelu<lanes>(value);
+}
+
+// Copies inputs [first, last) of some tokens into a panel, with zeros up to `padded` inputs.
+template <typename Number, int group>
+void copy_to_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t first, int64_t last, int64_t padded,
+                   Number* panel) {
+  const Number* inputs = static_cast<const Number*>(p.inputs) + first_token * p.in_features + first;
+  const int64_t count = std::min(last, p.in_features) - first, whole = count / group * group;
+  for (int64_t t = 0; t < tokens; ++t, inputs += p.in_features) {
+    Number* to = panel + t * group;
+    for (int64_t i = 0; i < whole; i += group, to += tokens * group) std::copy_n(inputs + i, group, to);
+    for (int64_t i = whole; i < padded; i += group, to += tokens * group) {
+      const int64_t rest = std::clamp<int64_t>(count - i, 0, group);
+      std::copy_n(inputs + i, rest, to);
+      std::fill(to + rest, to + group, Number{0});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lpvit

@@ -1,0 +1,254 @@
+// Arithmetic of kernel.cpp in int8: inputs are quantised token by token as they are copied, sums are exact in int32.
+//
+// x = s (q - z) with q in 0 ... 255 and z, the zero point, such that the least and the greatest input of the token (and
+// 0) are met; w = a v with v in -127 ... 127 and a scale a for each output. So
+//   sum of x w = s a (sum of q v - z sum of v),
+// where the last sum, of an output's weights, is known beforehand.
+#pragma once
+
+#include <limits>
+#include <numeric>
+
+#include "kernel.h"
+#include "vectors.h"
+
+namespace lpvit {
+namespace {
+
+using Weight = int8_t;
+using Input = uint8_t;  // in a panel; where the instruction takes signed ones, with kShift taken off
+
+constexpr int kStep = 4;         // inputs of a token that are multiplied at once
+constexpr int kInterleaved = 4;  // columns whose weights alternate in memory
+constexpr int64_t kDepth = std::numeric_limits<int32_t>::max();
+
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int kShift = 128;
+#else
+constexpr int kShift = 0;
+#endif
+
+template <int lanes>
+using Sum = IntVector<lanes>;
+
+// What is to be known of one to read its quantised inputs.
+struct Token {
+  float scale;
+  int32_t zero_point;
+};
+
+// Bytes of four columns for each output; the words of a vector.
+template <int lanes>
+IntVector<lanes> load_weights(const int8_t* columns, int64_t) {
+  IntVector<lanes> words;
+  std::memcpy(&words, columns, sizeof words);
+  return words;
+}
+
+template <int lanes>
+IntVector<lanes> multiply_add(const uint8_t* x, IntVector<lanes> weights, IntVector<lanes> sum) {
+  int32_t word;
+  std::memcpy(&word, x, sizeof word);
+#if defined(__AVX512VNNI__)
+  if constexpr (lanes == 16) {
+    return reinterpret_cast<IntVector<16>>(_mm512_dpbusd_epi32(
+        reinterpret_cast<__m512i>(sum), _mm512_set1_epi32(word), reinterpret_cast<__m512i>(weights)));
+  }
+#endif
+#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+  if constexpr (lanes == 8) {
+    return reinterpret_cast<IntVector<8>>(_mm256_dpbusd_epi32(
+        reinterpret_cast<__m256i>(sum), _mm256_set1_epi32(word), reinterpret_cast<__m256i>(weights)));
+  }
+#elif defined(__AVX2__)
+  // Products of bytes do not fit the saturating 16-bit sums of vpmaddubsw: even and odd columns as 16-bit numbers.
+  if constexpr (lanes == 8) {
+    const auto inputs = _mm256_set1_epi32(word), columns = reinterpret_cast<__m256i>(weights);
+    const auto even = _mm256_madd_epi16(_mm256_and_si256(inputs, _mm256_set1_epi32(0x00ff00ff)),
+                                        _mm256_srai_epi16(_mm256_slli_epi16(columns, 8), 8));
+    const auto odd = _mm256_madd_epi16(_mm256_srli_epi16(inputs, 8), _mm256_srai_epi16(columns, 8));
+    return sum + reinterpret_cast<IntVector<8>>(_mm256_add_epi32(even, odd));
+  }
+#elif defined(__ARM_FEATURE_DOTPROD)
+  if constexpr (lanes == 4) {
+    return reinterpret_cast<IntVector<4>>(vdotq_s32(reinterpret_cast<int32x4_t>(sum),
+                                                    reinterpret_cast<int8x16_t>(weights),
+                                                    vreinterpretq_s8_s32(vdupq_n_s32(word))));
+  }
+#endif
+  LPVIT_UNROLL
+  for (int i = 0; i < kStep; ++i) {
+    const int32_t input = kShift ? static_cast<int8_t>(x[i]) : x[i];
+    sum += input * (weights << (24 - 8 * i) >> 24);
+  }
+  return sum;
+}
+
+// Where the sums of some outputs begin, and what they become.
+template <int floats>
+class Constants {
+ public:
+  Constants(const Problem& p, int64_t first, int64_t count) : scales(p.scales + first), row_sums(p.row_sums + first) {
+    if (p.bias) bias = static_cast<const float*>(p.bias) + first;
+    if (count < floats) {  // no reading past the last output
+      scales = std::copy_n(scales, count, padded[0]) - count;
+      bias = std::copy_n(bias, count, padded[1]) - count;
+      row_sums = std::copy_n(row_sums, count, padded_sums) - count;
+    }
+  }
+  template <int lanes>
+  Sum<lanes> start(const Token& token, int output) const {
+    return -token.zero_point * load<lanes>(row_sums + output);
+  }
+  template <int lanes>
+  Vector<lanes> value(const Token& token, int output, Sum<lanes> sum) const {
+    const auto product = __builtin_convertvector(sum, Vector<lanes>) * token.scale;
+    return product * load<lanes>(scales + output) + load<lanes>(bias + output);
+  }
+
+ private:
+  static constexpr float kZeros[floats] = {};
+  const float *scales, *bias = kZeros;
+  const int32_t* row_sums;
+  float padded[2][floats];
+  int32_t padded_sums[floats];
+};
+
+template <int floats>
+Constants<floats> constants_of(const Problem& p, int64_t first, int64_t count) {
+  return {p, first, count};
+}
+
+template <int lanes>
+Vector<lanes> activated(Vector<lanes> value) {
+  return gelu<lanes>(value);
+}
+
+// To the nearest whole number, to the even one of two.
+template <int lanes>
+IntVector<lanes> rounded(Vector<lanes> value) {
+#if defined(__x86_64__)
+  if constexpr (lanes == 4) return reinterpret_cast<IntVector<4>>(_mm_cvtps_epi32(reinterpret_cast<__m128>(value)));
+#if defined(__AVX2__)
+  if constexpr (lanes == 8) return reinterpret_cast<IntVector<8>>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(value)));
+#endif
+#if defined(__AVX512F__)
+  if constexpr (lanes == 16) {
+    return reinterpret_cast<IntVector<16>>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(value)));
+  }
+#endif
+#elif defined(__aarch64__)
+  if constexpr (lanes == 4) {
+    return reinterpret_cast<IntVector<4>>(vcvtnq_s32_f32(reinterpret_cast<float32x4_t>(value)));
+  }
+#endif
+}
+
+template <typename Number>
+class Row {  // the inputs of a token, in vectors, with zeros behind the last
+ public:
+  static constexpr int kWidth = LPVIT_LANES;
+  Row(const Number* inputs, int64_t count) : inputs(inputs), count(count) {}
+
+  Vector<kWidth> at(int64_t input) const {
+    if (input + kWidth <= count) return load<kWidth>(inputs + input);
+    Number rest[kWidth] = {};
+    if (input < count) std::copy(inputs + input, inputs + count, rest);
+    return load<kWidth>(rest);
+  }
+
+  const Number* inputs;
+  const int64_t count;
+};
+
+// The range of some inputs and 0, and whether all are finite.
+template <int lanes>
+struct Range {
+  Vector<lanes> least = {}, greatest = {}, zeros = {};
+
+  void take(Vector<lanes> x) {
+    least = x < least ? x : least;
+    greatest = x > greatest ? x : greatest;
+    zeros += x * 0.0f;  // or not a number
+  }
+};
+
+template <int lanes, typename Choose>
+float reduced(Vector<lanes> vector, Choose&& choose) {
+  float numbers[lanes];
+  store<lanes>(numbers, vector);
+  return std::accumulate(numbers, numbers + lanes, 0.0f, choose);
+}
+
+// A scale and zero point for the range of the inputs and 0; not a number if one of them is not finite.
+template <typename Number>
+Token token_of(const Row<Number>& row, float* reciprocal) {
+  constexpr int lanes = Row<Number>::kWidth;
+  Range<lanes> range;
+  int64_t i = 0;
+  for (; i + lanes <= row.count; i += lanes) range.take(load<lanes>(row.inputs + i));
+  if (i < row.count) range.take(row.at(i));
+  const float low = reduced<lanes>(range.least, [](float a, float b) { return std::min(a, b); });
+  const float high = reduced<lanes>(range.greatest, [](float a, float b) { return std::max(a, b); });
+  const float zero = reduced<lanes>(range.zeros, [](float a, float b) { return a + b; });
+  *reciprocal = high - low > 1e-30f ? 255.0f / (high - low) : 0.0f;
+  const Vector<lanes> zero_point = broadcast<lanes>(-low * *reciprocal);
+  return {(high - low) / 255.0f + zero, rounded<lanes>(zero_point)[0]};
+}
+
+// Quantises the inputs of a token, vector by vector: put(i, bytes) takes those from the i-th on.
+template <typename Number, typename Put>
+void quantise(const Row<Number>& row, float reciprocal, int32_t zero_point, int64_t padded, Put&& put) {
+  constexpr int lanes = Row<Number>::kWidth;
+  const auto quantised = [&](Vector<lanes> x) {
+    const IntVector<lanes> q = rounded<lanes>(x * reciprocal) + zero_point;
+    const IntVector<lanes> bounded = q > 255 ? IntVector<lanes>{} + 255 : q;
+    return __builtin_convertvector(bounded - kShift, typename VectorOf<lanes>::Bytes);
+  };
+  int64_t i = 0;
+  for (; i + lanes <= row.count; i += lanes) put(i, quantised(load<lanes>(row.inputs + i)));
+  for (; i < padded; i += lanes) put(i, quantised(row.at(i)));
+}
+
+template <typename Number>
+void quantise_to_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t padded, uint8_t* panel,
+                       Token* of_tokens) {
+  using Bytes = typename VectorOf<Row<Number>::kWidth>::Bytes;
+  const int64_t width = p.block_columns, stored = stored_columns(p, kStep);
+  for (int64_t t = 0; t < tokens; ++t) {
+    const Row<Number> row(static_cast<const Number*>(p.inputs) + (first_token + t) * p.in_features, p.in_features);
+    float reciprocal;
+    const Token token = token_of(row, &reciprocal);
+    const auto place = [&](int64_t i) { return panel + t * 64 + i / 64 * (tokens * 64) + i % 64; };
+    if (width == stored) {
+      quantise(row, reciprocal, token.zero_point, padded,
+               [&](int64_t i, Bytes bytes) { *reinterpret_cast<Bytes*>(place(i)) = bytes; });
+    } else {  // a block is wider in the panel than in the inputs
+      for (int64_t i = 0; i < padded; ++i) *place(i) = 0;
+      quantise(row, reciprocal, token.zero_point, p.in_features, [&](int64_t i, Bytes bytes) {
+        const int64_t last = std::min<int64_t>(p.in_features - i, Row<Number>::kWidth);
+        for (int64_t j = 0; j < last; ++j) *place((i + j) / width * stored + (i + j) % width) = bytes[j];
+      });
+    }
+    of_tokens[t] = {token.scale, token.zero_point - kShift};
+  }
+}
+
+void fill_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t, int64_t, int64_t padded,
+                uint8_t* panel, Token* of_tokens) {
+  const auto fill = p.bfloat16 ? quantise_to_panel<BFloat16> : quantise_to_panel<float>;
+  fill(p, first_token, tokens, padded, panel, of_tokens);
+}
+
+// Calls a function with the outputs in their type.
+template <typename Function>
+void with_outputs(const Problem& p, Function&& function) {
+  if (p.bfloat16) {
+    function(static_cast<BFloat16*>(p.outputs));
+  } else {
+    function(static_cast<float*>(p.outputs));
+  }
+}
+
+}  // namespace
+}  // namespace lpvit

@@ -1,0 +1,247 @@
+"""Block-sparse linear layers in int8 against whole numbers, in all instruction sets of this machine."""
+
+import copy
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from test_sparse import SHAPES, masked_vit, random_mask
+from torch import Tensor, nn
+
+from lpvit.errors import LpvitError
+from lpvit.measure import sparsify as sparse_model
+from lpvit.measure.sparsify import sparsify_layers
+from lpvit.sparse import BlockSparseLinear, build
+from lpvit.sparse.int8 import quantise_tokens, quantise_weight
+from lpvit.sparse.linear import Int8BlockSparseLinear
+
+INSTRUCTION_SETS = ["best", "avx512", "avx_vnni", "avx2", "sse", "neon"]
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def _instruction_set(request, monkeypatch) -> Iterator[None]:
+    """Each one in turn that this CPU has; the best one again afterwards."""
+    build.cpu_kernel.cache_clear()
+    monkeypatch.setenv("LPVIT_INSTRUCTION_SET", "" if request.param == "best" else request.param)
+    if build.cpu_kernel().int8 is None:
+        reason = build.cpu_kernel().reason
+        monkeypatch.undo()
+        build.cpu_kernel.cache_clear()
+        build.cpu_kernel()
+        pytest.skip(reason)
+    yield
+    monkeypatch.undo()
+    build.cpu_kernel.cache_clear()
+    build.cpu_kernel()
+
+
+def layer_of_whole_numbers(
+    shape: tuple[int, int], block_shape: tuple[int, int], sparsity: float, extremes: bool = False
+) -> tuple[Tensor, BlockSparseLinear]:
+    """A weight of whole numbers, pruned, and its int8 layer with scales of 1, so that outputs are the sums."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randint(-127, 128, shape, generator=generator)
+    weight = torch.where(weight < 0, -127, 127) if extremes else weight
+    linear = nn.Linear(shape[1], shape[0], bias=False)
+    linear.weight.data = weight.float()
+    keep_mask = random_mask(shape, block_shape, sparsity)
+    layer = BlockSparseLinear.from_linear(linear, keep_mask, block_shape, precision="int8", scales=torch.ones(shape[0]))
+    return weight * layer.grid.expand(keep_mask), layer
+
+
+def whole_inputs(tokens: int, features: int, extremes: bool = False) -> Tensor:
+    """Whole numbers that are quantised to themselves: each token has -128 and 127 among them."""
+    inputs = torch.randint(-128, 128, (tokens, features), generator=torch.Generator().manual_seed(2))
+    inputs = torch.where(inputs < 0, -128, 127) if extremes else inputs
+    inputs[:, 0], inputs[:, 1 - features] = -128, 127
+    return inputs
+
+
+@pytest.mark.usefixtures("_instruction_set")
+@pytest.mark.parametrize(("shape", "block_shape"), SHAPES)
+def test_sums_are_those_of_whole_numbers_to_the_last_bit(shape, block_shape):
+    for sparsity in (0.0, 0.5, 1.0):
+        weight, layer = layer_of_whole_numbers(shape, block_shape, sparsity)
+        for tokens in (1, 13, 43):
+            inputs = whole_inputs(tokens, shape[1])
+            assert torch.equal(layer(inputs.float()).long(), inputs @ weight.T)
+
+
+@pytest.mark.usefixtures("_instruction_set")
+def test_the_largest_products_do_not_saturate():
+    weight, layer = layer_of_whole_numbers((32, 512), (16, 16), 0.0, extremes=True)
+    inputs = whole_inputs(20, 512, extremes=True)
+    assert (inputs @ weight.T).abs().max() < 2**24  # exact as float32
+    assert torch.equal(layer(inputs.float()).long(), inputs @ weight.T)
+    weight, layer = layer_of_whole_numbers((32, 512), (16, 16), 0.0, extremes=True)
+    inputs = torch.full((3, 512), 127.0)
+    inputs[:, :4] = -128
+    assert torch.equal(layer(inputs), inputs @ weight.float().T)
+
+
+@pytest.mark.usefixtures("_instruction_set")
+@pytest.mark.parametrize(("shape", "block_shape"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_the_masked_dense_layer_in_int8(shape, block_shape, dtype):
+    for bias, gelu in ((True, False), (False, True), (True, True)):
+        torch.manual_seed(1)
+        linear = nn.Linear(shape[1], shape[0], bias=bias)
+        layer = BlockSparseLinear.from_linear(
+            linear, random_mask(shape, block_shape, 0.5), block_shape, gelu, precision="int8"
+        )
+        inputs = (torch.randn(43, shape[1]) + 0.3).to(dtype)
+        storage = (layer.values, layer.scales, layer.row_sums, layer.crow_indices, layer.col_indices, layer.bias)
+        arguments = (inputs.float(), *storage, shape[0], block_shape[1], gelu)
+        expected = torch.ops.lpvit.masked_dense_linear_int8(*arguments)
+        outputs = layer(inputs)
+        assert outputs.dtype == dtype
+        rounding = 1e-6 if dtype == torch.float32 else 2.0**-8
+        assert ((outputs - expected).abs() <= rounding * expected.abs() + 1e-6 * expected.abs().max()).all()
+
+
+def test_quantisation_by_hand():
+    quantised, scale, zero_point = quantise_tokens(torch.tensor([[-1.0, 0.0, 4.1], [2.0, 0.5, 5.1], [0.0, 0.0, 0.0]]))
+    assert zero_point.tolist() == [[50.0], [0.0], [0.0]]
+    assert quantised.tolist() == [[0.0, 50.0, 255.0], [100.0, 25.0, 255.0], [0.0, 0.0, 0.0]]
+    assert torch.allclose(scale, torch.tensor([[0.02], [0.02], [0.0]]))
+    values, scales = quantise_weight(torch.tensor([[1.27, -0.634], [0.0, 0.0]]))
+    assert values.tolist() == [[127, -63], [0, 0]]
+    assert torch.allclose(scales, torch.tensor([0.01, 0.0]))
+    values, _ = quantise_weight(torch.tensor([[1.27, -0.634]]), torch.tensor([0.005]))
+    assert values.tolist() == [[127, -127]]
+
+
+def test_the_error_is_that_of_eight_bits():
+    torch.manual_seed(0)
+    linear = nn.Linear(384, 192)
+    layer = BlockSparseLinear.from_linear(linear, random_mask((192, 384), (32, 32), 0.5), (32, 32), precision="int8")
+    dense = copy.deepcopy(linear)
+    dense.weight.data *= layer.grid.expand(random_mask((192, 384), (32, 32), 0.5))
+    assert (layer.dense_weight() - dense.weight).abs().max() <= layer.scales.max() / 2 * 1.001
+    inputs = torch.randn(100, 384)
+    error = (layer(inputs) - dense(inputs)).pow(2).mean() / (dense(inputs) - linear.bias).pow(2).mean()
+    assert error < 2e-4
+
+
+@pytest.mark.usefixtures("_instruction_set")
+def test_a_token_that_is_not_finite_gives_no_numbers_and_leaves_the_others_alone():
+    _, layer = layer_of_whole_numbers((32, 70), (16, 16), 0.5)
+    inputs = torch.randn(16, 70)
+    expected = layer(inputs)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        broken = inputs.clone()
+        broken[5, 66] = value
+        outputs = layer(broken)
+        assert outputs[5].isnan().all()
+        assert torch.equal(outputs[:5], expected[:5])
+        assert torch.equal(outputs[6:], expected[6:])
+    assert layer(torch.zeros(2, 70)).count_nonzero() == 0
+
+
+def test_two_threads_give_the_bits_that_one_gives():
+    _, layer = layer_of_whole_numbers((130, 200), (32, 16), 0.5)
+    threads = torch.get_num_threads()
+    for tokens in (1, 20, 300):
+        inputs = torch.randn(tokens, 200)
+        torch.set_num_threads(1)
+        expected = layer(inputs)
+        torch.set_num_threads(2)
+        assert torch.equal(layer(inputs), expected)
+        torch.set_num_threads(threads)
+
+
+def test_state_dict_deepcopy_and_dtype_keep_the_layer():
+    _, layer = layer_of_whole_numbers((70, 50), (16, 6), 0.5)
+    inputs = torch.randn(9, 50)
+    expected = layer(inputs)
+    assert torch.equal(copy.deepcopy(layer)(inputs), expected)
+    other = BlockSparseLinear.from_linear(
+        nn.Linear(50, 70, bias=False), random_mask((70, 50), (16, 6), 0.5, seed=1), (16, 6), precision="int8"
+    )
+    state = {name: value.contiguous() for name, value in layer.state_dict().items()}
+    assert "row_sums" not in state
+    for assign in (False, True):
+        other.load_state_dict(state, assign=assign)
+        assert torch.equal(other(inputs), expected)
+    half = copy.deepcopy(layer).bfloat16()
+    assert (half.values.dtype, half.scales.dtype) == (torch.int8, torch.float32)
+    assert torch.equal(half(inputs), expected)
+    assert f"dtype=int8, block_shape=16x6, sparsity=0.489, path={build.cpu_kernel().int8}" in repr(layer)
+
+
+def test_what_does_not_fit_is_refused():
+    _, layer = layer_of_whole_numbers((70, 50), (16, 6), 0.5)
+    for inputs in (torch.randn(3, 49), torch.randn(3, 50).double(), torch.ones(3, 50, dtype=torch.int8)):
+        with pytest.raises(LpvitError, match="convert the inputs"):
+            layer(inputs)
+    with pytest.raises(LpvitError, match="no 'int4'; there are float32, bfloat16, int8"):
+        BlockSparseLinear.from_linear(nn.Linear(8, 8), torch.ones(1, 1, dtype=torch.bool), (8, 8), precision="int4")
+    with pytest.raises(LpvitError, match="may overflow"):
+        BlockSparseLinear.from_linear(
+            nn.Linear(2**15 + 1, 1), torch.ones(1, 2049, dtype=torch.bool), (1, 16), precision="int8"
+        )
+
+
+def test_the_operator_keeps_the_rules_of_torch():
+    _, layer = layer_of_whole_numbers((64, 48), (16, 16), 0.5)
+    storage = (layer.values, layer.scales, layer.row_sums, layer.crow_indices, layer.col_indices)
+    for inputs in (torch.randn(5, 48), torch.randn(2, 3, 48).bfloat16()):
+        for bias, gelu in ((torch.randn(64), True), (None, False)):
+            for operator in (torch.ops.lpvit.block_sparse_linear_int8, torch.ops.lpvit.masked_dense_linear_int8):
+                torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, 16, gelu))
+
+
+def test_a_vit_in_int8_is_near_the_masked_one_eager_compiled_and_exported():
+    dense, keep_masks = masked_vit()
+    sparse = copy.deepcopy(dense)
+    choices = sparsify_layers(sparse, keep_masks, (16, 16), only_faster=False, precision="int8")
+    assert sum(isinstance(module, Int8BlockSparseLinear) for module in sparse.modules()) == 8
+    assert {choice.precision for choice in choices if choice.sparse} == {"int8"}
+    images = torch.randn(3, 3, 16, 16)
+    expected = sparse(images)
+    assert (expected - dense(images)).abs().max() < 0.05 * dense(images).abs().max()
+    for other in (
+        torch.compile(sparse, fullgraph=True, backend="aot_eager"),
+        torch.export.export(sparse, (images,)).module(),
+        copy.deepcopy(sparse),
+    ):
+        assert torch.allclose(other(images), expected, atol=1e-5)
+
+
+def test_the_faster_precision_is_chosen(monkeypatch):
+    for faster in ("int8", "float32", "dense"):
+        seconds = {"dense": 2e-3, "int8": 2e-3, "float32": 2e-3} | {faster: 1e-3}
+        monkeypatch.setattr(sparse_model, "_timed", lambda dense, forms, tokens, seconds=seconds: seconds)
+        model, keep_masks = masked_vit()
+        choices = sparsify_layers(model, keep_masks, (16, 16), precision="int8")[1:]
+        assert {choice.precision for choice in choices} == {"float32" if faster == "dense" else faster}
+        assert {choice.sparse for choice in choices} == {faster != "dense"}
+
+
+def test_a_sparse_vit_works_under_autocast():
+    for precision in (None, "int8"):
+        dense, keep_masks = masked_vit()
+        sparsify_layers(dense, keep_masks, (16, 16), only_faster=False, precision=precision)
+        images = torch.randn(3, 3, 16, 16)
+        expected = dense(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (dense(images) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_sums_of_every_tile_stay_in_registers(tmp_path: Path) -> None:
+    """An inner loop that spills is a third slower, and no other test would notice."""
+    found = next(found for found in build.INSTRUCTION_SETS["x86_64"] if found.name == "avx512_vnni")
+    sources = [str(build.SOURCES / "kernel.cpp"), "-o", str(tmp_path / "kernel.s")]
+    command = [*build._compiler(), *build.FLAGS, *found.flags, *found.definitions(), "-S", *sources]
+    if build.platform.machine() != "x86_64" or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("no compiler for x86-64")
+    functions = (tmp_path / "kernel.s").read_text().split("\n_Z")
+    tiles = {size: f for size in range(1, 15) for f in functions if f"multiply_tileILi16ELi2ELi{size}E" in f[:80]}
+    assert len(tiles) == 14
+    for size, code in tiles.items():
+        lines = code.splitlines()
+        products = [number for number, line in enumerate(lines) if "vpdpbusd" in line]
+        assert len(products) == 2 * size
+        assert not [line for line in lines[products[0] : products[-1]] if "(%rsp)" in line or "(%rbp)" in line]
