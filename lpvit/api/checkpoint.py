@@ -14,8 +14,7 @@ from zipfile import is_zipfile
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
-from pydantic_core import PydanticSerializationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from lpvit import __version__
 from lpvit.allocation.settings import Budget
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
-from lpvit.models.architecture import Architecture, input_size
+from lpvit.models.architecture import Architecture, input_size, outline
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.checkpoints import load_weights, require_same_architecture
 from lpvit.models.families import call_modules
@@ -74,10 +73,7 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
     _require_zeros(pruned)
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
-    try:
-        metadata = {"lpvit": header.model_dump_json(), "digest": BLANK}
-    except PydanticSerializationError as error:
-        raise LpvitError(f"options: {dict(architecture.options)} cannot be written as JSON ({error})") from None
+    metadata = {"lpvit": header.model_dump_json(), "digest": BLANK}
     with replace_atomically(path) as partial:
         save_file(_compressed(pruned), partial, metadata)
         seal(partial)
@@ -91,19 +87,31 @@ def load(path: str | Path) -> Pruned:
     """
     header, tensors = _read(Path(path))
     try:
-        model = _build(header.architecture)
+        return _restored(header, tensors)
     except LpvitError as error:
         raise LpvitError(f"{path}: {error}") from None
+
+
+def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
+    """The model, once everything in the file is known to fit together; until then it takes no memory."""
+    model = outline(header.architecture, tensors)
     layers = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.endswith(PARTS))
+    stored = {layer: [part for part in PARTS if f"{layer}.{part}" in tensors] for layer in layers}
+    parts = {layer: {part: tensors.pop(f"{layer}.{part}") for part in names} for layer, names in stored.items()}
+    weights = {f"{layer}.weight" for layer in layers}
+    whole = {name: value for name, value in model.state_dict().items() if name in weights}
+    require_same_architecture(model, tensors | whole, "its weights")
     keep_masks = {}
     for layer in layers:
-        parts = {part: tensors.pop(f"{layer}.{part}") for part in PARTS if f"{layer}.{part}" in tensors}
         try:
-            weight, keep_masks[layer] = _restore(model.get_submodule(layer), parts, header.block_shape)
-        except (AttributeError, TypeError, ValueError, LpvitError) as error:
-            raise LpvitError(f"{path}: '{layer}' does not fit its model ({error}); save it again") from None
+            weight, keep_masks[layer] = _restore(model.get_submodule(layer), parts[layer], header.block_shape)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError, LpvitError) as error:
+            raise LpvitError(f"'{layer}' does not fit its model ({error}); save it again") from None
         tensors[f"{layer}.weight"] = weight
-    require_same_architecture(model, tensors, path)
+    require_same_architecture(model, tensors, "its weights")
+    if len(dtypes := {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}) > 1:
+        raise LpvitError(f"its weights are of several types ({', '.join(sorted(map(str, dtypes)))}); save it again")
+    model = _build(header.architecture)
     model.load_state_dict(tensors, assign=True)  # in the dtype that was saved
     return Pruned(model, keep_masks, header.block_shape, header.budget, header.architecture)
 
@@ -159,6 +167,8 @@ def _restore(module: nn.Module, parts: Mapping[str, Tensor], block_shape: tuple[
     grid = BlockGrid((matrix.shape[0], matrix.shape[1]), block_shape)
     weight: Tensor = module.weight  # type: ignore[assignment]
     values = parts["values"]
+    if any(parts[part].dtype != torch.int32 for part in PARTS[1:]):
+        raise ValueError("its indices are not int32")
     if values.shape[1:] != block_shape:
         raise ValueError(f"blocks of {tuple(values.shape[1:])}, expected {block_shape}")
     keep_mask = indexed_keep_mask(parts["crow_indices"], parts["col_indices"], len(values), grid)
@@ -178,10 +188,8 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise LpvitError(
-            f"{path}: cannot be read as safetensors ({error}); it is damaged or another kind of file"
-        ) from None
+    except Exception as error:  # safetensors and torch raise a different type for every kind of damage
+        raise LpvitError(f"{path}: cannot be read as safetensors ({error}); it is another kind of file") from None
     if "lpvit" not in metadata:
         raise LpvitError(f"{path}: not written by lpvit.save; for dense weights use timm.create_model")
     return _header(metadata["lpvit"], path), tensors
@@ -192,8 +200,8 @@ def _header(text: str, path: Path) -> Header:
         found = json.loads(text)["format"]
         if found == FORMAT_VERSION:
             return Header.model_validate(json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:  # pydantic's errors are ValueErrors
-        reason = str(error).replace("\n", " ")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # pydantic's errors are ValueErrors
+        reason = " ".join(str(error).split())[:300]
         raise LpvitError(f"{path}: its metadata is damaged ({reason}); save the model again") from None
     raise LpvitError(
         f"{path}: format {found}, this lpvit {__version__} reads format {FORMAT_VERSION}; use another lpvit"

@@ -5,8 +5,10 @@ blocks; S = images x probes of the block products, which `lpvit.curves.products`
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from pydantic import InstanceOf
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -15,6 +17,7 @@ from lpvit.models.blocks import BlockGrid
 from lpvit.models.layers import LayerSpec, weight_matrix
 from lpvit.models.passes import Batches, evaluation_mode, require_finite_logits
 from lpvit.progress import bar
+from lpvit.store.artifacts import load
 
 Statistics = dict[str, dict[str, Tensor]]  # layer -> name of a statistic -> (R, C); block_products are (S, R * C)
 
@@ -50,6 +53,22 @@ def collect_statistics(
         name: block_statistics(weight_matrix(model.get_submodule(name)).detach(), gradients.get(name), grid)
         for name, grid in grids.items()
     }
+
+
+def load_statistics(path: str | Path) -> Statistics:
+    """Reads the statistics that a stage has saved.
+
+    Raises:
+        LpvitError: As `lpvit.store.artifacts.load`, or the tables of a layer do not go together.
+    """
+    statistics: Statistics = load(path, "statistics", dict[str, dict[str, InstanceOf[Tensor]]])
+    for layer, tables in statistics.items():
+        shapes = {tuple(table.shape) for name, table in tables.items() if name != "block_products"}
+        (rows, columns), *others = shapes if {len(shape) for shape in shapes} == {2} else [(0, 0)]
+        products = tables.get("block_products", torch.empty(0, rows * columns))
+        if others or products.ndim != 2 or products.shape[1] != rows * columns or rows * columns == 0:
+            raise LpvitError(f"{path}: the tables of '{layer}' are not of one grid of blocks; delete it and rerun")
+    return statistics
 
 
 def averaged_gradients(

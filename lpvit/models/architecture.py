@@ -3,7 +3,10 @@
 O, I = output and input features of a layer.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,17 +14,22 @@ from typing import Any
 
 import timm
 import torch
+from pydantic import InstanceOf
 from timm.layers import Attention
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from lpvit.errors import LpvitError
+from lpvit.models.arguments import DATA_CONFIG, require_plain
+from lpvit.models.checkpoints import require_same_architecture
 from lpvit.models.families import call_modules
 from lpvit.models.quantised import int8_layers, make_int8
 from lpvit.models.scheme import add_scheme, schemes_of
 from lpvit.models.settings import Scheme
 from lpvit.store.artifacts import load, save
 
-_DATA_CONFIG = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # of the preprocessing, beside the input size
+LARGEST_BUFFERS = 2**26  # numbers that a model may keep beside its weights: masks and indices of windows
 
 
 def create_model(
@@ -50,6 +58,7 @@ def create_model(
     options = dict(options or {})
     if not timm.is_model(name.partition(".")[0]):
         raise LpvitError(f"models: timm knows no model '{name}'{nearest_model(name)}")
+    require_plain(name, options, data_config or {})
     overlay = _input_size(options) | dict(data_config or {})
     torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU
     try:
@@ -61,11 +70,9 @@ def create_model(
             **({"drop_path_rate": drop_path} if drop_path else {}),
             **options,
         )
-    except (TypeError, AssertionError, ValueError) as error:
-        raise LpvitError(f"models: timm cannot build '{name}' with {options}: {error}") from None
-    except Exception as error:
-        if not pretrained:
-            raise
+    except Exception as error:  # numbers that do not go together are found anywhere in timm
+        if not pretrained or isinstance(error, TypeError | AssertionError | ValueError):
+            raise LpvitError(f"models: timm cannot build '{name}' with {options}: {_line(error)}") from None
         raise LpvitError(
             f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that "
             "they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
@@ -110,7 +117,7 @@ class Architecture:
         default = timm.get_pretrained_cfg(name).to_dict()
         if options is None:
             options = _image_options(tuple(default["input_size"]), input_size(model))
-        data_config = {key: found[key] for key in _DATA_CONFIG if found.get(key) != default.get(key)}
+        data_config = {key: found[key] for key in DATA_CONFIG if found.get(key) != default.get(key)}
         schemes = [scheme.model_dump(mode="json") for scheme in schemes_of(model)]
         classes: int = model.num_classes  # type: ignore[assignment]
         return cls(name, classes, dict(options), data_config, schemes=schemes, int8=int8_layers(model))
@@ -131,6 +138,51 @@ class Architecture:
         if state is not None:
             model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         return model
+
+
+def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
+    """The model on the meta device, where it takes no memory: what an architecture from a file would build.
+
+    Args:
+        architecture: From the file.
+        state: The tensors of the file. Building stops as soon as there are many more parameters than these.
+
+    Raises:
+        LpvitError: The architecture cannot be built, or is far larger than the file.
+    """
+    numbers = sum(tensor.numel() for tensor in state.values())
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _at_most(3 * len(state) + 100):
+        try:
+            model = architecture.build()
+        except LpvitError:
+            raise
+        except Exception as error:  # shapes and schemes that do not go together with the model
+            raise LpvitError(f"architecture: cannot be built ({_line(error)})") from None
+    buffers = sum(buffer.numel() for buffer in model.buffers())
+    if buffers > max(numbers, LARGEST_BUFFERS):
+        raise LpvitError(f"architecture: needs {buffers:.2g} numbers beside its weights, the file has {numbers:.2g}")
+    return model
+
+
+@contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Lets this thread make no more parameters than that."""
+    made, thread = itertools.count(1), threading.get_ident()
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if threading.get_ident() == thread and next(made) > parameters:
+            raise LpvitError("architecture: has far more parameters than the file")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) < 300 else f"{text[:300]}..."
 
 
 def with_schemes(
@@ -190,6 +242,13 @@ def fit_heads(attention: Attention) -> None:
     attention.scale = attention.head_dim**-0.5
 
 
+class SavedModel(TypedDict):
+    """The payload of `dense`, `pruned` and `finetuned`."""
+
+    architecture: Architecture
+    state: dict[str, InstanceOf[Tensor]]
+
+
 def save_model(
     architecture: Architecture, state: Mapping[str, Tensor], path: str | Path, kind: str, **provenance: Any
 ) -> None:
@@ -198,9 +257,18 @@ def save_model(
 
 
 def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Tensor]]:
-    """Reads what `save_model` wrote."""
-    payload = load(path, kind)
-    return Architecture(**payload["architecture"]), payload["state"]
+    """Reads what `save_model` wrote.
+
+    Raises:
+        LpvitError: As `lpvit.store.artifacts.load`, or the weights are not those of the architecture.
+    """
+    payload = load(path, kind, SavedModel)
+    architecture, state = payload["architecture"], payload["state"]
+    try:
+        require_same_architecture(outline(architecture, state), state, "its weights")
+    except LpvitError as error:
+        raise LpvitError(f"{path}: {error}; delete it and rerun") from None
+    return architecture, state
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

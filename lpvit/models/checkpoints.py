@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a ``.safetensors`` or ``.pt``/``.pth`` file (plain, or under ``model`` or ``state_dict``).
@@ -49,10 +51,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
 
 
 def require_same_architecture(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Compares names and shapes; the model may be on the meta device.
+    """Compares names, shapes and kinds of numbers; model and tensors may be on the meta device.
 
     Raises:
-        LpvitError: Names or shapes differ; the first differences are named.
+        LpvitError: They differ, and the first differences are named; or a weight is not finite.
     """
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in state]
@@ -62,9 +64,23 @@ def require_same_architecture(model: nn.Module, state: Mapping[str, Tensor], sou
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
+    problems += [
+        f"{name} is of {state[name].dtype} ({state[name].layout}), the model's of {value.dtype} ({value.layout})"
+        for name, value in expected.items()
+        if name in state and not _is_alike(state[name], value)
+    ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise LpvitError(f"{source}: a checkpoint of another architecture: {'; '.join(problems[:3])}{more}")
+    for name, tensor in state.items():
+        if tensor.device.type != "meta" and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise LpvitError(f"{source}: {name} is not finite (NaN or infinite numbers); give other weights")
+
+
+def _is_alike(found: Tensor, expected: Tensor) -> bool:
+    """Floating point numbers of some size, or the same type. Strided, as all weights are."""
+    both_floating = found.dtype in _FLOATS and expected.dtype in _FLOATS
+    return found.layout == expected.layout and (both_floating or found.dtype == expected.dtype)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from lpvit import __version__
 from lpvit.errors import LpvitError
 from lpvit.store.digest import BLANK, seal, verify
@@ -105,18 +107,24 @@ def save(payload: dict[str, Any], path: str | Path, kind: str, provenance: dict[
         seal(partial)
 
 
-def load(path: str | Path, kind: str) -> dict[str, Any]:
+def load(path: str | Path, kind: str, form: Any = dict[str, Any]) -> Any:
     """Reads the payload that `save` wrote, on the CPU.
 
+    Args:
+        path: The file.
+        kind: What it should hold.
+        form: Type of the payload, for pydantic; tensors in it are ``InstanceOf[Tensor]``.
+
     Raises:
-        LpvitError: The file is missing, damaged, of another kind or of another format version.
+        LpvitError: The file is missing, damaged, of another kind or of another format version, or its payload is not
+            of the form.
     """
     import torch
 
     verify(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        found = (content["kind"], content["format"])
+        found, payload = (content["kind"], content["format"]), content["payload"]
     except Exception as error:  # torch raises a different type for every kind of damage
         raise LpvitError(
             f"{path}: cannot be read as an artifact of lpvit ({type(error).__name__}); delete it and rerun"
@@ -126,8 +134,12 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
             f"{path}: holds '{found[0]}' in format {found[1]}, expected '{kind}' in format {FORMAT_VERSION}; "
             "delete it and rerun"
         )
-    payload: dict[str, Any] = content["payload"]
-    return payload
+    try:
+        return TypeAdapter(form).validate_python(payload)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "payload"
+        raise LpvitError(f"{path}: is no '{kind}' ({place}: {first['msg']}); delete it and rerun") from None
 
 
 def header(path: str | Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import distributed
 
+from lpvit.errors import LpvitError
 from lpvit.store.artifacts import load, save
 from lpvit.training.job import Training
 
@@ -69,12 +70,16 @@ def resumed_course(job: Training, trainer: "Trainer") -> Course:
     if not file.exists():
         return Course(job, [])
     saved = load(file, "training")
-    if saved["fingerprint"] != job.fingerprint or len(saved["processes"]) != job.processes:
-        _logger.info("%s: belongs to another training; starting anew", file)
-        return Course(job, [])
-    trainer.resume(saved)
-    course = Course(job, list(saved["history"]))
-    course.resume(saved)
+    try:
+        if saved["fingerprint"] != job.fingerprint or len(saved["processes"]) != job.processes:
+            _logger.info("%s: belongs to another training; starting anew", file)
+            return Course(job, [])
+        trainer.resume(saved)
+        course = Course(job, list(saved["history"]))
+        course.resume(saved)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LpvitError(f"{file}: is no state of this training ({reason}); delete it and rerun") from None
     within = f", step {course.steps_done}" * bool(course.steps_done)
     _logger.info("%s: resuming after epoch %d%s", file, len(course.history), within)
     return course

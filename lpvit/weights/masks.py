@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from pydantic import InstanceOf, PositiveInt
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from lpvit.curves.curve import pruning_ranks
+from lpvit.errors import LpvitError
 from lpvit.models.blocks import BlockGrid, KeepMasks
 from lpvit.models.layers import weight_matrix
 from lpvit.store.artifacts import load, save
@@ -33,24 +36,50 @@ def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str
     }
 
 
+class SavedMasks(TypedDict):
+    """The payload of `masks`."""
+
+    keep_masks: dict[str, InstanceOf[Tensor]]
+    block_shape: tuple[PositiveInt, PositiveInt]
+
+
 def save_masks(keep_masks: KeepMasks, block_shape: tuple[int, int], path: str | Path) -> None:
     """Writes keep masks and their block shape as an artifact."""
     save({"block_shape": tuple(block_shape), "keep_masks": dict(keep_masks)}, path, "masks")
 
 
 def load_masks(path: str | Path) -> tuple[dict[str, Tensor], tuple[int, int]]:
-    """Reads what `save_masks` wrote: keep masks and block shape."""
-    payload = load(path, "masks")
+    """Reads what `save_masks` wrote: keep masks and block shape.
+
+    Raises:
+        LpvitError: As `lpvit.store.artifacts.load`, or there are no masks in it.
+    """
+    payload = load(path, "masks", SavedMasks)
+    for layer, keep_mask in payload["keep_masks"].items():
+        if keep_mask.dtype != torch.bool or keep_mask.ndim != 2:
+            raise LpvitError(f"{path}: '{layer}' has no mask of rows and columns of blocks; delete it and rerun")
     return payload["keep_masks"], payload["block_shape"]
 
 
 def expand_keep_masks(model: nn.Module, keep_masks: KeepMasks, block_shape: tuple[int, int]) -> dict[str, Tensor]:
-    """Masks of single weights: parameter name -> bool, in the shape and on the device of that parameter."""
+    """Masks of single weights: parameter name -> bool, in the shape and on the device of that parameter.
+
+    Raises:
+        LpvitError: A mask does not fit the model.
+    """
     expanded = {}
     for layer, keep_mask in keep_masks.items():
-        module = model.get_submodule(layer)
-        matrix = weight_matrix(module)
+        try:
+            module = model.get_submodule(layer)
+            matrix = weight_matrix(module)
+        except (AttributeError, TypeError):
+            raise LpvitError(f"masks: the model has no layer '{layer}' to mask; delete them and rerun") from None
         grid = BlockGrid((matrix.shape[0], matrix.shape[1]), block_shape)
+        if keep_mask.shape != (grid.rows, grid.columns):
+            raise LpvitError(
+                f"masks: '{layer}' has {tuple(keep_mask.shape)} blocks in the mask and {(grid.rows, grid.columns)} in "
+                "the model; delete them and rerun"
+            )
         weight: Tensor = module.weight  # type: ignore[assignment]
         expanded[f"{layer}.weight"] = grid.expand(keep_mask.to(weight.device)).reshape(weight.shape)
     return expanded

@@ -247,7 +247,7 @@ def test_training_with_frozen_masks_can_be_saved_and_without_cannot(pruned: lpvi
         (None, "is not what timm builds as 'vit_tiny_patch16_224.*options.*another architecture"),
         ({**VIT, "depth": 3}, "blocks.2.* is missing"),
         ({**VIT, "num_heads": 4}, "same weights, other logits"),
-        ({**VIT, "norm_layer": nn.LayerNorm}, "options: .*norm_layer.* cannot be written as JSON"),
+        ({**VIT, "norm_layer": nn.LayerNorm}, "options: norm_layer .* is no number"),
     ],
 )
 def test_a_file_that_would_give_another_model_is_not_written(
@@ -301,7 +301,7 @@ def with_header(**entries: Any) -> Callable[[dict[str, Tensor], dict[str, Any]],
         (with_header(block_shape=[64, 64]), "64x64 is larger than a layer"),
         (with_header(block_shape=[8, 0]), "its metadata is damaged"),
         (lambda _, header: header["architecture"].update(timm="vit_tinny_patch16_224"), "timm knows no model"),
-        (lambda _, header: header["architecture"].update(options={}), "does not fit its model"),
+        (lambda _, header: header["architecture"].update(options={}), "a checkpoint of another architecture"),
         (with_header(budget={"macs": 2}), "its metadata is damaged"),
         (lambda _, header: header.pop("architecture"), "its metadata is damaged"),
         (lambda _, header: header.pop("format"), "its metadata is damaged"),

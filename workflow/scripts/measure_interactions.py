@@ -1,13 +1,13 @@
 """Block products and masks in, what pairs of layers share of their distortion out."""
 
 from lpvit.curves.interactions import layer_interactions
+from lpvit.curves.statistics import load_statistics
 from lpvit.stages.stage import stage
-from lpvit.store.artifacts import load
 from lpvit.store.schemas import INTERACTIONS, write_parquet
 from lpvit.weights.masks import load_masks
 
 with stage(snakemake):
-    statistics = load(snakemake.input.statistics, "statistics")
+    statistics = load_statistics(snakemake.input.statistics)
     keep_masks, _ = load_masks(snakemake.input.masks)
     products = {layer: tables["block_products"] for layer, tables in statistics.items()}
     write_parquet(layer_interactions(products, keep_masks), snakemake.output.interactions, INTERACTIONS)

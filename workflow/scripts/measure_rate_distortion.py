@@ -3,15 +3,15 @@
 from lpvit.curves.rate_distortion import rate_distortion_curves
 from lpvit.curves.scores import block_table
 from lpvit.curves.settings import Pruning
+from lpvit.curves.statistics import load_statistics
 from lpvit.data.loading import evaluation_loader
 from lpvit.models.architecture import load_model
 from lpvit.stages.stage import stage
-from lpvit.store.artifacts import load
 from lpvit.store.schemas import BLOCKS, CURVES, SAMPLES, read_parquet, write_parquet
 
 with stage(snakemake) as compute:
     pruning = Pruning.model_validate(snakemake.params.pruning)
-    statistics = load(snakemake.input.statistics, "statistics")
+    statistics = load_statistics(snakemake.input.statistics)
     blocks = block_table(statistics, pruning.saliency)
     model = loader = None
     if pruning.measures_images:
