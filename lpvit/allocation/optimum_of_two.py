@@ -7,15 +7,17 @@ C = choices, over all layers, of how many of its blocks go.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import csr_array
 
 from lpvit.allocation.priority import total_distortion
 from lpvit.allocation.problem import Floats, Integers, Layer, Requirement
 from lpvit.allocation.two_budgets import lagrangian_of_two
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 NODES = 10_000  # of branch and bound; a limit of time would make the outcome depend on the machine
 TOLERANCE = 1e-6  # of the solver: share by which a budget may be missed
@@ -65,8 +67,10 @@ class _Choices:
         return _Choices(*columns, self.required)
 
     @property
-    def of_layers(self) -> csr_array:
+    def of_layers(self) -> "csr_array":
         """1 where a choice is one of a layer, shape (layers, C)."""
+        from scipy.sparse import csr_array  # here, since a single budget needs none of SciPy
+
         return csr_array((np.ones(len(self.layer)), (self.layer, np.arange(len(self.layer)))))
 
 
@@ -99,6 +103,8 @@ def _not_ruled_out(choices: _Choices, reached: float) -> _Choices:
 
 def _multipliers(choices: _Choices) -> Floats:
     """Of both budgets, shape (2,): duals of the linear relaxation."""
+    from scipy.optimize import linprog
+
     relaxed = linprog(
         choices.distortion,
         A_ub=-choices.removed,
@@ -112,6 +118,8 @@ def _multipliers(choices: _Choices) -> Floats:
 
 def _branch_and_bound(choices: _Choices, layers: int, margin: float) -> list[int] | None:
     """Blocks pruned in every layer; None where the solver ends without a proof."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     scale = np.ptp(choices.distortion) or 1.0
     solved = milp(
         choices.distortion / scale,

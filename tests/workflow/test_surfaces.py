@@ -1,0 +1,67 @@
+"""The workflow as other tools meet it: by its standard place, as a module, with a config that names its mistakes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from conftest import REPOSITORY, TINY, Run, Workflow
+
+MODULE = """
+configfile: "config/config.yaml"
+
+
+module lpvit:
+    snakefile: "{snakefile}"
+    config: config
+
+
+use rule * from lpvit as lpvit_*
+
+
+rule mine:
+    default_target: True
+    input:
+        rules.lpvit_all.input,
+"""
+
+
+def snakemake(folder: Path, *arguments: str) -> Run:
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return Run(done.returncode, done.stdout + done.stderr)
+
+
+def test_the_standard_place_of_a_snakefile_runs_the_same(finished: tuple[Workflow, Run]) -> None:
+    run = finished[0].run(TINY, "--snakefile", "workflow/Snakefile", "--dry-run")
+    assert (run.code, run.jobs) == (0, {})
+    assert "Nothing to be done" in run.output
+
+
+def test_another_workflow_uses_it_as_a_module_in_the_layout_of_snakedeploy(tmp_path: Path) -> None:
+    for folder in ("config", "workflow"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "config/config.yaml").write_text(yaml.safe_dump(TINY))
+    text = MODULE.format(snakefile=REPOSITORY / "workflow/Snakefile")
+    (tmp_path / "workflow/Snakefile").write_text(text)
+    run = snakemake(tmp_path, "lpvit_index_images", "--dry-run")
+    assert run.code != 0, "a rule with wildcards is no target"
+    run = snakemake(tmp_path, "results/digits/images.parquet")
+    assert run.code == 0, run.output
+    assert set(run.jobs) == {"lpvit_index_images"}
+    assert {"mine", "lpvit_finetune", "lpvit_check_experiments"} <= set(snakemake(tmp_path, "--dry-run").jobs)
+
+
+def test_a_key_that_stands_twice_stops_the_run_with_its_lines(workflow: Workflow) -> None:
+    (workflow.folder / "twice.yaml").write_text("report: a\nbudgets: {half: {macs: 0.5}}\nreport: b\n")
+    run = snakemake(workflow.folder, "--configfile", "twice.yaml", "--dry-run")
+    assert run.code == 1
+    assert "twice.yaml, line 3: 'report' stands here and in line 1; rename one" in run.output
+
+
+def test_every_rule_says_what_it_does(workflow: Workflow) -> None:
+    shutil.copytree(REPOSITORY / "config", workflow.folder / "config")
+    rules = [line for line in snakemake(workflow.folder, "--list-rules").output.splitlines() if line[:1].islower()]
+    assert len(rules) > 20
+    assert not [rule for rule in rules if "(" not in rule and rule != "all"]
