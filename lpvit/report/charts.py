@@ -7,7 +7,7 @@ import pandas as pd
 
 from lpvit.report.looks import BLACK, Look, looks
 from lpvit.report.speed import placed
-from lpvit.report.tables import human, interval, joules
+from lpvit.report.tables import STAGES, human, interval, joules
 
 COSTS = {
     "macs": "MACs in linear layers, per image",
@@ -31,8 +31,8 @@ def chart_data(summary: pd.DataFrame, speed: pd.DataFrame, series: Mapping[str, 
         series: Experiment -> its series, from `lpvit.report.series`.
 
     Returns:
-        ``axes``, key -> label; ``looks``, series -> colour and symbol; ``datasets``, name -> models, each with its
-        names, top-1 with interval and a place on every axis that it is known on.
+        ``axes`` and ``stages``, key -> label; ``looks``, series -> colour and symbol; ``datasets``, name -> models,
+        each with its names, top-1 with interval and a place on every axis that it is known on.
     """
     axes = dict(COSTS)
     measured: dict[tuple[str, str, str], dict[str, Place]] = {}
@@ -59,8 +59,10 @@ def chart_data(summary: pd.DataFrame, speed: pd.DataFrame, series: Mapping[str, 
             }
         )
     every = {DENSE: Look(BLACK, "*"), **looks(series)}
+    stages = [stage for stage in summary["stage"].unique() if stage != DENSE]
     return {
         "axes": axes,
+        "stages": {"final": "final", **{stage: STAGES.get(stage, stage) for stage in stages}},
         "looks": {name: {"color": look.color, "symbol": SYMBOLS[look.marker]} for name, look in every.items()},
         "datasets": datasets,
     }

@@ -5,7 +5,7 @@ import shlex
 from lpvit.allocation.settings import TARGETS
 from lpvit.report.series import series_of
 
-SECTIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe")
+SECTIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe", "quantisation")
 TIMED = {
     "dense model": f"{MODEL}/dense.time.tsv",
     "gradients": f"{PRUNING}/statistics.time.tsv",
