@@ -55,7 +55,7 @@ class Disturbed:
             time.sleep(0.05)
         raise AssertionError(f"no job of '{rule}':\n{''.join(self.lines)}")
 
-    def end(self, timeout: float = 120) -> Run:
+    def end(self, timeout: float = 300) -> Run:
         try:
             rest, _ = self.process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -81,7 +81,7 @@ def differences(one: Path, other: Path) -> list[str]:
     return [file for file in sorted(first.keys() | second.keys()) if repr(first.get(file)) != repr(second.get(file))]
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 20) -> bool:
+def wait_for(what: Callable[[], bool], seconds: float = 120) -> bool:
     """Whether it comes about in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

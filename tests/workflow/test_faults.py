@@ -75,7 +75,7 @@ def test_ctrl_c_in_an_epoch_says_that_a_new_start_goes_on_and_does_not_look_fini
     longer = change(longer, "experiments.main.recipe", "deep")
     run = Disturbed(disturbed, longer, "--until", "finetune").until("epoch 2 of 500")
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
-    done = run.end(timeout=20)
+    done = run.end()
     assert done.code != 0
     assert done.output.count("interrupted: what is finished stays, and a new start goes on from here") == 1
     assert "Traceback" not in done.output
