@@ -41,7 +41,10 @@ class TokenMerger(nn.Module):
     def merge_tokens(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """A hook before a block: (N, T, C) -> (N, T - M, C)."""
         tokens, *others = arguments
-        assert self._keys is not None, "the first block has begun the pass"
+        if (
+            self._keys is None
+        ):  # a pass that resumes behind the first block: it must differ, so that it is not relied on
+            return arguments
         sizes = torch.ones_like(tokens[..., 0]) if self._sizes is None else self._sizes
         count = min(self.merged_tokens, (tokens.shape[1] - self.prefix) // 2)
         source, target, stays = _pairs(self._keys.detach()[:, self.prefix :], count)

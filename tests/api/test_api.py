@@ -436,7 +436,9 @@ def test_the_calls_in_the_readme_fit_the_functions() -> None:
     (code,) = re.findall(r"```python\n(import lpvit\n.*?)```", readme, flags=re.DOTALL)
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     ours = [call for call in calls if ast.unparse(call.func).startswith("lpvit.")]
-    assert {call.func.attr for call in ours} == {"prune", "save", "load", "sparsify", "export_onnx"}
+    assert {call.func.attr for call in ours} == {
+        *("Recipe", "prune", "finetune", "evaluate", "save", "load", "sparsify", "export_onnx")
+    }
     for call in ours:
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         inspect.signature(getattr(lpvit, call.func.attr)).bind(*call.args, **keywords)

@@ -179,9 +179,9 @@ def test_files_that_are_none_of_ours_are_told_in_one_line(capsys: pytest.Capture
     lpvit.save(pruned, "model.safetensors", options=VIT)
     for arguments, message in (
         (["info", "absent.pt"], "absent.pt: file not found"),
-        (["info", "foreign.pt"], "foreign.pt: cannot be read as an artifact of lpvit"),
+        (["info", "foreign.pt"], "foreign.pt: cannot be read (it carries no digest"),
         (["info", "foreign.parquet"], "foreign.parquet: no table of lpvit; they are images.parquet"),
-        (["bench", "foreign.pt"], "foreign.pt: cannot be read as an artifact of lpvit"),
+        (["bench", "foreign.pt"], "foreign.pt: cannot be read (it carries no digest"),
         (["export", "model.safetensors", "model.tflite"], "model.tflite: found suffix '.tflite', expected one of"),
     ):
         assert main(arguments) == 1
