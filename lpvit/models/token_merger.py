@@ -41,9 +41,8 @@ class TokenMerger(nn.Module):
     def merge_tokens(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """A hook before a block: (N, T, C) -> (N, T - M, C)."""
         tokens, *others = arguments
-        if (
-            self._keys is None
-        ):  # a pass that resumes behind the first block: it must differ, so that it is not relied on
+        if self._keys is None or self._keys.shape[1] != tokens.shape[1]:
+            self._sizes = None  # a block alone, or a pass that resumes: as it differs, it is seen and not relied on
             return arguments
         sizes = torch.ones_like(tokens[..., 0]) if self._sizes is None else self._sizes
         count = min(self.merged_tokens, (tokens.shape[1] - self.prefix) // 2)
