@@ -26,7 +26,7 @@ class Listing(NamedTuple):
 
 
 def list_splits(root: str | Path, splits: Iterable[str]) -> Listing:
-    """Lists the files of some splits and of the class folders in them; hidden ones do not count.
+    """Lists the files of some splits and of the folders in them; hidden ones do not count.
 
     Args:
         root: Folder that holds the splits; what is missing is an empty listing.
@@ -46,12 +46,14 @@ def stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
 
 def _folders(root: Path, split: str) -> list[tuple[str, str]]:
     """Where the files of a split lie, as folder and beginning of their names."""
-    try:
-        children = [entry.name for entry in os.scandir(root / split) if entry.is_dir() and entry.name[0] != "."]
-    except OSError:
+    if not (root / split).is_dir():
         folder, _, name = split.rpartition("/")
         return [(folder, f"{name}-")] if (root / folder).is_dir() else []
-    return [(split, ""), *((f"{split}/{child}", "") for child in sorted(children))]
+    found = []
+    for place, folders, _ in os.walk(root / split):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        found.append((os.path.relpath(place, root), ""))
+    return found
 
 
 def _list_folder(root: Path, folder: str, start: str) -> Listing:

@@ -48,11 +48,16 @@ def set_back(root: Path) -> None:
     os.utime(root / "train/cat/0.jpg", (10, 10))
 
 
+def add_deeper(root: Path) -> None:
+    (root / "train/cat/more").mkdir()
+    (root / "train/cat/more/9.jpg").write_bytes(b"1")
+
+
 def shard(root: Path) -> None:
     (root / "train/0.tar").write_bytes(b"1")
 
 
-@pytest.mark.parametrize("change", [add, rename_class, remove_class, swap, overwrite, set_back, shard])
+@pytest.mark.parametrize("change", [add, rename_class, remove_class, swap, overwrite, set_back, add_deeper, shard])
 def test_a_change_of_the_folder_changes_its_listing(root: Path, change: Callable[[Path], None]) -> None:
     before = list_splits(root, SPLITS)
     change(root)

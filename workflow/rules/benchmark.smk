@@ -10,7 +10,9 @@ benchmarked = [
     for folders in [evaluated(experiment)]
 ]
 for_engines = (
-    {"images": f"{DATASET}/images.parquet", "samples": f"{CALIBRATION}/samples.parquet"} if settings.benchmark.engines else {}
+    {"images": f"{DATASET}/images.parquet", "samples": f"{CALIBRATION}/samples.parquet"}
+    if settings.benchmark.engines
+    else {}
 )
 timed = list({entry["latency"]: entry for entry in benchmarked}.values())  # one per model and block shape
 
@@ -42,10 +44,10 @@ rule measure_latency:
 rule benchmark_pruned:
     """Times a final model against the dense one, masked and block-sparse, and measures the energy of all."""
     input:
+        **for_engines,
         dense=f"{MODEL}/dense.pt",
         model=f"{BUDGET}/pruned.pt",
         masks=f"{BUDGET}/masks.pt",
-        **for_engines,
     output:
         speed=f"{BUDGET}/pruned/speed.parquet",
         choices=f"{BUDGET}/pruned/choices.parquet",
@@ -71,10 +73,10 @@ rule benchmark_pruned:
 
 use rule benchmark_pruned as benchmark_finetuned with:
     input:
+        **for_engines,
         dense=f"{MODEL}/dense.pt",
         model=f"{RECIPE}/finetuned.pt",
         masks=f"{RECIPE}/masks.pt",
-        **for_engines,
     output:
         speed=f"{RECIPE}/finetuned/speed.parquet",
         choices=f"{RECIPE}/finetuned/choices.parquet",

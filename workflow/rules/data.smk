@@ -4,7 +4,13 @@ rule index_images:
         images=f"{DATASET}/images.parquet",
     params:
         dataset=lambda wildcards: chosen(
-            settings.datasets[wildcards.dataset], "source", "root", "train", "validation", "validation_share", "on_bad_image"
+            settings.datasets[wildcards.dataset],
+            "source",
+            "root",
+            "train",
+            "validation",
+            "validation_share",
+            "on_bad_image",
         ),
         listing=lambda wildcards: listing_of(wildcards.dataset),
         sources=sources("index_images.py"),

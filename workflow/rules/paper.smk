@@ -1,5 +1,6 @@
 """The tables of the paper: experiments that say which published row they stand for."""
 
+
 include: "paper_files.smk"
 
 

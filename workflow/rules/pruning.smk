@@ -7,9 +7,7 @@ rule collect_statistics:
         statistics=f"{PRUNING}/statistics.pt",
     params:
         dataset=images_of,
-        pruning=lambda wildcards: chosen(
-            settings.prunings[wildcards.pruning], "block_shape", "layers", "batch_size"
-        ),
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "layers", "batch_size"),
         probes=lambda wildcards: settings.prunings[wildcards.pruning].probes_used,
         averaged=lambda wildcards: settings.prunings[wildcards.pruning].averages_gradients,
         sources=sources("collect_statistics.py"),

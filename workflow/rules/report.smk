@@ -79,7 +79,9 @@ rule plot_curves:
         ),
         png=f"{PRUNING}/curves.png",
     params:
-        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "distortion", "form", "saliency"),
+        pruning=lambda wildcards: chosen(
+            settings.prunings[wildcards.pruning], "block_shape", "distortion", "form", "saliency"
+        ),
         unit=lambda wildcards: settings.prunings[wildcards.pruning].distortion_unit,
         sources=sources("plot_curves.py"),
     log:

@@ -64,7 +64,9 @@ def page_inputs() -> dict:
         "tradeoff": f"{REPORT}/tradeoff.svg",
         "paper": [f"{REPORT}/paper.csv", f"{REPORT}/paper.svg"] if reproduces else [],
         "figures": sorted({figure for experiment in experiments.values() for figure in figures_of(experiment)}),
-        "layers": sorted({f"{list(evaluated(experiment).values())[-1]}/layers.parquet" for experiment in experiments.values()}),
+        "layers": sorted(
+            {f"{list(evaluated(experiment).values())[-1]}/layers.parquet" for experiment in experiments.values()}
+        ),
     }
 
 
@@ -123,7 +125,14 @@ def report_files() -> list[str]:
     figures = {figure for experiment in experiments.values() for figure in figures_of(experiment)}
     if any(experiment.published for experiment in experiments.values()):
         figures |= {f"{REPORT}/paper.md", f"{REPORT}/paper.svg"}
-    return [f"{RESULTS}/plan.parquet", f"{REPORT}/index.html", f"{REPORT}/summary.md", f"{REPORT}/summary.csv", f"{REPORT}/tradeoff.svg", *sorted(figures)]
+    return [
+        f"{RESULTS}/plan.parquet",
+        f"{REPORT}/index.html",
+        f"{REPORT}/summary.md",
+        f"{REPORT}/summary.csv",
+        f"{REPORT}/tradeoff.svg",
+        *sorted(figures),
+    ]
 
 
 def print_summary() -> None:
