@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lpvit.measure.timing import time_in_turns
 from lpvit.models.blocks import KeepMasks
 from lpvit.models.layers import matrix_layers
+from lpvit.models.quantised import QuantisedLinear
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_of
 from lpvit.weights.masks import expand_keep_masks, zero_pruned
@@ -95,6 +96,9 @@ def _forms(
     if not isinstance(dense, nn.Linear):
         return []
     gelu = _gelu_after(model, layer) is not None
+    if isinstance(dense, QuantisedLinear):  # to whole numbers that were chosen with care
+        scaled = (dense.dense(), keep_mask, block_shape, gelu, "int8", dense.scales)
+        return [BlockSparseLinear.from_linear(*scaled)]
     precisions = [precision, None] if precision == "int8" else [precision]
     return [BlockSparseLinear.from_linear(dense, keep_mask, block_shape, gelu, form) for form in precisions]
 
@@ -154,10 +158,11 @@ def _timed(dense: nn.Sequential, forms: Sequence[BlockSparseLinear], tokens: int
     """Median seconds of the dense and of each sparse form, taking turns on one random input; measured once per key."""
     weight: Tensor = dense[0].weight  # type: ignore[assignment]
     first = forms[0]
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
     kinds = (weight.dtype, weight.device, torch.get_num_threads(), *map(_form, forms))
     key = (first.grid, len(first.values), first.gelu, tokens, *kinds)
     if key not in _measured:
-        inputs = torch.randn(tokens, first.in_features, device=weight.device).to(weight.dtype)
+        inputs = torch.randn(tokens, first.in_features, device=weight.device).to(dtype)
         arms = {_form(sparse): partial(sparse, inputs) for sparse in forms} | {"dense": partial(dense, inputs)}
         times = time_in_turns(arms, device=weight.device, seconds=0)
         _measured[key] = {form: float(np.median(seconds)) for form, seconds in times.items()}

@@ -87,14 +87,17 @@ def quantise_tokens(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         q (..., I), whole numbers from 0 to 255, scale s (..., 1) and zero point z (..., 1), all float32: an input is
-        about s (q - z). Halves go to the even number.
+        about s (q - z). Halves go to the even number. s is not a number for a token that has an input that is not
+        finite.
     """
     inputs = inputs.float()
     low, high = inputs.amin(-1, keepdim=True).clamp(max=0), inputs.amax(-1, keepdim=True).clamp(min=0)
     extent = high - low
-    reciprocal = torch.where(extent > SMALLEST_RANGE, LEVELS / extent, 0.0)
+    levels = extent.new_full((), LEVELS)  # a number divided by a tensor would be rounded twice
+    reciprocal = torch.where(extent > SMALLEST_RANGE, levels / extent, 0.0)
     zero_point = (-low * reciprocal).round()
-    return ((inputs * reciprocal).round() + zero_point).clamp(max=LEVELS), extent / LEVELS, zero_point
+    scale = extent / levels + (0 * inputs).sum(-1, keepdim=True)
+    return ((inputs * reciprocal).round() + zero_point).clamp(max=LEVELS), scale, zero_point
 
 
 def rounded_tokens(inputs: Tensor) -> Tensor:

@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from lpvit.models.blocks import BlockGrid
+from lpvit.models.quantised import LARGEST, quantise_tokens
 from lpvit.sparse.operator import LIBRARY, define, implement, log_once, path_of
 from lpvit.sparse.storage import decompress
 
-GREATEST_WEIGHT, LEVELS = 127, 255
 TOGETHER = 4  # columns
 MOST_INPUTS = 2**15  # whose sums surely fit int32 on the way
-SMALLEST_RANGE = 1e-30  # of a token's inputs; smaller ones count as zeros
 
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor scales, Tensor row_sums, Tensor crow_indices, Tensor col_indices, "
@@ -40,10 +39,10 @@ def quantise_weight(weight: Tensor, scales: Tensor | None = None) -> tuple[Tenso
         Values (O, I), int8, and scales (O,), float32.
     """
     if scales is None:
-        scales = weight.float().abs().amax(dim=1) / GREATEST_WEIGHT
+        scales = weight.float().abs().amax(dim=1) / LARGEST
     scales = scales.float()
     multiples = weight.float() / torch.where(scales > 0, scales, 1.0)[:, None]
-    return multiples.round().clamp(-GREATEST_WEIGHT, GREATEST_WEIGHT).to(torch.int8), scales
+    return multiples.round().clamp(-LARGEST, LARGEST).to(torch.int8), scales
 
 
 def pack(values: Tensor) -> Tensor:
@@ -74,25 +73,6 @@ def sums_of_rows(values: Tensor, crow_indices: Tensor, out_features: int) -> Ten
     sums = values.new_zeros(len(rows), values.shape[1], dtype=torch.int64)
     sums.index_add_(0, of_blocks, values.sum((2, 3)))
     return sums.flatten()[:out_features].int()
-
-
-def quantise_tokens(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs as the kernel quantises them, to the last bit.
-
-    Args:
-        inputs: Shape (B, I).
-
-    Returns:
-        q (B, I), s (B, 1) and z (B, 1), float32; s is not a number for a token with an input that is not finite.
-    """
-    inputs = inputs.float()
-    low, high = inputs.amin(-1, keepdim=True).clamp(max=0), inputs.amax(-1, keepdim=True).clamp(min=0)
-    extent = high - low
-    levels = extent.new_full((), LEVELS)  # a number divided by a tensor would be rounded twice
-    reciprocal = torch.where(extent > SMALLEST_RANGE, levels / extent, 0.0)
-    zero_point = (-low * reciprocal).round()
-    quantised = ((inputs * reciprocal).round() + zero_point).clamp(max=LEVELS)
-    return quantised, extent / levels + (0 * inputs).sum(-1, keepdim=True), zero_point
 
 
 class QuantisedLayer(NamedTuple):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lpvit.errors import LpvitError
 from lpvit.measure import sparsify as sparse_model
 from lpvit.measure.sparsify import sparsify_layers
+from lpvit.models.quantised import QuantisedLinear, quantise_tokens
 from lpvit.sparse import BlockSparseLinear, build
-from lpvit.sparse.int8 import quantise_tokens, quantise_weight
+from lpvit.sparse.int8 import quantise_weight
 from lpvit.sparse.linear import Int8BlockSparseLinear
 
 INSTRUCTION_SETS = ["best", "avx512", "avx_vnni", "avx2", "sse", "neon"]
@@ -208,6 +209,23 @@ def test_a_vit_in_int8_is_near_the_masked_one_eager_compiled_and_exported():
         copy.deepcopy(sparse),
     ):
         assert torch.allclose(other(images), expected, atol=1e-5)
+
+
+def test_a_quantised_layer_keeps_its_whole_numbers_and_scales():
+    model, keep_masks = masked_vit()
+    for name, module in list(model.named_modules()):
+        if name in keep_masks and isinstance(module, nn.Linear):
+            quantised = QuantisedLinear.like(module)
+            values, scales = quantise_weight(module.weight)
+            quantised.store(values, scales * 1.1, module.bias)
+            model.set_submodule(name, quantised)
+    images = torch.randn(2, 3, 16, 16)
+    expected = model(images)
+    choices = sparsify_layers(model, keep_masks, (16, 16))
+    assert {choice.precision for choice in choices[1:]} == {"int8"}
+    layers = [module for module in model.modules() if isinstance(module, Int8BlockSparseLinear)]
+    assert len(layers) == sum(choice.sparse for choice in choices) > 0
+    assert (model(images) - expected).abs().max() <= 2e-3 * expected.abs().max()
 
 
 def test_the_faster_precision_is_chosen(monkeypatch):
