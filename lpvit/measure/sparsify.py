@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lpvit.measure.timing import time_in_turns
 from lpvit.models.blocks import KeepMasks
 from lpvit.models.layers import matrix_layers
+from lpvit.models.quantised import QuantisedLinear
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_of
 from lpvit.weights.masks import expand_keep_masks, zero_pruned
@@ -95,6 +96,8 @@ def _forms(
     if not isinstance(dense, nn.Linear):
         return []
     gelu = _gelu_after(model, layer) is not None
+    if isinstance(dense, QuantisedLinear):
+        return [BlockSparseLinear.from_linear(dense, keep_mask, block_shape, gelu, "int8")]
     precisions = [precision, None] if precision == "int8" else [precision]
     return [BlockSparseLinear.from_linear(dense, keep_mask, block_shape, gelu, form) for form in precisions]
 

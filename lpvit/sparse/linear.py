@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import BlockGrid
+from lpvit.models.quantised import QuantisedLinear
 from lpvit.sparse.int8 import (
     MOST_INPUTS,
     QuantisedLayer,
@@ -78,7 +79,8 @@ class BlockSparseLinear(nn.Module):
             keep_mask: Shape (R, C), bool, True where the block stays.
             block_shape: (r, c).
             gelu: Whether a GELU that follows is computed too.
-            precision: ``float32``, ``bfloat16`` or ``int8``; by default that of the weights.
+            precision: ``float32``, ``bfloat16`` or ``int8``; by default that of the weights. A layer that is
+                in int8 already keeps its integers and scales.
             scales: For int8, of each output, shape (O,); by default the largest kept weight over 127.
 
         Raises:
@@ -96,7 +98,10 @@ class BlockSparseLinear(nn.Module):
         weight, keep_mask = linear.weight.detach(), keep_mask.to(linear.weight.device)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         if precision == "int8":
-            values, scales = quantise_weight(weight * grid.expand(keep_mask), scales)
+            if isinstance(linear, QuantisedLinear):
+                values, scales = weight * grid.expand(keep_mask), linear.scales
+            else:
+                values, scales = quantise_weight(weight * grid.expand(keep_mask), scales)
             blocks, rows, columns = compress(values, keep_mask, block_shape)
             return Int8BlockSparseLinear(grid.shape, blocks, scales, rows, columns, bias, gelu)
         dtype = weight.dtype if precision is None else getattr(torch, precision)
