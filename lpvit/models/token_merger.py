@@ -26,6 +26,10 @@ class TokenMerger(nn.Module):
         self._sizes: Tensor | None = None  # (N, T); None while every token is one patch
         self._keys: Tensor | None = None  # (N, T, d)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pass left does not go with a copy."""
+        return {**self.__dict__, "_sizes": None, "_keys": None}
+
     def begin(self, *_: Any) -> None:
         """A hook before the first block."""
         self._sizes = self._keys = None

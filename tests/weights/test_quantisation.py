@@ -11,6 +11,7 @@ from lpvit.errors import LpvitError
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.cost import count_macs, layer_table, measure_costs, narrow_dtypes
 from lpvit.models.quantised import QuantisedLinear, int8_layers, integer_product, quantise_tokens
+from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.weights.masks import expand_keep_masks, zero_pruned
 from lpvit.weights.quantisation import quantise_model
 from lpvit.weights.settings import Quantisation
@@ -59,6 +60,19 @@ def test_the_layer_adds_up_products_of_integers_and_scales_them() -> None:
             expected = total * step * float(scales[output]) + float(bias[output])
             assert float(found[output]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
     torch.testing.assert_close(layer.dense().weight, values * scales[:, None])
+
+
+@pytest.mark.parametrize(("shape", "gelu"), [((96, 64), False), ((50, 70), True), ((24, 1536), False)])
+def test_the_block_sparse_layer_computes_the_same_from_the_same_integers(shape: tuple[int, int], gelu: bool) -> None:
+    grid, generator = BlockGrid(shape, (16, 32)), torch.Generator().manual_seed(0)
+    keep_mask = torch.rand(grid.rows, grid.columns, generator=generator) < 0.5
+    values = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8) * grid.expand(keep_mask)
+    layer = QuantisedLinear(shape[1], shape[0]).requires_grad_(False)
+    layer.store(values, 0.01 * torch.rand(shape[0], generator=generator), torch.randn(shape[0], generator=generator))
+    inputs = torch.randn(37, shape[1], generator=generator)
+    sparse = BlockSparseLinear.from_linear(layer, keep_mask, (16, 32), gelu, "int8")
+    expected = nn.functional.gelu(layer(inputs)) if gelu else layer(inputs)
+    torch.testing.assert_close(sparse(inputs), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_largest_sums_are_exact() -> None:
