@@ -24,7 +24,7 @@ from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import Architecture, input_size, outline
 from lpvit.models.blocks import BlockGrid
-from lpvit.models.checkpoints import load_weights, require_same_architecture
+from lpvit.models.checkpoints import load_weights, require_one_type, require_same_architecture
 from lpvit.models.families import call_modules
 from lpvit.models.layers import weight_matrix
 from lpvit.sparse.storage import PARTS, compress, decompress, indexed_keep_mask
@@ -109,8 +109,7 @@ def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
             raise LpvitError(f"'{layer}' does not fit its model ({error}); save it again") from None
         tensors[f"{layer}.weight"] = weight
     require_same_architecture(model, tensors, "its weights")
-    if len(dtypes := {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}) > 1:
-        raise LpvitError(f"its weights are of several types ({', '.join(sorted(map(str, dtypes)))}); save it again")
+    require_one_type(model, tensors, "its weights")
     model = _build(header.architecture)
     model.load_state_dict(tensors, assign=True)  # in the dtype that was saved
     return Pruned(model, keep_masks, header.block_shape, header.budget, header.architecture)

@@ -22,7 +22,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from lpvit.errors import LpvitError
 from lpvit.models.arguments import DATA_CONFIG, require_plain
-from lpvit.models.checkpoints import require_same_architecture
+from lpvit.models.checkpoints import require_one_type, require_same_architecture
 from lpvit.models.families import call_modules
 from lpvit.models.quantised import int8_layers, make_int8
 from lpvit.models.scheme import add_scheme, schemes_of
@@ -265,7 +265,9 @@ def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Ten
     payload = load(path, kind, SavedModel)
     architecture, state = payload["architecture"], payload["state"]
     try:
-        require_same_architecture(outline(architecture, state), state, "its weights")
+        model = outline(architecture, state)
+        require_same_architecture(model, state, "its weights")
+        require_one_type(model, state, "its weights")
     except LpvitError as error:
         raise LpvitError(f"{path}: {error}; delete it and rerun") from None
     return architecture, state

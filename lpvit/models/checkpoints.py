@@ -77,6 +77,17 @@ def require_same_architecture(model: nn.Module, state: Mapping[str, Tensor], sou
             raise LpvitError(f"{source}: {name} is not finite (NaN or infinite numbers); give other weights")
 
 
+def require_one_type(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Makes sure that all parameters with a fraction are of one type, as the layers between them take no others.
+
+    Raises:
+        LpvitError: They are of several.
+    """
+    types = {str(state[name].dtype) for name, value in model.named_parameters() if value.is_floating_point()}
+    if len(types) > 1:
+        raise LpvitError(f"{source}: are of several types ({', '.join(sorted(types))}); convert them to one")
+
+
 def _is_alike(found: Tensor, expected: Tensor) -> bool:
     """Floating point numbers of some size, or the same type. Strided, as all weights are."""
     both_floating = found.dtype in _FLOATS and expected.dtype in _FLOATS
