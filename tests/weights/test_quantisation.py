@@ -70,7 +70,7 @@ def test_the_block_sparse_layer_computes_the_same_from_the_same_integers(shape: 
     layer = QuantisedLinear(shape[1], shape[0]).requires_grad_(False)
     layer.store(values, 0.01 * torch.rand(shape[0], generator=generator), torch.randn(shape[0], generator=generator))
     inputs = torch.randn(37, shape[1], generator=generator)
-    sparse = BlockSparseLinear.from_linear(layer, keep_mask, (16, 32), gelu, "int8")
+    sparse = BlockSparseLinear.from_linear(layer.dense(), keep_mask, (16, 32), gelu, "int8", layer.scales)
     expected = nn.functional.gelu(layer(inputs)) if gelu else layer(inputs)
     torch.testing.assert_close(sparse(inputs), expected, rtol=1e-5, atol=1e-5)
 
