@@ -94,11 +94,9 @@ def all_cores(wildcards) -> int:
 
 def chosen(section: Section, *fields: str, without: str | Collection[str] = ()) -> dict:
     """Settings as a param: plain values in a fixed order, so that reordering the config reruns nothing."""
-    dump = section.model_dump(
-        mode="json",
-        include=set(fields) if fields else None,
-        exclude={without} if isinstance(without, str) else set(without),
-    )
+    asked = {"include": set(fields)} if fields else {}  # spelt so, since a line must not begin with `include`
+    left_out = {without} if isinstance(without, str) else set(without)
+    dump = section.model_dump(mode="json", exclude=left_out, **asked)
     return json.loads(json.dumps(dump, sort_keys=True))
 
 
