@@ -94,11 +94,9 @@ def all_cores(wildcards) -> int:
 
 def chosen(section: Section, *fields: str, without: str | Collection[str] = ()) -> dict:
     """Settings as a param: plain values in a fixed order, so that reordering the config reruns nothing."""
-    dump = section.model_dump(
-        mode="json",
-        include=set(fields) if fields else None,
-        exclude={without} if isinstance(without, str) else set(without),
-    )
+    left_out = {without} if isinstance(without, str) else set(without)
+    choice = {"include": set(fields) or None, "exclude": left_out}  # a line that begins with `include` is Snakemake's
+    dump = section.model_dump(mode="json", **choice)
     return json.loads(json.dumps(dump, sort_keys=True))
 
 
