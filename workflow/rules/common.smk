@@ -94,9 +94,9 @@ def all_cores(wildcards) -> int:
 
 def chosen(section: Section, *fields: str, without: str | Collection[str] = ()) -> dict:
     """Settings as a param: plain values in a fixed order, so that reordering the config reruns nothing."""
-    asked = {"include": set(fields)} if fields else {}  # spelt so, since a line must not begin with `include`
     left_out = {without} if isinstance(without, str) else set(without)
-    dump = section.model_dump(mode="json", exclude=left_out, **asked)
+    choice = {"include": set(fields) or None, "exclude": left_out}  # a line that begins with `include` is Snakemake's
+    dump = section.model_dump(mode="json", **choice)
     return json.loads(json.dumps(dump, sort_keys=True))
 
 
