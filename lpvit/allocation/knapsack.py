@@ -73,7 +73,9 @@ def least_distortion(curves: Sequence[Curve], required: int, start: Sequence[int
         most = sum(int(curve.removed[high]) for curve, (_, high) in zip(curves, windows, strict=True))
         cell = unit * max(1, -(-(most - least) // (unit * CELLS)))
         options = [_options(curve, *window, cell) for curve, window in zip(curves, windows, strict=True)]
-        choice = _solve(options, -((least - required) // cell), (required + largest - 1 - least) // cell)
+        reach = sum(int(option.cells[-1]) for option in options)  # less than a block may cost in these cells
+        most_cells = min((required + largest - 1 - least) // cell, reach)
+        choice = _solve(options, -((least - required) // cell), most_cells)
         choice = _into_budget(curves, choice, required, largest)
         best = min(best, choice, key=lambda counts: _total_distortion(curves, counts))
         if cell == unit:

@@ -3,6 +3,7 @@ import logging
 import subprocess
 import sys
 import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -495,6 +496,16 @@ def test_exact_is_never_worse_than_any_other_allocator(seed, kept, quantity):
             continue
         distortion[allocator] = interpolated_distortion(frames[0], allocation)
     assert all(distortion["exact"] <= other + 1e-9 * abs(other) for other in distortion.values())
+
+
+def test_exact_stays_small_where_a_block_costs_far_more_than_what_is_still_open():
+    frames = bumpy_case(9)
+    budget = Budget(latency=1.0, latency_table="x", allocator="exact", min_keep_ratio=0.1)
+    tracemalloc.start()
+    allocate(*frames, budget, latency=random_latency(frames[2], 9))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6
 
 
 def test_exact_equals_the_best_of_all_allocations():

@@ -379,7 +379,7 @@ def test_without_its_packages_onnx_says_what_to_install(
 def test_a_pruned_model_becomes_block_sparse_in_one_line_and_stays_as_it_was(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lpvit.measure.sparsify._timed", lambda *_: (2.0, 1.0))
+    monkeypatch.setattr("lpvit.measure.sparsify._timed", lambda *_: {"dense": 2.0, "float32": 1.0})
     pruned = random_prune(dense_model(kind), BLOCK_SHAPE)
     images = photographs(kind)
     before = logits(pruned.model, images)

@@ -89,7 +89,7 @@ def test_a_cancelled_job_is_retried_with_more_and_the_results_are_those_of_a_loc
 ) -> None:
     run = start(through_slurm, slurm, config, TRAINED)
     results = through_slurm.folder / RECIPE
-    wait_for(results / "finetuned.log", "epoch 1 of 2", run)
+    wait_for(results / "finetuned.log", "epoch 1/2", run)
     (running,) = jobs_of("finetune", slurm)
     slurm.ask("scancel", running["JobId"])
     assert is_locked(through_slurm.folder / "results/.running")  # held by the run, and not asked for by its jobs
@@ -99,7 +99,7 @@ def test_a_cancelled_job_is_retried_with_more_and_the_results_are_those_of_a_loc
     assert (cancelled["JobState"], retried["JobState"]) == ("CANCELLED", "COMPLETED")
     assert (cancelled["MinMemoryNode"], retried["MinMemoryNode"]) == ("62.50G", "125G")
     assert (cancelled["TimeLimit"], retried["TimeLimit"]) == ("1-00:00:00", "2-00:00:00")
-    assert "epoch 1 of 2" not in (results / "finetuned.log").read_text()  # it resumed
+    assert "epoch 1/2" not in (results / "finetuned.log").read_text()  # it resumed
     assert retried["TresPerNode"] == jobs_of("collect_statistics", slurm)[0]["TresPerJob"] == "gres:gpu:1"
     assert (results.parent / "allocation.parquet").is_file()
     assert not jobs_of("allocate_sparsity", slurm)  # beside Snakemake

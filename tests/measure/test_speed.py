@@ -150,7 +150,9 @@ def test_the_largest_batch_is_the_last_power_of_two_that_fits() -> None:
 
 
 def test_a_benchmark_says_what_was_measured_where_and_which_layers_stayed_dense(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sparse_model, "_timed", lambda _, sparse, __: (1e-3, 5e-4 if sparse.gelu else 2e-3))
+    monkeypatch.setattr(
+        sparse_model, "_timed", lambda _, forms, __: {"dense": 1e-3, "float32": 5e-4 if forms[0].gelu else 2e-3}
+    )
     monkeypatch.setitem(benchmarks.LARGEST_BATCH, "cpu", 4)
     settings = Benchmark(batch_sizes=["largest", 1, 4], seconds=0.01, energy_seconds=0.01)
     measured = benchmark(*models(), BLOCK_SHAPE, settings, "cpu")

@@ -49,7 +49,7 @@ def test_an_orphan_stops_and_replaces_nothing_and_a_second_run_waits_for_the_fir
     longer = change(tiny_config, "recipes.deep", {**tiny_config["recipes"]["short"], "epochs": 500})
     longer = change(longer, "experiments.main.recipe", "deep")
     target = str(RECIPE.with_name("deep") / "finetuned.pt")
-    first = Disturbed(disturbed, longer, target).until("epoch 1 of 500")
+    first = Disturbed(disturbed, longer, target).until("epoch 1/500")
     training = first.job("finetune")
 
     second = disturbed.run(change(longer, "recipes.deep.epochs", 1), target)
@@ -73,7 +73,7 @@ def test_ctrl_c_in_an_epoch_says_that_a_new_start_goes_on_and_does_not_look_fini
 ) -> None:
     longer = change(tiny_config, "recipes.deep", {**tiny_config["recipes"]["short"], "epochs": 500})
     longer = change(longer, "experiments.main.recipe", "deep")
-    run = Disturbed(disturbed, longer, "--until", "finetune").until("epoch 2 of 500")
+    run = Disturbed(disturbed, longer, "--until", "finetune").until("epoch 2/500")
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
     done = run.end()
     assert done.code != 0
