@@ -13,9 +13,14 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start; workers share the cores
 torch.set_num_threads(1)
+
+if os.environ.get("CI"):  # the same cases every time: what is drawn anew is drawn on a desk, where it can be looked at
+    settings.register_profile("ci", derandomize=True)
+    settings.load_profile("ci")
 
 REPOSITORY = Path(__file__).parent.parent
 

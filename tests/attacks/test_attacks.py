@@ -273,8 +273,10 @@ def forged_archive(draw: st.DrawFn, path: Path) -> None:
     content = torch.load(path, weights_only=True)
     kind = content["kind"]
     change_something(draw, content["payload"] if draw(st.integers(0, 9)) else content)
-    if draw(st.booleans()) and "architecture" in (content.get("payload") or ()):
-        content["payload"]["architecture"]["options"] = {draw(OPTIONS): draw(JUNK)}
+    payload = content.get("payload")
+    architecture = payload.get("architecture") if isinstance(payload, dict) else None
+    if draw(st.booleans()) and isinstance(architecture, dict):
+        architecture["options"] = {draw(OPTIONS): draw(JUNK)}
     if content.get("kind") == kind and isinstance(content.get("payload"), dict) and content.get("format") == 1:
         save(content["payload"], path, kind)
 
