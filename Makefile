@@ -12,7 +12,7 @@ setup: $(INSTALLED)
 
 # The rows of all tables of the paper on tiny models and images: results/proxy/report/*/paper.md
 paper-proxy: setup
-	for table in table1 ablation_block_size ablation_second_order ablation_power; do \
+	for table in table1 ablation_block_size ablation_second_order ablation_power ablation_schemes; do \
 		$(BIN)/snakemake --cores all --configfile config/paper/$$table.yaml config/paper/proxy.yaml \
 			--until paper_tables || exit 1; \
 	done
