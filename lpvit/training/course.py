@@ -39,6 +39,10 @@ class Course:
         self.sums = [self.sums[0] + loss * images, self.sums[1] + images]
         if _first_process_says(time.monotonic() - self._saved > self._interval):
             self.save(trainer)
+            if _is_first():
+                steps, epochs = trainer.total_steps // trainer.recipe.epochs, trainer.recipe.epochs
+                place = (len(self.history) + 1, epochs, self.steps_done, steps)
+                _logger.info("epoch %d/%d, step %d/%d: loss %.4f so far, saved", *place, self.sums[0] / self.sums[1])
 
     def end_epoch(self, row: dict[str, float]) -> None:
         self.history.append(row)
@@ -47,7 +51,7 @@ class Course:
     def save(self, trainer: "Trainer") -> None:
         """Writes the state of all processes."""
         place = {"steps_done": self.steps_done, "processes": _of_all_processes((self.sums, _generators()))}
-        if not distributed.is_initialized() or distributed.get_rank() == 0:
+        if _is_first():
             save(
                 trainer.state() | place | {"fingerprint": self._fingerprint, "history": self.history},
                 self._file,
@@ -111,6 +115,10 @@ def _set_generators(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None:
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def _is_first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def _first_process_says(decision: bool) -> bool:

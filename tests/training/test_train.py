@@ -1,6 +1,7 @@
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -257,6 +258,15 @@ def test_a_run_killed_by_the_system_continues_to_the_very_same_weights(tmp_path:
     )
     assert killed.returncode == -signal.SIGKILL
     assert_same(undisturbed, random_run(tmp_path / "killed")[0])
+
+
+def test_a_long_epoch_is_told_of_whenever_its_state_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    _, history = random_run(tmp_path, checkpoint_minutes=1e-9)
+    lines = re.findall(r"epoch (\d+)/(\d+), step (\d+)/(\d+): loss (\d+\.\d+) so far, saved", caplog.text)
+    assert {(epoch, epochs) for epoch, epochs, *_ in lines} == {(str(n), str(len(history))) for n in history["epoch"]}
+    last = [float(loss) for *_, step, steps, loss in lines if step == steps]
+    assert last == pytest.approx(history["train_loss"].tolist(), abs=1e-4)
 
 
 def test_a_run_killed_within_an_epoch_goes_on_at_the_step_where_it_was(

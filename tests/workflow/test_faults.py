@@ -118,7 +118,7 @@ def test_a_kill_in_any_stage_loses_nothing(
     disturbed: Workflow, tiny_config: dict[str, Any], undisturbed: Path, stage: str, kind: str
 ) -> None:
     (disturbed.folder / STAGES[stage]).unlink()
-    run = Disturbed(disturbed, tiny_config, "--until", stage)
+    run = Disturbed(disturbed, tiny_config, STAGES[stage])
     job = run.job(stage)
     time.sleep(np.random.default_rng(len(stage + kind)).uniform(0, 5))  # in its imports, its work, or after its end
     if kind == "group":
@@ -133,7 +133,7 @@ def test_a_kill_in_any_stage_loses_nothing(
     assert done.code != 0 or "100%" in done.output
     assert "Traceback" not in done.output or kind == "interrupt"  # Python's own, while it imports
     assert wait_for(lambda: not job.is_running() or job.status() == "zombie")
-    again = disturbed.run(tiny_config, "--until", stage)
+    again = disturbed.run(tiny_config, STAGES[stage])
     assert again.code == 0, again.output
     assert differences(disturbed.folder / "results", undisturbed) == []
     assert not list(disturbed.folder.rglob("*.partial"))
@@ -148,13 +148,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     file = disturbed.folder / STAGES[stage]
     room = file.stat().st_size // 2
     file.unlink()
-    full = Disturbed(disturbed, tiny_config, "--until", stage, under=["prlimit", f"--fsize={room}"]).end()
+    full = Disturbed(disturbed, tiny_config, STAGES[stage], under=["prlimit", f"--fsize={room}"]).end()
     assert full.code != 0
     assert "cannot be written (" in full.output
     assert "Traceback" not in full.output
     assert "Logging error" not in full.output
     assert not list(disturbed.folder.rglob("*.partial"))
-    again = disturbed.run(tiny_config, "--until", stage)
+    again = disturbed.run(tiny_config, STAGES[stage])
     assert again.code == 0, again.output
     assert differences(disturbed.folder / "results", undisturbed) == []
 
@@ -216,7 +216,7 @@ def test_with_two_threads_instead_of_one_masks_are_equal(
 ) -> None:
     for stage in ("collect_statistics", "measure_rate_distortion", "build_masks"):
         (disturbed.folder / STAGES[stage]).unlink()
-    run = disturbed.run(change(tiny_config, "compute.threads", 2), "--until", "build_masks")
+    run = disturbed.run(change(tiny_config, "compute.threads", 2), STAGES["build_masks"])
     assert run.code == 0, run.output
     assert run.jobs.keys() >= {"collect_statistics", "build_masks"}
     masks = Path(STAGES["build_masks"]).relative_to("results")
