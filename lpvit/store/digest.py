@@ -5,31 +5,30 @@ and of safetensors. It covers every byte of the file but its own, headers includ
 against a forger, who could write it too.
 """
 
-import hashlib
-import os
+import mmap
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
+import xxhash
 
 from lpvit.errors import LpvitError
 
-_MARK = b"lpvit digest "
+_MARK = b"lpvit xxh3 "
 _DIGITS = 32
 _WINDOW = 2**20  # the mark lies in the first or the last megabyte: before or after the data
-_BLOCK = 2**18  # bytes, which stay in the processor's cache
-_ROW = 2**11
 
 BLANK = (_MARK + b"0" * _DIGITS).decode()  # what a writer puts into the file, for `seal` to fill in
 
 
 def seal(path: str | Path) -> None:
     """Fills in the digest of a file that was written with a `BLANK`."""
-    with Path(path).open("r+b") as file:
-        place = _place(file)
+    with _mapped(path) as content:
+        place = _place(content)
         assert place is not None, f"{path}: no blank for the digest"
-        digest = _digest(file, place)
+        digest = _digest(content, place)
+    with Path(path).open("r+b") as file:
         file.seek(place)
         file.write(digest)
 
@@ -44,13 +43,15 @@ def verify(path: str | Path, cure: str = "delete it and rerun") -> None:
     Raises:
         LpvitError: The file is missing or no file, cannot be read, was not sealed, or has changed since.
     """
+    found = expected = None
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise LpvitError(f"{path}: cannot be read (not a file); {cure}")
-        with Path(path).open("rb") as file:
-            place = _place(file)
-            found = None if place is None else os.pread(file.fileno(), _DIGITS, place)
-            expected = None if place is None else _digest(file, place)
+        if status.st_size:  # nothing cannot be mapped
+            with _mapped(path) as content:
+                if (place := _place(content)) is not None:
+                    found, expected = content[place : place + _DIGITS], _digest(content, place)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise LpvitError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); {cure}") from None
     if found is None:
@@ -61,32 +62,26 @@ def verify(path: str | Path, cure: str = "delete it and rerun") -> None:
         raise LpvitError(f"{path}: cannot be read (damaged: its content does not match its digest); {cure}")
 
 
-def _place(file: BinaryIO) -> int | None:
+@contextmanager
+def _mapped(path: str | Path) -> Iterator[mmap.mmap]:
+    """The bytes of a file, without a copy."""
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
+
+
+def _place(content: mmap.mmap) -> int | None:
     """Where the digest stands, in bytes from the start."""
-    number, size = file.fileno(), os.fstat(file.fileno()).st_size
-    for start, seek in ((0, bytes.find), (max(0, size - _WINDOW), bytes.rfind)):
-        if (place := seek(os.pread(number, _WINDOW, start), _MARK)) >= 0:
-            return start + place + len(_MARK)
-    return None
+    place = content.find(_MARK, 0, _WINDOW)
+    if place < 0:
+        place = content.rfind(_MARK, max(0, len(content) - _WINDOW))
+    return None if place < 0 else place + len(_MARK)
 
 
-def _digest(file: BinaryIO, place: int) -> bytes:
-    """Hexadecimal digest of all bytes but those at ``place``.
-
-    A cryptographic hash takes as long as the read itself. So every block is summed up first, as a matrix of 64-bit
-    numbers by rows and by columns, of which the hash is taken: no change of up to three numbers leaves all sums alike,
-    and one of more only by a chance of 2^-64 or worse.
-    """
-    digest = hashlib.blake2b(digest_size=_DIGITS // 2)
-    digest.update(os.fstat(file.fileno()).st_size.to_bytes(8, "little"))
-    buffer = np.empty(_BLOCK, np.uint8)
-    start = file.seek(0)
-    while count := file.readinto(buffer):  # type: ignore[attr-defined]
-        buffer[max(0, place - start) : max(0, place + _DIGITS - start)] = 0  # beyond the block there is nothing
-        whole = count // _ROW * _ROW
-        numbers = buffer[:whole].view(np.uint64).reshape(-1, _ROW // 8)
-        digest.update(numbers.sum(axis=1))
-        digest.update(numbers.sum(axis=0))
-        digest.update(buffer[whole:count])
-        start += count
+def _digest(content: mmap.mmap, place: int) -> bytes:
+    """Hexadecimal XXH3 (128 bits) of all bytes but those at ``place``."""
+    digest = xxhash.xxh3_128()
+    with memoryview(content) as view:
+        for part in (view[:place], view[place + _DIGITS :]):
+            with part:
+                digest.update(part)
     return digest.hexdigest().encode()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,15 @@ class Disturbed:
                 return self
         raise AssertionError(f"'{pattern}' was never printed:\n{''.join(self.lines)}")
 
-    def job(self, rule: str) -> psutil.Process:
-        """The process of a job, once it has started."""
-        for _ in range(600):
+    def job(self, script: str) -> psutil.Process:
+        """The process of the job that runs a script, once it has started."""
+        for _ in range(2400):
             for process in psutil.Process(self.process.pid).children(recursive=True):
-                if any(f".{rule}.py" in word for word in process.cmdline()):
-                    return process
+                with suppress(psutil.Error):  # it ended while it was looked at
+                    if any(f".{script}.py" in word for word in process.cmdline()):
+                        return process
             time.sleep(0.05)
-        raise AssertionError(f"no job of '{rule}':\n{''.join(self.lines)}")
+        raise AssertionError(f"no job of '{script}.py':\n{''.join(self.lines)}")
 
     def end(self, timeout: float = 300) -> Run:
         try:
