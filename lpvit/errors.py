@@ -1,4 +1,4 @@
-"""The one exception that a user can cause and can mend."""
+"""The one exception that a user can cause and can mend, and what goes into its message."""
 
 
 class LpvitError(Exception):
@@ -6,3 +6,8 @@ class LpvitError(Exception):
 
     Scripts print the message without a traceback; every other exception is a bug and keeps its traceback.
     """
+
+
+def one_line(text: object) -> str:
+    """What a file or another library says, for use within a message: one line, and not a long one."""
+    return " ".join(str(text).split())[:300]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lpvit import __version__
 from lpvit.allocation.settings import Budget
 from lpvit.api.pruned import Pruned
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, one_line
 from lpvit.models.architecture import Architecture, input_size, outline
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.checkpoints import load_weights, require_one_type, require_same_architecture
@@ -200,8 +200,7 @@ def _header(text: str, path: Path) -> Header:
         if found == FORMAT_VERSION:
             return Header.model_validate(json.loads(text))
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # pydantic's errors are ValueErrors
-        reason = " ".join(str(error).split())[:300]
-        raise LpvitError(f"{path}: its metadata is damaged ({reason}); save the model again") from None
+        raise LpvitError(f"{path}: its metadata is damaged ({one_line(error)}); save the model again") from None
     raise LpvitError(
-        f"{path}: format {found}, this lpvit {__version__} reads format {FORMAT_VERSION}; use another lpvit"
+        f"{path}: format {one_line(found)}, this lpvit {__version__} reads format {FORMAT_VERSION}; use another lpvit"
     )

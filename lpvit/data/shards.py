@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lpvit.data.encoded import IMAGE_SUFFIXES, image_column
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, one_line
 
 SOURCES = ("tar", "parquet")
 
@@ -91,7 +91,7 @@ def _rows_of_parquet(root: Path, shard: str) -> Iterator[tuple[str, int, str]]:
             has_names = schema.field(column).type.get_field_index("path") >= 0
             table = file.read(columns=["label", *([f"{column}.path"] if has_names else [])])
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise LpvitError(f"{root / shard}: cannot be read as a parquet file ({reason}); replace it") from None
     classes = _class_names(schema)
     names = [entry["path"] for entry in table[column].to_pylist()] if has_names else [None] * len(table)

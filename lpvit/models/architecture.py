@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, one_line
 from lpvit.models.arguments import DATA_CONFIG, require_plain
 from lpvit.models.checkpoints import require_one_type, require_same_architecture
 from lpvit.models.families import call_modules
@@ -72,7 +72,9 @@ def create_model(
         )
     except Exception as error:  # numbers that do not go together are found anywhere in timm
         if not pretrained or isinstance(error, TypeError | AssertionError | ValueError):
-            raise LpvitError(f"models: timm cannot build '{name}' with {options}: {_line(error)}") from None
+            raise LpvitError(
+                f"models: timm cannot build '{name}' with {options}: {type(error).__name__}: {one_line(error)}"
+            ) from None
         raise LpvitError(
             f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that "
             "they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
@@ -157,7 +159,7 @@ def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Modul
         except LpvitError:
             raise
         except Exception as error:  # shapes and schemes that do not go together with the model
-            raise LpvitError(f"architecture: cannot be built ({_line(error)})") from None
+            raise LpvitError(f"architecture: cannot be built ({type(error).__name__}: {one_line(error)})") from None
     buffers = sum(buffer.numel() for buffer in model.buffers())
     if buffers > max(numbers, LARGEST_BUFFERS):
         raise LpvitError(f"architecture: needs {buffers:.2g} numbers beside its weights, the file has {numbers:.2g}")
@@ -178,11 +180,6 @@ def _at_most(parameters: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) < 300 else f"{text[:300]}..."
 
 
 def with_schemes(

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, one_line
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -71,7 +71,7 @@ def require_same_architecture(model: nn.Module, state: Mapping[str, Tensor], sou
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise LpvitError(f"{source}: a checkpoint of another architecture: {'; '.join(problems[:3])}{more}")
+        raise LpvitError(f"{source}: a checkpoint of another architecture: {one_line('; '.join(problems[:3]))}{more}")
     for name, tensor in state.items():
         if tensor.device.type != "meta" and tensor.is_floating_point() and not tensor.isfinite().all():
             raise LpvitError(f"{source}: {name} is not finite (NaN or infinite numbers); give other weights")

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lpvit import __version__
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, one_line
 from lpvit.store.digest import BLANK, seal, verify
 from lpvit.store.holding import require_held
 
@@ -131,14 +131,14 @@ def load(path: str | Path, kind: str, form: Any = dict[str, Any]) -> Any:
         ) from None
     if found != (kind, FORMAT_VERSION):
         raise LpvitError(
-            f"{path}: holds '{found[0]}' in format {found[1]}, expected '{kind}' in format {FORMAT_VERSION}; "
-            "delete it and rerun"
+            f"{path}: holds '{one_line(found[0])}' in format {one_line(found[1])}, "
+            f"expected '{kind}' in format {FORMAT_VERSION}; delete it and rerun"
         )
     try:
         return TypeAdapter(form).validate_python(payload)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "payload"
+        place = one_line(".".join(map(str, first["loc"])) or "payload")
         raise LpvitError(f"{path}: is no '{kind}' ({place}: {first['msg']}); delete it and rerun") from None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, one_line
 from lpvit.store.artifacts import load, save
 from lpvit.training.job import Training
 
@@ -82,8 +82,7 @@ def resumed_course(job: Training, trainer: "Trainer") -> Course:
         course = Course(job, list(saved["history"]))
         course.resume(saved)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise LpvitError(f"{file}: is no state of this training ({reason}); delete it and rerun") from None
+        raise LpvitError(f"{file}: is no state of this training ({one_line(error)}); delete it and rerun") from None
     within = f", step {course.steps_done}" * bool(course.steps_done)
     _logger.info("%s: resuming after epoch %d%s", file, len(course.history), within)
     return course

@@ -147,10 +147,11 @@ def test_a_precision_shares_everything_with_the_experiment_and_gets_rows_of_its_
     workflow = Workflow(shutil.copytree(finished[0].folder, tmp_path / "copy"))
     config = change(tiny_config, "quantisations", {"w8a8": {}})
     config = change(config, "experiments.main.quantisation", "w8a8")
-    run = workflow.run(config, "--until", "summarize")
+    run = workflow.run(config, "summarize", "export")
     assert run.code == 0, run.output
     assert stages(run.jobs) == {
         *("quantise_pruned", "quantise_finetuned", "evaluate_quantised", "evaluate_finetuned_quantised"),
+        *("export_finetuned", "export_finetuned_quantised"),
     }
     table = pd.read_csv(workflow.folder / "results/report/tiny/summary.csv").set_index("stage")
     assert list(table.index) == ["dense", "pruned", "finetuned", "quantised", "finetuned_quantised"]
@@ -160,6 +161,9 @@ def test_a_precision_shares_everything_with_the_experiment_and_gets_rows_of_its_
     architecture, state = load_model(folder / "short/quantised@w8a8.pt", "finetuned_quantised")
     assert {str(value.dtype) for name, value in state.items() if "mlp.fc1.weight" in name} == {"torch.int8"}
     verify_pruned(state, expand_keep_masks(architecture.build(state), *load_masks(folder / "short/masks.pt")))
+    exported, images = load_pruned(folder / "short/quantised@w8a8.safetensors"), torch.randn(4, 1, 8, 8)
+    assert torch.equal(exported.model(images), architecture.build(state).eval()(images))
+    assert (folder / "short/quantised@w8a8.onnx").exists()
 
 
 def test_reordered_keys_rerun_nothing(finished: tuple[Workflow, Run], tiny_config: dict) -> None:

@@ -37,11 +37,42 @@ use rule export_pruned as export_finetuned with:
         f"{RECIPE}/model.log",
 
 
+use rule export_pruned as export_quantised with:
+    input:
+        model=f"{BUDGET}/{QUANTISED}.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        safetensors=f"{BUDGET}/{QUANTISED}.safetensors",
+        onnx=f"{BUDGET}/{QUANTISED}.onnx",
+    params:
+        stage="quantised",
+        budget=lambda wildcards: chosen(budget_of(wildcards)),
+        sources=sources("export_model.py"),
+    log:
+        f"{BUDGET}/{QUANTISED}.export.log",
+
+
+use rule export_pruned as export_finetuned_quantised with:
+    input:
+        model=f"{RECIPE}/{QUANTISED}.pt",
+        masks=f"{RECIPE}/masks.pt",
+    output:
+        safetensors=f"{RECIPE}/{QUANTISED}.safetensors",
+        onnx=f"{RECIPE}/{QUANTISED}.onnx",
+    params:
+        stage="finetuned_quantised",
+        budget=lambda wildcards: chosen(budget_of(wildcards)),
+        sources=sources("export_model.py"),
+    log:
+        f"{RECIPE}/{QUANTISED}.export.log",
+
+
 rule export:
-    """Every experiment's final model."""
+    """Every experiment's final model, and the same quantised."""
     input:
         [
-            f"{BUDGET if experiment.recipe is None else RECIPE}/model.{suffix}".format(**names_of(experiment))
+            f"{BUDGET if experiment.recipe is None else RECIPE}/{name}.{suffix}".format(**names_of(experiment))
             for experiment in experiments.values()
+            for name in ["model"] + [QUANTISED] * (experiment.quantisation is not None)
             for suffix in ("safetensors", "onnx")
         ],
