@@ -180,7 +180,7 @@ def test_a_training_without_memory_is_one_line_and_goes_on_with_more(
 ) -> None:
     config = change(tiny_config, "recipes.wide", {**tiny_config["recipes"]["short"], "batch_size": 1024})
     config = change(config, "experiments.main.recipe", "wide")
-    run = Disturbed(disturbed, config, "--until", "finetune", under=["prlimit", f"--data={700 * 2**20}"]).end()
+    run = Disturbed(disturbed, config, "--until", "finetune", under=["prlimit", f"--data={1200 * 2**20}"]).end()
     assert run.code != 0
     assert "finetune: out of memory; lower a 'batch_size', or give it a larger machine" in run.output
     assert "Traceback" not in run.output
@@ -215,9 +215,10 @@ def photographs(root: Path, classes: tuple[str, str] = ("cat", "dog")) -> dict[s
 def test_with_two_threads_instead_of_one_masks_are_equal(
     disturbed: Workflow, tiny_config: dict[str, Any], change, undisturbed: Path
 ) -> None:
-    for stage in ("collect_statistics", "measure_rate_distortion", "build_masks"):
-        (disturbed.folder / STAGES[stage]).unlink()
-    run = disturbed.run(change(tiny_config, "compute.threads", 2), STAGES["build_masks"])
+    made = [STAGES[stage] for stage in ("collect_statistics", "measure_rate_distortion", "build_masks")]
+    for file in made:
+        (disturbed.folder / file).unlink()
+    run = disturbed.run(change(tiny_config, "compute.threads", 2), *made)
     assert run.code == 0, run.output
     assert run.jobs.keys() >= {"collect_statistics", "build_masks"}
     masks = Path(STAGES["build_masks"]).relative_to("results")

@@ -151,7 +151,7 @@ def test_a_precision_shares_everything_with_the_experiment_and_gets_rows_of_its_
     assert run.code == 0, run.output
     assert stages(run.jobs) == {
         *("quantise_pruned", "quantise_finetuned", "evaluate_quantised", "evaluate_finetuned_quantised"),
-        *("export_finetuned", "export_finetuned_quantised"),
+        *("export_finetuned", "export_finetuned_quantised", "export"),
     }
     table = pd.read_csv(workflow.folder / "results/report/tiny/summary.csv").set_index("stage")
     assert list(table.index) == ["dense", "pruned", "finetuned", "quantised", "finetuned_quantised"]
