@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lpvit.data.encoded import IMAGE_SUFFIXES, read_encoded
 from lpvit.data.shards import SOURCES, list_shards
@@ -179,6 +179,8 @@ def find_problem(file: str | Path) -> str | None:
         with Image.open(io.BytesIO(content)) as image:
             image.draft(None, (1, 1))
             image.load()
+    except UnidentifiedImageError:
+        return "no image, or of a format that Pillow does not know"
     except Exception as error:  # Pillow raises a different type for every kind of damage
         text = re.sub(r"<_io\.BytesIO [^>]*>", "it", str(error).replace(str(file), "it"))
         return f"{type(error).__name__}: {' '.join(text.split())}"

@@ -126,7 +126,7 @@ def test_a_wrong_folder_is_named_in_one_line(root: Path, spoil: object, message:
     [
         (lambda good: good[: len(good) // 2], "truncated"),
         (lambda good: good[:-30], "truncated"),
-        (lambda good: b"not an image" * 50, "cannot identify"),
+        (lambda good: b"not an image" * 50, "no image, or of a format"),
         (lambda good: b"", "empty file"),
     ],
     ids=["half a body", "last bytes missing", "garbage", "no bytes"],

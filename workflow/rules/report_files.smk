@@ -2,6 +2,8 @@
 
 import shlex
 
+from snakemake.io import Wildcards
+
 from lpvit.allocation.settings import TARGETS
 from lpvit.report.series import series_of
 
@@ -38,6 +40,10 @@ def trained_from(wildcards) -> str:
     """Metrics of the model that a training began with; blocks that go during training leave the dense one."""
     folder = f"{MODEL}/dense" if settings.recipes[wildcards.recipe].pruned_over else f"{BUDGET}/pruned"
     return f"{folder}/metrics.parquet".format(**wildcards)
+
+
+def before_tuning(experiment: Experiment) -> str:
+    return "" if experiment.recipe is None else trained_from(Wildcards(fromdict=names_of(experiment)))
 
 
 def figures_of(experiment: Experiment) -> list[str]:
@@ -84,6 +90,8 @@ def page_params() -> dict:
                 "decisions": decisions_of(experiment),
                 "figures": figures_of(experiment),
                 "layers": f"{list(evaluated(experiment).values())[-1]}/layers.parquet",
+                "unit": settings.prunings[experiment.pruning].distortion_unit,
+                "before": before_tuning(experiment),
             }
             for name, experiment in experiments.items()
         ],
