@@ -3,7 +3,7 @@
 The same is shown as by the figures of `lpvit.report.figures` that lie beside the page, for papers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Panel:
 
     title: str
     traces: Sequence[Trace]
-    vertical: Mapping[str, Any] = field(default_factory=dict)
+    vertical: dict[str, Any] = field(default_factory=dict)
 
 
 def panels_of(file: str, layers: pd.DataFrame, unit: str, before: str) -> dict[str, Any] | None:
