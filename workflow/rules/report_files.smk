@@ -2,8 +2,6 @@
 
 import shlex
 
-from snakemake.io import Wildcards
-
 from lpvit.allocation.settings import TARGETS
 from lpvit.report.series import series_of
 
@@ -37,13 +35,13 @@ def sharing(wildcards) -> str:
 
 
 def trained_from(wildcards) -> str:
+    return before_tuning(dict(wildcards.items()))
+
+
+def before_tuning(names: dict) -> str:
     """Metrics of the model that a training began with; blocks that go during training leave the dense one."""
-    folder = f"{MODEL}/dense" if settings.recipes[wildcards.recipe].pruned_over else f"{BUDGET}/pruned"
-    return f"{folder}/metrics.parquet".format(**wildcards)
-
-
-def before_tuning(experiment: Experiment) -> str:
-    return "" if experiment.recipe is None else trained_from(Wildcards(fromdict=names_of(experiment)))
+    folder = f"{MODEL}/dense" if settings.recipes[names["recipe"]].pruned_over else f"{BUDGET}/pruned"
+    return f"{folder}/metrics.parquet".format(**names)
 
 
 def figures_of(experiment: Experiment) -> list[str]:
@@ -91,7 +89,7 @@ def page_params() -> dict:
                 "figures": figures_of(experiment),
                 "layers": f"{list(evaluated(experiment).values())[-1]}/layers.parquet",
                 "unit": settings.prunings[experiment.pruning].distortion_unit,
-                "before": before_tuning(experiment),
+                "before": "" if experiment.recipe is None else before_tuning(names_of(experiment)),
             }
             for name, experiment in experiments.items()
         ],
