@@ -24,7 +24,11 @@ SHARE = 0.2  # of the images that validates, where they are not split
 LOOKED_AT = 2000  # images that are decoded, drawn at random
 SMALL = 64  # pixels of the shorter side up to which a small model is trained from scratch
 MEMORY = 2e9  # bytes that decoded images may take
-PRETRAINED = "deit_small_patch16_224"
+PRETRAINED = {False: "deit_tiny_patch16_224", True: "deit_small_patch16_224"}  # without and with a GPU
+PASSES = {  # of an image through the dense model's training: (from scratch, from timm's weights); on a CPU, for minutes
+    False: (24_000, 1_600),
+    True: (192_000, 38_400),
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Choice:
         model: Lines of the config's model.
         why: It was chosen, in words.
         epochs: Of the dense model and of the pruned one.
+        calibration: Images that blocks are scored with.
         block: Side of a block.
         batch_size: Of a training.
     """
@@ -75,6 +80,7 @@ class Choice:
     model: str
     why: str
     epochs: tuple[int, int]
+    calibration: int
     block: int
     batch_size: int
 
@@ -101,6 +107,8 @@ def write_config(folder: Path, output: Path, model: str | None, epochs: int | No
         yield f"{len(images.bad)} of {images.looked_at} images looked at cannot be read and will be left out: {first}"
     choice = choose(images, model, epochs)
     yield choice.why
+    if epochs is None and not has_gpu():
+        yield "no GPU found: trainings are short, for a first model in minutes; raise 'epochs' for a better one"
     write_text(_config(images, choice), output)
     argument = "" if str(output) == "lpvit.yaml" else f" {output}"
     yield f"wrote {output}; next: lpvit check{argument}, then lpvit prune{argument}"
@@ -169,33 +177,41 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
         loader = "dali"
     else:
         loader = "timm"
-    batch_size = max(1, min(64, images.count[0] // 4))
-    side = min(images.size)
-    if model is None and side > SMALL and _has_weights():
-        model = PRETRAINED
+    train, side, gpu = max(1, images.count[0] - len(images.bad)), min(images.size), has_gpu()
+    batch_size = max(1, min(64, train // 4))
+    if model is None and side > SMALL and _has_weights(PRETRAINED[gpu]):
+        model = PRETRAINED[gpu]
     if model is not None:
-        lines, steps = f"    timm: {model}\n    weights: pretrained", 600
-        why = f"model: {model} with timm's weights, trained on to these classes"
+        lines = f"    timm: {model}\n    weights: pretrained"
+        why = f"{model} with timm's weights, trained on to these classes"
     else:
-        (lines, why), steps = _small_model(side), 3000
-    first = epochs or max(2, min(100, round(steps * batch_size / images.count[0])))
-    return Choice(loader, lines, why, (first, max(1, first // 3)), 32 if model else 16, batch_size)
+        lines, why = _small_model(side, PRETRAINED[gpu])
+    first = epochs or max(4 - 2 * bool(model), min(100, round(PASSES[gpu][bool(model)] / train)))
+    calibration = min(train, 128 if model and not gpu else 512)
+    return Choice(
+        loader, lines, f"model: {why}", (first, max(1, first // 3)), calibration, 32 if model else 16, batch_size
+    )
 
 
-def _small_model(side: int) -> tuple[str, str]:
+def _small_model(side: int, pretrained: str) -> tuple[str, str]:
     """A ViT of 64 tokens or less that is trained from scratch, for images of a size."""
     size = 32 if side <= 40 else 64 if side <= SMALL else 112
     options = f"{{img_size: {size}, patch_size: {max(size // 8, 4)}, embed_dim: 128, depth: 6, num_heads: 4}}"
-    reason = "" if side <= SMALL else f" (the weights of {PRETRAINED} are not here and huggingface.co does not answer)"
+    reason = "" if side <= SMALL else f" (the weights of {pretrained} are not here and huggingface.co does not answer)"
     lines = f"    timm: vit_tiny_patch16_224\n    options: {options}\n    weights: train"
-    return lines, f"model: a small ViT for {size} x {size} pixels, trained from scratch{reason}"
+    return lines, f"a small ViT for {size} x {size} pixels, trained from scratch{reason}"
 
 
-def _has_weights() -> bool:
-    """Whether the pretrained model's weights are in the cache, or can be fetched."""
+def has_gpu() -> bool:
+    """Whether the driver of a GPU is loaded; torch, which would know, takes seconds to import."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def _has_weights(model: str) -> bool:
+    """Whether a model's weights are in the cache, or can be fetched."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
-    if any(cache.glob(f"models--timm--{PRETRAINED}*/snapshots/*/model.safetensors")):
+    if any(cache.glob(f"models--timm--{model}*/snapshots/*/model.safetensors")):
         return True
     try:
         with urllib.request.urlopen(urllib.request.Request("https://huggingface.co", method="HEAD"), timeout=5):
@@ -226,7 +242,7 @@ def _config(images: Images, choice: Choice) -> str:
         dataset=dataset,
         loader=choice.loader,
         model=choice.model,
-        calibration=min(512, max(1, images.count[0] - len(images.bad))),
+        calibration=choice.calibration,
         block=choice.block,
         dense=dense,
         short=short,
@@ -262,7 +278,7 @@ budgets:  # share of the multiply-adds that stays; fitted to the dense model in 
   half: {{macs: 0.5, reconstruction: least_squares, steps: 4}}
   third: {{macs: 0.35, reconstruction: least_squares, steps: 4}}
 
-recipes:
+recipes:  # the more epochs, the better the models, and the longer it takes
   dense: {{epochs: {dense}, batch_size: {batch}, learning_rate: {rate}, warmup_epochs: {warmup}{more}}}
   short:  # after pruning, learning from the dense model; leave it out of an experiment by `recipe: null`
     {{epochs: {short}, batch_size: {batch}, learning_rate: 1.0e-4, distillation: soft, teacher: dense}}

@@ -11,6 +11,7 @@ from lpvit.config.config import Config
 from lpvit.config.files import read_config
 from lpvit.errors import LpvitError
 
+QUIET = ("--quiet", "host", "reason", "rules")  # the stages say themselves what they do
 _PACKAGE = Path(lpvit.__file__).parent
 
 
@@ -44,7 +45,7 @@ def run_workflow(configs: Sequence[Path], cores: str, dry_run: bool) -> int:
     if find_spec("snakemake") is None:
         raise LpvitError("the workflow needs the package 'snakemake'; pip install 'lpvit[workflow]'")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile()), "--cores", cores]
-    command += ["--configfile", *map(str, configs), *(["--dry-run"] if dry_run else [])]
+    command += ["--configfile", *map(str, configs), *(["--dry-run"] if dry_run else QUIET)]
     process = subprocess.Popen(command)
     while True:
         try:

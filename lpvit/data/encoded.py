@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 
 _BYTES = re.compile(r"(.+\.(?:tar|images))@(\d+)\+(\d+)/", re.DOTALL)
 _ONE_AT_A_TIME = Lock()  # or threads that read in order would all read a row group that none has yet

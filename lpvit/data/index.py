@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lpvit.data.encoded import IMAGE_SUFFIXES, read_encoded
 from lpvit.data.shards import SOURCES, list_shards
@@ -179,6 +179,8 @@ def find_problem(file: str | Path) -> str | None:
         with Image.open(io.BytesIO(content)) as image:
             image.draft(None, (1, 1))
             image.load()
+    except UnidentifiedImageError:
+        return "no image, or of a format that Pillow does not know"
     except Exception as error:  # Pillow raises a different type for every kind of damage
         text = re.sub(r"<_io\.BytesIO [^>]*>", "it", str(error).replace(str(file), "it"))
         return f"{type(error).__name__}: {' '.join(text.split())}"
@@ -205,8 +207,23 @@ def _index_digits() -> pd.DataFrame:
 
 def _files_of(root: Path, split: str) -> dict[str, list[str]]:
     """Class -> paths of its files below ``root``, in lexical order; folders within that of a class belong to it."""
-    folder, prefix = root / split, "" if split == "." else f"{split}/"
-    return {name: [f"{prefix}{name}/{file}" for file in _list_files(folder / name)] for name in list_classes(folder)}
+    prefix = "" if split == "." else f"{split}/"
+    found: dict[str, list[str]] = {}
+    ignored: list[str] = []
+    for name in list_classes(root / split):
+        images, others = images_below(root / split / name)
+        if not images:
+            raise LpvitError(f"{_without_images(root / split / name, others)}; fill or remove this class folder")
+        found[name] = [f"{prefix}{name}/{file}" for file in images]
+        ignored += [f"{name}/{file}" for file in others]
+    if ignored:
+        _logger.warning("%s: ignored, as not named like images: %s", root / split, _name_some(ignored))
+    return found
+
+
+def _without_images(folder: Path, others: list[str]) -> str:
+    instead = f", but {_name_some(others)}" if others else ""
+    return f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}){instead}"
 
 
 def list_classes(split: Path) -> list[str]:
@@ -221,15 +238,6 @@ def list_classes(split: Path) -> list[str]:
     if not classes:
         raise LpvitError(f"{split}: holds no class folders; expected one folder of images per class")
     return classes
-
-
-def _list_files(folder: Path) -> list[str]:
-    images, others = images_below(folder)
-    if not images:
-        raise LpvitError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}); fill or remove this class folder")
-    if others:
-        _logger.warning("%s: ignored, as not named like an image: %s", folder, _name_some(others))
-    return images
 
 
 def images_below(folder: str | Path) -> tuple[list[str], list[str]]:

@@ -32,7 +32,7 @@ def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame, unit: str) -> Figure:
         costs: Schema ``COSTS``; gives roles and order of execution.
         unit: Of the distortion.
     """
-    layers = _place_layers(costs, curves["layer"].unique())
+    layers = place_layers(costs, curves["layer"].unique())
     roles = list(layers["role"].unique())
     figure, panels = _panels(len(roles), columns=4)
     depth_colors = _depth_colors(layers["depth"])
@@ -44,8 +44,7 @@ def plot_curves(curves: pd.DataFrame, costs: pd.DataFrame, unit: str) -> Figure:
         panel.set(title=role, yscale="log", xlim=(0, 100))
         panel.set_xticks([0, 50, 100])
         panel.tick_params(labelbottom=True)  # also above a place that stays empty
-    highest = curves.groupby("layer")["distortion"].max()
-    panels[0].set_ylim(bottom=max(panels[0].get_ylim()[0], highest[highest > 0].min() * 10.0**-DECADES_SHOWN))
+    panels[0].set_ylim(bottom=max(panels[0].get_ylim()[0], lowest_shown(curves)))
     figure.supxlabel("sparsity of the layer (%)", fontsize="medium")
     figure.supylabel(f"distortion ({unit})", fontsize="medium")
     bar = figure.colorbar(depth_colors, ax=panels, label="transformer block", aspect=30, pad=0.01)
@@ -62,7 +61,7 @@ def plot_allocation(allocation: pd.DataFrame, costs: pd.DataFrame) -> Figure:
         allocation: Schema ``ALLOCATION``.
         costs: Schema ``COSTS``; gives roles and order of execution.
     """
-    layers = _place_layers(costs, allocation["layer"]).join(allocation.set_index("layer"))
+    layers = place_layers(costs, allocation["layer"]).join(allocation.set_index("layer"))
     roles = list(layers.groupby("role", sort=False))
     figure, panels = _panels(len(roles), columns=4, height=2.3)
     mean = 100 * layers["blocks_kept"].sum() / layers["blocks"].sum()
@@ -90,7 +89,7 @@ def plot_interactions(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure
         interactions: Schema ``INTERACTIONS``.
         costs: Schema ``COSTS``; gives roles and order of execution.
     """
-    layers = _place_layers(costs, interactions["layer"])
+    layers = place_layers(costs, interactions["layer"])
     table = interactions.pivot_table("distortion", index="layer", columns="other")
     distortion = table.loc[layers.index, layers.index].to_numpy()
     pruned = np.diag(distortion) > 0
@@ -144,7 +143,7 @@ def plot_blocks(keep_masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame
         keep_masks: Layer -> (R, C), True where the block stays; output features are drawn down, input features across.
         costs: Schema ``COSTS``; gives roles and order of execution.
     """
-    layers = _place_layers(costs, keep_masks)
+    layers = place_layers(costs, keep_masks)
     shown = [_first_middle_last(of_role) for _, of_role in layers.groupby("role", sort=False)]
     columns = max(map(len, shown))
     widest = max(np.shape(keep_masks[layer])[1] for of_role in shown for layer in of_role.index)
@@ -202,7 +201,13 @@ def _draw_course(axes: Axes, epochs: pd.Series, values: pd.Series, before: float
         axes.plot(0, before, "D", color=BLACK, markerfacecolor="white", markersize=5, label="before training")
 
 
-def _place_layers(costs: pd.DataFrame, layers: Iterable[str]) -> pd.DataFrame:
+def lowest_shown(curves: pd.DataFrame) -> float:
+    """Where an axis of distortions begins: so far below the lowest curve's end that the lines can be told apart."""
+    highest = curves.groupby("layer")["distortion"].max()
+    return float(highest[highest > 0].min() * 10.0**-DECADES_SHOWN)
+
+
+def place_layers(costs: pd.DataFrame, layers: Iterable[str]) -> pd.DataFrame:
     """Role and depth of some layers, indexed by layer, in order of execution.
 
     Depth is the number of the transformer block, from 1; a layer outside of them has that of the last block before it,

@@ -15,6 +15,7 @@ import jinja2
 import pandas as pd
 
 from lpvit.report.charts import DENSE, chart_data
+from lpvit.report.panels import panels_of
 from lpvit.report.speed import speed_parts
 from lpvit.report.tables import STAGES, human, interval, joules
 
@@ -31,8 +32,14 @@ FIGURES = {  # name of the file -> title, what to see
         "White off the diagonal: distortions add up, as the allocation assumes.",
     ),
     "frontier": ("Two budgets", "What both budgets could be at equal distortion."),
-    "history": ("Fine-tuning", "Course of the training with frozen masks, from the pruned model on."),
-    "dense_history": ("Training of the dense model", "Course of the training before anything was pruned."),
+    "history": (
+        "Fine-tuning",
+        "Course of the training with frozen masks, from the pruned model on; dashed: on training images.",
+    ),
+    "dense_history": (
+        "Training of the dense model",
+        "Course of the training before anything was pruned; dashed: on training images.",
+    ),
 }
 
 
@@ -45,8 +52,8 @@ class Report:
         summary: From `summary`.
         speed: From `read_speed`; no rows if nothing was measured.
         series: Experiment -> its series, from `lpvit.report.series`.
-        experiments: Of each its ``name``, ``decisions`` (section -> name and settings as text), ``figures`` (SVG files)
-            and ``layers``, a frame of schema ``LAYERS``, of its last model.
+        experiments: Of each its ``name``, ``decisions`` (section -> name and settings as text), ``figures`` (SVG
+            files), ``layers``, a frame of schema ``LAYERS``, of its last model, and what else `panels_of` asks for.
         tradeoff: Figure of `plot_tradeoff` (SVG file).
         paper: Text, table and figure (SVG file) of the paper's rows, or None.
         facts: Title -> name -> value.
@@ -222,7 +229,8 @@ def _experiments(report: Report) -> Iterable[dict[str, Any]]:
         for file in experiment["figures"]:
             title, text = FIGURES[Path(file).stem]
             if home.setdefault(file, experiment["name"]) == experiment["name"]:
-                shown.append({"title": title, "text": text, "file": file})
+                panels = panels_of(file, experiment["layers"], experiment["unit"], experiment["before"])
+                shown.append({"title": title, "text": text, "file": file, "panels": panels})
             else:
                 elsewhere.append({"title": title, "experiment": home[file]})
         layers = experiment["layers"]

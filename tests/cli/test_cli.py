@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from tiny import VIT, dense_model, photographs
 
 import lpvit
+from lpvit.cli.init import Images, choose
 from lpvit.cli.main import main
 from lpvit.config.files import read_config
 from lpvit.stages.plan import plan_experiments
@@ -23,7 +25,8 @@ from lpvit.stages.plan import plan_experiments
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the command runs; no weights can be fetched there."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lpvit.cli.init._has_weights", lambda: False)
+    monkeypatch.setattr("lpvit.cli.init._has_weights", lambda model: False)
+    monkeypatch.setattr("lpvit.cli.init.has_gpu", lambda: False)
     return tmp_path
 
 
@@ -107,13 +110,45 @@ def test_a_folder_that_cannot_work_is_told_in_one_line(
     assert told.count("\n") == 1
 
 
-def test_a_pretrained_model_is_chosen_where_its_weights_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("gpu", "model"), [(False, "deit_tiny_patch16_224"), (True, "deit_small_patch16_224")])
+def test_a_pretrained_model_is_chosen_where_its_weights_can_be_had(
+    gpu: bool, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     large(Path("photos"))
-    monkeypatch.setattr("lpvit.cli.init._has_weights", lambda: True)
+    monkeypatch.setattr("lpvit.cli.init._has_weights", lambda model: True)
+    monkeypatch.setattr("lpvit.cli.init.has_gpu", lambda: gpu)
     assert main(["init", "photos", "--epochs", "4"]) == 0
     config = read_config("lpvit.yaml")
-    assert (config.models["dense"].timm, config.models["dense"].weights) == ("deit_small_patch16_224", "pretrained")
+    assert (config.models["dense"].timm, config.models["dense"].weights) == (model, "pretrained")
     assert config.recipes["dense"].epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "gpu", "side", "weights", "epochs", "calibration"),
+    [
+        (400, False, 32, False, (60, 20), 400),
+        (400, True, 32, False, (100, 33), 400),
+        (50_000, False, 32, False, (4, 1), 512),
+        (400, False, 300, True, (4, 1), 128),
+        (5_000, False, 300, True, (2, 1), 128),
+        (5_000, True, 300, True, (8, 2), 512),
+        (10, False, 300, False, (100, 33), 10),
+    ],
+)
+def test_trainings_fit_the_folder_and_the_machine(
+    train: int,
+    gpu: bool,
+    side: int,
+    weights: bool,
+    epochs: tuple[int, int],
+    calibration: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lpvit.cli.init._has_weights", lambda model: weights)
+    monkeypatch.setattr("lpvit.cli.init.has_gpu", lambda: gpu)
+    images = Images(Path(), "train", "val", 2, (train, 10), Counter({".png": train + 10}), (side, side), 10, {})
+    choice = choose(images, None, None)
+    assert (choice.epochs, choice.calibration) == (epochs, calibration)
 
 
 def test_a_config_is_checked_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_folders_within_that_of_a_class_belong_to_it_and_what_is_no_image_is_nam
     images = index(root)
     of_class = images[(images["split"] == "train") & (images["class_name"] == "a")]["path"].tolist()
     assert of_class == ["train/a/0.jpg", "train/a/1.jpg", "train/a/2.jpg", "train/a/more/far/5.jpg"]
-    assert "train/a: ignored, as not named like an image: 'notes.txt'" in caplog.text
+    assert "train: ignored, as not named like images: 'a/notes.txt'" in caplog.text
 
 
 def test_images_without_a_split_are_parted_by_their_names(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_wrong_folder_is_named_in_one_line(root: Path, spoil: object, message:
     [
         (lambda good: good[: len(good) // 2], "truncated"),
         (lambda good: good[:-30], "truncated"),
-        (lambda good: b"not an image" * 50, "cannot identify"),
+        (lambda good: b"not an image" * 50, "no image, or of a format"),
         (lambda good: b"", "empty file"),
     ],
     ids=["half a body", "last bytes missing", "garbage", "no bytes"],

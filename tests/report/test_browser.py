@@ -71,6 +71,9 @@ def test_every_control_of_the_page_works(reports: dict[str, Path], page: Any) ->
         link.click()
     for button in page.locator(".chart .modebar-btn:visible").all():
         button.click()
+    for panels in page.locator(".panels").all():  # drawn when they come into view
+        panels.scroll_into_view_if_needed()
+        panels.locator(".trace").first.wait_for(state="attached")
     for image in page.locator("img").all():
         image.scroll_into_view_if_needed()
         page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())

@@ -49,7 +49,7 @@ def page(table: pd.DataFrame, speed: pd.DataFrame, **changes: Any) -> str:
         "summary": table,
         "speed": speed,
         "series": series(evaluations()),
-        "experiments": [{**experiment, "layers": empty_frame(LAYERS)}],
+        "experiments": [{**experiment, "layers": empty_frame(LAYERS), "unit": "", "before": ""}],
         "tradeoff": "",
         "paper": None,
         "facts": {"versions": versions()},

@@ -35,9 +35,13 @@ def sharing(wildcards) -> str:
 
 
 def trained_from(wildcards) -> str:
+    return before_tuning(dict(wildcards.items()))
+
+
+def before_tuning(names: dict) -> str:
     """Metrics of the model that a training began with; blocks that go during training leave the dense one."""
-    folder = f"{MODEL}/dense" if settings.recipes[wildcards.recipe].pruned_over else f"{BUDGET}/pruned"
-    return f"{folder}/metrics.parquet".format(**wildcards)
+    folder = f"{MODEL}/dense" if settings.recipes[names["recipe"]].pruned_over else f"{BUDGET}/pruned"
+    return f"{folder}/metrics.parquet".format(**names)
 
 
 def figures_of(experiment: Experiment) -> list[str]:
@@ -84,6 +88,8 @@ def page_params() -> dict:
                 "decisions": decisions_of(experiment),
                 "figures": figures_of(experiment),
                 "layers": f"{list(evaluated(experiment).values())[-1]}/layers.parquet",
+                "unit": settings.prunings[experiment.pruning].distortion_unit,
+                "before": "" if experiment.recipe is None else before_tuning(names_of(experiment)),
             }
             for name, experiment in experiments.items()
         ],
