@@ -27,6 +27,7 @@ _measured: dict[tuple[object, ...], tuple[float, float]] = {}  # what was timed 
 class _Fused(nn.Module):
     """What takes over some children of another module, under their names."""
 
+    qkv: nn.Module
     proj: nn.Module
     proj_drop: nn.Module
 
@@ -36,10 +37,11 @@ class _Fused(nn.Module):
             self.add_module(name, getattr(module, name, None))
         self.num_heads, self.scale = module.num_heads, float(module.scale)
 
-    def _heads(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    def _heads(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, T, features) -> queries, keys and values, (N, T, H, d)."""
-        of_all: Tensor = self.get_submodule("qkv")(inputs)
-        return of_all.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        of_all: Tensor = self.qkv(inputs)
+        queries, keys, values = of_all.view(*of_all.shape[:2], 3, self.num_heads, -1).unbind(2)
+        return queries, keys, values
 
 
 class FusedAttention(_Fused):
@@ -47,6 +49,8 @@ class FusedAttention(_Fused):
 
     q_norm: nn.Module
     k_norm: nn.Module
+    norm: nn.Module | None
+    gate: nn.Module | None
 
     def __init__(self, module: Attention) -> None:
         super().__init__(module, ("qkv", "q_norm", "k_norm", "norm", "gate", "proj", "proj_drop"))
@@ -58,8 +62,8 @@ class FusedAttention(_Fused):
         if attn_mask is None and not is_causal:
             outputs = attention(queries, keys, values, self.scale)
         else:
-            heads = (numbers.transpose(1, 2) for numbers in (queries, keys, values))
-            product = F.scaled_dot_product_attention(*heads, attn_mask=attn_mask, is_causal=is_causal)
+            queries, keys, values = (numbers.transpose(1, 2) for numbers in (queries, keys, values))
+            product = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask, is_causal=is_causal)
             outputs = product.transpose(1, 2).flatten(2)
         if self.norm is not None:
             outputs = self.norm(outputs)
@@ -84,7 +88,8 @@ class FusedWindowAttention(_Fused):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Windows (N, T, features) and mask (W, T, T) -> the shape of the windows, as timm's."""
-        outputs = attention(*self._heads(x), self.scale, self.relative_position_bias, mask)
+        queries, keys, values = self._heads(x)
+        outputs = attention(queries, keys, values, self.scale, self.relative_position_bias, mask)
         projected: Tensor = self.proj_drop(self.proj(outputs))
         return projected
 
@@ -120,9 +125,9 @@ def fuse_attention(
 ) -> list[AttentionChoice]:
     """Gives the attention modules of a timm model the product of `lpvit.sparse.attention`, in place, for inference.
 
-    That is ``Attention`` of ViT and DeiT and ``WindowAttention`` of Swin, where our product is faster when both are timed
-    here, with the model's device, dtype and number of threads. All others, and those whose product something else has
-    taken over, stay as they are.
+    That is ``Attention`` of ViT and DeiT and ``WindowAttention`` of Swin, where our product is faster when both are
+    timed here, with the model's device, dtype and number of threads. All others, and those whose product something else
+    has taken over, stay as they are.
 
     Args:
         model: Its linear layers may be any.
@@ -147,7 +152,9 @@ def fuse_attention(
     return choices
 
 
-def _choice(name: str, module: nn.Module, shape: tuple[int, int], only_faster: bool) -> AttentionChoice:
+def _choice(
+    name: str, module: Attention | WindowAttention, shape: tuple[int, int], only_faster: bool
+) -> AttentionChoice:
     parameter = next(p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point())
     if module._forward_pre_hooks or module._forward_hooks:
         return AttentionChoice(name, False, reason="its product was taken over")
@@ -162,7 +169,7 @@ def _choice(name: str, module: nn.Module, shape: tuple[int, int], only_faster: b
     return AttentionChoice(name, False, seconds, fused_seconds, reason)
 
 
-def _timed(module: nn.Module, shape: tuple[int, int], like: Tensor) -> tuple[float, float]:
+def _timed(module: Attention | WindowAttention, shape: tuple[int, int], like: Tensor) -> tuple[float, float]:
     """Median seconds of timm's product and of ours, without the layers around it; measured once for equal ones."""
     alone = copy(module)
     alone._modules = {**module._modules, "qkv": nn.Identity(), "proj": nn.Identity(), "gate": None}

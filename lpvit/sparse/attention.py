@@ -61,8 +61,9 @@ def _dense_attention(
     if mask is not None:
         masks = mask.repeat(len(queries) // len(mask), 1, 1)[:, None]
         added = masks if bias is None else masks + bias
-    heads = (numbers.transpose(1, 2) for numbers in (queries, keys, values))
-    return F.scaled_dot_product_attention(*heads, attn_mask=added, scale=scale).transpose(1, 2).flatten(2).contiguous()
+    queries, keys, values = (numbers.transpose(1, 2) for numbers in (queries, keys, values))
+    outputs = F.scaled_dot_product_attention(queries, keys, values, attn_mask=added, scale=scale)
+    return outputs.transpose(1, 2).flatten(2).contiguous()
 
 
 def _attention_without_kernel(queries: Tensor, *others: Tensor | float | None) -> Tensor:

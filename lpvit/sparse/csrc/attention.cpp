@@ -183,10 +183,11 @@ struct Tile {
   }
 };
 
-// Adds the product of a panel of a tile and all strips of `columns` to a panel of sums; `smaller` counts 0, 1, ... most rows - 1.
+// Adds the product of a panel of a tile and all strips of `columns` to a panel of sums; `smaller` counts the rows that a
+// tile may have, less one.
 template <int... smaller>
-void multiply_strips(const Tile& tile, const Input* panel, const float* words, int64_t steps, int64_t columns, float* sums,
-                     std::integer_sequence<int, smaller...>) {
+void multiply_strips(const Tile& tile, const Input* panel, const float* words, int64_t steps, int64_t columns,
+                     float* sums, std::integer_sequence<int, smaller...>) {
   using Function = void (*)(const Input*, const float*, int64_t, float*);
   static constexpr Function narrow[] = {multiply<1, smaller + 1>...}, wide[] = {multiply<2, smaller + 1>...};
   for_each_strip(columns, [&](int64_t first, int64_t width) {

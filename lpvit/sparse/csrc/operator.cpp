@@ -1,4 +1,4 @@
-// lpvit::block_sparse_linear, lpvit::block_sparse_linear_int8 and lpvit::attention on the CPU, through torch's stable ABI:
+// lpvit::block_sparse_linear, lpvit::block_sparse_linear_int8, lpvit::attention on the CPU, through torch's stable ABI:
 // checks, choice of kernel, threads.
 //
 // M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid.
@@ -277,7 +277,9 @@ Tensor block_sparse_linear_int8(Tensor inputs, Tensor values, Tensor scales, Ten
              bias);
 }
 
-Heads heads_of(const Tensor& tensor) { return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)}; }
+Heads heads_of(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
 
 Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tensor> bias, std::optional<Tensor> mask,
                  double scale) {
@@ -294,7 +296,7 @@ Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tenso
   const auto tables = [&](std::optional<Tensor>& tensor, bool fits) -> const void* {
     if (!tensor) return nullptr;
     STD_TORCH_CHECK(fits && tensor->size(1) == tokens && tensor->size(2) == tokens && tensor->scalar_type() == type,
-                    "bias, mask: expected (heads, tokens, tokens) and (masks, tokens, tokens), in the dtype of the queries");
+                    "bias, mask: expected (heads, tokens, tokens), (masks, tokens, tokens) in the dtype of the queries");
     tensor = made_contiguous(*tensor);
     return tensor->const_data_ptr();
   };

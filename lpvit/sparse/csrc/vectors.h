@@ -187,18 +187,19 @@ Vector<lanes> exp2_of_negative(Vector<lanes> x) {
   return reinterpret_cast<Vector<lanes>>(reinterpret_cast<Int>(series) + power);
 }
 
-// Exact GELU, x * Phi(x). Phi by Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 7.1.26, on the side
-// where nothing cancels: with z = |x| / sqrt(2), erfc(z) = (a1 t + ... + a5 t^5) exp(-z^2), t = 1 / (1 + p z).
+// GELU, x * Phi(x), to 9e-7 |x|: Phi(x) - 1/2 is odd, and over x a polynomial in x^2, whose greatest error, times x^2, is
+// least for |x| <= 5. Beyond, Phi is 0 or 1 to 3e-7. The polynomial is one of 2 x^2 / 25 - 1, whose powers do not cancel.
 template <int lanes>
 Vector<lanes> gelu(Vector<lanes> x) {
-  const Vector<lanes> z = (x < 0.0f ? -x : x) * 0.707106781f;
-  const Vector<lanes> t = 1.0f / (1.0f + 0.3275911f * z);
-  Vector<lanes> series = t * 1.061405429f - 1.453152027f;
-  series = series * t + 1.421413741f;
-  series = series * t - 0.284496736f;
-  series = series * t + 0.254829592f;
-  const Vector<lanes> tail = 0.5f * series * t * exp2_of_negative<lanes>(z * z * -kLog2E);
-  return x * (x < 0.0f ? tail : 1.0f - tail);
+  constexpr float terms[] = {4.92966852e-4f, -1.5141528e-3f,  2.00186704e-3f, -2.91567532e-3f, 6.1654241e-3f,
+                             -1.097323e-2f,  1.6497659e-2f,   -2.33367316e-2f, 3.1426229e-2f,  -4.04329494e-2f,
+                             5.15214209e-2f, -7.02966524e-2f, 1.4136378e-1f};
+  const Vector<lanes> bounded = kLess(kGreater(x, broadcast<lanes>(-5.0f)), broadcast<lanes>(5.0f));
+  const Vector<lanes> place = bounded * bounded * 0.08f - 1.0f;
+  Vector<lanes> series = broadcast<lanes>(0.0f);
+  LPVIT_UNROLL
+  for (const float term : terms) series = series * place + term;
+  return x * (bounded * series + 0.5f);
 }
 
 }  // namespace
