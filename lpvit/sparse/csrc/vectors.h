@@ -193,7 +193,7 @@ template <int lanes>
 Vector<lanes> gelu(Vector<lanes> x) {
   constexpr float terms[] = {4.92966852e-4f, -1.5141528e-3f,  2.00186704e-3f, -2.91567532e-3f, 6.1654241e-3f,
                              -1.097323e-2f,  1.6497659e-2f,   -2.33367316e-2f, 3.1426229e-2f,  -4.04329494e-2f,
-                             5.15214209e-2f, -7.02966524e-2f, 1.4136378e-1f};
+                             5.15214209e-2f, -7.02966524e-2f, 1.41363823e-1f};
   const Vector<lanes> bounded = kLess(kGreater(x, broadcast<lanes>(-5.0f)), broadcast<lanes>(5.0f));
   const Vector<lanes> place = bounded * bounded * 0.08f - 1.0f;
   Vector<lanes> series = broadcast<lanes>(0.0f);
