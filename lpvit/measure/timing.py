@@ -30,7 +30,7 @@ def time_in_turns(
     *,
     device: torch.device | str,
     seconds: float,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Seconds of every call of some functions that take turns, so that a disturbance of the machine meets all alike.
 
@@ -40,13 +40,13 @@ def time_in_turns(
         functions: Arm -> what is timed.
         device: Where they run.
         seconds: For each arm; there are at least `LEAST_ROUNDS` rounds.
-        clock: Says the seconds. That of the process, ``time.process_time``, lets others on a busy machine disturb less,
-            where all arms run on one thread.
+        clock: Says the seconds; by default those on the wall. ``time.process_time`` is disturbed less by others on the
+            machine, where all arms run on one thread.
 
     Returns:
         Arm -> shape (N,); times of equal index are of the same round.
     """
-    device = torch.device(device)
+    device, clock = torch.device(device), clock or time.perf_counter
     times: dict[str, list[float]] = {arm: [] for arm in functions}
     for _ in range(WARM_UP):
         for function in functions.values():

@@ -187,7 +187,7 @@ Vector<lanes> exp2_of_negative(Vector<lanes> x) {
   return reinterpret_cast<Vector<lanes>>(reinterpret_cast<Int>(series) + power);
 }
 
-// GELU, x * Phi(x), to 9e-7 |x|: Phi(x) - 1/2 is odd, and over x a polynomial in x^2, whose greatest error, times x^2, is
+// GELU, x * Phi(x), to 1e-6 |x|: Phi(x) - 1/2 is odd, and over x a polynomial in x^2, whose greatest error, times x^2, is
 // least for |x| <= 5. Beyond, Phi is 0 or 1 to 3e-7. The polynomial is one of 2 x^2 / 25 - 1, whose powers do not cancel.
 template <int lanes>
 Vector<lanes> gelu(Vector<lanes> x) {
