@@ -5,12 +5,14 @@
 
 `speed`: models of the shapes of DeiT-S (width 384) and DeiT-B (768) at 224 x 224, random weights, half of the blocks of
 32x32 of every layer pruned at random. All arms take turns, round by round, and give the median over the rounds of the
-quotient of times; of engines in float32 and bfloat16 the logits are compared with torch's before anything is timed.
+quotient of times, on one thread of those of the processor; of engines in float32 and bfloat16 the logits are compared
+with torch's before anything is timed.
 `accuracy`: the dense model of a config pruned to half of its MACs, top-1 of every arm on validation images, and its
 speed; what an engine in int8 loses is only seen here.
 """
 
 import argparse
+import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -113,8 +115,9 @@ def build_arms(
 def timed(arms: Mapping[str, Arm], images: Tensor, arguments: argparse.Namespace) -> pd.DataFrame:
     """One row per arm: medians over the rounds of milliseconds and of quotients of times."""
     functions = {name: partial(arm, images) for name, arm in arms.items()}
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     with torch.no_grad():
-        rows = table(time_in_turns(functions, device="cpu", seconds=arguments.seconds))
+        rows = table(time_in_turns(functions, device="cpu", seconds=arguments.seconds, clock=clock))
     return rows.assign(threads=torch.get_num_threads(), batch_size=len(images))
 
 

@@ -10,6 +10,7 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from lpvit.measure.fusion import fuse_attention
 from lpvit.measure.timing import time_in_turns
 from lpvit.models.blocks import KeepMasks
 from lpvit.models.layers import matrix_layers
@@ -59,7 +60,8 @@ def sparsify_layers(
 
     A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
-    dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
+    dtype and number of threads. Layers of equal shape and sparsity are timed once. Attention becomes that of
+    `lpvit.measure.fusion.fuse_attention`. With ``precision`` int8, a layer may
     become block-sparse in int8 or in the model's dtype, whichever is faster.
 
     Args:
@@ -77,11 +79,12 @@ def sparsify_layers(
         LpvitError: A mask does not fit its layer.
     """
     zero_pruned(dict(model.named_parameters()), expand_keep_masks(model, keep_masks, block_shape))
-    tokens = {layer.name: layer.tokens * batch_size for layer in matrix_layers(model)}
-    choices = [
-        _replace(model, layer, _forms(model, layer, keep_mask, block_shape, precision), tokens[layer], only_faster)
-        for layer, keep_mask in keep_masks.items()
-    ]
+    tokens = {layer.name: layer.tokens for layer in matrix_layers(model)}
+    choices = []
+    for layer, keep_mask in keep_masks.items():
+        forms = _forms(model, layer, keep_mask, block_shape, precision)
+        choices.append(_replace(model, layer, forms, tokens[layer] * batch_size, only_faster))
+    fuse_attention(model, tokens, batch_size, only_faster)
     for choice in choices:
         if not choice.sparse:
             _logger.info("%s: stays dense at sparsity %.2f: %s", choice.layer, choice.sparsity, choice.reason)

@@ -34,7 +34,7 @@ _OPERATOR_FLAGS = ("-isystem", str(_TORCH / "include"), "-DTORCH_TARGET_VERSION=
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """How kernel.cpp is compiled for one set of vector instructions.
+    """How kernel.cpp and attention.cpp are compiled for one set of vector instructions.
 
     Attributes:
         name: As in the kernel's name.
@@ -57,6 +57,9 @@ class InstructionSet:
             f"-DLPVIT_TILE_TOKENS={self.tile_tokens}",
             f'-DLPVIT_ARITHMETIC="{self.arithmetic}.h"',
         )
+
+    def sources(self) -> tuple[str, ...]:
+        return ("kernel.cpp",) if self.arithmetic == "int8" else ("kernel.cpp", "attention.cpp")
 
 
 _X86 = ("-mfma", "-mprfchw")
@@ -232,7 +235,8 @@ def _build(compiler: tuple[str, ...], folder: Path) -> Path:
     commands = {"operator.o": [*common, *_OPERATOR_FLAGS, str(SOURCES / "operator.cpp")]}
     for instruction_set in _instruction_sets():
         flags = (*instruction_set.flags, *instruction_set.definitions())
-        commands[f"{instruction_set.name}.o"] = [*common, *flags, str(SOURCES / "kernel.cpp")]
+        for source in instruction_set.sources():
+            commands[f"{instruction_set.name}_{source}.o"] = [*common, *flags, str(SOURCES / source)]
     compilations: list[subprocess.Popen[bytes]] = []
     try:
         for name, command in commands.items():

@@ -166,8 +166,8 @@ def _shape_only(
 
 
 @functools.cache
-def log_once(reason: str) -> None:
-    _logger.warning("block-sparse layers run as masked dense ones: %s", reason)
+def log_once(reason: str, what: str = "block-sparse layers run as masked dense ones") -> None:
+    _logger.warning("%s: %s", what, reason)
 
 
 implement("masked_dense_linear", _masked_dense_linear, "CompositeExplicitAutograd")

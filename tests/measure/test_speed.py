@@ -61,6 +61,12 @@ def test_arms_take_turns_backwards_every_other_round_after_a_warm_up_that_does_n
     assert "".join(clock.calls) == "ab" * WARM_UP + "abba" * (rounds // 2)
 
 
+def test_a_clock_of_your_own_is_read() -> None:
+    ticks = iter(range(1000))
+    times = time_in_turns({"a": int}, device="cpu", seconds=0, clock=lambda: float(next(ticks)))
+    assert times["a"].tolist() == [1.0] * LEAST_ROUNDS
+
+
 def test_slow_arms_have_enough_rounds_for_an_interval(clock: Clock) -> None:
     times = time_in_turns({"slow": clock.function("slow", 100.0)}, device="cpu", seconds=1)
     assert len(times["slow"]) == LEAST_ROUNDS

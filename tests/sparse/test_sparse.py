@@ -164,7 +164,7 @@ def test_gelu_is_the_exact_one_far_into_its_tails():
     inputs = torch.linspace(-40, 40, 16 * 1000).view(-1, 16)
     expected = nn.functional.gelu(inputs.double())
     assert (sparse(inputs) - expected).abs().max() < 5e-6
-    assert ((sparse(inputs) - expected) / expected)[inputs > 0].abs().max() < 1e-6
+    assert ((sparse(inputs) - expected) / expected)[inputs > 0].abs().max() < 2e-6
 
 
 def test_inputs_of_any_leading_shape_and_stride():

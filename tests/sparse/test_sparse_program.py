@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_attention import SHAPES as ATTENTIONS
+from test_attention import heads_of, in_float64, require_close
 from test_sparse import SHAPES, assert_equal, masked_pair, random_mask
 from test_sparse_int8 import layer_of_whole_numbers, whole_inputs
 from torch import Tensor
@@ -39,14 +41,29 @@ needs_emulator = pytest.mark.skipif(
 
 
 class Program:
-    """A kernel that takes a layer and inputs, and prints the outputs."""
+    """A kernel that takes a problem and prints the outputs."""
 
-    def __init__(self, folder: Path, found: InstructionSet, compiler: str = "c++", flags: tuple[str, ...] = ()) -> None:
-        self.file, self.emulator = folder / found.name, [EMULATOR] if compiler == COMPILER else []
-        sources = [str(build.SOURCES / "kernel.cpp"), str(Path(__file__).with_name("kernel_program.cpp"))]
+    def __init__(
+        self, folder: Path, found: InstructionSet, compiler: str, flags: tuple[str, ...], kind: str = "kernel"
+    ) -> None:
+        self.file, self.emulator = folder / f"{kind}_{found.name}", [EMULATOR] if compiler == COMPILER else []
+        sources = [str(build.SOURCES / f"{kind}.cpp"), str(Path(__file__).with_name(f"{kind}_program.cpp"))]
         flags = (*build.FLAGS, *found.flags, *found.definitions(), *flags, "-I", str(build.SOURCES))
-        kind = ["-DLPVIT_INT8"] if found.arithmetic == "int8" else []
-        subprocess.run([compiler, *flags, *kind, *sources, "-o", str(self.file)], check=True)
+        numbers = ["-DLPVIT_INT8"] if found.arithmetic == "int8" else []
+        subprocess.run([compiler, *flags, *numbers, *sources, "-o", str(self.file)], check=True)
+
+    def run(self, parts: list[np.ndarray]) -> Tensor:
+        problem = b"".join(part.tobytes() for part in parts)
+        done = subprocess.run([*self.emulator, str(self.file)], input=problem, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        return torch.frombuffer(bytearray(done.stdout), dtype=torch.float32)
+
+    def attention(self, packed: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+        images, tokens, _, heads, features = packed.shape
+        sizes = (images, tokens, heads, features, 0 if mask is None else len(mask), bias is not None)
+        tables = [table.numpy() for table in (bias, mask) if table is not None]
+        outputs = self.run([np.array(sizes, np.int64), packed.numpy(), *tables])
+        return outputs.view(images, tokens, heads * features)
 
     def __call__(self, layer: BlockSparseLinear, inputs: Tensor) -> Tensor:
         sizes = (
@@ -62,25 +79,21 @@ class Program:
         tensors = [layer.crow_indices, layer.col_indices, layer.bias]
         tensors += [layer.scales, layer.row_sums] if layer.values.dtype == torch.int8 else []
         parts += [tensor.numpy() for tensor in tensors if tensor is not None]
-        problem = b"".join(part.tobytes() for part in parts)
-        done = subprocess.run([*self.emulator, str(self.file)], input=problem, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr.decode()
-        outputs = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32)
-        return outputs.view(len(inputs), layer.out_features)
+        return self.run(parts).view(len(inputs), layer.out_features)
 
 
 @pytest.fixture(scope="module")
 def program_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Program]:
-    made: dict[str, Program] = {}
+    made: dict[tuple[object, ...], Program] = {}
 
-    def program(name: str, compiler: str = "c++", flags: tuple[str, ...] = ()) -> Program:
+    def program(name: str, compiler: str = "c++", flags: tuple[str, ...] = (), kind: str = "kernel") -> Program:
         if compiler == "c++":
             needed = NEEDS.get(name, "avx2" if "avx2" in name else "sse2")
             if platform.machine() != "x86_64" or needed not in Path("/proc/cpuinfo").read_text().split():
                 pytest.skip(f"this CPU has no {needed}")
-        if name not in made:
-            made[name] = Program(tmp_path_factory.mktemp(name), SETS[name], compiler, flags)
-        return made[name]
+        if (key := (kind, name, flags)) not in made:
+            made[key] = Program(tmp_path_factory.mktemp(name), SETS[name], compiler, flags, kind)
+        return made[key]
 
     return program
 
@@ -100,6 +113,20 @@ def require_whole_numbers(program: Program, shape: tuple[int, int], block_shape:
         for tokens in (1, 13, 43):
             inputs = whole_inputs(tokens, shape[1])
             assert torch.equal(program(layer, inputs.float()).long(), inputs @ weight.T)
+
+
+def require_attention(program: Program) -> None:
+    for images, tokens, heads, features in ATTENTIONS:
+        parts = heads_of(images, tokens, heads, features, torch.float32)
+        bias, mask = torch.randn(heads, tokens, tokens), torch.randn(images, tokens, tokens)
+        for tables in ((None, None), (bias, None), (bias, mask)):
+            outputs = program.attention(torch.stack(parts, dim=2), *tables)
+            require_close(outputs, in_float64(parts, features**-0.5, *tables), parts)
+
+
+@needs_emulator
+def test_attention_of_neon_equals_that_of_torch(program_of):
+    require_attention(program_of("neon", COMPILER, ("-static",), "attention"))
 
 
 @needs_emulator
@@ -130,6 +157,14 @@ def test_no_kernel_reads_or_writes_where_it_should_not(program_of, name):
         (require_whole_numbers if SETS[name].arithmetic == "int8" else require_masked_dense)(
             program, shape, block_shape
         )
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("name", [name for name, found in SETS.items() if found.arithmetic == "float32"])
+def test_no_attention_reads_or_writes_where_it_should_not(program_of, name):
+    if "neon" in name:
+        pytest.skip("sanitizers do not run under the emulator")
+    require_attention(program_of(name, flags=SANITIZERS, kind="attention"))
 
 
 @needs_emulator

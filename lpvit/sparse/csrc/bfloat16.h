@@ -46,7 +46,7 @@ Constants<floats> constants_of(const Problem& p, int64_t first, int64_t count) {
 
 void fill_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t first, int64_t last, int64_t padded,
                 BFloat16* panel, Token*) {
-  copy_to_panel<BFloat16, 32>(p, first_token, tokens, first, last, padded, panel);
+  copy_to_panel<32>(p, first_token, tokens, first, last, padded, panel);
 }
 
 // Calls a function with the outputs in their type.

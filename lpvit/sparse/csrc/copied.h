@@ -38,21 +38,26 @@ Vector<lanes> activated(Vector<lanes> value) {
   return gelu<lanes>(value);
 }
 
-// Copies inputs [first, last) of some tokens into a panel, with zeros up to `padded` inputs.
-template <typename Number, int group>
-void copy_to_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t first, int64_t last, int64_t padded,
-                   Number* panel) {
-  const Number* inputs = static_cast<const Number*>(p.inputs) + first_token * p.in_features + first;
-  const int64_t count = std::min(last, p.in_features) - first, whole = count / group * group;
-  for (int64_t t = 0; t < tokens; ++t, inputs += p.in_features) {
-    Number* to = panel + t * group;
-    for (int64_t i = 0; i < whole; i += group, to += tokens * group) std::copy_n(inputs + i, group, to);
-    for (int64_t i = whole; i < padded; i += group, to += tokens * group) {
+// Copies the first inputs of some rows into a panel, with zeros up to `padded` inputs.
+template <int group, typename Number>
+void copy_to_panel(const Number* inputs, int64_t distance, int64_t rows, int64_t count, int64_t padded, Number* panel) {
+  const int64_t whole = count / group * group;
+  for (int64_t r = 0; r < rows; ++r, inputs += distance) {
+    Number* to = panel + r * group;
+    for (int64_t i = 0; i < whole; i += group, to += rows * group) std::copy_n(inputs + i, group, to);
+    for (int64_t i = whole; i < padded; i += group, to += rows * group) {
       const int64_t rest = std::clamp<int64_t>(count - i, 0, group);
       std::copy_n(inputs + i, rest, to);
       std::fill(to + rest, to + group, Number{0});
     }
   }
+}
+
+template <int group, typename Number>
+void copy_to_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t first, int64_t last, int64_t padded,
+                   Number* panel) {
+  const Number* inputs = static_cast<const Number*>(p.inputs) + first_token * p.in_features + first;
+  copy_to_panel<group>(inputs, p.in_features, tokens, std::min(last, p.in_features) - first, padded, panel);
 }
 
 }  // namespace

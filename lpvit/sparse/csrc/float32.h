@@ -30,7 +30,7 @@ Constants<floats> constants_of(const Problem& p, int64_t first, int64_t count) {
 
 void fill_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t first, int64_t last, int64_t padded,
                 float* panel, Token*) {
-  copy_to_panel<float, 16>(p, first_token, tokens, first, last, padded, panel);
+  copy_to_panel<16>(p, first_token, tokens, first, last, padded, panel);
 }
 
 // Calls a function with the outputs in their type.

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <limits>
-#include <numeric>
 
 #include "kernel.h"
 #include "vectors.h"
@@ -144,23 +143,6 @@ IntVector<lanes> rounded(Vector<lanes> value) {
 #endif
 }
 
-template <typename Number>
-class Row {  // the inputs of a token, in vectors, with zeros behind the last
- public:
-  static constexpr int kWidth = LPVIT_LANES;
-  Row(const Number* inputs, int64_t count) : inputs(inputs), count(count) {}
-
-  Vector<kWidth> at(int64_t input) const {
-    if (input + kWidth <= count) return load<kWidth>(inputs + input);
-    Number rest[kWidth] = {};
-    if (input < count) std::copy(inputs + input, inputs + count, rest);
-    return load<kWidth>(rest);
-  }
-
-  const Number* inputs;
-  const int64_t count;
-};
-
 // The range of some inputs and 0, and whether all are finite.
 template <int lanes>
 struct Range {
@@ -173,13 +155,6 @@ struct Range {
   }
 };
 
-template <int lanes, typename Choose>
-float reduced(Vector<lanes> vector, Choose&& choose) {
-  float numbers[lanes];
-  store<lanes>(numbers, vector);
-  return std::accumulate(numbers, numbers + lanes, 0.0f, choose);
-}
-
 // A scale and zero point for the range of the inputs and 0; not a number if one of them is not finite.
 template <typename Number>
 Token token_of(const Row<Number>& row, float* reciprocal) {
@@ -188,9 +163,8 @@ Token token_of(const Row<Number>& row, float* reciprocal) {
   int64_t i = 0;
   for (; i + lanes <= row.count; i += lanes) range.take(load<lanes>(row.inputs + i));
   if (i < row.count) range.take(row.at(i));
-  const float low = reduced<lanes>(range.least, [](float a, float b) { return std::min(a, b); });
-  const float high = reduced<lanes>(range.greatest, [](float a, float b) { return std::max(a, b); });
-  const float zero = reduced<lanes>(range.zeros, [](float a, float b) { return a + b; });
+  const float low = reduced<lanes>(range.least, kLess), high = reduced<lanes>(range.greatest, kGreater);
+  const float zero = reduced<lanes>(range.zeros, kSum);
   *reciprocal = high - low > 1e-30f ? 255.0f / (high - low) : 0.0f;
   const Vector<lanes> zero_point = broadcast<lanes>(-low * *reciprocal);
   return {(high - low) / 255.0f + zero, rounded<lanes>(zero_point)[0]};

@@ -1,5 +1,5 @@
-// lpvit::block_sparse_linear and lpvit::block_sparse_linear_int8 on the CPU, through torch's stable ABI: checks, choice
-// of kernel, threads.
+// lpvit::block_sparse_linear, lpvit::block_sparse_linear_int8, lpvit::attention on the CPU, through torch's stable ABI:
+// checks, choice of kernel, threads.
 //
 // M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid.
 
@@ -16,6 +16,7 @@
 #include <optional>
 #include <vector>
 
+#include "attention.h"
 #include "kernel.h"
 
 #if defined(__x86_64__)
@@ -36,6 +37,7 @@ struct Kernels {
   const Kernel* for_float;
   const Kernel* for_bfloat16;
   const Kernel* for_int8;
+  const AttentionKernel *attention_of_float, *attention_of_bfloat16;
   const char* name = for_float->name;
 
   const Kernel* of(ScalarType values) const {
@@ -43,6 +45,11 @@ struct Kernels {
            : values == ScalarType::BFloat16 ? for_bfloat16
            : values == ScalarType::Char     ? for_int8
                                             : nullptr;
+  }
+  const AttentionKernel* attention_of(ScalarType numbers) const {
+    return numbers == ScalarType::Float      ? attention_of_float
+           : numbers == ScalarType::BFloat16 ? attention_of_bfloat16
+                                             : nullptr;
   }
 };
 
@@ -61,19 +68,25 @@ std::vector<Kernels> usable_kernels() {
   const bool has_bfloat16 = has_vectors_of_any_length && __builtin_cpu_supports("avx512bf16");
   const bool has_vnni = has_vectors_of_any_length && __builtin_cpu_supports("avx512vnni");
   if (has_avx2 && __builtin_cpu_supports("avx512f")) {
-    kernels.push_back({&avx512_kernel, has_bfloat16 ? &avx512_bf16_kernel : nullptr, &avx2_int8_kernel});
+    kernels.push_back({&avx512_kernel, nullptr, &avx2_int8_kernel, &avx512_attention, nullptr});
+    if (has_bfloat16) {
+      kernels.back().for_bfloat16 = &avx512_bf16_kernel;
+      kernels.back().attention_of_bfloat16 = &avx512_bf16_attention;
+    }
     if (has_vnni) kernels.back().for_int8 = has_bfloat16 ? &avx512_vnni_bf16_kernel : &avx512_vnni_kernel;
   }
-  if (has_avx2 && has_avx_vnni()) kernels.push_back({&avx2_kernel, nullptr, &avx_vnni_kernel, "avx_vnni"});
-  if (has_avx2) kernels.push_back({&avx2_kernel, nullptr, &avx2_int8_kernel});
-  kernels.push_back({&sse_kernel, nullptr, &sse_int8_kernel});
+  if (has_avx2 && has_avx_vnni()) {
+    kernels.push_back({&avx2_kernel, nullptr, &avx_vnni_kernel, &avx2_attention, nullptr, "avx_vnni"});
+  }
+  if (has_avx2) kernels.push_back({&avx2_kernel, nullptr, &avx2_int8_kernel, &avx2_attention, nullptr});
+  kernels.push_back({&sse_kernel, nullptr, &sse_int8_kernel, &sse_attention, nullptr});
   return kernels;
 }
 
 #else
 
 std::vector<Kernels> usable_kernels() {
-  std::vector<Kernels> kernels{{&neon_kernel, nullptr, &neon_int8_kernel}};
+  std::vector<Kernels> kernels{{&neon_kernel, nullptr, &neon_int8_kernel, &neon_attention, nullptr}};
   if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) kernels.front().for_int8 = &neon_dot_kernel;
   return kernels;
 }
@@ -140,17 +153,35 @@ struct Parts {
   int64_t token_parts = 1, row_parts = 1;
 };
 
-void run(const Problem& problem, const Kernel& kernel) {
-  const int64_t threads = torch::stable::get_num_threads();
-  const Parts parts(problem, kernel, threads);
+// Calls a function with 0, 1, ... count - 1 on all threads, each of which takes the next when it is done with one.
+template <typename Function>
+void share_out(int64_t count, Function&& function) {
   std::atomic<int64_t> next{0};
-  const int64_t workers = std::min(threads, parts.count());
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
-    for (int64_t index; (index = next.fetch_add(1)) < parts.count();) {
-      const Part part = parts.part(index);
-      kernel.run(problem, part,
-                 scratch_of_thread((part.last_token - part.first_token) * kernel.scratch_bytes(problem)));
-    }
+  torch::stable::parallel_for(0, std::min<int64_t>(torch::stable::get_num_threads(), count), 1, [&](int64_t, int64_t) {
+    for (int64_t index; (index = next.fetch_add(1)) < count;) function(index);
+  });
+}
+
+void run(const Problem& problem, const Kernel& kernel) {
+  const Parts parts(problem, kernel, torch::stable::get_num_threads());
+  share_out(parts.count(), [&](int64_t index) {
+    const Part part = parts.part(index);
+    kernel.run(problem, part,
+               scratch_of_thread((part.last_token - part.first_token) * kernel.scratch_bytes(problem)));
+  });
+}
+
+// Heads one after the other; cut into parts where there are few of them for the threads, since each part packs the keys
+// and values of its head anew.
+void run(const Attention& problem, const AttentionKernel& kernel) {
+  const int64_t threads = torch::stable::get_num_threads(), heads = problem.images * problem.heads;
+  const int64_t most = (problem.tokens + kernel.tile_queries - 1) / kernel.tile_queries;
+  const int64_t parts = threads == 1 ? 1 : std::clamp<int64_t>(2 * threads / std::max<int64_t>(heads, 1), 1, most);
+  share_out(heads * parts, [&](int64_t index) {
+    const int64_t head = index / parts, part = index % parts;
+    const HeadPart of_head{head / problem.heads, head % problem.heads, problem.tokens * part / parts,
+                           problem.tokens * (part + 1) / parts};
+    kernel.run(problem, of_head, scratch_of_thread(kernel.scratch_bytes(problem)));
   });
 }
 
@@ -246,12 +277,54 @@ Tensor block_sparse_linear_int8(Tensor inputs, Tensor values, Tensor scales, Ten
              bias);
 }
 
+Heads heads_of(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tensor> bias, std::optional<Tensor> mask,
+                 double scale) {
+  const ScalarType type = queries.scalar_type();
+  const AttentionKernel* kernel = chosen_kernels.attention_of(type);
+  if (!kernel) return call("lpvit::dense_attention", queries, keys, values, bias, mask, scale);
+  STD_TORCH_CHECK(queries.dim() == 4 && scale > 0, "queries: expected (images, tokens, heads, features), scale above 0");
+  for (Tensor* tensor : {&queries, &keys, &values}) {
+    const bool fits = tensor->sizes().equals(queries.sizes()) && tensor->scalar_type() == type;
+    STD_TORCH_CHECK(fits, "keys, values: expected the shape and dtype of the queries");
+    if (tensor->stride(3) != 1) *tensor = torch::stable::contiguous(*tensor);
+  }
+  const int64_t images = queries.size(0), tokens = queries.size(1), heads = queries.size(2);
+  const auto tables = [&](std::optional<Tensor>& tensor, bool fits) -> const void* {
+    if (!tensor) return nullptr;
+    STD_TORCH_CHECK(fits && tensor->size(1) == tokens && tensor->size(2) == tokens && tensor->scalar_type() == type,
+                    "bias, mask: expected (heads, tokens, tokens), (masks, tokens, tokens) in the dtype of the queries");
+    tensor = made_contiguous(*tensor);
+    return tensor->const_data_ptr();
+  };
+  Attention problem{};
+  problem.queries = heads_of(queries);
+  problem.keys = heads_of(keys);
+  problem.values = heads_of(values);
+  problem.bias = tables(bias, bias && bias->dim() == 3 && bias->size(0) == heads);
+  problem.masks = mask && mask->dim() == 3 ? mask->size(0) : 1;
+  problem.mask = tables(mask, mask && mask->dim() == 3 && problem.masks > 0 && images % problem.masks == 0);
+  problem.images = images;
+  problem.tokens = tokens;
+  problem.heads = heads;
+  problem.features = queries.size(3);
+  problem.scale = scale;
+  Tensor outputs = torch::stable::new_empty(queries, {images, tokens, heads * problem.features});
+  problem.outputs = outputs.mutable_data_ptr();
+  if (outputs.numel() > 0) run(problem, *kernel);
+  return outputs;
+}
+
 }  // namespace
 }  // namespace lpvit
 
 STABLE_TORCH_LIBRARY_IMPL(lpvit, CPU, library) {
   library.impl("block_sparse_linear", TORCH_BOX(&lpvit::block_sparse_linear));
   library.impl("block_sparse_linear_int8", TORCH_BOX(&lpvit::block_sparse_linear_int8));
+  library.impl("attention", TORCH_BOX(&lpvit::attention));
 }
 
 #define LPVIT_EXPORTED extern "C" __attribute__((visibility("default")))

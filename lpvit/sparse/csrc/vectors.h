@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,6 +18,8 @@
 
 namespace lpvit {
 namespace {
+
+constexpr float kLog2E = 1.44269504f;
 
 // A number in memory; a bfloat16 by its bits.
 using BFloat16 = uint16_t;
@@ -119,36 +122,84 @@ void store(BFloat16* to, Vector<lanes> value) {
   }
 }
 
-// exp(x) for x <= 0; 0 below -87. Powers of two by the exponent's bits, the rest (|z| <= ln(2) / 2) by Taylor's series.
-template <int lanes>
-Vector<lanes> exp_of_negative(Vector<lanes> x) {
-  using Int = IntVector<lanes>;
-  const Vector<lanes> bounded = x > -87.0f ? x : broadcast<lanes>(-87.0f);
-  const Int power = __builtin_convertvector(bounded * 1.44269504f - 0.5f, Int);  // rounds to nearest, x being negative
-  const Vector<lanes> rounded = __builtin_convertvector(power, Vector<lanes>);
-  const Vector<lanes> z = bounded - rounded * 0.693359375f + rounded * 2.12194440e-4f;
-  Vector<lanes> series = z * (1.0f / 720) + 1.0f / 120;
-  series = series * z + 1.0f / 24;
-  series = series * z + 1.0f / 6;
-  series = series * z + 0.5f;
-  series = series * z + 1.0f;
-  series = series * z + 1.0f;
-  const Int scale = (power + 127) << 23;
-  return series * reinterpret_cast<Vector<lanes>>(scale);
+// The numbers of a vector taken together, halves by halves.
+template <int lanes, typename Combine>
+float reduced(Vector<lanes> vector, Combine&& combine) {
+  if constexpr (lanes == 1) {
+    return vector[0];
+  } else {
+    float numbers[lanes];
+    store<lanes>(numbers, vector);
+    return reduced<lanes / 2>(combine(load<lanes / 2>(numbers), load<lanes / 2>(numbers + lanes / 2)), combine);
+  }
 }
 
-// Exact GELU, x * Phi(x). Phi by Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 7.1.26, on the side
-// where nothing cancels: with z = |x| / sqrt(2), erfc(z) = (a1 t + ... + a5 t^5) exp(-z^2), t = 1 / (1 + p z).
+constexpr auto kLess = [](auto a, auto b) { return a < b ? a : b; };
+constexpr auto kGreater = [](auto a, auto b) { return a > b ? a : b; };
+constexpr auto kSum = [](auto a, auto b) { return a + b; };
+
+// Rows become columns: of blocks of `half` by `half` those beside the diagonal change places, then within all blocks.
+template <int lanes, int half = lanes / 2>
+void transpose(Vector<lanes> (&rows)[lanes]) {
+  [&]<int... lane>(std::integer_sequence<int, lane...>) {
+    LPVIT_UNROLL
+    for (int i = 0; i < lanes; ++i) {
+      if (i & half) continue;
+      const Vector<lanes> above = rows[i], below = rows[i + half];
+      rows[i] = __builtin_shufflevector(above, below, (lane & half ? lanes + lane - half : lane)...);
+      rows[i + half] = __builtin_shufflevector(above, below, (lane & half ? lanes + lane : lane + half)...);
+    }
+  }(std::make_integer_sequence<int, lanes>{});
+  if constexpr (half > 1) transpose<lanes, half / 2>(rows);
+}
+
+template <typename Number>
+class Row {  // numbers in vectors, with zeros behind the last
+ public:
+  static constexpr int kWidth = LPVIT_LANES;
+  Row(const Number* inputs, int64_t count) : inputs(inputs), count(count) {}
+
+  Vector<kWidth> at(int64_t input) const {
+    if (input + kWidth <= count) return load<kWidth>(inputs + input);
+    Number rest[kWidth] = {};
+    if (input < count) std::copy(inputs + input, inputs + count, rest);
+    return load<kWidth>(rest);
+  }
+
+  const Number* inputs;
+  const int64_t count;
+};
+
+// 2^x for x <= 0, to 2.2e-7 of it; 2^-126 below -126. Whole powers by the exponent's bits; the rest, |z| <= 1/2, by the
+// polynomial whose greatest relative error is least.
+template <int lanes>
+Vector<lanes> exp2_of_negative(Vector<lanes> x) {
+  using Int = IntVector<lanes>;
+  const Vector<lanes> bounded = x < -126.0f ? broadcast<lanes>(-126.0f) : x;  // NaN stays
+  const Vector<lanes> shifted = bounded + 12582912.0f;  // 3 * 2^22, at which the last bit of a float is 1
+  const Vector<lanes> z = bounded - (shifted - 12582912.0f);
+  Vector<lanes> series = z * 1.3276472e-3f + 9.67554133e-3f;
+  series = series * z + 5.55071327e-2f;
+  series = series * z + 2.40221197e-1f;
+  series = series * z + 6.93146967e-1f;
+  series = series * z + 1.00000007f;
+  const Int power = reinterpret_cast<Int>(shifted) << 23;
+  return reinterpret_cast<Vector<lanes>>(reinterpret_cast<Int>(series) + power);
+}
+
+// GELU, x * Phi(x), to 1e-6 |x|: Phi(x) - 1/2 is odd, and over x a polynomial in x^2, whose greatest error, times x^2, is
+// least for |x| <= 5. Beyond, Phi is 0 or 1 to 3e-7. The polynomial is one of 2 x^2 / 25 - 1, whose powers do not cancel.
 template <int lanes>
 Vector<lanes> gelu(Vector<lanes> x) {
-  const Vector<lanes> z = (x < 0.0f ? -x : x) * 0.707106781f;
-  const Vector<lanes> t = 1.0f / (1.0f + 0.3275911f * z);
-  Vector<lanes> series = t * 1.061405429f - 1.453152027f;
-  series = series * t + 1.421413741f;
-  series = series * t - 0.284496736f;
-  series = series * t + 0.254829592f;
-  const Vector<lanes> tail = 0.5f * series * t * exp_of_negative<lanes>(-z * z);
-  return x * (x < 0.0f ? tail : 1.0f - tail);
+  constexpr float terms[] = {4.92966852e-4f, -1.5141528e-3f,  2.00186704e-3f, -2.91567532e-3f, 6.1654241e-3f,
+                             -1.097323e-2f,  1.6497659e-2f,   -2.33367316e-2f, 3.1426229e-2f,  -4.04329494e-2f,
+                             5.15214209e-2f, -7.02966524e-2f, 1.41363823e-1f};
+  const Vector<lanes> bounded = kLess(kGreater(x, broadcast<lanes>(-5.0f)), broadcast<lanes>(5.0f));
+  const Vector<lanes> place = bounded * bounded * 0.08f - 1.0f;
+  Vector<lanes> series = broadcast<lanes>(0.0f);
+  LPVIT_UNROLL
+  for (const float term : terms) series = series * place + term;
+  return x * (bounded * series + 0.5f);
 }
 
 }  // namespace

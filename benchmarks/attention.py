@@ -1,0 +1,94 @@
+"""Attention in one pass against torch's, on the CPU: from the queries, keys and values that one layer has made.
+
+    python benchmarks/attention.py --threads 1 --output benchmarks/results/attention.csv
+
+Arms: ours; torch's product with the permutations that timm does before and after it; the same product alone, of tensors
+that lie as it likes them. Outputs are compared before anything is timed. The arms take turns, and a speed-up is the
+median over the rounds of the quotient of times; on one thread, of those of the processor.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from lpvit.measure.timing import time_in_turns
+from lpvit.sparse.attention import attention
+
+SHAPES = {  # sequences, tokens, heads, features of a head
+    "DeiT-S, batch 8": (8, 197, 6, 64),
+    "DeiT-S, batch 1": (1, 197, 6, 64),
+    "DeiT-B, batch 8": (8, 197, 12, 64),
+    "DeiT-B at 384 x 384, batch 1": (1, 577, 12, 64),
+    "Swin-T, first stage, batch 8": (512, 49, 3, 32),
+    "Swin-T, third stage, batch 8": (32, 49, 12, 32),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@torch.no_grad()
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    rows = [
+        {"shape": name, "dtype": str(dtype).removeprefix("torch."), **measure(shape, dtype, arguments)}
+        for dtype in TOLERANCE
+        for name, shape in SHAPES.items()
+    ]
+    table = pd.DataFrame(rows).assign(threads=arguments.threads)
+    print(table.to_markdown(index=False, floatfmt=".2f"))
+    if arguments.output:
+        table.to_csv(arguments.output, index=False, float_format="%.4g")
+
+
+def measure(shape: tuple[int, int, int, int], dtype: torch.dtype, arguments: argparse.Namespace) -> dict[str, float]:
+    """Median milliseconds of the arms, speed-ups of ours, and its billions of multiply-adds a second."""
+    images, tokens, heads, features = shape
+    packed = torch.randn(images, tokens, 3 * heads * features).to(dtype)
+    arms = build_arms(packed, heads, features)
+    expected = arms["torch"]()
+    assert (arms["ours"]() - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
+    times = time_in_turns(arms, device="cpu", seconds=arguments.seconds, clock=clock)
+    milliseconds = {f"{arm}_ms": 1e3 * float(np.median(seconds)) for arm, seconds in times.items()}
+    return milliseconds | {
+        "speed_up": float(np.median(times["torch"] / times["ours"])),
+        "speed_up_of_product": float(np.median(times["product"] / times["ours"])),
+        "billions_a_second": 2e-6 * images * heads * tokens**2 * features / milliseconds["ours_ms"],
+        "rounds": len(times["ours"]),
+    }
+
+
+def build_arms(packed: Tensor, heads: int, features: int) -> dict[str, Callable[[], Tensor]]:
+    images, tokens, _ = packed.shape
+    parts = packed.view(images, tokens, 3, heads, features)
+    apart = [numbers.contiguous() for numbers in parts.permute(2, 0, 3, 1, 4)]
+
+    def by_torch() -> Tensor:
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        product = F.scaled_dot_product_attention(queries, keys, values)
+        return product.transpose(1, 2).reshape(images, tokens, heads * features)
+
+    return {
+        "ours": lambda: attention(*parts.unbind(2), features**-0.5),
+        "torch": by_torch,
+        "product": lambda: F.scaled_dot_product_attention(*apart),
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each arm of a shape; at least 7 rounds")
+    parser.add_argument("--output", type=Path, help="CSV of the table")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The operator ``lpvit::attention``: attention of short sequences, head by head in the cache.
+
+N = images, or windows of them; T = tokens; H = heads; d = features of a head; W = masks.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
+
+from lpvit.errors import LpvitError
+from lpvit.sparse.operator import LIBRARY, Path, define, implement, log_once, path_for
+
+_ARGUMENTS = "(Tensor queries, Tensor keys, Tensor values, Tensor? bias, Tensor? mask, float scale)"
+define(f"attention{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact_strides,))
+define(f"dense_attention{_ARGUMENTS} -> Tensor")
+
+
+def attention(
+    queries: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """``softmax(scale * queries keys^T + bias + mask) values``, for each head, in the dtype of the queries.
+
+    The kernel reads tensors where they lie, such as the three parts of what one layer has made, as long as the features
+    of a head are side by side. Its exponentials are off by 2.2e-7 of themselves at most, its sums are in float32; of
+    bfloat16, softmax is rounded before it meets the values. A query whose scores are all minus infinity gets 0.
+
+    Args:
+        queries: Shape (N, T, H, d).
+        keys: Likewise.
+        values: Likewise.
+        scale: Positive.
+        bias: Shape (H, T, T), or None.
+        mask: Shape (W, T, T), additive, or None; N is a multiple of W, and image n has mask n modulo W.
+
+    Returns:
+        Shape (N, T, H d).
+
+    Raises:
+        LpvitError: A gradient would be needed.
+    """
+    if torch.is_grad_enabled() and any(numbers.requires_grad for numbers in (queries, keys, values)):
+        raise LpvitError("attention: has no gradients; run it under torch.no_grad(), or train the masked dense model")
+    tensors = (None if numbers is None else numbers.to(queries.dtype) for numbers in (keys, values, bias, mask))
+    outputs: Tensor = torch.ops.lpvit.attention(queries, *tensors, scale)
+    return outputs
+
+
+def attention_path(device: torch.device, dtype: torch.dtype) -> Path:
+    """The implementation for tensors of this device and dtype; builds the CPU kernels if it is one of them."""
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return Path("dense", f"no kernel for {str(dtype).removeprefix('torch.')} on '{device.type}'")
+    path = path_for(device, dtype)
+    return Path("dense", path.reason) if path.reason else path
+
+
+def _dense_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float
+) -> Tensor:
+    log_once(attention_path(queries.device, queries.dtype).reason, "attention is torch's")
+    added = bias
+    if mask is not None:
+        masks = mask.repeat(len(queries) // len(mask), 1, 1)[:, None]
+        added = masks if bias is None else masks + bias
+    queries, keys, values = (numbers.transpose(1, 2) for numbers in (queries, keys, values))
+    outputs = F.scaled_dot_product_attention(queries, keys, values, attn_mask=added, scale=scale)
+    return outputs.transpose(1, 2).flatten(2).contiguous()
+
+
+def _attention_without_kernel(queries: Tensor, *others: Tensor | float | None) -> Tensor:
+    """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
+    kernel_was_registered = attention_path(queries.device, queries.dtype).reason == ""
+    operator = torch.ops.lpvit.attention if kernel_was_registered else torch.ops.lpvit.dense_attention
+    outputs: Tensor = operator(queries, *others)
+    return outputs
+
+
+def _shape_only(queries: Tensor, *_: object) -> Tensor:
+    return queries.new_empty(*queries.shape[:2], queries.shape[2] * queries.shape[3])
+
+
+implement("dense_attention", _dense_attention, "CompositeExplicitAutograd")
+implement("attention", _attention_without_kernel, "CompositeExplicitAutograd")
+for _name in ("attention", "dense_attention"):
+    torch.library.register_fake(f"lpvit::{_name}", _shape_only, lib=LIBRARY)
