@@ -238,12 +238,13 @@ def _build(compiler: tuple[str, ...], folder: Path) -> Path:
         for source in instruction_set.sources():
             commands[f"{instruction_set.name}_{source}.o"] = [*common, *flags, str(SOURCES / source)]
     compilations: list[subprocess.Popen[bytes]] = []
+    cores = len(os.sched_getaffinity(0))
     try:
-        for name, command in commands.items():
-            compilations.append(
-                _start([*command, "-o", str(folder / name)])
-            )  # one by one, so that those that run are known
-        for compilation in compilations:
+        for number, (name, command) in enumerate(commands.items()):
+            if number >= cores:
+                _finish(compilations[number - cores])
+            compilations.append(_start([*command, "-o", str(folder / name)]))
+        for compilation in compilations[-cores:]:
             _finish(compilation)
     finally:
         for compilation in compilations:  # after a failure or an interrupt
