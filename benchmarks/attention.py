@@ -8,7 +8,6 @@ median over the rounds of the quotient of times; on one thread, of those of the 
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lpvit.measure.timing import time_in_turns
+from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.sparse.attention import attention
 
 SHAPES = {  # sequences, tokens, heads, features of a head
@@ -54,8 +53,7 @@ def measure(shape: tuple[int, int, int, int], dtype: torch.dtype, arguments: arg
     arms = build_arms(packed, heads, features)
     expected = arms["torch"]()
     assert (arms["ours"]() - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
-    clock = time.process_time if arguments.threads == 1 else time.perf_counter
-    times = time_in_turns(arms, device="cpu", seconds=arguments.seconds, clock=clock)
+    times = time_in_turns(arms, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
     milliseconds = {f"{arm}_ms": 1e3 * float(np.median(seconds)) for arm, seconds in times.items()}
     return milliseconds | {
         "speed_up": float(np.median(times["torch"] / times["ours"])),

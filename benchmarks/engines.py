@@ -12,7 +12,6 @@ speed; what an engine in int8 loses is only seen here.
 """
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -28,7 +27,7 @@ import lpvit
 from lpvit.measure.engines import Exported, Rivals
 from lpvit.measure.settings import ENGINES
 from lpvit.measure.speed import require_equal
-from lpvit.measure.timing import time_in_turns
+from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.architecture import create_model, input_size
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.layers import matrix_layers, prunable_layers
@@ -115,9 +114,9 @@ def build_arms(
 def timed(arms: Mapping[str, Arm], images: Tensor, arguments: argparse.Namespace) -> pd.DataFrame:
     """One row per arm: medians over the rounds of milliseconds and of quotients of times."""
     functions = {name: partial(arm, images) for name, arm in arms.items()}
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     with torch.no_grad():
-        rows = table(time_in_turns(functions, device="cpu", seconds=arguments.seconds, clock=clock))
+        times = time_in_turns(functions, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
+    rows = table(times)
     return rows.assign(threads=torch.get_num_threads(), batch_size=len(images))
 
 

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from lpvit.measure.timing import time_in_turns
+from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.sparse.attention import attention, attention_path
 
 _logger = logging.getLogger(__name__)
@@ -178,6 +178,6 @@ def _timed(module: Attention | WindowAttention, shape: tuple[int, int], like: Te
     if key not in _measured:
         inputs = torch.randn(*shape, features).to(like.dtype)
         arms = {"timm": partial(alone, inputs), "ours": partial(_FUSED[type(module)](alone), inputs)}
-        times = time_in_turns(arms, device=like.device, seconds=0)
+        times = time_in_turns(arms, device=like.device, seconds=0, clock=calm_clock(like.device))
         _measured[key] = float(np.median(times["timm"])), float(np.median(times["ours"]))
     return _measured[key]

@@ -11,7 +11,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from lpvit.measure.fusion import fuse_attention
-from lpvit.measure.timing import time_in_turns
+from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.blocks import KeepMasks
 from lpvit.models.layers import matrix_layers
 from lpvit.models.quantised import QuantisedLinear
@@ -167,6 +167,6 @@ def _timed(dense: nn.Sequential, forms: Sequence[BlockSparseLinear], tokens: int
     if key not in _measured:
         inputs = torch.randn(tokens, first.in_features, device=weight.device).to(dtype)
         arms = {_form(sparse): partial(sparse, inputs) for sparse in forms} | {"dense": partial(dense, inputs)}
-        times = time_in_turns(arms, device=weight.device, seconds=0)
+        times = time_in_turns(arms, device=weight.device, seconds=0, clock=calm_clock(weight.device))
         _measured[key] = {form: float(np.median(seconds)) for form, seconds in times.items()}
     return _measured[key]

@@ -40,8 +40,7 @@ def time_in_turns(
         functions: Arm -> what is timed.
         device: Where they run.
         seconds: For each arm; there are at least `LEAST_ROUNDS` rounds.
-        clock: Says the seconds; by default those on the wall. ``time.process_time`` is disturbed less by others on the
-            machine, where all arms run on one thread.
+        clock: Says the seconds; by default those on the wall.
 
     Returns:
         Arm -> shape (N,); times of equal index are of the same round.
@@ -58,6 +57,12 @@ def time_in_turns(
             times[arm].append(_seconds(functions[arm], device, clock))
         rounds += 1
     return {arm: np.array(of_arm) for arm, of_arm in times.items()}
+
+
+def calm_clock(device: torch.device | str) -> Callable[[], float]:
+    """What others disturb least: the clock of the processor where one thread does it all, else the one on the wall."""
+    alone = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
 
 
 def median_interval(samples: ArrayLike) -> Interval:

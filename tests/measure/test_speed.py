@@ -1,5 +1,6 @@
 """Timing with a clock that tells what it is told, and benchmarks of a small ViT."""
 
+import time
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from lpvit.measure import timing
 from lpvit.measure.layer_latency import measure_latency
 from lpvit.measure.settings import Benchmark
 from lpvit.measure.speed import benchmark, build_arms, largest_batch, require_equal, speed_table
-from lpvit.measure.timing import LEAST_ROUNDS, WARM_UP, median_interval, time_in_turns
+from lpvit.measure.timing import LEAST_ROUNDS, WARM_UP, calm_clock, median_interval, time_in_turns
 from lpvit.models.architecture import create_model
 from lpvit.models.cost import measure_costs
 from lpvit.models.layers import matrix_layers, prunable_layers
@@ -65,6 +66,16 @@ def test_a_clock_of_your_own_is_read() -> None:
     ticks = iter(range(1000))
     times = time_in_turns({"a": int}, device="cpu", seconds=0, clock=lambda: float(next(ticks)))
     assert times["a"].tolist() == [1.0] * LEAST_ROUNDS
+
+
+def test_one_thread_is_timed_on_the_clock_of_the_processor() -> None:
+    threads = torch.get_num_threads()
+    for count, expected in ((1, time.process_time), (2, time.perf_counter)):
+        torch.set_num_threads(count)
+        assert calm_clock("cpu") is expected
+    torch.set_num_threads(1)
+    assert calm_clock("cuda") is time.perf_counter
+    torch.set_num_threads(threads)
 
 
 def test_slow_arms_have_enough_rounds_for_an_interval(clock: Clock) -> None:
