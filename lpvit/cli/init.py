@@ -264,7 +264,7 @@ datasets:
     loader: {loader}  # memory: decoded once and held; dali: fast, JPEG alone; timm: whatever Pillow reads
 
 models:
-  dense:
+  vit:
 {model}
     recipe: dense  # trains it on these images
 
@@ -284,6 +284,6 @@ recipes:  # the more epochs, the better the models, and the longer it takes
     {{epochs: {short}, batch_size: {batch}, learning_rate: 1.0e-4, distillation: soft, teacher: dense}}
 
 experiments:  # one choice of each; what they share is done once
-  half: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: half, recipe: short}}
-  third: {{dataset: {name}, model: dense, calibration: few, pruning: blocks, budget: third, recipe: short}}
+  half: {{dataset: {name}, model: vit, calibration: few, pruning: blocks, budget: half, recipe: short}}
+  third: {{dataset: {name}, model: vit, calibration: few, pruning: blocks, budget: third, recipe: short}}
 """

@@ -119,7 +119,7 @@ def test_a_pretrained_model_is_chosen_where_its_weights_can_be_had(
     monkeypatch.setattr("lpvit.cli.init.has_gpu", lambda: gpu)
     assert main(["init", "photos", "--epochs", "4"]) == 0
     config = read_config("lpvit.yaml")
-    assert (config.models["dense"].timm, config.models["dense"].weights) == (model, "pretrained")
+    assert (config.models["vit"].timm, config.models["vit"].weights) == (model, "pretrained")
     assert config.recipes["dense"].epochs == 4
 
 
