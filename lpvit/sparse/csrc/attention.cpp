@@ -280,6 +280,7 @@ void attend(const Tile& tile) {
 int64_t scratch_bytes(const Attention& p) { return Scratch(p, nullptr).next - static_cast<char*>(nullptr); }
 
 void run(const Attention& p, const HeadPart& part, void* memory) {
+  if (part.first_query == part.last_query) return;
   const Scratch scratch(p, memory);
   pack_keys(p, p.keys.of<Input>(part.image, part.head), scratch.keys);
   pack_values(p, p.values.of<Input>(part.image, part.head), scratch.values);

@@ -93,6 +93,7 @@ class Constants {
       scales = std::copy_n(scales, count, padded[0]) - count;
       bias = std::copy_n(bias, count, padded[1]) - count;
       row_sums = std::copy_n(row_sums, count, padded_sums) - count;
+      std::fill(padded_sums + count, padded_sums + floats, 0);  // what is multiplied for nothing may not overflow
     }
   }
   template <int lanes>
