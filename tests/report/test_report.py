@@ -255,7 +255,7 @@ def test_depth_counts_transformer_blocks_also_over_the_stages_of_a_swin() -> Non
     ]
     names += ["layers.1.downsample.reduction", "layers.1.blocks.0.attn.qkv", "head.fc"]
     frame = pd.DataFrame({"layer": names, "role": [name.split(".")[-1] for name in names]})
-    placed = report._place_layers(frame, names)
+    placed = report.place_layers(frame, names)
     assert placed["depth"].tolist() == [0, 1, 1, 2, 2, 3, 3]
 
 
