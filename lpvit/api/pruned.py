@@ -32,11 +32,10 @@ class Pruned:
         """What it is and what stays of it; the model itself is left to its own ``repr``."""
         report = self.report
         now, dense = report.loc["(model)"], report.loc["(dense model)"]
-        asked = {} if self.budget is None else self.budget.targets
-        budget = ", ".join(f"{name} {target:g}" for name, target in asked.items()) or "unknown"
+        asked = {} if self.budget is None else self.budget.targets  # not known of a file of the pipeline
+        budget = ", budget: " * bool(asked) + ", ".join(f"{name} {target:g}" for name, target in asked.items())
         return (
-            f"Pruned({type(self.model).__name__}, blocks of {self.block_shape[0]}x{self.block_shape[1]}, "
-            f"budget: {budget})\n"
+            f"Pruned({type(self.model).__name__}, blocks of {self.block_shape[0]}x{self.block_shape[1]}{budget})\n"
             f"  MACs: {now['macs']:,.0f} of {dense['macs']:,.0f} an image ({now['keep_ratio']:.1%})\n"
             f"  parameters: {now['parameters']:,.0f} of {dense['parameters']:,.0f}\n"
             f"  blocks: {now['blocks_kept']:,.0f} of {dense['blocks_kept']:,.0f}, "
