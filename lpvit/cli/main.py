@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,14 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
         run: Callable[[argparse.Namespace], int | None] = options.run
-        return run(options) or 0
+        status = run(options) or 0
+        sys.stdout.flush()
+        return status
     except LpvitError as error:
         for line in str(error).splitlines():
             print(f"lpvit {options.command}: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"lpvit {options.command}: interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # who reads it, such as `head`, has seen enough; what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _parser() -> argparse.ArgumentParser:

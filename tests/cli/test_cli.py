@@ -1,5 +1,6 @@
 """The command `lpvit`, from a folder of images to files of models."""
 
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -206,6 +207,18 @@ def test_a_pruned_model_is_exported_described_and_timed(
     assert main(["bench", "model.safetensors", "--batch-size", "2", "--seconds", "0.05"]) == 0
     told = capsys.readouterr().out
     assert all(arm in told for arm in ("dense", "masked", "sparse", "speed_up"))
+
+
+def test_who_reads_the_output_may_stop_early(folder: Path) -> None:
+    make_images(folder / "photos/cat", 20)
+    make_images(folder / "photos/dog", 20)
+    command = [sys.executable, "-m", "lpvit", "init", "photos"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_files_that_are_none_of_ours_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
