@@ -75,7 +75,10 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
     metadata = {"lpvit": header.model_dump_json(), "digest": BLANK}
     with replace_atomically(path) as partial:
+        partial.touch()
+        rights = partial.stat().st_mode
         save_file(_compressed(pruned), partial, metadata)
+        partial.chmod(rights)  # of any new file; safetensors leaves it to its owner alone
         seal(partial)
 
 

@@ -227,6 +227,12 @@ def test_half_of_the_blocks_take_half_of_the_file(tmp_path: Path) -> None:
     assert 0.5 < stored / (4 * dense) < 0.58  # patch embedding, positions and head stay dense
 
 
+def test_a_file_has_the_rights_of_any_new_one(pruned: lpvit.Pruned, tmp_path: Path) -> None:
+    lpvit.save(pruned, tmp_path / "model.safetensors", options=VIT)
+    (tmp_path / "any").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_training_with_frozen_masks_can_be_saved_and_without_cannot(pruned: lpvit.Pruned, tmp_path: Path) -> None:
     trained = deepcopy(pruned)
     with torch.no_grad():
