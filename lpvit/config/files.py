@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from lpvit.config.config import Config, parse_config
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, one_line
 
 
 def read_config(*files: str | Path) -> Config:
@@ -44,7 +44,7 @@ def read_yaml(file: str | Path) -> Any:
         place = f"{file}, line {mark.line + 1}" if mark else str(file)
         raise LpvitError(f"{place}: {' '.join(filter(None, (error.context, error.problem)))}") from None
     except yaml.YAMLError as error:
-        raise LpvitError(f"{file}: {' '.join(str(error).split())}") from None
+        raise LpvitError(f"{file}: {one_line(error)}") from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lpvit.data.encoded import IMAGE_SUFFIXES, read_encoded
 from lpvit.data.shards import SOURCES, list_shards
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, one_line
 from lpvit.progress import bar
 
 _logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def find_problem(file: str | Path) -> str | None:
         return "no image, or of a format that Pillow does not know"
     except Exception as error:  # Pillow raises a different type for every kind of damage
         text = re.sub(r"<_io\.BytesIO [^>]*>", "it", str(error).replace(str(file), "it"))
-        return f"{type(error).__name__}: {' '.join(text.split())}"
+        return f"{type(error).__name__}: {one_line(text)}"
     return None
 
 

@@ -61,8 +61,8 @@ def sparsify_layers(
     A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
     dtype and number of threads. Layers of equal shape and sparsity are timed once. Attention becomes that of
-    `lpvit.measure.fusion.fuse_attention`. With ``precision`` int8, a layer may
-    become block-sparse in int8 or in the model's dtype, whichever is faster.
+    `lpvit.measure.fusion.fuse_attention`. With ``precision`` int8, a layer may become block-sparse in int8 or in the
+    model's dtype, whichever is faster.
 
     Args:
         model: Dense or masked; the pruned weights become zero.

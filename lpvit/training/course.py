@@ -39,7 +39,7 @@ class Course:
         self.sums = [self.sums[0] + loss * images, self.sums[1] + images]
         if _first_process_says(time.monotonic() - self._saved > self._interval):
             self.save(trainer)
-            if _is_first():
+            if _rank() == 0:
                 steps, epochs = trainer.total_steps // trainer.recipe.epochs, trainer.recipe.epochs
                 place = (len(self.history) + 1, epochs, self.steps_done, steps)
                 _logger.info("epoch %d/%d, step %d/%d: loss %.4f so far, saved", *place, self.sums[0] / self.sums[1])
@@ -51,7 +51,7 @@ class Course:
     def save(self, trainer: "Trainer") -> None:
         """Writes the state of all processes."""
         place = {"steps_done": self.steps_done, "processes": _of_all_processes((self.sums, _generators()))}
-        if _is_first():
+        if _rank() == 0:
             save(
                 trainer.state() | place | {"fingerprint": self._fingerprint, "history": self.history},
                 self._file,
@@ -62,8 +62,7 @@ class Course:
     def resume(self, saved: dict[str, Any]) -> None:
         """Goes back to a place within an epoch."""
         self.steps_done = saved["steps_done"]
-        rank = distributed.get_rank() if distributed.is_initialized() else 0
-        self.sums, generators = saved["processes"][rank]
+        self.sums, generators = saved["processes"][_rank()]
         if self.steps_done:
             _set_generators(generators)
 
@@ -116,8 +115,8 @@ def _set_generators(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _is_first() -> bool:
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def _first_process_says(decision: bool) -> bool:

@@ -3,22 +3,14 @@
 //
 // Input: int64 N, T, H, d, W, bias (0 or 1); then queries, keys and values side by side (N, T, 3, H, d), bias, masks.
 
-#include "attention.h"
-
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
+#include <utility>
+
+#include "attention.h"
+#include "program.h"
 
 #define JOIN(name) name##_attention
 #define ATTENTION_OF(name) JOIN(name)
-
-template <typename T>
-std::vector<T> take(int64_t count) {
-  std::vector<T> values(count);
-  if (std::fread(values.data(), sizeof(T), count, stdin) != static_cast<size_t>(count)) std::exit(2);
-  return values;
-}
 
 int main() {
   const lpvit::AttentionKernel& kernel = lpvit::ATTENTION_OF(LPVIT_ISA);

@@ -5,20 +5,10 @@
 // for int8 scales and row_sums too.
 
 #include "kernel.h"
-
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
+#include "program.h"
 
 #define JOIN(name) name##_kernel
 #define KERNEL_OF(name) JOIN(name)
-
-template <typename T>
-std::vector<T> take(int64_t count) {
-  std::vector<T> values(count);
-  if (std::fread(values.data(), sizeof(T), count, stdin) != static_cast<size_t>(count)) std::exit(2);
-  return values;
-}
 
 int main() {
   const lpvit::Kernel& kernel = lpvit::KERNEL_OF(LPVIT_ISA);

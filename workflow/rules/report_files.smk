@@ -34,12 +34,11 @@ def sharing(wildcards) -> str:
     return ", ".join(name for name, experiment in experiments.items() if spelled <= names_of(experiment).items())
 
 
-def trained_from(wildcards) -> str:
-    return before_tuning(dict(wildcards.items()))
+def trained_from(names) -> str:
+    """Metrics of the model that a training began with; blocks that go during training leave the dense one.
 
-
-def before_tuning(names: dict) -> str:
-    """Metrics of the model that a training began with; blocks that go during training leave the dense one."""
+    Takes the wildcards of a rule, or the names of an experiment.
+    """
     folder = f"{MODEL}/dense" if settings.recipes[names["recipe"]].pruned_over else f"{BUDGET}/pruned"
     return f"{folder}/metrics.parquet".format(**names)
 
@@ -89,7 +88,7 @@ def page_params() -> dict:
                 "figures": figures_of(experiment),
                 "layers": f"{list(evaluated(experiment).values())[-1]}/layers.parquet",
                 "unit": settings.prunings[experiment.pruning].distortion_unit,
-                "before": "" if experiment.recipe is None else before_tuning(names_of(experiment)),
+                "before": "" if experiment.recipe is None else trained_from(names_of(experiment)),
             }
             for name, experiment in experiments.items()
         ],
