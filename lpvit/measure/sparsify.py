@@ -11,6 +11,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from lpvit.measure.fusion import fuse_attention
+from lpvit.measure.norms import join_norms
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.blocks import KeepMasks
 from lpvit.models.layers import matrix_layers
@@ -61,7 +62,7 @@ def sparsify_layers(
     A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
     dtype and number of threads. Layers of equal shape and sparsity are timed once. Attention becomes that of
-    `lpvit.measure.fusion.fuse_attention`. With ``precision`` int8, a layer may become block-sparse in int8 or in the
+    `lpvit.measure.fusion.fuse_attention`, and LayerNorm a part of int8 layers (`lpvit.measure.norms.join_norms`). With ``precision`` int8, a layer may become block-sparse in int8 or in the
     model's dtype, whichever is faster.
 
     Args:
@@ -85,6 +86,7 @@ def sparsify_layers(
         forms = _forms(model, layer, keep_mask, block_shape, precision)
         choices.append(_replace(model, layer, forms, tokens[layer] * batch_size, only_faster))
     fuse_attention(model, tokens, batch_size, only_faster)
+    join_norms(model)
     for choice in choices:
         if not choice.sparse:
             _logger.info("%s: stays dense at sparsity %.2f: %s", choice.layer, choice.sparsity, choice.reason)

@@ -24,7 +24,8 @@ MOST_INPUTS = 2**15  # whose sums surely fit int32 on the way
 
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor scales, Tensor row_sums, Tensor crow_indices, Tensor col_indices, "
-    "Tensor? bias, int out_features, int block_columns, bool gelu)"
+    "Tensor? bias, int out_features, int block_columns, bool gelu, Tensor? norm_weight=None, Tensor? norm_bias=None, "
+    "float norm_epsilon=0.0)"
 )
 
 
@@ -88,6 +89,9 @@ class QuantisedLayer(NamedTuple):
         out_features: O.
         block_columns: c.
         gelu: Whether GELU (erf) follows.
+        norm_weight: Shape (I,), float32: inputs go through LayerNorm before they are quantised; or None.
+        norm_bias: Shape (I,), float32, or None.
+        norm_epsilon: That LayerNorm adds to the variance.
     """
 
     values: Tensor
@@ -99,6 +103,9 @@ class QuantisedLayer(NamedTuple):
     out_features: int
     block_columns: int
     gelu: bool
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    norm_epsilon: float = 0.0
 
 
 def block_sparse_linear_int8(inputs: Tensor, layer: QuantisedLayer) -> Tensor:
@@ -110,7 +117,9 @@ def block_sparse_linear_int8(inputs: Tensor, layer: QuantisedLayer) -> Tensor:
 def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
     layer = QuantisedLayer(*arguments)
     log_once(path_of(layer.values).reason)
-    shape = (layer.out_features, inputs.shape[-1])
+    dtype, shape = inputs.dtype, (layer.out_features, inputs.shape[-1])
+    if layer.norm_weight is not None:
+        inputs = F.layer_norm(inputs.float(), shape[1:], layer.norm_weight, layer.norm_bias, layer.norm_epsilon)
     grid = BlockGrid(shape, (layer.values.shape[1], layer.block_columns))
     values = unpack(layer.values, layer.block_columns)
     weight = decompress(values, layer.crow_indices, layer.col_indices, grid)
@@ -118,10 +127,10 @@ def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
     sums = F.linear(quantised.double(), weight.double()) - zero_point.double() * layer.row_sums  # whole numbers, exact
     outputs = sums.float() * scale * layer.scales
     outputs = outputs if layer.bias is None else outputs + layer.bias
-    return (F.gelu(outputs) if layer.gelu else outputs).to(inputs.dtype)
+    return (F.gelu(outputs) if layer.gelu else outputs).to(dtype)
 
 
-def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Tensor | int | bool | None) -> Tensor:
+def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Tensor | float | bool | None) -> Tensor:
     """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
     kernel_was_registered = path_of(values).reason == "" and values.device.type == "cpu"
     name = "block_sparse_linear_int8" if kernel_was_registered else "masked_dense_linear_int8"

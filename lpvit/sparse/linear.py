@@ -181,10 +181,14 @@ class Int8BlockSparseLinear(BlockSparseLinear):
         scales: Shape (O,), float32; a weight is its value times the scale of its output.
         row_sums: Sum of each output's values, shape (O,), int32; follows from them.
         bias: Shape (O,), float32, or None.
+        norm_weight: Of a LayerNorm before the layer (`take_norm`), shape (I,), float32, or None.
+        norm_bias: Likewise.
     """
 
     scales: Tensor
     row_sums: Tensor
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
 
     def __init__(
         self,
@@ -205,6 +209,15 @@ class Int8BlockSparseLinear(BlockSparseLinear):
         bias = None if bias is None else bias.float()
         super().__init__(shape, pack(values), crow_indices, col_indices, bias, gelu)
         self.register_buffer("scales", scales.float())
+        self.register_buffer("norm_weight", None)
+        self.register_buffer("norm_bias", None)
+        self.norm_epsilon = 0.0
+
+    def take_norm(self, norm: nn.LayerNorm) -> None:
+        """Makes a LayerNorm over the inputs a part of the layer; they are quantised as soon as they are normalised."""
+        self.norm_weight = norm.weight.detach().float()
+        bias = torch.zeros_like(self.norm_weight) if norm.bias is None else norm.bias
+        self.norm_bias, self.norm_epsilon = bias.detach().float(), norm.eps
 
     @property
     def block_shape(self) -> tuple[int, int]:
@@ -227,8 +240,14 @@ class Int8BlockSparseLinear(BlockSparseLinear):
             out_features=self.out_features,
             block_columns=self._block_columns,
             gelu=self.gelu,
+            norm_weight=self.norm_weight,
+            norm_bias=self.norm_bias,
+            norm_epsilon=self.norm_epsilon,
         )
         return block_sparse_linear_int8(inputs, layer)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", after LayerNorm" if self.norm_weight is not None else "")
 
     def _lay_out_values(self) -> None:
         super()._lay_out_values()
@@ -236,8 +255,8 @@ class Int8BlockSparseLinear(BlockSparseLinear):
         self.register_buffer("row_sums", sums, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        scales, bias = self.scales, self.bias
+        exact = {name: getattr(self, name) for name in ("scales", "bias", "norm_weight", "norm_bias")}
         super()._apply(fn, recurse)
-        self.scales = scales.to(self.values.device)  # which another dtype for the model would have rounded
-        self.bias = None if bias is None else bias.to(self.values.device)
+        for name, tensor in exact.items():  # which another dtype for the model would have rounded
+            setattr(self, name, None if tensor is None else tensor.to(self.values.device))
         return self

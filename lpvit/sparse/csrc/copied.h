@@ -33,11 +33,6 @@ struct Constants {
   float bias[floats] = {};
 };
 
-template <int lanes>
-Vector<lanes> activated(Vector<lanes> value) {
-  return gelu<lanes>(value);
-}
-
 // Copies the first inputs of some rows into a panel, with zeros up to `padded` inputs.
 template <int group, typename Number>
 void copy_to_panel(const Number* inputs, int64_t distance, int64_t rows, int64_t count, int64_t padded, Number* panel) {

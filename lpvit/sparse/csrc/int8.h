@@ -6,7 +6,9 @@
 // where the last sum, of an output's weights, is known beforehand.
 #pragma once
 
+#include <cmath>
 #include <limits>
+#include <vector>
 
 #include "kernel.h"
 #include "vectors.h"
@@ -119,11 +121,6 @@ Constants<floats> constants_of(const Problem& p, int64_t first, int64_t count) {
   return {p, first, count};
 }
 
-template <int lanes>
-Vector<lanes> activated(Vector<lanes> value) {
-  return gelu<lanes>(value);
-}
-
 // To the nearest whole number, to the even one of two.
 template <int lanes>
 IntVector<lanes> rounded(Vector<lanes> value) {
@@ -185,27 +182,65 @@ void quantise(const Row<Number>& row, float reciprocal, int32_t zero_point, int6
   for (; i < padded; i += lanes) put(i, quantised(row.at(i)));
 }
 
+// Quantises a token into its row of a panel.
+template <typename Number>
+Token quantise_to_row(const Problem& p, const Row<Number>& row, int64_t tokens, int64_t padded, uint8_t* to) {
+  using Bytes = typename VectorOf<Row<Number>::kWidth>::Bytes;
+  const int64_t width = p.block_columns, stored = stored_columns(p, kStep);
+  float reciprocal;
+  const Token token = token_of(row, &reciprocal);
+  const auto place = [&](int64_t i) { return to + i / 64 * (tokens * 64) + i % 64; };
+  if (width == stored) {
+    quantise(row, reciprocal, token.zero_point, padded,
+             [&](int64_t i, Bytes bytes) { *reinterpret_cast<Bytes*>(place(i)) = bytes; });
+  } else {  // a block is wider in the panel than in the inputs
+    for (int64_t i = 0; i < padded; ++i) *place(i) = 0;
+    quantise(row, reciprocal, token.zero_point, p.in_features, [&](int64_t i, Bytes bytes) {
+      const int64_t last = std::min<int64_t>(p.in_features - i, Row<Number>::kWidth);
+      for (int64_t j = 0; j < last; ++j) *place((i + j) / width * stored + (i + j) % width) = bytes[j];
+    });
+  }
+  return {token.scale, token.zero_point - kShift};
+}
+
+// LayerNorm of a token's inputs, with zeros behind the last.
+template <typename Number>
+void normalise(const Problem& p, const Row<Number>& row, float* to) {
+  constexpr int lanes = Row<Number>::kWidth;
+  const Row<float> weight(p.norm_weight, row.count), bias(p.norm_bias, row.count);
+  Vector<lanes> sum = {}, squares = {};
+  for (int64_t i = 0; i < row.count; i += lanes) {
+    const Vector<lanes> x = row.at(i);
+    sum += x;
+    store<lanes>(to + i, x);
+  }
+  const float mean = reduced<lanes>(sum, kSum) / row.count;
+  int64_t i = 0;
+  for (; i + lanes <= row.count; i += lanes) {
+    const Vector<lanes> deviation = load<lanes>(to + i) - mean;
+    squares += deviation * deviation;
+  }
+  float square = reduced<lanes>(squares, kSum);
+  for (; i < row.count; ++i) square += (to[i] - mean) * (to[i] - mean);
+  const float reciprocal = 1 / std::sqrt(square / row.count + p.norm_epsilon);
+  for (int64_t i = 0; i < row.count; i += lanes) {
+    store<lanes>(to + i, (load<lanes>(to + i) - mean) * reciprocal * weight.at(i) + bias.at(i));
+  }
+}
+
 template <typename Number>
 void quantise_to_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t padded, uint8_t* panel,
                        Token* of_tokens) {
-  using Bytes = typename VectorOf<Row<Number>::kWidth>::Bytes;
-  const int64_t width = p.block_columns, stored = stored_columns(p, kStep);
+  std::vector<float> normalised(p.norm_weight ? p.in_features + Row<Number>::kWidth : 0);
   for (int64_t t = 0; t < tokens; ++t) {
     const Row<Number> row(static_cast<const Number*>(p.inputs) + (first_token + t) * p.in_features, p.in_features);
-    float reciprocal;
-    const Token token = token_of(row, &reciprocal);
-    const auto place = [&](int64_t i) { return panel + t * 64 + i / 64 * (tokens * 64) + i % 64; };
-    if (width == stored) {
-      quantise(row, reciprocal, token.zero_point, padded,
-               [&](int64_t i, Bytes bytes) { *reinterpret_cast<Bytes*>(place(i)) = bytes; });
-    } else {  // a block is wider in the panel than in the inputs
-      for (int64_t i = 0; i < padded; ++i) *place(i) = 0;
-      quantise(row, reciprocal, token.zero_point, p.in_features, [&](int64_t i, Bytes bytes) {
-        const int64_t last = std::min<int64_t>(p.in_features - i, Row<Number>::kWidth);
-        for (int64_t j = 0; j < last; ++j) *place((i + j) / width * stored + (i + j) % width) = bytes[j];
-      });
+    if (p.norm_weight) {
+      normalise(p, row, normalised.data());
+      const Row<float> of_floats(normalised.data(), p.in_features);
+      of_tokens[t] = quantise_to_row(p, of_floats, tokens, padded, panel + t * 64);
+    } else {
+      of_tokens[t] = quantise_to_row(p, row, tokens, padded, panel + t * 64);
     }
-    of_tokens[t] = {token.scale, token.zero_point - kShift};
   }
 }
 

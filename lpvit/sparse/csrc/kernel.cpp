@@ -43,9 +43,9 @@ struct Strip {
   bool is_whole(int64_t floats) const { return first == 0 && last >= floats; }
 };
 
-template <int lanes>
+template <int lanes, typename Output>
 Vector<lanes> finished(const Problem& p, const Strip& strip, Vector<lanes> value) {
-  return strip.finishes && p.gelu ? activated<lanes>(value) : value;
+  return strip.finishes && p.gelu ? gelu<lanes, Output>(value) : value;
 }
 
 // Sums of a tile from the outputs where the strip is less than whole vectors, token by token; and back, through GELU.
@@ -62,7 +62,9 @@ void store_slowly(const Problem& p, const Strip& strip, const float* sums, int64
   for (int64_t t = 0; t < tokens; ++t, outputs += p.out_features, sums += floats) {
     Output rounded[floats];
     Output* to = whole ? outputs : rounded;
-    for (int64_t i = 0; i < floats; i += lanes) store<lanes>(to + i, finished<lanes>(p, strip, load<lanes>(sums + i)));
+    for (int64_t i = 0; i < floats; i += lanes) {
+      store<lanes>(to + i, finished<lanes, Output>(p, strip, load<lanes>(sums + i)));
+    }
     if (!whole) std::copy(to + strip.first, to + std::min<int64_t>(strip.last, floats), outputs + strip.first);
   }
 }

@@ -25,6 +25,8 @@ struct Problem {
   const float* scales;      // (O,): a weight is its value times the scale of its output
   const int32_t* row_sums;  // (O,): the sum of an output's values
   bool bfloat16;            // inputs and outputs
+  const float *norm_weight, *norm_bias;  // (I,): inputs go through LayerNorm first; or null
+  float norm_epsilon;
 };
 
 // Columns of a block in memory, if so many are multiplied at once.

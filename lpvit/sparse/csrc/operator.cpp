@@ -249,21 +249,27 @@ Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Te
 
 Tensor block_sparse_linear_int8(Tensor inputs, Tensor values, Tensor scales, Tensor row_sums, Tensor crow_indices,
                                 Tensor col_indices, std::optional<Tensor> bias, int64_t out_features,
-                                int64_t block_columns, bool gelu) {
+                                int64_t block_columns, bool gelu, std::optional<Tensor> norm_weight,
+                                std::optional<Tensor> norm_bias, double norm_epsilon) {
   const ScalarType type = inputs.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::BFloat16) {
     return call("lpvit::masked_dense_linear_int8", inputs, values, scales, row_sums, crow_indices, col_indices, bias,
-                out_features, block_columns, gelu);
+                out_features, block_columns, gelu, norm_weight, norm_bias, norm_epsilon);
   }
   STD_TORCH_CHECK(inputs.dim() >= 1 && values.scalar_type() == ScalarType::Char, "values: expected int8");
   STD_TORCH_CHECK(values.dim() == 4 && values.size(3) == 4 && values.size(2) == (block_columns + 3) / 4,
                   "values: expected (blocks, rows, groups of columns, 4)");
   check(values, crow_indices, col_indices, bias, ScalarType::Float, out_features);
-  const auto is_of_outputs = [&](const Tensor& t, ScalarType type) {
-    return t.dim() == 1 && t.size(0) == out_features && t.scalar_type() == type && t.is_contiguous();
+  const auto are = [](const Tensor& t, int64_t count, ScalarType type) {
+    return t.dim() == 1 && t.size(0) == count && t.scalar_type() == type && t.is_contiguous();
   };
-  STD_TORCH_CHECK(is_of_outputs(scales, ScalarType::Float) && is_of_outputs(row_sums, ScalarType::Int),
+  STD_TORCH_CHECK(are(scales, out_features, ScalarType::Float) && are(row_sums, out_features, ScalarType::Int),
                   "scales, row_sums: expected ", out_features, " float32 and int32 numbers");
+  const int64_t features = inputs.size(-1);
+  STD_TORCH_CHECK(norm_weight.has_value() == norm_bias.has_value() &&
+                      (!norm_weight || (are(*norm_weight, features, ScalarType::Float) &&
+                                        are(*norm_bias, features, ScalarType::Float))),
+                  "norm_weight, norm_bias: expected ", features, " float32 numbers each, or neither");
   if (bias) bias = made_contiguous(*bias);
   Problem problem{};
   problem.out_features = out_features;
@@ -273,6 +279,11 @@ Tensor block_sparse_linear_int8(Tensor inputs, Tensor values, Tensor scales, Ten
   problem.scales = static_cast<const float*>(scales.const_data_ptr());
   problem.row_sums = static_cast<const int32_t*>(row_sums.const_data_ptr());
   problem.bfloat16 = type == ScalarType::BFloat16;
+  if (norm_weight) {
+    problem.norm_weight = static_cast<const float*>(norm_weight->const_data_ptr());
+    problem.norm_bias = static_cast<const float*>(norm_bias->const_data_ptr());
+    problem.norm_epsilon = norm_epsilon;
+  }
   return run(problem, *chosen_kernels.for_int8, made_contiguous(inputs), by_columns(values), crow_indices, col_indices,
              bias);
 }
