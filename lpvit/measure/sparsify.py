@@ -59,11 +59,11 @@ def sparsify_layers(
 ) -> list[LayerChoice]:
     """Makes the masked linear layers of a timm model block-sparse, in place, for inference.
 
-    A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
-    embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
-    dtype and number of threads. Layers of equal shape and sparsity are timed once. Attention becomes that of
-    `lpvit.measure.fusion.fuse_attention`, and LayerNorm a part of int8 layers (`lpvit.measure.norms.join_norms`). With ``precision`` int8, a layer may become block-sparse in int8 or in the
-    model's dtype, whichever is faster.
+    A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer, and a LayerNorm of an int8
+    layer that it feeds (`lpvit.measure.norms.join_norms`). Convolutions (patch embedding) stay dense. So do layers that
+    are not faster when both forms are timed here, with the model's device, dtype and number of threads. Layers of equal
+    shape and sparsity are timed once. Attention becomes that of `lpvit.measure.fusion.fuse_attention`. With
+    ``precision`` int8, a layer may become block-sparse in int8 or in the model's dtype, whichever is faster.
 
     Args:
         model: Dense or masked; the pruned weights become zero.

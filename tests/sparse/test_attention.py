@@ -8,6 +8,7 @@ import torch
 from test_sparse import _fresh_kernel, _two_threads, assert_equal, masked_vit  # noqa: F401 (fixtures)
 from timm.models.swin_transformer import WindowAttention
 from timm.models.vision_transformer import Attention
+from tiny import SWIN
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -188,8 +189,7 @@ def test_the_module_of_swin_does_what_that_of_timm_does():
 @pytest.fixture
 def swin() -> nn.Module:
     torch.manual_seed(0)
-    options = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2)}
-    return create_model("swin_tiny_patch4_window7_224", 5, options).requires_grad_(False)
+    return create_model("swin_tiny_patch4_window7_224", 5, SWIN).requires_grad_(False)
 
 
 def test_a_fused_swin_equals_that_of_timm_eager_compiled_exported_copied_and_saved(swin, tmp_path):

@@ -22,12 +22,12 @@ struct Constants {
     if (of_all) std::transform(of_all + first, of_all + first + count, bias, [](Number n) { return to_float(n); });
   }
   template <int lanes>
-  Sum<lanes> start(const Token&, int output) const {
-    return load<lanes>(bias + output);
+  auto start_of(int output) const {
+    return [start = load<lanes>(bias + output)](const Token&) { return start; };
   }
   template <int lanes>
-  Vector<lanes> value(const Token&, int, Sum<lanes> sum) const {
-    return sum;
+  auto finish_of(int) const {
+    return [](const Token&, Sum<lanes> sum) { return sum; };
   }
 
   float bias[floats] = {};

@@ -35,7 +35,7 @@ using Sum = IntVector<lanes>;
 // What is to be known of one to read its quantised inputs.
 struct Token {
   float scale;
-  int32_t zero_point;
+  int32_t offset;  // less the zero point
 };
 
 // Bytes of four columns for each output; the words of a vector.
@@ -99,13 +99,16 @@ class Constants {
     }
   }
   template <int lanes>
-  Sum<lanes> start(const Token& token, int output) const {
-    return -token.zero_point * load<lanes>(row_sums + output);
+  auto start_of(int output) const {
+    const auto sums = load<lanes>(row_sums + output);
+    return [sums](const Token& token) __attribute__((always_inline)) { return token.offset * sums; };
   }
   template <int lanes>
-  Vector<lanes> value(const Token& token, int output, Sum<lanes> sum) const {
-    const auto product = __builtin_convertvector(sum, Vector<lanes>) * token.scale;
-    return product * load<lanes>(scales + output) + load<lanes>(bias + output);
+  auto finish_of(int output) const {
+    const auto factors = load<lanes>(scales + output), start = load<lanes>(bias + output);
+    return [factors, start](const Token& token, Sum<lanes> sum) __attribute__((always_inline)) {
+      return __builtin_convertvector(sum, Vector<lanes>) * token.scale * factors + start;
+    };
   }
 
  private:
@@ -147,15 +150,21 @@ struct Range {
   Vector<lanes> least = {}, greatest = {}, zeros = {};
 
   void take(Vector<lanes> x) {
-    least = x < least ? x : least;
-    greatest = x > greatest ? x : greatest;
+    least = kLess(x, least);
+    greatest = kGreater(x, greatest);
     zeros += x * 0.0f;  // or not a number
   }
 };
 
-// A scale and zero point for the range of the inputs and 0; not a number if one of them is not finite.
+// How a token is quantised.
+struct Levels {
+  float scale, reciprocal;
+  int32_t zero_point;
+};
+
+// Levels for the range of the inputs and 0; the scale is not a number if one of them is not finite.
 template <typename Number>
-Token token_of(const Row<Number>& row, float* reciprocal) {
+Levels levels_of(const Row<Number>& row) {
   constexpr int lanes = Row<Number>::kWidth;
   Range<lanes> range;
   int64_t i = 0;
@@ -163,17 +172,16 @@ Token token_of(const Row<Number>& row, float* reciprocal) {
   if (i < row.count) range.take(row.at(i));
   const float low = reduced<lanes>(range.least, kLess), high = reduced<lanes>(range.greatest, kGreater);
   const float zero = reduced<lanes>(range.zeros, kSum);
-  *reciprocal = high - low > 1e-30f ? 255.0f / (high - low) : 0.0f;
-  const Vector<lanes> zero_point = broadcast<lanes>(-low * *reciprocal);
-  return {(high - low) / 255.0f + zero, rounded<lanes>(zero_point)[0]};
+  const float reciprocal = high - low > 1e-30f ? 255.0f / (high - low) : 0.0f;
+  return {(high - low) / 255.0f + zero, reciprocal, rounded<lanes>(broadcast<lanes>(-low * reciprocal))[0]};
 }
 
 // Quantises the inputs of a token, vector by vector: put(i, bytes) takes those from the i-th on.
 template <typename Number, typename Put>
-void quantise(const Row<Number>& row, float reciprocal, int32_t zero_point, int64_t padded, Put&& put) {
+void quantise(const Row<Number>& row, const Levels& levels, int64_t padded, Put&& put) {
   constexpr int lanes = Row<Number>::kWidth;
   const auto quantised = [&](Vector<lanes> x) {
-    const IntVector<lanes> q = rounded<lanes>(x * reciprocal) + zero_point;
+    const IntVector<lanes> q = rounded<lanes>(x * levels.reciprocal) + levels.zero_point;
     const IntVector<lanes> bounded = q > 255 ? IntVector<lanes>{} + 255 : q;
     return __builtin_convertvector(bounded - kShift, typename VectorOf<lanes>::Bytes);
   };
@@ -187,20 +195,18 @@ template <typename Number>
 Token quantise_to_row(const Problem& p, const Row<Number>& row, int64_t tokens, int64_t padded, uint8_t* to) {
   using Bytes = typename VectorOf<Row<Number>::kWidth>::Bytes;
   const int64_t width = p.block_columns, stored = stored_columns(p, kStep);
-  float reciprocal;
-  const Token token = token_of(row, &reciprocal);
+  const Levels levels = levels_of(row);
   const auto place = [&](int64_t i) { return to + i / 64 * (tokens * 64) + i % 64; };
   if (width == stored) {
-    quantise(row, reciprocal, token.zero_point, padded,
-             [&](int64_t i, Bytes bytes) { *reinterpret_cast<Bytes*>(place(i)) = bytes; });
+    quantise(row, levels, padded, [&](int64_t i, Bytes bytes) { *reinterpret_cast<Bytes*>(place(i)) = bytes; });
   } else {  // a block is wider in the panel than in the inputs
     for (int64_t i = 0; i < padded; ++i) *place(i) = 0;
-    quantise(row, reciprocal, token.zero_point, p.in_features, [&](int64_t i, Bytes bytes) {
+    quantise(row, levels, p.in_features, [&](int64_t i, Bytes bytes) {
       const int64_t last = std::min<int64_t>(p.in_features - i, Row<Number>::kWidth);
       for (int64_t j = 0; j < last; ++j) *place((i + j) / width * stored + (i + j) % width) = bytes[j];
     });
   }
-  return {token.scale, token.zero_point - kShift};
+  return {levels.scale, kShift - levels.zero_point};
 }
 
 // LayerNorm of a token's inputs, with zeros behind the last.

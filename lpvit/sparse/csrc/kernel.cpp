@@ -74,32 +74,38 @@ void multiply_tile(const Problem& p, const Strip& strip, const Tile& tile) {
   constexpr int floats = vectors * lanes;
   Sum<lanes> sums[tokens][vectors];
   float spilled[tokens * floats];
-  const auto for_each_sum = [&](auto&& act) __attribute__((always_inline)) {
+  const auto for_each_token = [&](auto&& act) __attribute__((always_inline)) {
     LPVIT_UNROLL
-    for (int t = 0; t < tokens; ++t) {
-      LPVIT_UNROLL
-      for (int v = 0; v < vectors; ++v) act(t, v, v * lanes);
-    }
+    for (int t = 0; t < tokens; ++t) act(t);
   };
+  const auto for_each_vector = [&](auto&& act) __attribute__((always_inline)) {
+    LPVIT_UNROLL
+    for (int v = 0; v < vectors; ++v) act(v, v * lanes);
+  };
+  const int64_t distance = p.out_features;  // which no store seems to change
   const int64_t first_output = strip.block_row * p.block_rows + strip.offset;
-  const int64_t place = tile.first * p.out_features + first_output;
+  const int64_t place = tile.first * distance + first_output;
   const bool whole = strip.is_whole(floats);
   const auto constants = constants_of<floats>(p, first_output, std::min<int64_t>(strip.last, floats));
   if (kStep > 1 || strip.starts) {  // with kStep > 1 there is one pass over the inputs
-    for_each_sum([&](int t, int v, int o) { sums[t][v] = constants.template start<lanes>(tile.of_tokens[t], o); });
+    for_each_vector([&](int v, int o) {
+      const auto start = constants.template start_of<lanes>(o);
+      for_each_token([&](int t) { sums[t][v] = start(tile.of_tokens[t]); });
+    });
     with_outputs(p, [&](auto* outputs) {  // the lines arrive while the sums are made
+      constexpr int line = 64 / sizeof *outputs;
       for (int t = 0; t < tokens; ++t) {
-        for (int o = 0; o < floats; o += lanes) __builtin_prefetch(outputs + place + t * p.out_features + o, 1);
+        for (int o = 0; o < floats; o += line) __builtin_prefetch(outputs + place + t * distance + o, 1);
       }
     });
   } else if constexpr (kStep == 1) {
     const float* outputs = static_cast<const float*>(p.outputs) + place;
-    if (whole) {
-      for_each_sum([&](int t, int v, int o) { sums[t][v] = load<lanes>(outputs + t * p.out_features + o); });
-    } else {
-      load_slowly<floats>(p, strip, outputs, tokens, spilled);
-      for_each_sum([&](int t, int v, int o) { sums[t][v] = load<lanes>(spilled + t * floats + o); });
-    }
+    if (!whole) load_slowly<floats>(p, strip, outputs, tokens, spilled);
+    const float* from = whole ? outputs : spilled;
+    const int64_t apart = whole ? distance : floats;
+    for_each_token([&](int t) {
+      for_each_vector([&](int v, int o) { sums[t][v] = load<lanes>(from + t * apart + o); });
+    });
   }
   const int64_t width = stored_columns(p, kStep);
   for (int64_t block = strip.first_block; block < strip.last_block; ++block) {
@@ -111,21 +117,25 @@ void multiply_tile(const Problem& p, const Strip& strip, const Tile& tile) {
       const Input* x = tile.panel + column / kGroup * (tokens * kGroup) + column % kGroup;
       for (; column < stop; column += kStep, x += kStep, weights += kStep * p.block_rows) {
         Sum<lanes> w[vectors];
-        LPVIT_UNROLL
-        for (int v = 0; v < vectors; ++v) w[v] = load_weights<lanes>(weights + v * lanes * kInterleaved, p.block_rows);
-        for_each_sum([&](int t, int v, int) { sums[t][v] = multiply_add<lanes>(x + t * kGroup, w[v], sums[t][v]); });
+        for_each_vector([&](int v, int o) { w[v] = load_weights<lanes>(weights + o * kInterleaved, p.block_rows); });
+        for_each_token([&](int t) {
+          for_each_vector([&](int v, int) { sums[t][v] = multiply_add<lanes>(x + t * kGroup, w[v], sums[t][v]); });
+        });
       }
     }
   }
   with_outputs(p, [&](auto* outputs) {
     outputs += place;
-    const auto value = [&](int t, int v, int o) __attribute__((always_inline)) {
-      return constants.template value<lanes>(tile.of_tokens[t], o, sums[t][v]);
+    const auto store_all = [&](auto* to, int64_t apart) __attribute__((always_inline)) {
+      for_each_vector([&](int v, int o) {
+        const auto finish = constants.template finish_of<lanes>(o);
+        for_each_token([&](int t) { store<lanes>(to + t * apart + o, finish(tile.of_tokens[t], sums[t][v])); });
+      });
     };
     if (whole && !(strip.finishes && p.gelu)) {
-      for_each_sum([&](int t, int v, int o) { store<lanes>(outputs + t * p.out_features + o, value(t, v, o)); });
+      store_all(outputs, distance);
     } else {
-      for_each_sum([&](int t, int v, int o) { store<lanes>(spilled + t * floats + o, value(t, v, o)); });
+      store_all(spilled, floats);
       store_slowly<lanes, floats>(p, strip, spilled, tokens, outputs);
     }
   });
