@@ -55,8 +55,14 @@ class FusedAttention(_Fused):
     def __init__(self, module: Attention) -> None:
         super().__init__(module, ("qkv", "q_norm", "k_norm", "norm", "gate", "proj", "proj_drop"))
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """(N, T, features) -> the same shape, as timm's."""
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """(N, T, features) -> the same shape, as timm's; plus a residual that ``proj`` must be able to add."""
         queries, keys, values = self._heads(x)
         queries, keys = self.q_norm(queries), self.k_norm(keys)
         if attn_mask is None and not is_causal:
@@ -69,8 +75,8 @@ class FusedAttention(_Fused):
             outputs = self.norm(outputs)
         if self.gate is not None:
             outputs = outputs * self.gate(x).sigmoid()
-        projected: Tensor = self.proj_drop(self.proj(outputs))
-        return projected
+        projected: Tensor = self.proj(outputs) if residual is None else self.proj(outputs, residual)
+        return self.proj_drop(projected)  # type: ignore[no-any-return]
 
 
 class FusedWindowAttention(_Fused):

@@ -11,7 +11,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from lpvit.measure.fusion import fuse_attention
-from lpvit.measure.norms import join_norms
+from lpvit.measure.joining import join_surroundings
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.blocks import KeepMasks
 from lpvit.models.layers import matrix_layers
@@ -59,11 +59,11 @@ def sparsify_layers(
 ) -> list[LayerChoice]:
     """Makes the masked linear layers of a timm model block-sparse, in place, for inference.
 
-    A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer, and a LayerNorm of an int8
-    layer that it feeds (`lpvit.measure.norms.join_norms`). Convolutions (patch embedding) stay dense. So do layers that
-    are not faster when both forms are timed here, with the model's device, dtype and number of threads. Layers of equal
-    shape and sparsity are timed once. Attention becomes that of `lpvit.measure.fusion.fuse_attention`. With
-    ``precision`` int8, a layer may become block-sparse in int8 or in the model's dtype, whichever is faster.
+    A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
+    embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
+    dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
+    become block-sparse in int8 or in the model's dtype, whichever is faster. Then attention becomes that of
+    `lpvit.measure.fusion.fuse_attention`, and int8 layers do what `lpvit.measure.joining` lists too.
 
     Args:
         model: Dense or masked; the pruned weights become zero.
@@ -86,7 +86,7 @@ def sparsify_layers(
         forms = _forms(model, layer, keep_mask, block_shape, precision)
         choices.append(_replace(model, layer, forms, tokens[layer] * batch_size, only_faster))
     fuse_attention(model, tokens, batch_size, only_faster)
-    join_norms(model)
+    join_surroundings(model)
     for choice in choices:
         if not choice.sparse:
             _logger.info("%s: stays dense at sparsity %.2f: %s", choice.layer, choice.sparsity, choice.reason)

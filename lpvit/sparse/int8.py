@@ -25,7 +25,7 @@ MOST_INPUTS = 2**15  # whose sums surely fit int32 on the way
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor scales, Tensor row_sums, Tensor crow_indices, Tensor col_indices, "
     "Tensor? bias, int out_features, int block_columns, bool gelu, Tensor? norm_weight=None, Tensor? norm_bias=None, "
-    "float norm_epsilon=0.0)"
+    "float norm_epsilon=0.0, Tensor? residual=None)"
 )
 
 
@@ -108,14 +108,24 @@ class QuantisedLayer(NamedTuple):
     norm_epsilon: float = 0.0
 
 
-def block_sparse_linear_int8(inputs: Tensor, layer: QuantisedLayer) -> Tensor:
-    """Inputs (B, I), float32 or bfloat16, through a quantised layer: (B, O), in the dtype of the inputs."""
-    outputs: Tensor = torch.ops.lpvit.block_sparse_linear_int8(inputs, *layer)
+def block_sparse_linear_int8(inputs: Tensor, layer: QuantisedLayer, residual: Tensor | None = None) -> Tensor:
+    """Inputs through a quantised layer.
+
+    Args:
+        inputs: Shape (B, I), float32 or bfloat16.
+        layer: What they meet.
+        residual: Added to the outputs before they are rounded, shape (B, O), in the dtype of the inputs.
+
+    Returns:
+        Shape (B, O), in the dtype of the inputs.
+    """
+    outputs: Tensor = torch.ops.lpvit.block_sparse_linear_int8(inputs, *layer, residual)
     return outputs
 
 
 def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
-    layer = QuantisedLayer(*arguments)
+    layer = QuantisedLayer(*arguments[: len(QuantisedLayer._fields)])
+    residual: Tensor | None = arguments[len(layer)] if len(arguments) > len(layer) else None
     log_once(path_of(layer.values).reason)
     dtype, shape = inputs.dtype, (layer.out_features, inputs.shape[-1])
     if layer.norm_weight is not None:
@@ -127,7 +137,8 @@ def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
     sums = F.linear(quantised.double(), weight.double()) - zero_point.double() * layer.row_sums  # whole numbers, exact
     outputs = sums.float() * scale * layer.scales
     outputs = outputs if layer.bias is None else outputs + layer.bias
-    return (F.gelu(outputs) if layer.gelu else outputs).to(dtype)
+    outputs = F.gelu(outputs) if layer.gelu else outputs
+    return (outputs if residual is None else outputs + residual).to(dtype)
 
 
 def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Tensor | float | bool | None) -> Tensor:

@@ -213,6 +213,12 @@ class Int8BlockSparseLinear(BlockSparseLinear):
         self.register_buffer("norm_bias", None)
         self.norm_epsilon = 0.0
 
+    def take_scale(self, factors: Tensor) -> None:
+        """Makes factors of the outputs, shape (O,), a part of the layer, as LayerScale has them."""
+        factors = factors.detach().float()
+        self.scales = self.scales * factors
+        self.bias = None if self.bias is None else self.bias * factors
+
     def take_norm(self, norm: nn.LayerNorm) -> None:
         """Makes a LayerNorm over the inputs a part of the layer; they are quantised as soon as they are normalised."""
         self.norm_weight = norm.weight.detach().float()
@@ -228,8 +234,8 @@ class Int8BlockSparseLinear(BlockSparseLinear):
         values = decompress(unpack(self.values, self._block_columns), self.crow_indices, self.col_indices, self.grid)
         return values * self.scales[:, None]
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(..., I) -> (..., O), in the dtype of the inputs.
+    def forward(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(..., I) -> (..., O), in the dtype of the inputs, added to a residual (..., O) if there is one.
 
         Raises:
             LpvitError: As `BlockSparseLinear`.
@@ -244,7 +250,7 @@ class Int8BlockSparseLinear(BlockSparseLinear):
             norm_bias=self.norm_bias,
             norm_epsilon=self.norm_epsilon,
         )
-        return block_sparse_linear_int8(inputs, layer)
+        return block_sparse_linear_int8(inputs, layer, None if residual is None else residual.to(inputs.dtype))
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", after LayerNorm" if self.norm_weight is not None else "")

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from test_sparse import SHAPES, masked_vit, random_mask
+from timm.models.vision_transformer import Block
 from tiny import SWIN
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.measure import sparsify as sparse_model
+from lpvit.measure.joining import JoinedBlock
 from lpvit.measure.sparsify import sparsify_layers
 from lpvit.models.architecture import create_model
+from lpvit.models.layers import matrix_layers, prunable_layers
 from lpvit.models.quantised import QuantisedLinear, quantise_tokens
 from lpvit.sparse import BlockSparseLinear, build
 from lpvit.sparse.int8 import quantise_weight
@@ -134,6 +137,24 @@ def test_inputs_are_normalised_before_they_are_quantised(dtype):
         assert torch.equal(layer(broken)[0], outputs[0])
 
 
+@pytest.mark.usefixtures("_instruction_set")
+@pytest.mark.parametrize(("shape", "block_shape"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_are_scaled_and_added_to_a_residual(shape, block_shape, dtype):
+    torch.manual_seed(1)
+    layer = BlockSparseLinear.from_linear(
+        nn.Linear(shape[1], shape[0]), random_mask(shape, block_shape, 0.5), block_shape, precision="int8"
+    )
+    inputs, residual, factors = torch.randn(43, shape[1]), torch.randn(43, shape[0]), torch.randn(shape[0])
+    inputs, residual = inputs.to(dtype), residual.to(dtype)
+    expected = factors * layer(inputs.float()) + residual.float()
+    layer.take_scale(factors)
+    rounding = 1e-6 if dtype == torch.float32 else 2.0**-8
+    outputs = layer(inputs, residual)
+    assert outputs.dtype == dtype
+    assert ((outputs - expected).abs() <= rounding * expected.abs() + 2e-6 * expected.abs().max()).all()
+
+
 def test_quantisation_by_hand():
     quantised, scale, zero_point = quantise_tokens(torch.tensor([[-1.0, 0.0, 4.1], [2.0, 0.5, 5.1], [0.0, 0.0, 0.0]]))
     assert zero_point.tolist() == [[50.0], [0.0], [0.0]]
@@ -224,7 +245,7 @@ def test_the_operator_keeps_the_rules_of_torch():
         for bias, gelu in ((torch.randn(64), True), (None, False)):
             for operator in (torch.ops.lpvit.block_sparse_linear_int8, torch.ops.lpvit.masked_dense_linear_int8):
                 torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, 16, gelu))
-                norm = (torch.rand(48), torch.randn(48), 1e-6)
+                norm = (torch.rand(48), torch.randn(48), 1e-6, torch.randn(*inputs.shape[:-1], 64).to(inputs))
                 torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, 16, gelu, *norm))
 
 
@@ -245,12 +266,13 @@ def test_a_vit_in_int8_is_near_the_masked_one_eager_compiled_and_exported():
         assert torch.allclose(other(images), expected, atol=1e-5)
 
 
-def test_norms_become_a_part_of_int8_layers_where_nothing_else_takes_their_outputs():
+def test_what_stands_around_int8_layers_becomes_a_part_of_them_where_nothing_else_needs_it():
     model, keep_masks = masked_vit()
     model.blocks[1].attn.register_forward_pre_hook(lambda module, arguments: None)
     del keep_masks["blocks.1.mlp.fc1"]
     sparsify_layers(model, keep_masks, (16, 16), only_faster=False, precision="int8")
     first, second = model.blocks
+    assert (type(first), type(second)) == (JoinedBlock, Block)
     assert isinstance(first.norm1, nn.Identity)
     assert isinstance(first.norm2, nn.Identity)
     assert "after LayerNorm" in repr(first.mlp.fc1)
@@ -264,6 +286,22 @@ def test_norms_become_a_part_of_int8_layers_where_nothing_else_takes_their_outpu
     block = swin.layers[0].blocks[0]
     assert (type(block.norm1), type(block.norm2)) == (type(before.layers[0].blocks[0].norm1), nn.Identity)
     assert (swin(images) - before(images)).abs().max() < 0.05 * before(images).abs().max()
+
+
+def test_layer_scale_and_sums_of_a_dinov2_are_a_part_of_its_layers():
+    options = {"img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 0.3}
+    dense = create_model("vit_small_patch14_dinov2", 5, options).requires_grad_(False)
+    layers = prunable_layers(matrix_layers(dense), ("qkv", "proj", "fc1", "fc2"))
+    keep_masks = {layer.name: random_mask(layer.shape, (16, 16), 0.0) for layer in layers}
+    joined = copy.deepcopy(dense)
+    sparsify_layers(joined, keep_masks, (16, 16), only_faster=False, precision="int8")
+    assert [type(block) for block in joined.blocks] == [JoinedBlock] * 2
+    images = torch.randn(3, 3, 28, 28)
+    for block, of_dense in zip(joined.blocks, dense.blocks, strict=True):
+        tokens = torch.randn(3, 5, 32)
+        change = of_dense(tokens) - tokens
+        assert (block(tokens) - of_dense(tokens)).abs().max() < 0.05 * change.abs().max()
+    assert (joined(images) - dense(images)).abs().max() < 0.05 * dense(images).abs().max()
 
 
 def test_a_quantised_layer_keeps_its_whole_numbers_and_scales():

@@ -43,12 +43,7 @@ struct Strip {
   bool is_whole(int64_t floats) const { return first == 0 && last >= floats; }
 };
 
-template <int lanes, typename Output>
-Vector<lanes> finished(const Problem& p, const Strip& strip, Vector<lanes> value) {
-  return strip.finishes && p.gelu ? gelu<lanes, Output>(value) : value;
-}
-
-// Sums of a tile from the outputs where the strip is less than whole vectors, token by token; and back, through GELU.
+// Sums of a tile from the outputs where the strip is less than whole vectors, token by token.
 template <int floats>
 void load_slowly(const Problem& p, const Strip& strip, const float* outputs, int64_t tokens, float* sums) {
   for (int64_t t = 0; t < tokens; ++t, outputs += p.out_features, sums += floats) {
@@ -56,16 +51,23 @@ void load_slowly(const Problem& p, const Strip& strip, const float* outputs, int
   }
 }
 
+// And back, token by token, through GELU and onto the residual, which lies as the outputs do.
 template <int lanes, int floats, typename Output>
-void store_slowly(const Problem& p, const Strip& strip, const float* sums, int64_t tokens, Output* outputs) {
-  const bool whole = strip.is_whole(floats);
+void store_slowly(const Problem& p, const Strip& strip, const float* sums, int64_t tokens, Output* outputs,
+                  const Output* residual) {
+  const int64_t last = std::min<int64_t>(strip.last, floats);
   for (int64_t t = 0; t < tokens; ++t, outputs += p.out_features, sums += floats) {
-    Output rounded[floats];
-    Output* to = whole ? outputs : rounded;
+    Output part[floats], others[floats] = {};
+    Output* to = strip.is_whole(floats) ? outputs : part;
+    const Output* other = residual ? residual + t * p.out_features : others;
+    if (to == part && residual) other = std::copy(other + strip.first, other + last, others + strip.first) - last;
     for (int64_t i = 0; i < floats; i += lanes) {
-      store<lanes>(to + i, finished<lanes, Output>(p, strip, load<lanes>(sums + i)));
+      Vector<lanes> value = load<lanes>(sums + i);
+      if (strip.finishes && p.gelu) value = gelu<lanes, Output>(value);
+      if (strip.finishes && residual) value += load<lanes>(other + i);
+      store<lanes>(to + i, value);
     }
-    if (!whole) std::copy(to + strip.first, to + std::min<int64_t>(strip.last, floats), outputs + strip.first);
+    if (to == part) std::copy(part + strip.first, part + last, outputs + strip.first);
   }
 }
 
@@ -125,6 +127,8 @@ void multiply_tile(const Problem& p, const Strip& strip, const Tile& tile) {
     }
   }
   with_outputs(p, [&](auto* outputs) {
+    using Output = std::remove_reference_t<decltype(*outputs)>;
+    const Output* residual = p.residual ? static_cast<const Output*>(p.residual) + place : nullptr;
     outputs += place;
     const auto store_all = [&](auto* to, int64_t apart) __attribute__((always_inline)) {
       for_each_vector([&](int v, int o) {
@@ -132,11 +136,11 @@ void multiply_tile(const Problem& p, const Strip& strip, const Tile& tile) {
         for_each_token([&](int t) { store<lanes>(to + t * apart + o, finish(tile.of_tokens[t], sums[t][v])); });
       });
     };
-    if (whole && !(strip.finishes && p.gelu)) {
+    if (whole && !(strip.finishes && (p.gelu || residual))) {
       store_all(outputs, distance);
     } else {
       store_all(spilled, floats);
-      store_slowly<lanes, floats>(p, strip, spilled, tokens, outputs);
+      store_slowly<lanes, floats>(p, strip, spilled, tokens, outputs, residual);
     }
   });
 }

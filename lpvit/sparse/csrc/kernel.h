@@ -27,6 +27,7 @@ struct Problem {
   bool bfloat16;            // inputs and outputs
   const float *norm_weight, *norm_bias;  // (I,): inputs go through LayerNorm first; or null
   float norm_epsilon;
+  const void* residual;  // (M, O): added to what would be the outputs; or null
 };
 
 // Columns of a block in memory, if so many are multiplied at once.

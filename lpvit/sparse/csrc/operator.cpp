@@ -250,11 +250,12 @@ Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Te
 Tensor block_sparse_linear_int8(Tensor inputs, Tensor values, Tensor scales, Tensor row_sums, Tensor crow_indices,
                                 Tensor col_indices, std::optional<Tensor> bias, int64_t out_features,
                                 int64_t block_columns, bool gelu, std::optional<Tensor> norm_weight,
-                                std::optional<Tensor> norm_bias, double norm_epsilon) {
+                                std::optional<Tensor> norm_bias, double norm_epsilon,
+                                std::optional<Tensor> residual) {
   const ScalarType type = inputs.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::BFloat16) {
     return call("lpvit::masked_dense_linear_int8", inputs, values, scales, row_sums, crow_indices, col_indices, bias,
-                out_features, block_columns, gelu, norm_weight, norm_bias, norm_epsilon);
+                out_features, block_columns, gelu, norm_weight, norm_bias, norm_epsilon, residual);
   }
   STD_TORCH_CHECK(inputs.dim() >= 1 && values.scalar_type() == ScalarType::Char, "values: expected int8");
   STD_TORCH_CHECK(values.dim() == 4 && values.size(3) == 4 && values.size(2) == (block_columns + 3) / 4,
@@ -270,8 +271,13 @@ Tensor block_sparse_linear_int8(Tensor inputs, Tensor values, Tensor scales, Ten
                       (!norm_weight || (are(*norm_weight, features, ScalarType::Float) &&
                                         are(*norm_bias, features, ScalarType::Float))),
                   "norm_weight, norm_bias: expected ", features, " float32 numbers each, or neither");
+  const int64_t tokens = inputs.numel() / std::max<int64_t>(features, 1);
+  STD_TORCH_CHECK(!residual || (residual->numel() == tokens * out_features && residual->scalar_type() == type),
+                  "residual: expected the shape of the outputs in the dtype of the inputs");
   if (bias) bias = made_contiguous(*bias);
+  if (residual) residual = made_contiguous(*residual);
   Problem problem{};
+  problem.residual = residual ? residual->const_data_ptr() : nullptr;
   problem.out_features = out_features;
   problem.block_rows = values.size(1);
   problem.block_columns = block_columns;

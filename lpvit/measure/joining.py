@@ -1,0 +1,95 @@
+"""What stands around int8 layers of timm's models becomes a part of them: LayerNorm, LayerScale, residual sums."""
+
+from typing import TypeGuard
+
+import torch
+from timm.layers import Mlp
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.vision_transformer import Block, LayerScale
+from torch import Tensor, nn
+
+from lpvit.measure.fusion import FusedAttention
+from lpvit.sparse.linear import Int8BlockSparseLinear
+from lpvit.sparse.operator import path_of
+
+# Type of block -> (norm, the only module that it feeds, that module's first layer). The first norm of Swin is none:
+# windows are padded with zeros after it.
+_FEEDS: dict[type[nn.Module], tuple[tuple[str, str, str], ...]] = {
+    Block: (("norm1", "attn", "qkv"), ("norm2", "mlp", "fc1")),
+    SwinTransformerBlock: (("norm2", "mlp", "fc1"),),
+}
+_ADDED = (("attn.proj", "ls1"), ("mlp.fc2", "ls2"))  # layers of a block whose outputs are added, by way of what
+
+
+class JoinedBlock(nn.Module):
+    """timm's ``Block`` for inference, whose last layers, in int8, add what they give to the residual."""
+
+    norm1: nn.Module
+    attn: FusedAttention
+    norm2: nn.Module
+    mlp: Mlp
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        for name in ("norm1", "attn", "norm2", "mlp"):
+            self.add_module(name, getattr(block, name))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(N, T, features) -> the same shape, as timm's."""
+        x = self.attn(self.norm1(x), attn_mask, is_causal, residual=x)
+        hidden = self.mlp.norm(self.mlp.act(self.mlp.fc1(self.norm2(x))))
+        outputs: Tensor = self.mlp.fc2(hidden, residual=x)
+        return outputs
+
+
+@torch.no_grad()
+def join_surroundings(model: nn.Module) -> None:
+    """Has int8 layers of a timm model do what stands around them too, in place, for inference.
+
+    That is LayerNorm before ``qkv`` and ``fc1``, and, where attention is fused, LayerScale and sum after ``proj`` and
+    ``fc2``. What has hooks stays as it is.
+
+    Args:
+        model: Its layers are int8 already, and its attention fused.
+    """
+    for name, block in list(model.named_modules()):
+        for norm, fed, layer in _FEEDS.get(type(block), ()):
+            _join_norm(block, norm, fed, layer)
+        if isinstance(block, Block) and _can_add(block):
+            for layer, scale in _ADDED:
+                if isinstance(block.get_submodule(scale), LayerScale):
+                    block.get_submodule(layer).take_scale(block.get_submodule(scale).gamma)
+            model.set_submodule(name, JoinedBlock(block))
+
+
+def _join_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
+    before, module, first = (block.get_submodule(name) for name in (norm, fed, f"{fed}.{layer}"))
+    takes_alone = getattr(module, "gate", None) is None  # a gate takes the same inputs
+    if takes_alone and _is_norm(before) and _is_int8(first) and not _has_hooks(before, module, first):
+        first.take_norm(before)
+        block.set_submodule(norm, nn.Identity())
+
+
+def _can_add(block: Block) -> bool:
+    scales = [block.ls1, block.ls2]
+    layers = [block.get_submodule(layer) for layer, _ in _ADDED] if type(block.mlp) is Mlp else [block.mlp]
+    around = (block, block.attn, block.mlp, block.drop_path1, block.drop_path2)
+    return (
+        type(block) is Block
+        and isinstance(block.attn, FusedAttention)
+        and all(_is_int8(layer) for layer in layers)
+        and all(isinstance(scale, nn.Identity | LayerScale) for scale in scales)
+        and not _has_hooks(*around, *layers, *scales)
+    )
+
+
+def _is_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm]:
+    return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine
+
+
+def _is_int8(layer: nn.Module) -> TypeGuard[Int8BlockSparseLinear]:
+    return isinstance(layer, Int8BlockSparseLinear) and not path_of(layer.values).reason
+
+
+def _has_hooks(*modules: nn.Module) -> bool:
+    return any(module._forward_pre_hooks or module._forward_hooks for module in modules)
