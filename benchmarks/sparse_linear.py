@@ -1,4 +1,4 @@
-"""Block-sparse layers and models against dense ones, on the CPU, in float32 or bfloat16.
+"""Block-sparse layers and models against dense ones, on the CPU, in float32, bfloat16 or int8.
 
     python benchmarks/sparse_linear.py layers --threads 1 --batch-size 8
     python benchmarks/sparse_linear.py layers --dtype bfloat16
@@ -6,9 +6,10 @@
     python benchmarks/sparse_linear.py model --pruned results/.../pruned.pt --masks results/.../masks.pt
 
 Dense arms: torch's eager linear layer; the same with weights packed once by oneDNN, which is what torch.compile with
-freezing runs; for models, eager and compiled with freezing. Outputs are compared with the masked dense ones before
-anything is timed. The arms take turns, round by round in random order, so that whatever else
-the machine does slows all; a speed-up is the median over the rounds of the quotient of times, with its quartiles.
+freezing runs; in int8, which takes and gives bfloat16, our own layer with all blocks kept too; for models, eager and
+compiled with freezing. Outputs are compared with the masked dense ones before anything is timed. The arms take turns,
+round by round in random order, so that whatever else the machine does slows all; a speed-up is the median over the
+rounds of the quotient of times, with its quartiles.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from lpvit.models.architecture import create_model, input_size, load_model
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.layers import matrix_layers, prunable_layers
 from lpvit.sparse import BlockSparseLinear
+from lpvit.sparse.linear import PRECISIONS
 from lpvit.weights.masks import expand_keep_masks, load_masks, zero_pruned
 
 WIDTHS = {"DeiT-T": 192, "DeiT-S": 384, "DeiT-B": 768}
@@ -44,8 +46,10 @@ Arm = Callable[[], Tensor]
 
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.what == "model" and arguments.dtype == "int8":
+        raise SystemExit("model: not in int8; see engines.py")
     torch.set_num_threads(arguments.threads)
-    torch.set_default_dtype(getattr(torch, arguments.dtype))
+    torch.set_default_dtype(torch.float32 if arguments.dtype == "float32" else torch.bfloat16)
     with torch.no_grad():
         if arguments.what == "layers":
             speedups = pd.concat([measure_layer(*layer, arguments) for layer in tqdm(layers(arguments.widths))])
@@ -77,14 +81,16 @@ def measure_layer(
     for block_shape in BLOCK_SHAPES:
         for sparsity in SPARSITIES:
             keep_mask = random_mask((out_features, in_features), block_shape, sparsity)
-            sparse = BlockSparseLinear.from_linear(linear, keep_mask, block_shape)
-            require_equal(sparse(inputs), F.linear(inputs, sparse.dense_weight(), linear.bias))
+            sparse = BlockSparseLinear.from_linear(linear, keep_mask, block_shape, precision=arguments.dtype)
+            require_equal(sparse(inputs), F.linear(inputs, sparse.dense_weight().to(inputs.dtype), linear.bias))
             arms[f"{block_shape[0]}x{block_shape[1]} {sparsity}"] = lambda sparse=sparse: sparse(inputs)
     packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight, inputs.numel() // in_features)
     dense: dict[str, Arm] = {
         "eager": lambda: linear(inputs),
         "packed": lambda: torch.ops.mkldnn._linear_pointwise(inputs, packed, linear.bias, "none", [], ""),
     }
+    if arguments.dtype == "int8":
+        dense["int8"] = arms[f"32x32 {SPARSITIES[0]}"]
     times = take_turns(dense | arms, arguments.seconds)
     best = times[list(dense)].median().idxmin()
     rows = []
@@ -186,7 +192,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=("layers", "model"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and inputs")
+    parser.add_argument("--dtype", default="float32", choices=PRECISIONS, help="of weights; int8 for `layers` alone")
     parser.add_argument("--seconds", type=float, default=10, help="per layer or model")
     parser.add_argument("--widths", nargs="+", default=list(WIDTHS), choices=list(WIDTHS), help="models of `layers`")
     parser.add_argument("--timm", default="deit_small_patch16_224", help="`model` with random masks")
