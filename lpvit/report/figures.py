@@ -124,7 +124,7 @@ def plot_frontier(frontier: pd.DataFrame, allocation: pd.DataFrame) -> Figure:
     axes = figure.add_subplot()
     levels = list(frontier.groupby("level"))
     for color, (level, line) in zip(shades(len(levels)), levels, strict=True):
-        axes.plot(100 * line["first"], 100 * line["second"], color=color, marker=".", label=f"{level:g} × distortion")
+        axes.plot(100 * line["first"], 100 * line["second"], color=color, marker=".", label=f"{level:g} x distortion")
     axes.axvline(100 * row["target"], color=GREY, linestyle="--", linewidth=1, label="budgets")
     axes.axhline(100 * row["second_target"], color=GREY, linestyle="--", linewidth=1)
     axes.plot(
