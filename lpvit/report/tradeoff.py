@@ -100,7 +100,7 @@ def _reach(rows: pd.DataFrame, name: str) -> list[pd.Series] | None:
 def _draw_dense(axes: Axes, dense: pd.DataFrame, cost: str) -> None:
     _draw(axes, dense, cost, DENSE_LOOK, line="")
     for row in dense.to_dict("records"):
-        axes.annotate(str(row["model"]), (row[cost], row["top1"]), (0, 7), textcoords="offset points", ha="right")
+        axes.annotate(str(row["model"]), (row[cost], row["top1"]), (-6, 6), textcoords="offset points", ha="right")
 
 
 def _legend(figure: Figure, look_of: Mapping[str, Look], experiments: pd.Series, series: Mapping[str, str]) -> None:
