@@ -84,7 +84,7 @@ def accuracy(arguments: argparse.Namespace) -> pd.DataFrame:
         for batch, labels in batches
         for pair in zip(batch.split(batch_size), labels.split(batch_size), strict=True)
     ]
-    top1 = {name: Rivals((), (), split).top1(arm) for name, arm in arms.items()}
+    top1 = {name: Rivals((), (), split).accuracy(arm).top1 for name, arm in arms.items()}
     rows = timed(arms, images, arguments)
     return rows.assign(model=given.name, kept=arguments.kept, top1=rows["arm"].map(top1))
 

@@ -2,12 +2,17 @@
 
 import importlib
 import re
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 from conftest import REPOSITORY
 from families import DOCUMENT, tables
+from PIL import Image
 
 import lpvit
 from lpvit.config.reference import update
@@ -69,6 +74,23 @@ def test_the_gallery_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest
         exec(code, names)
     assert names["pruned"].report.loc["(model)", "keep_ratio"] <= 0.5
     assert names["logits"].shape == (1, 10)
+
+
+def test_the_example_of_the_readme_runs_on_folders_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a smaller model, and random weights: nothing is fetched."""
+    generator = np.random.default_rng(0)
+    for split, name, number in product(("train", "val"), ("cat", "dog"), range(3)):
+        file = tmp_path / "photos" / split / name / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (240, 280, 3), dtype=np.uint8)).save(file)
+    monkeypatch.chdir(tmp_path)
+    smaller = partial(timm.create_model, embed_dim=64, depth=2, num_heads=2)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: smaller(name, **options))
+    code, *_ = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["pruned"].report.loc["(model)", "keep_ratio"] <= 0.5
+    assert (tmp_path / "deit_small_half.onnx").exists()
 
 
 def test_every_public_name_has_its_place_on_the_api_page() -> None:

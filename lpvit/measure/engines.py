@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.onnx import write_onnx
-from lpvit.training.evaluation import evaluate
+from lpvit.training.evaluation import Accuracy, evaluate
 
 PACKAGES = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnxruntime",)}
 
@@ -156,9 +156,9 @@ class Rivals:
             for engine in self.engines
         }
 
-    def top1(self, run: Run) -> float:
-        """Accuracy of an arm on the validation images, in %."""
-        return evaluate(_Called(run), self.validation, torch.device("cpu")).top1
+    def accuracy(self, run: Run) -> Accuracy:
+        """Of an arm, on the validation images."""
+        return evaluate(_Called(run), self.validation, torch.device("cpu"))
 
 
 NO_RIVALS = Rivals((), (), ())

@@ -27,6 +27,7 @@ from lpvit.models.architecture import input_size
 from lpvit.models.blocks import KeepMasks
 from lpvit.sparse.operator import path_for
 from lpvit.store.schemas import CHOICES
+from lpvit.training.evaluation import Accuracy
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def benchmark(
         LpvitError: An arm gives other logits than it should, or cannot be compiled here.
     """
     exported = rivals.export({"dense": dense, "masked": pruned})
-    top1: dict[str, float] = {}
+    accuracies: dict[str, Accuracy] = {}
     device, dtype = torch.device(device), getattr(torch, settings.dtype)
     models = {"dense": dense.to(device, dtype).eval(), "masked": pruned.to(device, dtype).eval()}
     speed, choices = [], []
@@ -90,13 +91,14 @@ def benchmark(
         functions = build_arms(settings.arms, models, images)
         runs = rivals.runs(exported, batch_size, torch.get_num_threads())
         functions |= engine_arms(runs, {name: export.model for name, export in exported.items()}, images)
-        top1 |= {arm: rivals.top1(run) for arm, run in runs.items() if "int8" in arm and arm not in top1}
+        new = {arm: run for arm, run in runs.items() if "int8" in arm and arm not in accuracies}
+        accuracies |= {arm: rivals.accuracy(run) for arm, run in new.items()}
         times = time_in_turns(functions, device=device, seconds=settings.seconds)
         speed.append(speed_table(times, batch_size))
         _log(speed[-1])
     energy = measure_energy(functions, batch_size, device=device, seconds=settings.energy_seconds)
     return Measurements(
-        speed=with_accuracy(pd.concat(speed, ignore_index=True), top1).assign(**facts(device, dtype)),
+        speed=with_accuracy(pd.concat(speed, ignore_index=True), accuracies).assign(**facts(device, dtype)),
         choices=pd.DataFrame(choices, columns=[column.name for column in CHOICES.columns]),
         energy=energy,
     )
@@ -149,9 +151,10 @@ def engine_arms(runs: Mapping[str, Run], models: Models, images: Tensor) -> dict
     return {arm: partial(run, images) for arm, run in runs.items()}
 
 
-def with_accuracy(speed: pd.DataFrame, top1: Mapping[str, float]) -> pd.DataFrame:
-    """Adds the column ``top1`` of ``SPEED``: of the arms whose accuracy was measured."""
-    return speed.assign(top1=speed["arm"].map(top1).astype("float64"))
+def with_accuracy(speed: pd.DataFrame, accuracies: Mapping[str, Accuracy]) -> pd.DataFrame:
+    """Adds the columns ``top1`` and ``images`` of ``SPEED``: of the arms whose accuracy was measured."""
+    columns = {name: {arm: getattr(of, name) for arm, of in accuracies.items()} for name in ("top1", "images")}
+    return speed.join(pd.DataFrame(columns, dtype="float64"), on="arm")
 
 
 def require_equal(arm: str, logits: Tensor, expected: Tensor) -> None:

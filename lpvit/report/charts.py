@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lpvit.report.looks import BLACK, Look, looks
+from lpvit.report.looks import DENSE_LOOK, looks
 from lpvit.report.speed import placed
 from lpvit.report.tables import STAGES, human, interval, joules
 
@@ -19,7 +19,7 @@ JOULES = "measured energy (J per image)"
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "*": "star"}
 DENSE = "dense"
 
-Place = dict[str, Any]  # x, its interval if it was measured, and both as text
+Place = dict[str, Any]  # x and, where it was measured, its interval and the accuracy of what ran; x as text
 
 
 def chart_data(summary: pd.DataFrame, speed: pd.DataFrame, series: Mapping[str, str]) -> dict[str, Any]:
@@ -51,14 +51,11 @@ def chart_data(summary: pd.DataFrame, speed: pd.DataFrame, series: Mapping[str, 
                 "series": series.get(row["experiment"], DENSE),
                 "stage": row["stage"],
                 "final": index in final,
-                "top1": row["top1"],
-                "low": row["top1_low"],
-                "high": row["top1_high"],
-                "told": f"{row['top1']:.2f} % ({interval(row['top1_low'], row['top1_high'])})",
+                **_accuracy(row),
                 "places": counted | (measured.get(names, {}) if index in final else {}),
             }
         )
-    every = {DENSE: Look(BLACK, "*"), **looks(series)}
+    every = {DENSE: DENSE_LOOK, **looks(series)}
     stages = [stage for stage in summary["stage"].unique() if stage != DENSE]
     return {
         "axes": axes,
@@ -73,14 +70,20 @@ def _measured(speed: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], str, 
     for (_, batch_size), rows in speed.groupby(["dataset", "batch_size"]):
         key, label = f"milliseconds_{batch_size}", f"measured milliseconds per image, batch size {batch_size}"
         for row in placed(rows).to_dict("records"):
-            told = f"{row['time']:.3g} ms ({row['low']:.3g} to {row['high']:.3g})"
-            place = {"x": row["time"], "low": row["low"], "high": row["high"], "told": told}
-            yield _names(row), key, label, place
+            time, low, high = row["time"], row["time_low"], row["time_high"]
+            place = {"x": time, "low": low, "high": high, "told": f"{time:.3g} ms ({low:.3g} to {high:.3g})"}
+            yield _names(row), key, label, place | {"accuracy": _accuracy(row)}
     known = speed.dropna(subset="joules")
     for row in known.loc[known.groupby(["dataset", "model", "experiment", "stage"])["joules"].idxmin()].to_dict(
         "records"
     ):
-        yield _names(row), "joules", JOULES, {"x": row["joules"], "told": joules(row["joules"])}
+        place = {"x": row["joules"], "told": joules(row["joules"]), "accuracy": _accuracy(row)}
+        yield _names(row), "joules", JOULES, place
+
+
+def _accuracy(row: Mapping[Any, Any]) -> dict[str, Any]:
+    low, high = row["top1_low"], row["top1_high"]
+    return {"top1": row["top1"], "low": low, "high": high, "told": f"{row['top1']:.2f} % ({interval(low, high)})"}
 
 
 def _names(row: Mapping[Any, Any]) -> tuple[str, str, str]:

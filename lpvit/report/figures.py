@@ -127,8 +127,11 @@ def plot_frontier(frontier: pd.DataFrame, allocation: pd.DataFrame) -> Figure:
         axes.plot(100 * line["first"], 100 * line["second"], color=color, marker=".", label=f"{level:g} x distortion")
     axes.axvline(100 * row["target"], color=GREY, linestyle="--", linewidth=1, label="budgets")
     axes.axhline(100 * row["second_target"], color=GREY, linestyle="--", linewidth=1)
-    axes.plot(100 * row["achieved"], 100 * row["second_achieved"], "*", color="black", markersize=10, label="met")
+    axes.plot(
+        100 * row["achieved"], 100 * row["second_achieved"], "*", color=BLACK, markersize=10, zorder=3, label="met"
+    )
     axes.set(xlabel=BUDGETS[row["budget"]], ylabel=BUDGETS[row["second_budget"]])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.xaxis.set_major_formatter(percent())
     axes.yaxis.set_major_formatter(percent())
     figure.legend(loc="outside right center")

@@ -48,6 +48,14 @@ class Look:
     color: str
     marker: str
 
+    @property
+    def size(self) -> int:
+        """Of the marker, in points; a star looks smaller than it is."""
+        return 10 if self.marker == "*" else 6
+
+
+DENSE_LOOK = Look(BLACK, "*")
+
 
 def looks(series: Mapping[str, str]) -> dict[str, Look]:
     """Series -> its look; neighbours differ in colour and in marker, so that black and white suffices.

@@ -121,8 +121,9 @@ def up_to_date(speed: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame
 
     Speed is measured on request, so it may be of a model before the last change of the config.
     """
-    same = ["dataset", "model", "stage", "top1", "energy"]
-    known = {tuple(row) for row in summary[[*same, "experiment"]].itertuples(index=False)}
+    same = ["dataset", "model", "stage", "model_top1", "energy"]
+    of_models = summary.rename(columns={"top1": "model_top1"})
+    known = {tuple(row) for row in of_models[[*same, "experiment"]].itertuples(index=False)}
     named = speed.assign(experiment=speed["experiment"].where(speed["stage"] != DENSE, ""))
     fits = pd.Series(
         [tuple(row) in known for row in named[[*same, "experiment"]].itertuples(index=False)], speed.index, bool

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lpvit.report.looks import BLACK, GREY, percent, styled
-from lpvit.report.tables import markdown
+from lpvit.report.tables import interval, markdown, wilson
 
 GIGA = 1e9
 DISTILLED = (
@@ -49,7 +49,7 @@ def paper_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             ``METRICS``; ``paper_macs`` of the final model; ``recipe`` with ``epochs`` and ``teacher``, or None.
 
     Returns:
-        Accuracies in %, MACs in G per image.
+        Accuracies in %, of ``top1`` also the ends of its 95 % interval; MACs in G per image.
     """
     table = pd.DataFrame(
         {
@@ -57,6 +57,7 @@ def paper_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             "experiment": row["experiment"],
             "published_top1": row["top1"],
             "top1": row["final"]["top1"],
+            "images": row["final"]["images"],
             "dense_top1": row["dense"]["top1"],
             "published_gmacs": row["gmacs"],
             "gmacs_all": row["final"]["macs_all"] / GIGA,
@@ -68,6 +69,7 @@ def paper_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         for row in rows
     ).astype({"published_top1": float, "published_gmacs": float})
     table.insert(4, "difference", table["top1"] - table["published_top1"])
+    table["top1_low"], table["top1_high"] = wilson(table["top1"], table["images"])
     return table
 
 
@@ -93,6 +95,7 @@ def paper_shown(table: pd.DataFrame, proxy: bool) -> pd.DataFrame:
             "experiment": table["experiment"],
             "published": table["published_top1"].map("{:.2f} %".format, na_action="ignore"),
             "ours": table["top1"].map("{:.2f} %".format),
+            "95 % interval": [*map(interval, table["top1_low"], table["top1_high"])],
             "difference": table["difference"].map("{:+.2f}".format, na_action="ignore"),
             "ours, dense": table["dense_top1"].map("{:.2f} %".format),
             "published MACs": table["published_gmacs"].map("{:.2f} G".format, na_action="ignore"),
@@ -126,7 +129,7 @@ def _giga(value: float) -> str:
 
 @styled
 def plot_paper(table: pd.DataFrame, proxy: bool) -> Figure:
-    """Accuracy of every row: the dense model as a line, published as a hollow mark, ours filled.
+    """Accuracy of every row: the dense model as a line, published as a hollow mark, ours filled with its 95 % interval.
 
     Args:
         table: From `paper_table`.
@@ -137,11 +140,14 @@ def plot_paper(table: pd.DataFrame, proxy: bool) -> Figure:
     places = range(len(table))
     axes.scatter(table["dense_top1"], places, marker="|", s=120, color=GREY, label="dense, ours")
     if not proxy:
-        axes.scatter(table["published_top1"], places, facecolors="none", edgecolors=BLACK, label="published")
-    axes.scatter(table["top1"], places, color=BLACK, label="ours")
+        axes.scatter(
+            table["published_top1"], places, facecolors="none", edgecolors=BLACK, s=70, zorder=4, label="published"
+        )
+    reach = [table["top1"] - table["top1_low"], table["top1_high"] - table["top1"]]
+    axes.errorbar(table["top1"], places, xerr=reach, fmt="o", color=BLACK, elinewidth=1, capsize=2, label="ours")
     axes.set_yticks(places, table["experiment"].to_list())
     axes.invert_yaxis()
-    axes.set_xlabel("top-1 accuracy")
+    axes.set(xlabel="top-1 accuracy", title="A proxy: small models on small images" if proxy else "")
     axes.xaxis.set_major_formatter(percent())
     figure.legend(loc="outside lower center", ncols=3)
     return figure

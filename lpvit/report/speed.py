@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lpvit.report.looks import GREY, percent, shades, styled
-from lpvit.report.tables import NAMES, markdown
+from lpvit.report.tables import NAMES, markdown, wilson
 
 _FACTS = ["device_name", "threads", "dtype", "kernel", "torch"]
 _SHAPE = ["out_features", "in_features", "tokens"]
@@ -30,23 +30,27 @@ def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFra
 
     Returns:
         `NAMES`, and of ``SPEED`` all but ``rounds`` and ``device``, with the stage ``dense`` for dense arms; ``top1``
-        in %, ``power_term`` and ``energy`` (J per image, modelled) as in ``METRICS``; ``joules`` per image, net of the
-        idle power, null where they were not measured.
+        in % with ``top1_low`` and ``top1_high``, the ends of its 95 % interval, and ``model_top1``, which differs where
+        an engine rounds by itself; ``power_term`` and ``energy`` (J per image, modelled) as in ``METRICS``; ``joules``
+        per image, net of the idle power, null where they were not measured.
     """
     stage = speed["stage"].where(~speed["arm"].str.startswith("dense"), "dense")
     keys = [*NAMES, "arm", "batch_size"]
-    table = (
-        speed.rename(columns={"top1": "own_top1"})
-        .assign(stage=stage)
-        .merge(metrics[[*NAMES, "stage", "top1", "power_term", "energy"]], on=[*NAMES, "stage"], validate="many_to_one")
+    of_model = metrics[[*NAMES, "stage", "top1", "images", "power_term", "energy"]]
+    table = speed.assign(stage=stage).merge(
+        of_model, on=[*NAMES, "stage"], validate="many_to_one", suffixes=("_own", "")
     )
-    table["top1"] = table.pop("own_top1").fillna(table["top1"])  # of an engine that rounds by itself
+    table["model_top1"] = table["top1"]
+    for column in ("top1", "images"):
+        table[column] = table.pop(f"{column}_own").fillna(table[column])
+    table["top1_low"], table["top1_high"] = wilson(table["top1"], table["images"])
     last = table.groupby(NAMES)["batch_size"].transform("max")  # the one that energy was measured with
     joules = energy.assign(joules=energy["joules_net"] / energy["images"]).groupby([*NAMES, "arm"])["joules"].median()
     table = table.assign(batch=last).join(joules, on=[*NAMES, "arm"])
     table["joules"] = table["joules"].where(table["batch_size"] == table["batch"])
-    of_arm = [column for column in speed.columns if column not in (*keys, "stage", "rounds", "device", "top1")]
-    return table[[*NAMES, "stage", "arm", "batch_size", *of_arm, "top1", "power_term", "energy", "joules"]]
+    accuracy = ["images", "top1", "top1_low", "top1_high", "model_top1"]
+    of_arm = [column for column in speed.columns if column not in (*keys, *accuracy, "stage", "rounds", "device")]
+    return table[[*NAMES, "stage", "arm", "batch_size", *of_arm, *accuracy, "power_term", "energy", "joules"]]
 
 
 def speed_markdown(table: pd.DataFrame, energy: pd.DataFrame) -> str:
@@ -72,11 +76,13 @@ def speed_parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def read_speed(path: str | Path) -> pd.DataFrame:
-    """Reads the CSV form of `speed_summary`; names stay text, and there are no rows where there is no file."""
+    """Reads the CSV form of `speed_summary`; names stay text; no rows where there is no file, or an older version's."""
+    none = pd.DataFrame(columns=[*NAMES, "stage", "arm", "batch_size", *_FACTS, "model_top1", "energy", "joules"])
     if not Path(path).is_file():
-        return pd.DataFrame(columns=[*NAMES, "stage", "arm", "batch_size", *_FACTS, "top1", "energy", "joules"])
+        return none
     names = dict.fromkeys([*NAMES, "stage", "arm", *_FACTS], str)
-    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"power_term": [""], "joules": [""]})
+    table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"power_term": [""], "joules": [""]})
+    return table if set(none) <= set(table) else none
 
 
 def energy_ranking(table: pd.DataFrame) -> pd.DataFrame:
@@ -173,7 +179,9 @@ def plot_speed_up(curves: pd.DataFrame) -> Figure:
 
 
 def placed(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each dense model, one for the fastest arm of each other: ``time``, ``low`` and ``high``, in ms/image.
+    """One row for each dense model, one for the fastest arm of each other, with its place.
+
+    That is ``time`` with ``time_low`` and ``time_high``, the ends of its 95 % interval, in ms per image.
 
     A dense model stands at the median over the experiments. The others stand where their speed-up over the dense arm
     that they took turns with places them: a machine that was busier during one experiment than during another shifts
@@ -183,16 +191,15 @@ def placed(rows: pd.DataFrame) -> pd.DataFrame:
         rows: From `speed_summary`, of one dataset and batch size.
     """
     references = rows[rows["arm"] == rows["reference"]].copy()
-    for end, column in (("time", "milliseconds"), ("low", "milliseconds_low"), ("high", "milliseconds_high")):
-        references[end] = (
-            (references[column] / references["batch_size"]).groupby(references["model"]).transform("median")
-        )
+    for end in ("", "_low", "_high"):
+        per_image = references[f"milliseconds{end}"] / references["batch_size"]
+        references[f"time{end}"] = per_image.groupby(references["model"]).transform("median")
     dense = references.drop_duplicates("model")
     rest = rows[rows["stage"] != "dense"]
     pruned = rest.loc[rest.groupby("experiment", sort=False)["speed_up"].idxmax()].copy()
     of_dense = pruned["model"].map(dense.set_index("model")["time"])
-    for end, column in (("time", "speed_up"), ("low", "speed_up_high"), ("high", "speed_up_low")):
-        pruned[end] = of_dense / pruned[column]
+    for end, of_speed_up in (("", ""), ("_low", "_high"), ("_high", "_low")):
+        pruned[f"time{end}"] = of_dense / pruned[f"speed_up{of_speed_up}"]
     return pd.concat([dense, pruned], ignore_index=True)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from lpvit.report.looks import BLACK, Look, looks, percent, styled
+from lpvit.report.looks import DENSE_LOOK, Look, looks, percent, styled
 from lpvit.report.speed import placed
 from lpvit.report.tables import STAGES
 
@@ -36,7 +36,7 @@ def plot_tradeoff(table: pd.DataFrame, series: Mapping[str, str]) -> Figure:
         for axes, stage in zip(row, stages, strict=True):
             shown = of_dataset[of_dataset["stage"] == stage].sort_values("macs")
             for name, rows in shown.groupby(shown["experiment"].map(series), sort=False):
-                _draw_accuracies(axes, rows, look_of[str(name)])
+                _draw(axes, rows, "macs", look_of[str(name)])
             _draw_dense(axes, of_dataset[of_dataset["stage"] == "dense"], "macs")
             axes.set(title=f"{dataset}, {STAGES[stage]}", xlabel="MACs in linear layers", xlim=(0, None))
             axes.xaxis.set_major_formatter(EngFormatter())
@@ -49,7 +49,7 @@ def plot_tradeoff(table: pd.DataFrame, series: Mapping[str, str]) -> Figure:
 
 @styled
 def plot_latency(table: pd.DataFrame, series: Mapping[str, str]) -> Figure:
-    """Top-1 accuracy against measured milliseconds per image: a panel per dataset and batch size, with intervals.
+    """Top-1 accuracy against measured milliseconds per image, with 95 % intervals: a panel per dataset and batch size.
 
     Args:
         table: From `speed_summary`.
@@ -63,10 +63,8 @@ def plot_latency(table: pd.DataFrame, series: Mapping[str, str]) -> Figure:
         places = placed(rows)
         pruned = places[places["stage"] != "dense"].sort_values("time")
         for name, of_series in pruned.groupby(pruned["experiment"].map(series), sort=False):
-            _draw_times(axes, of_series, look_of[str(name)], "-")
-        dense = places[places["stage"] == "dense"]
-        _draw_times(axes, dense, Look(BLACK, "*"), "")
-        _draw_dense(axes, dense, "time")
+            _draw(axes, of_series, "time", look_of[str(name)])
+        _draw_dense(axes, places[places["stage"] == "dense"], "time")
         axes.set(title=f"{dataset}, batch size {batch_size}", xlabel="milliseconds per image", xlim=(0, None))
         axes.yaxis.set_major_formatter(percent())
         axes.margins(x=0.1, y=0.12)
@@ -75,52 +73,41 @@ def plot_latency(table: pd.DataFrame, series: Mapping[str, str]) -> Figure:
     return figure
 
 
-def _draw_accuracies(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
+def _draw(axes: Axes, rows: pd.DataFrame, cost: str, look: Look, line: str = "-") -> None:
+    """A mark for each row at its cost and top-1, with the intervals of those of the two that have one."""
     axes.errorbar(
-        rows["macs"],
+        rows[cost],
         rows["top1"],
-        yerr=[rows["top1"] - rows["top1_low"], rows["top1_high"] - rows["top1"]],
+        xerr=_reach(rows, cost),
+        yerr=_reach(rows, "top1"),
         color=look.color,
         marker=look.marker,
+        markersize=look.size,
+        linestyle=line,
         elinewidth=1,
         capsize=2,
         zorder=3,
     )
 
 
-def _draw_times(axes: Axes, rows: pd.DataFrame, look: Look, line: str) -> None:
-    axes.errorbar(
-        rows["time"],
-        rows["top1"],
-        xerr=[rows["time"] - rows["low"], rows["high"] - rows["time"]],
-        color=look.color,
-        marker=look.marker,
-        markersize=10 if look.marker == "*" else 6,
-        linestyle=line,
-        elinewidth=1,
-        zorder=3,
-    )
+def _reach(rows: pd.DataFrame, name: str) -> list[pd.Series] | None:
+    """How far an interval goes down and up from the value."""
+    if f"{name}_low" not in rows:
+        return None
+    return [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
 
 
 def _draw_dense(axes: Axes, dense: pd.DataFrame, cost: str) -> None:
-    axes.plot(dense[cost], dense["top1"], "*", color=BLACK, markersize=10, zorder=3)
+    _draw(axes, dense, cost, DENSE_LOOK, line="")
     for row in dense.to_dict("records"):
-        axes.annotate(str(row["model"]), (row[cost], row["top1"]), (0, 7), textcoords="offset points", ha="right")
+        axes.annotate(str(row["model"]), (row[cost], row["top1"]), (-6, 6), textcoords="offset points", ha="right")
 
 
 def _legend(figure: Figure, look_of: Mapping[str, Look], experiments: pd.Series, series: Mapping[str, str]) -> None:
     shown = {series[name] for name in experiments if name}
-    marks = [("dense", Look(BLACK, "*"))] + [(name, look) for name, look in look_of.items() if name in shown]
+    marks = [("dense", DENSE_LOOK)] + [(name, look) for name, look in look_of.items() if name in shown]
     handles = [
-        Line2D(
-            [],
-            [],
-            color=look.color,
-            marker=look.marker,
-            markersize=10 if look.marker == "*" else 6,
-            linestyle="",
-            label=name,
-        )
+        Line2D([], [], color=look.color, marker=look.marker, markersize=look.size, linestyle="", label=name)
         for name, look in marks
     ]
     figure.legend(handles=handles, loc="outside right center", ncols=-(-len(handles) // LEGEND_ROWS))

@@ -310,6 +310,7 @@ SPEED = Schema(
             "accuracy of an engine that rounds to int8 by itself, on `engine_images`; null: that of the model",
             nullable=True,
         ),
+        Column("images", pa.int64(), "", "images that this accuracy was counted on; null as it is", nullable=True),
         Column("kernel", pa.string(), "", "what computes block-sparse layers here: its name, or masked dense"),
         Column("dtype", pa.string(), "", "of weights and activations"),
         Column("device", pa.string(), "", "cpu or cuda"),

@@ -3,7 +3,6 @@
 from importlib.util import find_spec
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from tiny import dense_model, photographs
@@ -13,6 +12,7 @@ from lpvit.measure import engines
 from lpvit.measure.engines import Exported, Rivals
 from lpvit.measure.settings import ENGINES
 from lpvit.measure.speed import engine_arms, speed_table, with_accuracy
+from lpvit.training.evaluation import Accuracy
 
 needs_engines = pytest.mark.skipif(
     any(find_spec(package) is None for package in ("openvino", "nncf", "onnxruntime", "onnxscript")),
@@ -58,15 +58,17 @@ def test_the_fastest_dense_arm_is_the_reference_whichever_engine_it_is() -> None
     table = speed_table({arm: np.full(9, seconds) for arm, seconds in times.items()}, 8).set_index("arm")
     assert set(table["reference"]) == {"dense_openvino_int8"}
     assert table.loc["sparse", "speed_up"] == 2
-    told = with_accuracy(table.reset_index(), {"dense_openvino_int8": 70.5}).set_index("arm")["top1"]
-    assert told["dense_openvino_int8"] == 70.5
-    assert pd.isna(told[["dense", "sparse"]]).all()
+    accuracies = {"dense_openvino_int8": Accuracy(images=200, top1=70.5, top5=90.0, loss=1.0)}
+    told = with_accuracy(table.reset_index(), accuracies).set_index("arm")[["top1", "images"]]
+    assert told.loc["dense_openvino_int8"].tolist() == [70.5, 200]
+    assert told.loc[["dense", "sparse"]].isna().all(axis=None)
 
 
 def test_accuracy_is_counted_on_the_validation_images() -> None:
     labels = torch.tensor([0, 1, 1, 0])
     rivals = Rivals((), (), [(torch.eye(2)[[0, 1, 0, 0]], labels)])
-    assert rivals.top1(lambda images: images) == 75
+    accuracy = rivals.accuracy(lambda images: images)
+    assert (accuracy.top1, accuracy.images) == (75, 4)
 
 
 def test_an_engine_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,8 @@ def speed(table: pd.DataFrame) -> pd.DataFrame:
             )
             row |= {"milliseconds": time, "milliseconds_low": time, "milliseconds_high": time, "images_per_second": 9.0}
             row |= {"speed_up": faster, "speed_up_low": faster - 0.1, "speed_up_high": faster + 0.1}
-            rows.append(row | {name: of[name].iloc[0] for name in ("top1", "energy")} | {"joules": 0.5 / faster})
+            row |= {name: of[name].iloc[0] for name in ("top1", "top1_low", "top1_high", "energy")}
+            rows.append(row | {"model_top1": row["top1"], "joules": 0.5 / faster})
     return pd.DataFrame(rows)
 
 
@@ -82,6 +83,18 @@ def test_every_model_stands_at_its_costs_counted_and_measured(table: pd.DataFram
     assert all(key in data["axes"] for model in models.values() for key in model["places"])
 
 
+def test_an_engine_that_rounds_by_itself_stands_at_its_own_accuracy(table: pd.DataFrame, speed: pd.DataFrame) -> None:
+    own = {"arm": "masked_openvino_int8", "speed_up": 9.0, "top1": 61.0, "top1_low": 60.0, "top1_high": 62.0}
+    rounded = speed[(speed["experiment"] == "half") & (speed["stage"] == "finetuned")].assign(**own)
+    fresh, stale = up_to_date(pd.concat([speed, rounded], ignore_index=True), table)
+    assert stale == []
+    data = chart_data(table, fresh, series(evaluations()))
+    (half,) = (m for m in data["datasets"]["imagenet"] if (m["name"], m["stage"]) == ("half", "finetuned"))
+    expected = {"top1": 61.0, "low": 60.0, "high": 62.0, "told": "61.00 % (60.0 to 62.0)"}
+    assert half["places"]["milliseconds_2"]["accuracy"] == expected
+    assert half["top1"] == table.loc[(table["experiment"] == "half") & (table["stage"] == "finetuned"), "top1"].item()
+
+
 def test_a_speed_measured_before_its_model_changed_is_left_out_and_named(
     table: pd.DataFrame, speed: pd.DataFrame
 ) -> None:
@@ -98,6 +111,8 @@ def test_speed_survives_csv_and_is_empty_where_nothing_was_measured(
 ) -> None:
     speed.to_csv(tmp_path / "speed.csv", index=False)
     pd.testing.assert_frame_equal(read_speed(tmp_path / "speed.csv"), speed)
+    speed.drop(columns="model_top1").to_csv(tmp_path / "older.csv", index=False)
+    assert read_speed(tmp_path / "older.csv").empty
     nothing = read_speed(tmp_path / "none.csv")
     assert nothing.empty
     text = page(table, nothing)

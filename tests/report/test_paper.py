@@ -37,7 +37,7 @@ def test_macs_as_the_published_code_counts_them(name: str, window_tokens: int | 
 @pytest.fixture
 def table() -> pd.DataFrame:
     def metrics(top1: float, share: float) -> pd.Series:
-        return pd.Series({"top1": top1, "macs": 4.2e9 * share, "macs_all": 4.2e9 * share + 0.36e9})
+        return pd.Series({"top1": top1, "images": 50, "macs": 4.2e9 * share, "macs_all": 4.2e9 * share + 0.36e9})
 
     rows = [
         {"experiment": "small", "row": "DeiT-S B", "top1": 80.69, "gmacs": 2.3, "final": metrics(80.0, 0.46)},
@@ -56,11 +56,11 @@ def test_a_row_shows_what_was_published_and_what_was_reached(table: pd.DataFrame
     assert text.startswith(DISTILLED)
     first, second = text.splitlines()[-2:]
     assert [cell.strip() for cell in first.strip("|").split("|")] == [
-        *("DeiT-S B", "small", "80.69 %", "80.00 %", "-0.69", "81.20 %"),
+        *("DeiT-S B", "small", "80.69 %", "80.00 %", "67.0 to 88.8", "-0.69", "81.20 %"),
         *("2.30 G", "2.29 G", "1.93 G", "2.00 G", "300", "regnety_160"),
     ]
     assert [cell.strip() for cell in second.strip("|").split("|")] == [
-        *("DeiT-S blocks", "mine", "-", "81.00 %", "-", "81.20 %"),
+        *("DeiT-S blocks", "mine", "-", "81.00 %", "68.1 to 89.5", "-", "81.20 %"),
         *("-", "2.29 G", "1.93 G", "2.00 G", "0", "-"),
     ]
 
@@ -78,3 +78,6 @@ def test_the_figure_draws_every_row(table: pd.DataFrame, proxy: bool, marks: int
     axes = plot_paper(table, proxy).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "mine"]
     assert len(axes.collections) == marks
+    (bars,) = [bars for bars in axes.collections if hasattr(bars, "get_segments")]
+    assert [segment[:, 0].round(1).tolist() for segment in bars.get_segments()] == [[67.0, 88.8], [68.1, 89.5]]
+    assert ("proxy" in axes.get_title(loc="left")) == proxy

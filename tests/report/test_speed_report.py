@@ -13,12 +13,15 @@ from lpvit.report.speed import (
     speed_summary,
     speed_up_by_sparsity,
 )
+from lpvit.report.tables import wilson
 from lpvit.report.tradeoff import plot_latency
 from lpvit.store.schemas import ENERGY, METRICS, SPEED
 
 FACTS = {"device": "cpu", "device_name": "Abacus", "threads": 2, "dtype": "float32", "kernel": "avx2", "torch": "2.15"}
 # experiment -> (speed-up at batch 1, at batch 8), top-1 and joules per image of the sparse arm
 EXPERIMENTS = {"half": ((1.5, 2.0), 80.0, 0.3), "third": ((2.0, 3.0), 70.0, 0.2), "busy": ((1.25, 1.6), 81.0, 0.4)}
+
+IMAGES, IMAGES_OF_ENGINE = 400, 50
 
 
 def names(experiment: str) -> dict[str, str]:
@@ -34,7 +37,7 @@ def speed() -> pd.DataFrame:
             for arm, faster in {"dense": 1.0, "masked": 0.9, "sparse": speed_up}.items():
                 time = load * 10 * batch_size / faster
                 row = {"stage": "finetuned", "arm": arm, "batch_size": batch_size, "rounds": 9, "reference": "dense"}
-                row |= {"top1": float("nan")}
+                row |= {"top1": float("nan"), "images": float("nan")}
                 row |= {"milliseconds": time, "milliseconds_low": time - 1, "milliseconds_high": time + 2}
                 row |= {"speed_up": faster, "speed_up_low": faster - 0.1, "speed_up_high": faster + 0.2}
                 rows.append(names(experiment) | row | {"images_per_second": 1e3 * batch_size / time} | FACTS)
@@ -46,7 +49,7 @@ def speed() -> pd.DataFrame:
 def metrics() -> pd.DataFrame:
     rows = []
     for experiment, (_, top1, joules) in EXPERIMENTS.items():
-        empty = names(experiment) | {column.name: 1 for column in METRICS.columns}
+        empty = names(experiment) | {column.name: 1 for column in METRICS.columns} | {"images": IMAGES}
         rows.append(empty | {"stage": "dense", "top1": 85.0, "power_term": 1.0, "energy": 1.0})
         # The power term has two models in the wrong order.
         term = {"half": 0.4, "third": 0.5, "busy": 0.8}[experiment]
@@ -84,6 +87,18 @@ def test_every_arm_stands_beside_the_accuracy_and_joules_of_the_model_that_it_ru
     assert half["joules"].xs(1, level="batch_size").isna().all()  # measured with the largest batch only
 
 
+def test_the_interval_of_an_accuracy_is_of_the_images_that_it_was_counted_on(speed, metrics, energy) -> None:
+    own = {"arm": "sparse", "top1": 78.0, "images": IMAGES_OF_ENGINE}  # as an engine that rounds to int8 has it
+    rounded = speed[speed["arm"] == "masked"].assign(**own)
+    table = speed_summary(pd.concat([speed[speed["arm"] != "sparse"], rounded]), metrics, energy).set_index("arm")
+    for arm, top1, images in (("masked", table.loc["masked", "top1"], IMAGES), ("sparse", 78.0, IMAGES_OF_ENGINE)):
+        rows = table.loc[[arm]]
+        low, high = wilson(rows["top1"], pd.Series(images, rows.index))
+        assert (rows["top1"] == top1).all()
+        assert rows["top1_low"].tolist() == pytest.approx(low.tolist())
+        assert rows["top1_high"].tolist() == pytest.approx(high.tolist())
+
+
 def test_models_are_ranked_by_joules_where_these_were_measured(speed, metrics, energy, no_energy) -> None:
     ranking = energy_ranking(speed_summary(speed, metrics, energy))
     assert ranking["models"].tolist() == [4]  # the dense one once
@@ -110,10 +125,24 @@ def test_the_table_for_people_says_the_machine_and_the_energy_or_why_there_is_no
 def test_a_model_stands_where_its_speed_up_places_it_however_busy_the_machine_was(speed, metrics, no_energy) -> None:
     figure = plot_latency(speed_summary(speed, metrics, no_energy), {name: name for name in EXPERIMENTS})
     first, second = figure.axes
-    places = [{tuple(line.get_xydata()[0]) for line in axes.lines} for axes in (first, second)]
+    marks = [[line for line in axes.lines if line.get_marker() in "*os^Dv"] for axes in (first, second)]
+    places = [{tuple(line.get_xydata()[0]) for line in of_panel} for of_panel in marks]
     assert places[0] == {(10, 85), (10 / 1.5, 80), (10 / 2, 70), (10 / 1.25, 81)}
     assert places[1] == {(10, 85), (10 / 2, 80), (10 / 3, 70), (10 / 1.6, 81)}
     assert [axes.get_title(loc="left") for axes in (first, second)] == ["digits, batch size 1", "digits, batch size 8"]
+
+
+def test_a_model_stands_with_the_intervals_of_its_time_and_of_its_accuracy(speed, metrics, no_energy) -> None:
+    axes = plot_latency(speed_summary(speed, metrics, no_energy), {name: name for name in EXPERIMENTS}).axes[0]
+    lines = [bars.get_segments() for bars in axes.collections]
+    accuracies = {tuple(line[:, 1]) for segments in lines for line in segments if line[0, 0] == line[1, 0]}
+    top1 = pd.Series([85.0, *(top1 for _, top1, _ in EXPERIMENTS.values())])
+    low, high = wilson(top1, pd.Series(IMAGES, top1.index))
+    assert sorted(low for low, _ in accuracies) == pytest.approx(sorted(low))
+    assert sorted(high for _, high in accuracies) == pytest.approx(sorted(high))
+    times = sorted(tuple(line[:, 0]) for segments in lines for line in segments if line[0, 1] == line[1, 1])
+    assert len(times) == 4
+    assert times[0] == pytest.approx((10 / 2.2, 10 / 1.9))
 
 
 def latency(

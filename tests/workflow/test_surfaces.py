@@ -60,8 +60,16 @@ def test_a_key_that_stands_twice_stops_the_run_with_its_lines(workflow: Workflow
     assert "twice.yaml, line 3: 'report' stands here and in line 1; rename one" in run.output
 
 
-def test_every_rule_says_what_it_does(workflow: Workflow) -> None:
+def test_every_rule_says_what_it_does_and_none_the_same_as_another(workflow: Workflow) -> None:
     shutil.copytree(REPOSITORY / "config", workflow.folder / "config")
     rules = [line for line in snakemake(workflow.folder, "--list-rules").output.splitlines() if line[:1].islower()]
     assert len(rules) > 20
-    assert not [rule for rule in rules if "(" not in rule and rule != "all"]
+    told = [rule.partition(" (")[2] for rule in rules]
+    assert all(told)
+    assert len(set(told)) == len(told)
+
+
+def test_a_first_run_names_no_reason_but_that_nothing_is_there(workflow: Workflow, tiny_config: dict) -> None:
+    run = workflow.run(tiny_config, "--dry-run")
+    assert "reason: Missing output files" in run.output
+    assert "changed since last execution" not in run.output

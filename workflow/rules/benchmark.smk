@@ -42,7 +42,7 @@ rule measure_latency:
 
 
 rule benchmark_pruned:
-    """Times a final model against the dense one, masked and block-sparse, and measures the energy of all."""
+    """Times the pruned model, masked and block-sparse, against the dense one; measures the energy of all."""
     input:
         **for_engines,
         dense=f"{MODEL}/dense.pt",
@@ -72,6 +72,7 @@ rule benchmark_pruned:
 
 
 use rule benchmark_pruned as benchmark_finetuned with:
+    """Times the fine-tuned model, masked and block-sparse, against the dense one; measures the energy of all."""
     input:
         **for_engines,
         dense=f"{MODEL}/dense.pt",
@@ -157,6 +158,7 @@ rule plot_speed_up:
 
 
 use rule write_page as write_speed_to_page with:
+    """Writes the page anew, with the speed that was measured."""
     input:
         **page_inputs(),
         page=f"{REPORT}/index.html",
@@ -168,7 +170,7 @@ use rule write_page as write_speed_to_page with:
 
 
 rule benchmark:
-    """Speed and energy of every experiment's final model, and their part of the report."""
+    """Measures speed and energy of every experiment's final model, and adds them to the report."""
     input:
         f"{RESULTS}/plan.parquet",
         f"{REPORT}/speed.csv",

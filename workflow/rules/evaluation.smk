@@ -1,5 +1,5 @@
 rule evaluate_dense:
-    """Measures accuracy and counts costs on the validation split."""
+    """Measures the dense model's accuracy on the validation split, and counts its costs."""
     input:
         images=f"{DATASET}/images.parquet",
         model=f"{MODEL}/dense.pt",
@@ -26,6 +26,7 @@ rule evaluate_dense:
 
 
 use rule evaluate_dense as evaluate_pruned with:
+    """Measures the pruned model's accuracy on the validation split, and counts its costs."""
     input:
         images=f"{DATASET}/images.parquet",
         model=f"{BUDGET}/pruned.pt",
@@ -43,6 +44,7 @@ use rule evaluate_dense as evaluate_pruned with:
 
 
 use rule evaluate_dense as evaluate_finetuned with:
+    """Measures the fine-tuned model's accuracy on the validation split, and counts its costs."""
     input:
         images=f"{DATASET}/images.parquet",
         model=f"{RECIPE}/finetuned.pt",
@@ -60,6 +62,7 @@ use rule evaluate_dense as evaluate_finetuned with:
 
 
 use rule evaluate_dense as evaluate_quantised with:
+    """Measures the pruned, quantised model's accuracy on the validation split, and counts its costs."""
     input:
         images=f"{DATASET}/images.parquet",
         model=f"{BUDGET}/{QUANTISED}.pt",
@@ -77,6 +80,7 @@ use rule evaluate_dense as evaluate_quantised with:
 
 
 use rule evaluate_dense as evaluate_finetuned_quantised with:
+    """Measures the fine-tuned, quantised model's accuracy on the validation split, and counts its costs."""
     input:
         images=f"{DATASET}/images.parquet",
         model=f"{RECIPE}/{QUANTISED}.pt",

@@ -1,5 +1,5 @@
 rule export_pruned:
-    """Writes a model for use elsewhere: compressed for lpvit.load, and masked dense for ONNX runtimes. On request."""
+    """Writes the pruned model on request: compressed for lpvit.load, and as ONNX for use elsewhere."""
     input:
         model=f"{BUDGET}/pruned.pt",
         masks=f"{BUDGET}/masks.pt",
@@ -23,6 +23,7 @@ rule export_pruned:
 
 
 use rule export_pruned as export_finetuned with:
+    """Writes the fine-tuned model on request: compressed for lpvit.load, and as ONNX for use elsewhere."""
     input:
         model=f"{RECIPE}/finetuned.pt",
         masks=f"{RECIPE}/masks.pt",
@@ -38,6 +39,7 @@ use rule export_pruned as export_finetuned with:
 
 
 use rule export_pruned as export_quantised with:
+    """Writes the pruned, quantised model on request: compressed for lpvit.load, and as ONNX for use elsewhere."""
     input:
         model=f"{BUDGET}/{QUANTISED}.pt",
         masks=f"{BUDGET}/masks.pt",
@@ -53,6 +55,7 @@ use rule export_pruned as export_quantised with:
 
 
 use rule export_pruned as export_finetuned_quantised with:
+    """Writes the fine-tuned, quantised model on request: compressed for lpvit.load, and as ONNX for use elsewhere."""
     input:
         model=f"{RECIPE}/{QUANTISED}.pt",
         masks=f"{RECIPE}/masks.pt",
@@ -68,7 +71,7 @@ use rule export_pruned as export_finetuned_quantised with:
 
 
 rule export:
-    """Every experiment's final model, and the same quantised."""
+    """Writes every experiment's final model for use elsewhere, and the same quantised."""
     input:
         [
             f"{BUDGET if experiment.recipe is None else RECIPE}/{name}.{suffix}".format(**names_of(experiment))

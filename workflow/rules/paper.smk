@@ -5,7 +5,7 @@ include: "paper_files.smk"
 
 
 rule paper_tables:
-    """Published accuracy and MACs beside ours, for every row."""
+    """Sets published accuracy and MACs beside ours, for every row of the paper's tables."""
     input:
         dense=[f"{dense_of(experiment)}/metrics.parquet" for experiment in reproduced.values()],
         final=[f"{reproduced_by(experiment)}/metrics.parquet" for experiment in reproduced.values()],

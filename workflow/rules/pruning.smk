@@ -1,5 +1,5 @@
 rule collect_statistics:
-    """Gradients of the calibration images, reduced to blocks: their average, image by image, or both."""
+    """Reduces the gradients of the calibration images to blocks: their average, image by image, or both."""
     input:
         dense=f"{MODEL}/dense.pt",
         samples=f"{CALIBRATION}/samples.parquet",

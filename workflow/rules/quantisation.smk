@@ -2,7 +2,7 @@
 
 
 rule quantise_pruned:
-    """Rounds weights for inference in int8, on the images that pruned the model, or casts it to bfloat16."""
+    """Rounds the pruned model's weights to int8, on the images that pruned it, or casts it to bfloat16."""
     input:
         model=f"{BUDGET}/pruned.pt",
         masks=f"{BUDGET}/masks.pt",
@@ -28,6 +28,7 @@ rule quantise_pruned:
 
 
 use rule quantise_pruned as quantise_finetuned with:
+    """Rounds the fine-tuned model's weights to int8, on the images that pruned it, or casts it to bfloat16."""
     input:
         model=f"{RECIPE}/finetuned.pt",
         masks=f"{RECIPE}/masks.pt",

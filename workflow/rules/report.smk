@@ -198,7 +198,7 @@ rule plot_interactions:
 
 
 rule plot_history:
-    """Draws the course of a training of a pruned model."""
+    """Draws the course of the pruned model's training."""
     input:
         history=f"{RECIPE}/history.parquet",
         before=trained_from,
@@ -221,6 +221,7 @@ rule plot_history:
 
 
 use rule plot_history as plot_dense_history with:
+    """Draws the course of the dense model's training."""
     input:
         history=f"{MODEL}/dense_history.parquet",
         before=[],

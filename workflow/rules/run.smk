@@ -54,8 +54,10 @@ def params_changed(memory, job, file=None, ask=Memory.params_changed, remembers=
     recorded = read_record(job.log[0]) if is_ours(job) else None
     if recorded is None and (not is_ours(job) or remembers(memory, job)):
         return ask(memory, job, file=file)
-    change = "made by unknown settings" if recorded is None else changes(recorded, dict(job.params.items()))
-    change = Changes(change)
+    if recorded is None:
+        change = Changes("made by unknown settings" if any(Path(made).exists() for made in job.output) else "")
+    else:
+        change = Changes(changes(recorded, dict(job.params.items())))
     change.files = [file] if file is not None else list(job.output)
     return change
 
