@@ -107,7 +107,7 @@ def build_arms(
         if "int8" not in name:
             dtype = torch.bfloat16 if name.endswith("bfloat16") else torch.float32
             expected = models["dense" if name.startswith("dense") else "masked"].model(images)
-            require_equal(name, arm(images).to(dtype), expected.to(dtype))
+            require_equal(name, arm(images), expected, dtype)
     return arms
 
 

@@ -21,8 +21,8 @@ class Benchmark(Section):
 
     arms: tuple[Literal["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"], ...] = Field(
         ("dense", "masked", "sparse"),
-        description="what takes turns: the dense model, the pruned one with zeros, the pruned one block-sparse; "
-        "`_compiled` by torch.compile, which takes minutes on a small machine",
+        description="what takes turns: the dense model, the pruned one with zeros (not in int8), the pruned one "
+        "block-sparse; `_compiled` by torch.compile, which takes minutes on a small machine",
     )
     batch_sizes: tuple[Annotated[int, Field(gt=0)] | Literal["largest"], ...] = Field(
         (1, 32, "largest"),

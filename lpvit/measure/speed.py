@@ -25,13 +25,15 @@ from lpvit.measure.sparsify import LayerChoice, sparsify_layers
 from lpvit.measure.timing import Interval, median_interval, time_in_turns
 from lpvit.models.architecture import input_size
 from lpvit.models.blocks import KeepMasks
+from lpvit.models.quantised import int8_layers
 from lpvit.sparse.operator import path_for
 from lpvit.store.schemas import CHOICES
 from lpvit.training.evaluation import Accuracy
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest logit
+# Of the largest logit; in int8, an input may be rounded to the next step elsewhere than where torch imitates it.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.int8: 5e-2}
 LARGEST_BATCH = {"cpu": 128, "cuda": 1024}  # larger ones hardly raise the throughput
 
 Models = Mapping[str, nn.Module]  # dense, masked, sparse
@@ -66,36 +68,37 @@ def benchmark(
 
     Args:
         dense: The model before pruning; it and ``pruned`` are moved and cast in place.
-        pruned: The same model with zeros for pruned weights.
+        pruned: The same with zeros for pruned weights; or in int8, without ``masked`` arms, which torch only imitates.
         keep_masks: One keep mask (R, C) per layer.
         block_shape: Rows and columns of a block.
         settings: Arms, batch sizes, dtype and durations.
         device: Where to run.
-        rivals: Engines that run both models too, in float32 on the CPU.
+        rivals: Engines that run both models too, in float32 on the CPU; but none that is in int8 already.
 
     Raises:
         LpvitError: An arm gives other logits than it should, or cannot be compiled here.
     """
-    exported = rivals.export({"dense": dense, "masked": pruned})
+    in_torch = {"dense": dense} | ({} if int8_layers(pruned) else {"masked": pruned})
+    arms = [arm for arm in settings.arms if arm.startswith(("sparse", *in_torch))]
+    exported = rivals.export(in_torch)
     accuracies: dict[str, Accuracy] = {}
     device, dtype = torch.device(device), getattr(torch, settings.dtype)
     models = {"dense": dense.to(device, dtype).eval(), "masked": pruned.to(device, dtype).eval()}
     speed, choices = [], []
     for batch_size in _batch_sizes(settings.batch_sizes, models):
         torch.compiler.reset()  # what was compiled for another batch size
-        if any(arm.startswith("sparse") for arm in settings.arms):
+        if any(arm.startswith("sparse") for arm in arms):
             models["sparse"] = deepcopy(models["masked"])
             chosen = sparsify_layers(models["sparse"], keep_masks, block_shape, batch_size)
             choices += [{"batch_size": batch_size, **_choice(choice)} for choice in chosen]
         images = _random_images(dense, batch_size)
-        functions = build_arms(settings.arms, models, images)
+        functions = build_arms(arms, models, images)
         runs = rivals.runs(exported, batch_size, torch.get_num_threads())
         functions |= engine_arms(runs, {name: export.model for name, export in exported.items()}, images)
-        new = {arm: run for arm, run in runs.items() if "int8" in arm and arm not in accuracies}
-        accuracies |= {arm: rivals.accuracy(run) for arm, run in new.items()}
+        new = (arm for arm in runs if "int8" in arm and arm not in accuracies)
+        accuracies |= {arm: rivals.accuracy(runs[arm]) for arm in new}
         times = time_in_turns(functions, device=device, seconds=settings.seconds)
-        speed.append(speed_table(times, batch_size))
-        _log(speed[-1])
+        speed.append(_logged(speed_table(times, batch_size)))
     energy = measure_energy(functions, batch_size, device=device, seconds=settings.energy_seconds)
     return Measurements(
         speed=with_accuracy(pd.concat(speed, ignore_index=True), accuracies).assign(**facts(device, dtype)),
@@ -125,7 +128,7 @@ def build_arms(arms: Iterable[str], models: Models, images: Tensor) -> dict[str,
         except torch._dynamo.exc.TorchDynamoException as error:  # of all that torch.compile may do
             reason = str(error).strip().partition("\n")[0]
             raise LpvitError(f"benchmark.arms: '{arm}' cannot be compiled here ({reason}); leave it out") from None
-        require_equal(arm, logits, reference(images))
+        require_equal(arm, logits, reference(images), torch.int8 if int8_layers(reference) else logits.dtype)
         functions[arm] = partial(model, images)
     return functions
 
@@ -147,7 +150,7 @@ def engine_arms(runs: Mapping[str, Run], models: Models, images: Tensor) -> dict
             name, _, engine = arm.partition("_")
             expected = models[name](images)
             dtype = torch.bfloat16 if engine.endswith("bfloat16") else torch.float32
-            require_equal(arm, run(images).to(dtype), expected.to(dtype))
+            require_equal(arm, run(images), expected, dtype)
     return {arm: partial(run, images) for arm, run in runs.items()}
 
 
@@ -157,23 +160,24 @@ def with_accuracy(speed: pd.DataFrame, accuracies: Mapping[str, Accuracy]) -> pd
     return speed.join(pd.DataFrame(columns, dtype="float64"), on="arm")
 
 
-def require_equal(arm: str, logits: Tensor, expected: Tensor) -> None:
+def require_equal(arm: str, logits: Tensor, expected: Tensor, precision: torch.dtype) -> None:
     """Refuses an arm whose logits are off by more than rounding.
 
     Args:
         arm: For the message.
         logits: Shape (N, K).
         expected: Shape (N, K).
+        precision: Of the numbers that the arm multiplies.
 
     Raises:
         LpvitError: The greatest difference, over the greatest expected logit, is above `TOLERANCE`, or no number.
     """
-    error = float((logits - expected).abs().max() / expected.abs().max())
-    tolerance = TOLERANCE[expected.dtype]
+    error = float((logits.double() - expected.double()).abs().max() / expected.double().abs().max())
+    tolerance = TOLERANCE[precision]
     if not error <= tolerance:  # not: NaN fails too
         raise LpvitError(
             f"benchmark: '{arm}' is off by {error:.2g} of the largest logit, more than {tolerance:g} in "
-            f"{str(expected.dtype).removeprefix('torch.')}; it is not timed, please report this"
+            f"{str(precision).removeprefix('torch.')}; it is not timed, please report this"
         )
 
 
@@ -279,9 +283,10 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _log(speed: pd.DataFrame) -> None:
+def _logged(speed: pd.DataFrame) -> pd.DataFrame:
     for row in speed.itertuples():
         logger.info(
             "batch size %d: %s: %.3f ms, %.2f times as fast as %s",
             *(row.batch_size, row.arm, row.milliseconds, row.speed_up, row.reference),
         )
+    return speed

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.allocation.latency import milliseconds
+from lpvit.api.pruned import Pruned
+from lpvit.api.quantise import quantise
 from lpvit.errors import LpvitError
 from lpvit.measure import sparsify as sparse_model
 from lpvit.measure import speed as benchmarks
@@ -25,6 +27,7 @@ from lpvit.models.cost import measure_costs
 from lpvit.models.layers import matrix_layers, prunable_layers
 from lpvit.store.schemas import CHOICES, ENERGY, LATENCY, SPEED, write_parquet
 from lpvit.weights.masks import expand_keep_masks, zero_pruned
+from lpvit.weights.settings import Quantisation
 
 BLOCK_SHAPE = (16, 16)
 IMAGE = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 1, "num_heads": 2}
@@ -137,12 +140,12 @@ def test_an_arm_with_wrong_logits_is_refused_by_name() -> None:
 
 def test_the_tolerance_is_that_of_the_dtype_and_nan_is_never_within_it() -> None:
     logits = torch.tensor([[1.0, -2.0]])
-    require_equal("sparse", logits + 1e-4, logits)
+    require_equal("sparse", logits + 1e-4, logits, torch.float32)
     with pytest.raises(LpvitError, match=r"off by 0\.005 of the largest logit"):
-        require_equal("sparse", logits + 1e-2, logits)
-    require_equal("sparse", (logits + 1e-2).bfloat16(), logits.bfloat16())
+        require_equal("sparse", logits + 1e-2, logits, torch.float32)
+    require_equal("sparse", (logits + 1e-2).bfloat16(), logits.bfloat16(), torch.bfloat16)
     with pytest.raises(LpvitError, match="off by nan"):
-        require_equal("sparse", logits * torch.nan, logits)
+        require_equal("sparse", logits * torch.nan, logits, torch.bfloat16)
 
 
 def test_a_model_that_cannot_be_compiled_names_its_arm_and_the_reason(monkeypatch) -> None:
@@ -194,6 +197,15 @@ def test_a_benchmark_says_what_was_measured_where_and_which_layers_stayed_dense(
     write_parquet(speed.assign(stage="pruned"), tmp_path / "speed.parquet", SPEED)
     write_parquet(choices, tmp_path / "choices.parquet", CHOICES)
     write_parquet(measured.energy, tmp_path / "energy.parquet", ENERGY)
+
+
+def test_a_model_in_int8_is_timed_against_the_dense_one_alone() -> None:
+    dense, pruned, keep_masks = models()
+    quantised = quantise(Pruned(pruned, keep_masks, BLOCK_SHAPE), quantisation=Quantisation(rounding="nearest"))
+    settings = Benchmark(batch_sizes=(2,), seconds=0.01, energy_seconds=0.01)
+    measured = benchmark(dense, quantised.model, keep_masks, BLOCK_SHAPE, settings, "cpu")
+    assert set(measured.speed["arm"]) == set(measured.energy["arm"]) == {"dense", "sparse"}
+    assert set(measured.choices["precision"]) <= {"int8", "float32"}
 
 
 def test_dense_alone_can_be_measured_and_has_no_choices(tmp_path: Path) -> None:

@@ -315,7 +315,8 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     workflow, _ = finished
     config = change(tiny_config, "benchmark", {"seconds": 0.02, "batch_sizes": [1, 4], "energy_seconds": 0.02})
     config = change(config, "budgets.timed", {"latency": 1.0})
-    timed = {**tiny_config["experiments"]["main"], "budget": "timed", "recipe": None}
+    config = change(config, "quantisations", {"w8a8": {}})
+    timed = {**tiny_config["experiments"]["main"], "budget": "timed", "recipe": None, "quantisation": "w8a8"}
     config = change(config, "experiments.timed", timed)
     config = change(config, "budgets.narrower", {"macs": 0.6, "structure": "width"})
     config = change(config, "experiments.narrower", {**tiny_config["experiments"]["main"], "budget": "narrower"})
@@ -328,19 +329,19 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     allocation = read_parquet(results / "c64/b8/timed/allocation.parquet", ALLOCATION)
     assert set(latency["tokens"]) == {1, 5}  # of the head, of the transformer blocks
     assert allocation["budget"].tolist() == ["latency"] * len(allocation)
-    for folder, stage in (
-        (workflow.folder / BUDGET / "short/finetuned", "finetuned"),
-        (results / "c64/b8/timed/pruned", "pruned"),
+    for folder, stage, arms in (
+        (workflow.folder / BUDGET / "short/finetuned", "finetuned", {"dense", "masked", "sparse"}),
+        (results / "c64/b8/timed/quantised@w8a8", "quantised", {"dense", "sparse"}),
     ):
         speed = read_parquet(folder / "speed.parquet", SPEED)
         assert set(speed["stage"]) == {stage}
         assert (speed["threads"] == 2).all()  # all cores of the run, whatever the threads of other stages
         choices = read_parquet(folder / "choices.parquet", CHOICES)
         assert set(choices["layer"]) == set(allocation["layer"])
-        assert set(read_parquet(folder / "energy.parquet", ENERGY)["arm"]) == {"dense", "masked", "sparse"}
+        assert set(read_parquet(folder / "energy.parquet", ENERGY)["arm"]) == arms
     report = workflow.folder / "results/report/tiny"
     table = pd.read_csv(report / "speed.csv")
-    assert table.groupby("experiment").size().to_dict() == {"main": 6, "narrower": 6, "timed": 6}
+    assert table.groupby("experiment").size().to_dict() == {"main": 6, "narrower": 6, "timed": 4}
     assert "| main       | sparse |" in (report / "speed.md").read_text()
     assert {"speed_up.png", "latency.png", "choices.csv"} <= {file.name for file in report.iterdir()}
 
@@ -356,7 +357,7 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     assert architecture.build(state).blocks[0].mlp.fc1.out_features < 128
 
     longer = workflow.run(change(config, "benchmark.seconds", 0.03), "benchmark", "--dry-run")
-    assert stages(longer.jobs) == {"benchmark_pruned", "benchmark_finetuned", "summarize_speed", "benchmark"}
+    assert stages(longer.jobs) == {"benchmark_quantised", "benchmark_finetuned", "summarize_speed", "benchmark"}
     assert stages(workflow.would_run(change(tiny_config, "benchmark", {"seconds": 0.03}))) == set()
 
 

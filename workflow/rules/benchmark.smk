@@ -3,11 +3,11 @@
 benchmarked = [
     {
         **{"experiment": name, "dataset": experiment.dataset, "model": experiment.model},
-        **{"dense": folders["dense"], "folder": folders.get("finetuned", folders["pruned"])},
+        **{"dense": folders["dense"], "folder": list(folders.values())[-1]},
         "latency": LATENCY.format(**experiment.model_dump(), block=block_of(experiment.pruning)),
     }
     for name, experiment in experiments.items()
-    for folders in [evaluated(experiment)]
+    for folders in [evaluated(experiment)]  # whose last is that of the final model
 ]
 for_engines = (
     {"images": f"{DATASET}/images.parquet", "samples": f"{CALIBRATION}/samples.parquet"}
@@ -89,6 +89,46 @@ use rule benchmark_pruned as benchmark_finetuned with:
         sources=sources("benchmark.py"),
     log:
         f"{RECIPE}/finetuned/speed.log",
+
+
+use rule benchmark_pruned as benchmark_quantised with:
+    """Times the pruned and quantised model, block-sparse, against the dense one; measures the energy of both."""
+    input:
+        **for_engines,
+        dense=f"{MODEL}/dense.pt",
+        model=f"{BUDGET}/{QUANTISED}.pt",
+        masks=f"{BUDGET}/masks.pt",
+    output:
+        speed=f"{BUDGET}/{QUANTISED}/speed.parquet",
+        choices=f"{BUDGET}/{QUANTISED}/choices.parquet",
+        energy=f"{BUDGET}/{QUANTISED}/energy.parquet",
+    params:
+        stage="quantised",
+        benchmark=chosen(settings.benchmark, without="layer_batch_size"),
+        dataset=lambda wildcards: images_of(wildcards) if settings.benchmark.engines else None,
+        sources=sources("benchmark.py"),
+    log:
+        f"{BUDGET}/{QUANTISED}/speed.log",
+
+
+use rule benchmark_pruned as benchmark_finetuned_quantised with:
+    """Times the fine-tuned and quantised model, block-sparse, against the dense one; and their energy."""
+    input:
+        **for_engines,
+        dense=f"{MODEL}/dense.pt",
+        model=f"{RECIPE}/{QUANTISED}.pt",
+        masks=f"{RECIPE}/masks.pt",
+    output:
+        speed=f"{RECIPE}/{QUANTISED}/speed.parquet",
+        choices=f"{RECIPE}/{QUANTISED}/choices.parquet",
+        energy=f"{RECIPE}/{QUANTISED}/energy.parquet",
+    params:
+        stage="finetuned_quantised",
+        benchmark=chosen(settings.benchmark, without="layer_batch_size"),
+        dataset=lambda wildcards: images_of(wildcards) if settings.benchmark.engines else None,
+        sources=sources("benchmark.py"),
+    log:
+        f"{RECIPE}/{QUANTISED}/speed.log",
 
 
 rule summarize_speed:
