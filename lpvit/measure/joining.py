@@ -1,4 +1,4 @@
-"""What stands around int8 layers of timm's models becomes a part of them: LayerNorm, LayerScale, residual sums."""
+"""What stands around block-sparse layers of timm's models becomes a part of them: LayerNorm, LayerScale, sums."""
 
 from typing import TypeGuard
 
@@ -9,7 +9,7 @@ from timm.models.vision_transformer import Block, LayerScale
 from torch import Tensor, nn
 
 from lpvit.measure.fusion import FusedAttention
-from lpvit.sparse.linear import Int8BlockSparseLinear
+from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_of
 
 # Type of block -> (norm, the only module that it feeds, that module's first layer). The first norm of Swin is none:
@@ -22,7 +22,7 @@ _ADDED = (("attn.proj", "ls1"), ("mlp.fc2", "ls2"))  # layers of a block whose o
 
 
 class JoinedBlock(nn.Module):
-    """timm's ``Block`` for inference, whose last layers, in int8, add what they give to the residual."""
+    """timm's ``Block`` for inference, whose last layers add what they give to the residual."""
 
     norm1: nn.Module
     attn: FusedAttention
@@ -44,13 +44,13 @@ class JoinedBlock(nn.Module):
 
 @torch.no_grad()
 def join_surroundings(model: nn.Module) -> None:
-    """Has int8 layers of a timm model do what stands around them too, in place, for inference.
+    """Has block-sparse layers of a timm model do what stands around them too, in place, for inference on a CPU.
 
-    That is LayerNorm before ``qkv`` and ``fc1``, and, where attention is fused, LayerScale and sum after ``proj`` and
-    ``fc2``. What has hooks stays as it is.
+    That is LayerNorm before ``qkv`` and ``fc1``, and, where attention is fused, LayerScale and the sum with the
+    residual after ``proj`` and ``fc2``. What has hooks stays as it is.
 
     Args:
-        model: Its layers are int8 already, and its attention fused.
+        model: Its layers are block-sparse already, and its attention fused.
     """
     for name, block in list(model.named_modules()):
         for norm, fed, layer in _FEEDS.get(type(block), ()):
@@ -65,7 +65,7 @@ def join_surroundings(model: nn.Module) -> None:
 def _join_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
     before, module, first = (block.get_submodule(name) for name in (norm, fed, f"{fed}.{layer}"))
     takes_alone = getattr(module, "gate", None) is None  # a gate takes the same inputs
-    if takes_alone and _is_norm(before) and _is_int8(first) and not _has_hooks(before, module, first):
+    if takes_alone and _is_norm(before) and _can_join(first) and not _has_hooks(before, module, first):
         first.take_norm(before)
         block.set_submodule(norm, nn.Identity())
 
@@ -77,7 +77,7 @@ def _can_add(block: Block) -> bool:
     return (
         type(block) is Block
         and isinstance(block.attn, FusedAttention)
-        and all(_is_int8(layer) for layer in layers)
+        and all(_can_join(layer) for layer in layers)
         and all(isinstance(scale, nn.Identity | LayerScale) for scale in scales)
         and not _has_hooks(*around, *layers, *scales)
     )
@@ -87,8 +87,10 @@ def _is_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm]:
     return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine
 
 
-def _is_int8(layer: nn.Module) -> TypeGuard[Int8BlockSparseLinear]:
-    return isinstance(layer, Int8BlockSparseLinear) and not path_of(layer.values).reason
+def _can_join(layer: nn.Module) -> TypeGuard[BlockSparseLinear]:
+    return (
+        isinstance(layer, BlockSparseLinear) and layer.values.device.type == "cpu" and not path_of(layer.values).reason
+    )
 
 
 def _has_hooks(*modules: nn.Module) -> bool:

@@ -63,7 +63,7 @@ def sparsify_layers(
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
     dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
     become block-sparse in int8 or in the model's dtype, whichever is faster. Then attention becomes that of
-    `lpvit.measure.fusion.fuse_attention`, and int8 layers do what `lpvit.measure.joining` lists too.
+    `lpvit.measure.fusion.fuse_attention`, and layers do what `lpvit.measure.joining` lists too.
 
     Args:
         model: Dense or masked; the pruned weights become zero.

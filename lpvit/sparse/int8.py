@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.quantised import LARGEST, quantise_tokens
-from lpvit.sparse.operator import LIBRARY, define, implement, log_once, path_of
+from lpvit.sparse.operator import LIBRARY, SURROUNDINGS, Surroundings, define, implement, log_once, path_of
 from lpvit.sparse.storage import decompress
 
 TOGETHER = 4  # columns
@@ -24,8 +24,7 @@ MOST_INPUTS = 2**15  # whose sums surely fit int32 on the way
 
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor scales, Tensor row_sums, Tensor crow_indices, Tensor col_indices, "
-    "Tensor? bias, int out_features, int block_columns, bool gelu, Tensor? norm_weight=None, Tensor? norm_bias=None, "
-    "float norm_epsilon=0.0, Tensor? residual=None)"
+    f"Tensor? bias, int out_features, int block_columns, bool gelu, {SURROUNDINGS})"
 )
 
 
@@ -77,7 +76,7 @@ def sums_of_rows(values: Tensor, crow_indices: Tensor, out_features: int) -> Ten
 
 
 class QuantisedLayer(NamedTuple):
-    """What the operator takes beside the inputs.
+    """What the operator takes beside the inputs and `Surroundings`.
 
     Attributes:
         values: Shape (K, r, g, 4), int8; read without a copy if the memory order is (K, g, r, 4).
@@ -89,9 +88,6 @@ class QuantisedLayer(NamedTuple):
         out_features: O.
         block_columns: c.
         gelu: Whether GELU (erf) follows.
-        norm_weight: Shape (I,), float32: inputs go through LayerNorm before they are quantised; or None.
-        norm_bias: Shape (I,), float32, or None.
-        norm_epsilon: That LayerNorm adds to the variance.
     """
 
     values: Tensor
@@ -103,45 +99,30 @@ class QuantisedLayer(NamedTuple):
     out_features: int
     block_columns: int
     gelu: bool
-    norm_weight: Tensor | None = None
-    norm_bias: Tensor | None = None
-    norm_epsilon: float = 0.0
 
 
-def block_sparse_linear_int8(inputs: Tensor, layer: QuantisedLayer, residual: Tensor | None = None) -> Tensor:
-    """Inputs through a quantised layer.
-
-    Args:
-        inputs: Shape (B, I), float32 or bfloat16.
-        layer: What they meet.
-        residual: Added to the outputs before they are rounded, shape (B, O), in the dtype of the inputs.
-
-    Returns:
-        Shape (B, O), in the dtype of the inputs.
-    """
-    outputs: Tensor = torch.ops.lpvit.block_sparse_linear_int8(inputs, *layer, residual)
+def block_sparse_linear_int8(inputs: Tensor, layer: QuantisedLayer, surroundings: Surroundings) -> Tensor:
+    """Inputs (B, I), float32 or bfloat16, through a quantised layer: (B, O), in the dtype of the inputs."""
+    outputs: Tensor = torch.ops.lpvit.block_sparse_linear_int8(inputs, *layer, *surroundings)
     return outputs
 
 
 def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
-    layer = QuantisedLayer(*arguments[: len(QuantisedLayer._fields)])
-    residual: Tensor | None = arguments[len(layer)] if len(arguments) > len(layer) else None
+    count = len(QuantisedLayer._fields)
+    layer, surroundings = QuantisedLayer(*arguments[:count]), Surroundings(*arguments[count:])
     log_once(path_of(layer.values).reason)
-    dtype, shape = inputs.dtype, (layer.out_features, inputs.shape[-1])
-    if layer.norm_weight is not None:
-        inputs = F.layer_norm(inputs.float(), shape[1:], layer.norm_weight, layer.norm_bias, layer.norm_epsilon)
+    shape = (layer.out_features, inputs.shape[-1])
     grid = BlockGrid(shape, (layer.values.shape[1], layer.block_columns))
     values = unpack(layer.values, layer.block_columns)
     weight = decompress(values, layer.crow_indices, layer.col_indices, grid)
-    quantised, scale, zero_point = quantise_tokens(inputs)
+    quantised, scale, zero_point = quantise_tokens(surroundings.before(inputs))
     sums = F.linear(quantised.double(), weight.double()) - zero_point.double() * layer.row_sums  # whole numbers, exact
     outputs = sums.float() * scale * layer.scales
     outputs = outputs if layer.bias is None else outputs + layer.bias
-    outputs = F.gelu(outputs) if layer.gelu else outputs
-    return (outputs if residual is None else outputs + residual).to(dtype)
+    return surroundings.after(F.gelu(outputs) if layer.gelu else outputs).to(inputs.dtype)
 
 
-def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Tensor | float | bool | None) -> Tensor:
+def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tensor:
     """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
     kernel_was_registered = path_of(values).reason == "" and values.device.type == "cpu"
     name = "block_sparse_linear_int8" if kernel_was_registered else "masked_dense_linear_int8"

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from lpvit.errors import LpvitError
 from lpvit.models.blocks import BlockGrid
@@ -21,7 +22,7 @@ from lpvit.sparse.int8 import (
     sums_of_rows,
     unpack,
 )
-from lpvit.sparse.operator import block_sparse_linear, path_of
+from lpvit.sparse.operator import SparseLayer, Surroundings, block_sparse_linear, path_of
 from lpvit.sparse.storage import compress, decompress, indexed_keep_mask
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -35,12 +36,17 @@ class BlockSparseLinear(nn.Module):
         crow_indices: Bounds of the block-rows, shape (R + 1,), int32.
         col_indices: Block-columns of the kept blocks, shape (K,), int32.
         bias: Shape (O,), or None.
+        norm_weight: Of a LayerNorm before the layer (`take_norm`), shape (I,), float32, or None.
+        norm_bias: Likewise.
     """
 
     values: Tensor
     crow_indices: Tensor
     col_indices: Tensor
     bias: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    _exact: tuple[str, ...] = ("norm_weight", "norm_bias")  # what a cast of the model leaves alone
 
     def __init__(
         self,
@@ -59,6 +65,9 @@ class BlockSparseLinear(nn.Module):
         self.register_buffer("crow_indices", crow_indices)
         self.register_buffer("col_indices", col_indices)
         self.register_buffer("bias", bias)
+        self.register_buffer("norm_weight", None)
+        self.register_buffer("norm_bias", None)
+        self.norm_epsilon = 0.0
         self._lay_out_values()
 
     @classmethod
@@ -120,8 +129,26 @@ class BlockSparseLinear(nn.Module):
         """The weight as a matrix (O, I), zero where it is pruned."""
         return decompress(self.values, self.crow_indices, self.col_indices, self.grid)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def take_norm(self, norm: nn.LayerNorm) -> None:
+        """Makes a LayerNorm over the inputs a part of the layer, which then normalises them as it reads them."""
+        self.norm_weight = norm.weight.detach().float()
+        bias = torch.zeros_like(self.norm_weight) if norm.bias is None else norm.bias
+        self.norm_bias, self.norm_epsilon = bias.detach().float(), norm.eps
+
+    def take_scale(self, factors: Tensor) -> None:
+        """Makes factors of the outputs, shape (O,), a part of the layer, as LayerScale has them."""
+        of_blocks = F.pad(factors.detach(), (0, -self.out_features % self.block_shape[0])).view(-1, self.block_shape[0])
+        rows = torch.arange(self.grid.rows, device=factors.device).repeat_interleave(self.crow_indices.diff())
+        self.values = self.values * of_blocks[rows][:, :, None]
+        self.bias = None if self.bias is None else self.bias * factors.detach()
+        self._lay_out_values()
+
+    def forward(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
         """(..., I) -> (..., O), in the dtype of the weights, which is kept under ``torch.autocast``.
+
+        Args:
+            inputs: Shape (..., I).
+            residual: Added to the outputs, shape (..., O).
 
         Raises:
             LpvitError: A gradient would be needed, or the inputs do not fit the layer.
@@ -130,7 +157,12 @@ class BlockSparseLinear(nn.Module):
             inputs = inputs.to(self.values.dtype)
         self._check(inputs, (self.values.dtype,))
         indices = (self.crow_indices, self.col_indices)
-        return block_sparse_linear(inputs, self.values, *indices, self.bias, self.out_features, self.gelu)
+        layer = SparseLayer(self.values, *indices, self.bias, self.out_features, self.gelu)
+        return block_sparse_linear(inputs, layer, self._surroundings(inputs, residual))
+
+    def _surroundings(self, inputs: Tensor, residual: Tensor | None) -> Surroundings:
+        residual = None if residual is None else residual.to(inputs.dtype)
+        return Surroundings(self.norm_weight, self.norm_bias, self.norm_epsilon, residual)
 
     def _check(self, inputs: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
         if torch.is_grad_enabled() and (inputs.requires_grad or self.values.requires_grad):
@@ -151,6 +183,7 @@ class BlockSparseLinear(nn.Module):
             f"gelu={self.gelu}, dtype={str(self.values.dtype).removeprefix('torch.')}, "
             f"block_shape={self.block_shape[0]}x{self.block_shape[1]}, sparsity={self.sparsity:.3f}, "
             f"path={path.name}{f' ({path.reason})' if path.reason else ''}"
+            f"{', after LayerNorm' if self.norm_weight is not None else ''}"
         )
 
     def _lay_out_values(self) -> None:
@@ -161,8 +194,11 @@ class BlockSparseLinear(nn.Module):
             self.values = self.values.contiguous()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        exact = {name: getattr(self, name) for name in self._exact}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._lay_out_values()
+        for name, tensor in exact.items():  # which another dtype for the model would have rounded
+            setattr(self, name, None if tensor is None else tensor.to(self.values.device))
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
@@ -181,14 +217,11 @@ class Int8BlockSparseLinear(BlockSparseLinear):
         scales: Shape (O,), float32; a weight is its value times the scale of its output.
         row_sums: Sum of each output's values, shape (O,), int32; follows from them.
         bias: Shape (O,), float32, or None.
-        norm_weight: Of a LayerNorm before the layer (`take_norm`), shape (I,), float32, or None.
-        norm_bias: Likewise.
     """
 
     scales: Tensor
     row_sums: Tensor
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
+    _exact = ("scales", "bias", "norm_weight", "norm_bias")
 
     def __init__(
         self,
@@ -209,21 +242,12 @@ class Int8BlockSparseLinear(BlockSparseLinear):
         bias = None if bias is None else bias.float()
         super().__init__(shape, pack(values), crow_indices, col_indices, bias, gelu)
         self.register_buffer("scales", scales.float())
-        self.register_buffer("norm_weight", None)
-        self.register_buffer("norm_bias", None)
-        self.norm_epsilon = 0.0
 
     def take_scale(self, factors: Tensor) -> None:
         """Makes factors of the outputs, shape (O,), a part of the layer, as LayerScale has them."""
         factors = factors.detach().float()
         self.scales = self.scales * factors
         self.bias = None if self.bias is None else self.bias * factors
-
-    def take_norm(self, norm: nn.LayerNorm) -> None:
-        """Makes a LayerNorm over the inputs a part of the layer; they are quantised as soon as they are normalised."""
-        self.norm_weight = norm.weight.detach().float()
-        bias = torch.zeros_like(self.norm_weight) if norm.bias is None else norm.bias
-        self.norm_bias, self.norm_epsilon = bias.detach().float(), norm.eps
 
     @property
     def block_shape(self) -> tuple[int, int]:
@@ -246,23 +270,10 @@ class Int8BlockSparseLinear(BlockSparseLinear):
             out_features=self.out_features,
             block_columns=self._block_columns,
             gelu=self.gelu,
-            norm_weight=self.norm_weight,
-            norm_bias=self.norm_bias,
-            norm_epsilon=self.norm_epsilon,
         )
-        return block_sparse_linear_int8(inputs, layer, None if residual is None else residual.to(inputs.dtype))
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (", after LayerNorm" if self.norm_weight is not None else "")
+        return block_sparse_linear_int8(inputs, layer, self._surroundings(inputs, residual))
 
     def _lay_out_values(self) -> None:
         super()._lay_out_values()
         sums = sums_of_rows(self.values, self.crow_indices, self.out_features)
         self.register_buffer("row_sums", sums, persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        exact = {name: getattr(self, name) for name in ("scales", "bias", "norm_weight", "norm_bias")}
-        super()._apply(fn, recurse)
-        for name, tensor in exact.items():  # which another dtype for the model would have rounded
-            setattr(self, name, None if tensor is None else tensor.to(self.values.device))
-        return self

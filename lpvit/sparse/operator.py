@@ -7,8 +7,9 @@ R = rows of the grid; K = kept blocks.
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,10 @@ from lpvit.sparse.storage import decompress
 
 _logger = logging.getLogger(__name__)
 
+SURROUNDINGS = "Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_epsilon=0.0, Tensor? residual=None"
 _ARGUMENTS = (
-    "(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor? bias, int out_features, bool gelu)"
+    "(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor? bias, int out_features, "
+    f"bool gelu, {SURROUNDINGS})"
 )
 LIBRARY = torch.library.Library("lpvit", "DEF")  # type: ignore[no-untyped-call]
 define: Callable[..., str] = LIBRARY.define
@@ -30,33 +33,56 @@ define(f"block_sparse_linear{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact
 define(f"masked_dense_linear{_ARGUMENTS} -> Tensor")
 
 
-def block_sparse_linear(
-    inputs: Tensor,
-    values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    gelu: bool,
-) -> Tensor:
-    """Inputs times the transposed block-sparse weight, plus bias, through GELU (erf) if asked.
+class Surroundings(NamedTuple):
+    """What a layer does beside its product.
 
-    Args:
-        inputs: Shape (B, I).
+    Attributes:
+        norm_weight: Shape (I,), float32: inputs go through LayerNorm first; or None.
+        norm_bias: Shape (I,), float32, or None.
+        norm_epsilon: That LayerNorm adds to the variance.
+        residual: Added to the outputs at last, shape (B, O), in the dtype of the inputs; or None.
+    """
+
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    norm_epsilon: float = 0.0
+    residual: Tensor | None = None
+
+    def before(self, inputs: Tensor) -> Tensor:
+        """(B, I) as they meet the product; in float32 if they are normalised."""
+        if self.norm_weight is None:
+            return inputs
+        return F.layer_norm(inputs.float(), inputs.shape[-1:], self.norm_weight, self.norm_bias, self.norm_epsilon)
+
+    def after(self, outputs: Tensor) -> Tensor:
+        """(B, O) as they leave the layer."""
+        return outputs if self.residual is None else outputs + self.residual
+
+
+class SparseLayer(NamedTuple):
+    """What the operator takes beside the inputs and `Surroundings`.
+
+    Attributes:
         values: Shape (K, r, c); read without a copy if the memory order is (K, c, r) on a CPU, (K, r, c) on a GPU.
         crow_indices: Shape (R + 1,), int32.
         col_indices: Shape (K,), int32.
-        bias: Shape (O,).
+        bias: Shape (O,), or None.
         out_features: O.
-        gelu: Whether GELU follows.
-
-    Returns:
-        Shape (B, O).
+        gelu: Whether GELU (erf) follows.
     """
-    output: Tensor = torch.ops.lpvit.block_sparse_linear(
-        inputs, values, crow_indices, col_indices, bias, out_features, gelu
-    )
-    return output
+
+    values: Tensor
+    crow_indices: Tensor
+    col_indices: Tensor
+    bias: Tensor | None
+    out_features: int
+    gelu: bool
+
+
+def block_sparse_linear(inputs: Tensor, layer: SparseLayer, surroundings: Surroundings) -> Tensor:
+    """Inputs (B, I) through a block-sparse layer: (B, O), in their dtype, which is that of the values."""
+    outputs: Tensor = torch.ops.lpvit.block_sparse_linear(inputs, *layer, *surroundings)
+    return outputs
 
 
 @dataclass(frozen=True)
@@ -110,23 +136,16 @@ def path_of(values: Tensor) -> Path:
     return path_for(values.device, values.dtype, values.shape[2])
 
 
-def _masked_dense_linear(
-    inputs: Tensor,
-    values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    gelu: bool,
-) -> Tensor:
-    log_once(path_of(values).reason)
-    grid = BlockGrid((out_features, inputs.shape[-1]), (values.shape[1], values.shape[2]))
-    weight = decompress(values, crow_indices, col_indices, grid)
-    outputs = F.linear(inputs, weight, bias)
-    return F.gelu(outputs) if gelu else outputs
+def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
+    layer, surroundings = _parted(arguments)
+    log_once(path_of(layer.values).reason)
+    grid = BlockGrid((layer.out_features, inputs.shape[-1]), (layer.values.shape[1], layer.values.shape[2]))
+    weight = decompress(layer.values, layer.crow_indices, layer.col_indices, grid)
+    outputs = F.linear(surroundings.before(inputs).to(inputs.dtype), weight, layer.bias)
+    return surroundings.after(F.gelu(outputs) if layer.gelu else outputs)
 
 
-def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Tensor | int | bool | None) -> Tensor:
+def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tensor:
     """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
     kernel_was_registered = path_of(values).reason == "" and values.device.type == "cpu"
     operator = torch.ops.lpvit.block_sparse_linear if kernel_was_registered else torch.ops.lpvit.masked_dense_linear
@@ -134,35 +153,24 @@ def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Tensor | int
     return outputs
 
 
-def _linear_on_gpu(
-    inputs: Tensor,
-    values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    gelu: bool,
-) -> Tensor:
-    arguments = (values, crow_indices, col_indices, bias, out_features, gelu)
-    if path_of(values).reason:
+def _linear_on_gpu(inputs: Tensor, *arguments: Any) -> Tensor:
+    layer, surroundings = _parted(arguments)
+    if path_of(layer.values).reason:
         outputs: Tensor = torch.ops.lpvit.masked_dense_linear(inputs, *arguments)
         return outputs
     from lpvit.sparse.triton_kernel import block_sparse_linear as linear_by_triton
 
-    flat = inputs.reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
-    return linear_by_triton(flat, *arguments).view(*inputs.shape[:-1], out_features)
+    flat = surroundings.before(inputs).to(inputs.dtype).reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
+    return surroundings.after(linear_by_triton(flat, *layer).view(*inputs.shape[:-1], layer.out_features))
 
 
-def _shape_only(
-    inputs: Tensor,
-    values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    gelu: bool,
-) -> Tensor:
-    return inputs.new_empty(*inputs.shape[:-1], out_features)
+def _parted(arguments: Sequence[Any]) -> tuple[SparseLayer, Surroundings]:
+    count = len(SparseLayer._fields)
+    return SparseLayer(*arguments[:count]), Surroundings(*arguments[count:])
+
+
+def _shape_only(inputs: Tensor, *arguments: Any) -> Tensor:
+    return inputs.new_empty(*inputs.shape[:-1], _parted(arguments)[0].out_features)
 
 
 @functools.cache

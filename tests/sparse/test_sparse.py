@@ -156,6 +156,28 @@ def test_what_a_call_leaves_behind_does_not_reach_the_next():
     assert_equal(sparse(torch.ones(43, 50)), dense(torch.ones(43, 50)))
 
 
+@pytest.mark.parametrize(("shape", "block_shape"), [*SHAPES, ((40, 5000), (8, 4))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_layer_does_what_stands_around_it_too(shape, block_shape, dtype):
+    torch.manual_seed(2)
+    norm, factors = nn.LayerNorm(shape[1], eps=1e-3), torch.randn(shape[0])
+    norm.weight.data, norm.bias.data = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
+    for gelu in (False, True):
+        dense, sparse = masked_pair(shape, block_shape, random_mask(shape, block_shape, 0.5), gelu=gelu)
+        dense, sparse = dense.to(dtype), sparse.to(dtype)
+        sparse.take_norm(norm)
+        if not gelu:
+            sparse.take_scale(factors.to(dtype))
+        inputs, residual = (3 * torch.randn(43, shape[1]) + 20).to(dtype), torch.randn(43, shape[0]).to(dtype)
+        outputs = sparse(inputs, residual)
+        expected = dense.double()(norm(inputs.float()).double()) * (1 if gelu else factors.to(dtype)) + residual
+        assert outputs.dtype == dtype
+        tolerance = 1e-5 if dtype == torch.float32 else 2.0**-6
+        assert (outputs - expected).abs().max() <= tolerance * expected.abs().max()
+        assert torch.equal(sparse.bfloat16().norm_weight, norm.weight)
+
+
 def test_gelu_is_the_exact_one_far_into_its_tails():
     sparse = BlockSparseLinear.from_linear(
         nn.Linear(16, 16, bias=False), torch.ones(1, 1, dtype=torch.bool), (16, 16), gelu=True
@@ -262,7 +284,9 @@ def test_the_operator_keeps_the_rules_of_torch():
     for inputs in (torch.randn(5, 48), torch.randn(2, 3, 48)):
         for bias, gelu in ((sparse.bias, True), (None, False)):
             for operator in (torch.ops.lpvit.block_sparse_linear, torch.ops.lpvit.masked_dense_linear):
-                torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, gelu))
+                around = (torch.rand(48), torch.randn(48), 1e-6, torch.randn(*inputs.shape[:-1], 64))
+                for surroundings in ((), around):
+                    torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, gelu, *surroundings))
 
 
 @pytest.mark.usefixtures("_fresh_kernel")

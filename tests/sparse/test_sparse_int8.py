@@ -244,9 +244,9 @@ def test_the_operator_keeps_the_rules_of_torch():
     for inputs in (torch.randn(5, 48), torch.randn(2, 3, 48).bfloat16()):
         for bias, gelu in ((torch.randn(64), True), (None, False)):
             for operator in (torch.ops.lpvit.block_sparse_linear_int8, torch.ops.lpvit.masked_dense_linear_int8):
-                torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, 16, gelu))
-                norm = (torch.rand(48), torch.randn(48), 1e-6, torch.randn(*inputs.shape[:-1], 64).to(inputs))
-                torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, 16, gelu, *norm))
+                around = (torch.rand(48), torch.randn(48), 1e-6, torch.randn(*inputs.shape[:-1], 64).to(inputs))
+                for surroundings in ((), around):
+                    torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, 16, gelu, *surroundings))
 
 
 def test_a_vit_in_int8_is_near_the_masked_one_eager_compiled_and_exported():

@@ -3,8 +3,7 @@
 
 #include <numeric>
 
-#include "kernel.h"
-#include "vectors.h"
+#include "norm.h"
 
 namespace lpvit {
 namespace {
@@ -48,11 +47,24 @@ void copy_to_panel(const Number* inputs, int64_t distance, int64_t rows, int64_t
   }
 }
 
+// Puts the inputs [first, last) of some tokens into a panel, normalised if that is asked for.
 template <int group, typename Number>
 void copy_to_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t first, int64_t last, int64_t padded,
                    Number* panel) {
-  const Number* inputs = static_cast<const Number*>(p.inputs) + first_token * p.in_features + first;
-  copy_to_panel<group>(inputs, p.in_features, tokens, std::min(last, p.in_features) - first, padded, panel);
+  const Number* inputs = static_cast<const Number*>(p.inputs) + first_token * p.in_features;
+  if (!p.norm_weight) {
+    return copy_to_panel<group>(inputs + first, p.in_features, tokens, std::min(last, p.in_features) - first, padded,
+                                panel);
+  }
+  constexpr int lanes = Row<Number>::kWidth;
+  auto normalised = room_for_norm<Number>(p);
+  for (int64_t t = 0; t < tokens; ++t, inputs += p.in_features) {
+    normalise(p, Row<Number>(inputs, p.in_features), normalised.data());
+    const Row<float> row(normalised.data(), p.in_features);
+    for (int64_t i = 0; i < padded; i += lanes) {
+      store<lanes>(panel + (i / group * tokens + t) * group + i % group, row.at(first + i));
+    }
+  }
 }
 
 }  // namespace

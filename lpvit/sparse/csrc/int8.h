@@ -6,12 +6,9 @@
 // where the last sum, of an output's weights, is known beforehand.
 #pragma once
 
-#include <cmath>
 #include <limits>
-#include <vector>
 
-#include "kernel.h"
-#include "vectors.h"
+#include "norm.h"
 
 namespace lpvit {
 namespace {
@@ -209,35 +206,10 @@ Token quantise_to_row(const Problem& p, const Row<Number>& row, int64_t tokens, 
   return {levels.scale, kShift - levels.zero_point};
 }
 
-// LayerNorm of a token's inputs, with zeros behind the last.
-template <typename Number>
-void normalise(const Problem& p, const Row<Number>& row, float* to) {
-  constexpr int lanes = Row<Number>::kWidth;
-  const Row<float> weight(p.norm_weight, row.count), bias(p.norm_bias, row.count);
-  Vector<lanes> sum = {}, squares = {};
-  for (int64_t i = 0; i < row.count; i += lanes) {
-    const Vector<lanes> x = row.at(i);
-    sum += x;
-    store<lanes>(to + i, x);
-  }
-  const float mean = reduced<lanes>(sum, kSum) / row.count;
-  int64_t i = 0;
-  for (; i + lanes <= row.count; i += lanes) {
-    const Vector<lanes> deviation = load<lanes>(to + i) - mean;
-    squares += deviation * deviation;
-  }
-  float square = reduced<lanes>(squares, kSum);
-  for (; i < row.count; ++i) square += (to[i] - mean) * (to[i] - mean);
-  const float reciprocal = 1 / std::sqrt(square / row.count + p.norm_epsilon);
-  for (int64_t i = 0; i < row.count; i += lanes) {
-    store<lanes>(to + i, (load<lanes>(to + i) - mean) * reciprocal * weight.at(i) + bias.at(i));
-  }
-}
-
 template <typename Number>
 void quantise_to_panel(const Problem& p, int64_t first_token, int64_t tokens, int64_t padded, uint8_t* panel,
                        Token* of_tokens) {
-  std::vector<float> normalised(p.norm_weight ? p.in_features + Row<Number>::kWidth : 0);
+  auto normalised = room_for_norm<Number>(p);
   for (int64_t t = 0; t < tokens; ++t) {
     const Row<Number> row(static_cast<const Number*>(p.inputs) + (first_token + t) * p.in_features, p.in_features);
     if (p.norm_weight) {

@@ -21,13 +21,13 @@ struct Problem {
   int64_t block_rows, block_columns;  // r, c
   int64_t grid_rows;                  // R
   bool gelu;
-  // Of int8 only:
-  const float* scales;      // (O,): a weight is its value times the scale of its output
-  const int32_t* row_sums;  // (O,): the sum of an output's values
-  bool bfloat16;            // inputs and outputs
   const float *norm_weight, *norm_bias;  // (I,): inputs go through LayerNorm first; or null
   float norm_epsilon;
   const void* residual;  // (M, O): added to what would be the outputs; or null
+  // Of int8 only:
+  const float* scales;      // (O,): a weight is its value times the scale of its output
+  const int32_t* row_sums;  // (O,): the sum of an output's values
+  bool bfloat16;            // inputs, residual and outputs
 };
 
 // Columns of a block in memory, if so many are multiplied at once.

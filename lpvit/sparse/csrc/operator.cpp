@@ -207,6 +207,33 @@ void check(const Tensor& values, const Tensor& crow_indices, const Tensor& col_i
                   "bias: expected ", out_features, " numbers, in the dtype of the values or float32 for int8");
 }
 
+bool are(const Tensor& numbers, int64_t count, ScalarType type) {
+  return numbers.dim() == 1 && numbers.size(0) == count && numbers.scalar_type() == type && numbers.is_contiguous();
+}
+
+// A problem that has only what happens before and after its product; `residual` becomes as the kernel reads it.
+Problem with_surroundings(const Tensor& inputs, int64_t out_features, const std::optional<Tensor>& norm_weight,
+                          const std::optional<Tensor>& norm_bias, double norm_epsilon,
+                          std::optional<Tensor>& residual) {
+  Problem problem{};
+  const int64_t features = inputs.size(-1), tokens = inputs.numel() / std::max<int64_t>(features, 1);
+  STD_TORCH_CHECK(norm_weight.has_value() == norm_bias.has_value(), "norm_weight, norm_bias: expected both or neither");
+  if (norm_weight) {
+    STD_TORCH_CHECK(are(*norm_weight, features, ScalarType::Float) && are(*norm_bias, features, ScalarType::Float),
+                    "norm_weight, norm_bias: expected ", features, " float32 numbers each");
+    problem.norm_weight = static_cast<const float*>(norm_weight->const_data_ptr());
+    problem.norm_bias = static_cast<const float*>(norm_bias->const_data_ptr());
+    problem.norm_epsilon = norm_epsilon;
+  }
+  if (residual) {
+    STD_TORCH_CHECK(residual->numel() == tokens * out_features && residual->scalar_type() == inputs.scalar_type(),
+                    "residual: expected the shape of the outputs in the dtype of the inputs");
+    residual = made_contiguous(*residual);
+    problem.residual = residual->const_data_ptr();
+  }
+  return problem;
+}
+
 // Runs a problem that lacks its tensors; the outputs. `inputs`, `values` and `bias` are as the kernel reads them.
 Tensor run(Problem problem, const Kernel& kernel, const Tensor& inputs, const Tensor& values,
            const Tensor& crow_indices, const Tensor& col_indices, const std::optional<Tensor>& bias) {
@@ -227,19 +254,22 @@ Tensor run(Problem problem, const Kernel& kernel, const Tensor& inputs, const Te
 }
 
 Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices,
-                           std::optional<Tensor> bias, int64_t out_features, bool gelu) {
+                           std::optional<Tensor> bias, int64_t out_features, bool gelu,
+                           std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double norm_epsilon,
+                           std::optional<Tensor> residual) {
   const ScalarType type = values.scalar_type();
   const bool is_float = type == ScalarType::Float || type == ScalarType::BFloat16;
   const Kernel* kernel = is_float ? chosen_kernels.of(type) : nullptr;
   const bool has_pairs = values.dim() == 3 && values.size(2) % 2 == 0;
   if (!kernel || (type == ScalarType::BFloat16 && !has_pairs)) {
-    return call("lpvit::masked_dense_linear", inputs, values, crow_indices, col_indices, bias, out_features, gelu);
+    return call("lpvit::masked_dense_linear", inputs, values, crow_indices, col_indices, bias, out_features, gelu,
+                norm_weight, norm_bias, norm_epsilon, residual);
   }
   STD_TORCH_CHECK(inputs.dim() >= 1 && inputs.scalar_type() == type, "inputs: expected the dtype of the values");
   STD_TORCH_CHECK(values.dim() == 3, "values: expected (blocks, rows, columns)");
   check(values, crow_indices, col_indices, bias, type, out_features);
   if (bias) bias = made_contiguous(*bias);
-  Problem problem{};
+  Problem problem = with_surroundings(inputs, out_features, norm_weight, norm_bias, norm_epsilon, residual);
   problem.out_features = out_features;
   problem.block_rows = values.size(1);
   problem.block_columns = values.size(2);
@@ -261,23 +291,10 @@ Tensor block_sparse_linear_int8(Tensor inputs, Tensor values, Tensor scales, Ten
   STD_TORCH_CHECK(values.dim() == 4 && values.size(3) == 4 && values.size(2) == (block_columns + 3) / 4,
                   "values: expected (blocks, rows, groups of columns, 4)");
   check(values, crow_indices, col_indices, bias, ScalarType::Float, out_features);
-  const auto are = [](const Tensor& t, int64_t count, ScalarType type) {
-    return t.dim() == 1 && t.size(0) == count && t.scalar_type() == type && t.is_contiguous();
-  };
   STD_TORCH_CHECK(are(scales, out_features, ScalarType::Float) && are(row_sums, out_features, ScalarType::Int),
                   "scales, row_sums: expected ", out_features, " float32 and int32 numbers");
-  const int64_t features = inputs.size(-1);
-  STD_TORCH_CHECK(norm_weight.has_value() == norm_bias.has_value() &&
-                      (!norm_weight || (are(*norm_weight, features, ScalarType::Float) &&
-                                        are(*norm_bias, features, ScalarType::Float))),
-                  "norm_weight, norm_bias: expected ", features, " float32 numbers each, or neither");
-  const int64_t tokens = inputs.numel() / std::max<int64_t>(features, 1);
-  STD_TORCH_CHECK(!residual || (residual->numel() == tokens * out_features && residual->scalar_type() == type),
-                  "residual: expected the shape of the outputs in the dtype of the inputs");
   if (bias) bias = made_contiguous(*bias);
-  if (residual) residual = made_contiguous(*residual);
-  Problem problem{};
-  problem.residual = residual ? residual->const_data_ptr() : nullptr;
+  Problem problem = with_surroundings(inputs, out_features, norm_weight, norm_bias, norm_epsilon, residual);
   problem.out_features = out_features;
   problem.block_rows = values.size(1);
   problem.block_columns = block_columns;
@@ -285,11 +302,6 @@ Tensor block_sparse_linear_int8(Tensor inputs, Tensor values, Tensor scales, Ten
   problem.scales = static_cast<const float*>(scales.const_data_ptr());
   problem.row_sums = static_cast<const int32_t*>(row_sums.const_data_ptr());
   problem.bfloat16 = type == ScalarType::BFloat16;
-  if (norm_weight) {
-    problem.norm_weight = static_cast<const float*>(norm_weight->const_data_ptr());
-    problem.norm_bias = static_cast<const float*>(norm_bias->const_data_ptr());
-    problem.norm_epsilon = norm_epsilon;
-  }
   return run(problem, *chosen_kernels.for_int8, made_contiguous(inputs), by_columns(values), crow_indices, col_indices,
              bias);
 }
