@@ -1,8 +1,8 @@
 // The arithmetic of a kernel as a program, for a processor that only an emulator has: a problem from standard input,
 // its outputs to standard output. Compiled with LPVIT_ISA, as kernel.cpp, and LPVIT_INT8 for a kernel of int8.
 //
-// Input: int64 M, I, O, r, c, R, K, bias (0 or 1), gelu (0 or 1); then inputs, values, crow_indices, col_indices, bias;
-// for int8 scales and row_sums too.
+// Input: int64 M, I, O, r, c, R, K, and 0 or 1 for bias, gelu, norm, residual; then inputs, values, crow_indices,
+// col_indices, bias; for int8 scales and row_sums; norm_weight, norm_bias; residual.
 
 #include "kernel.h"
 #include "program.h"
@@ -12,7 +12,7 @@
 
 int main() {
   const lpvit::Kernel& kernel = lpvit::KERNEL_OF(LPVIT_ISA);
-  const auto sizes = take<int64_t>(9);
+  const auto sizes = take<int64_t>(11);
   const int64_t tokens = sizes[0], in_features = sizes[1], out_features = sizes[2], kept = sizes[6];
   lpvit::Problem problem{};
   problem.tokens = tokens;
@@ -39,6 +39,12 @@ int main() {
   problem.scales = scales.data();
   problem.row_sums = row_sums.data();
 #endif
+  const auto norm_weight = take<float>(sizes[9] ? in_features : 0), norm_bias = take<float>(norm_weight.size());
+  const auto residual = take<float>(sizes[10] ? tokens * out_features : 0);
+  problem.norm_weight = sizes[9] ? norm_weight.data() : nullptr;
+  problem.norm_bias = norm_bias.data();
+  problem.norm_epsilon = 1e-5f;
+  problem.residual = sizes[10] ? residual.data() : nullptr;
   std::vector<float> outputs(tokens * out_features);
   problem.inputs = inputs.data();
   problem.values = values.data();

@@ -124,8 +124,8 @@ def test_inputs_are_normalised_before_they_are_quantised(dtype):
         layer.take_norm(norm)
         outputs = layer(inputs)
         assert outputs.dtype == dtype
-        # A step of an input more or less, where the two norms round otherwise.
-        allowed = 2.0**-8 * expected.abs() * (dtype == torch.bfloat16) + 0.02 * layer.dense_weight().abs().max()
+        # A step of two inputs more or less, where the two norms round otherwise.
+        allowed = 2.0**-8 * expected.abs() * (dtype == torch.bfloat16) + 0.06 * layer.dense_weight().abs().max()
         assert ((outputs - expected).abs() <= allowed).all()
         exact, in_half = layer.norm_weight, copy.deepcopy(layer).bfloat16()
         assert torch.equal(in_half.norm_weight, exact)

@@ -1,5 +1,6 @@
 """Kernels as programs apart from torch: for processors that are only emulated, and with sanitizers."""
 
+import copy
 import platform
 import re
 import shutil
@@ -65,7 +66,7 @@ class Program:
         outputs = self.run([np.array(sizes, np.int64), packed.numpy(), *tables])
         return outputs.view(images, tokens, heads * features)
 
-    def __call__(self, layer: BlockSparseLinear, inputs: Tensor) -> Tensor:
+    def __call__(self, layer: BlockSparseLinear, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
         sizes = (
             *inputs.shape,
             layer.out_features,
@@ -74,10 +75,13 @@ class Program:
             len(layer.values),
             layer.bias is not None,
             layer.gelu,
+            layer.norm_weight is not None,
+            residual is not None,
         )
         parts = [np.array(sizes, np.int64), inputs.numpy(), layer.values.transpose(1, 2).contiguous().numpy()]
         tensors = [layer.crow_indices, layer.col_indices, layer.bias]
         tensors += [layer.scales, layer.row_sums] if layer.values.dtype == torch.int8 else []
+        tensors += [layer.norm_weight, layer.norm_bias, residual]
         parts += [tensor.numpy() for tensor in tensors if tensor is not None]
         return self.run(parts).view(len(inputs), layer.out_features)
 
@@ -115,6 +119,22 @@ def require_whole_numbers(program: Program, shape: tuple[int, int], block_shape:
             assert torch.equal(program(layer, inputs.float()).long(), inputs @ weight.T)
 
 
+def require_surroundings(program: Program, shape: tuple[int, int], block_shape: tuple[int, int]) -> None:
+    int8 = SETS[program.file.name.removeprefix("kernel_")].arithmetic == "int8"
+    linear, mask = torch.nn.Linear(shape[1], shape[0]), random_mask(shape, block_shape, 0.5)
+    with torch.no_grad():
+        sparse = BlockSparseLinear.from_linear(linear, mask, block_shape, precision="int8" if int8 else "float32")
+        norm = torch.nn.LayerNorm(shape[1])
+        norm.weight.uniform_(0.5, 1.5)
+        for tokens in (1, 13, 43):
+            inputs, residual = 3 * torch.randn(tokens, shape[1]) + 20, torch.randn(tokens, shape[0])
+            expected = sparse(norm(inputs)) + residual
+            normalised = copy.deepcopy(sparse)
+            normalised.take_norm(norm)
+            step = 0.02 * sparse.dense_weight().abs().max() if int8 else 1e-5  # two inputs, where norms round otherwise
+            assert (program(normalised, inputs, residual) - expected).abs().max() <= step + 1e-5 * expected.abs().max()
+
+
 def require_attention(program: Program) -> None:
     for images, tokens, heads, features in ATTENTIONS:
         parts = heads_of(images, tokens, heads, features, torch.float32)
@@ -132,14 +152,18 @@ def test_attention_of_neon_equals_that_of_torch(program_of):
 @needs_emulator
 @pytest.mark.parametrize(("shape", "block_shape"), SHAPES)
 def test_neon_equals_the_masked_dense_layer(program_of, shape, block_shape):
-    require_masked_dense(program_of("neon", COMPILER, ("-static",)), shape, block_shape)
+    program = program_of("neon", COMPILER, ("-static",))
+    require_masked_dense(program, shape, block_shape)
+    require_surroundings(program, shape, block_shape)
 
 
 @needs_emulator
 @pytest.mark.parametrize("name", ["neon_dot", "neon_int8"])
 @pytest.mark.parametrize(("shape", "block_shape"), SHAPES)
 def test_int8_of_neon_gives_the_sums_of_whole_numbers(program_of, name, shape, block_shape):
-    require_whole_numbers(program_of(name, COMPILER, ("-static",)), shape, block_shape)
+    program = program_of(name, COMPILER, ("-static",))
+    require_whole_numbers(program, shape, block_shape)
+    require_surroundings(program, shape, block_shape)
 
 
 @pytest.mark.parametrize(("shape", "block_shape"), SHAPES)
@@ -157,6 +181,7 @@ def test_no_kernel_reads_or_writes_where_it_should_not(program_of, name):
         (require_whole_numbers if SETS[name].arithmetic == "int8" else require_masked_dense)(
             program, shape, block_shape
         )
+        require_surroundings(program, shape, block_shape)
 
 
 @pytest.mark.sanitizers
