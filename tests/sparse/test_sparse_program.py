@@ -131,7 +131,7 @@ def require_surroundings(program: Program, shape: tuple[int, int], block_shape: 
             expected = sparse(norm(inputs)) + residual
             normalised = copy.deepcopy(sparse)
             normalised.take_norm(norm)
-            step = 0.02 * sparse.dense_weight().abs().max() if int8 else 1e-5  # two inputs, where norms round otherwise
+            step = 0.06 * sparse.dense_weight().abs().max() if int8 else 1e-5  # two inputs, where norms round otherwise
             assert (program(normalised, inputs, residual) - expected).abs().max() <= step + 1e-5 * expected.abs().max()
 
 
