@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from lpvit.api.artifact import KINDS, read_artifact
@@ -13,6 +14,7 @@ from lpvit.errors import LpvitError
 from lpvit.measure.settings import Benchmark
 from lpvit.measure.speed import benchmark
 from lpvit.models.architecture import load_model
+from lpvit.report.tables import markdown
 from lpvit.store.artifacts import header
 from lpvit.store.schemas import ALL, read_parquet
 
@@ -79,8 +81,17 @@ def timed(path: Path, batch_sizes: Sequence[int], dtype: str, threads: int | Non
     speed = benchmark(dense, pruned.model, pruned.keep_masks, pruned.block_shape, settings, device).speed
     about = speed.iloc[0]
     yield f"{about['device_name']}, {about['threads']} threads, {about['dtype']}, kernel: {about['kernel']}"
-    columns = ["batch_size", "arm", "milliseconds", "milliseconds_low", "milliseconds_high", "speed_up"]
-    yield speed[columns].to_string(index=False, float_format="{:.2f}".format)
+    shown = pd.DataFrame(
+        {
+            "arm": speed["arm"],
+            "batch size": speed["batch_size"].astype(str),
+            "ms per pass": speed["milliseconds"].map("{:.2f}".format),
+            "95 % interval": [*map("{:.2f} to {:.2f}".format, speed["milliseconds_low"], speed["milliseconds_high"])],
+            "images/s": speed["images_per_second"].map("{:.0f}".format),
+            "speed-up": speed["speed_up"].map("{:.2f}".format),
+        }
+    )
+    yield markdown(shown, text_columns=1).rstrip()
 
 
 def export(path: Path, target: Path) -> None:

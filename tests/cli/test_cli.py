@@ -206,7 +206,7 @@ def test_a_pruned_model_is_exported_described_and_timed(
     torch.testing.assert_close(lpvit.load("again.safetensors").model(images), expected)
     assert main(["bench", "model.safetensors", "--batch-size", "2", "--seconds", "0.05"]) == 0
     told = capsys.readouterr().out
-    assert all(arm in told for arm in ("dense", "masked", "sparse", "speed_up"))
+    assert all(arm in told for arm in ("dense", "masked", "sparse", "95 % interval"))
 
 
 def test_who_reads_the_output_may_stop_early(folder: Path) -> None:

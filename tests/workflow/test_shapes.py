@@ -62,7 +62,7 @@ def test_every_stage_runs(workflow: Workflow, timm: str, pruning: dict[str, Any]
             "compute": {"threads": 2},
             "datasets": {"photographs": {"root": "photographs"}},
             "models": {"m": {"timm": timm, "weights": "random"}},
-            "calibrations": {"c": {"images": 8}},
+            "calibrations": {"c": {"images": 4}},
             "prunings": {"p": pruning},
             "budgets": {"b": budget},
             "recipes": {"r": RECIPE},
