@@ -16,7 +16,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start; workers share the cores
-os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin where another worker computes take 200 times as long
+os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads spin for a core that another worker has
 torch.set_num_threads(1)
 
 if os.environ.get("CI"):  # the same cases every time: what is drawn anew is drawn on a desk, where it can be looked at
