@@ -55,7 +55,7 @@ def join_surroundings(model: nn.Module) -> None:
     for name, block in list(model.named_modules()):
         for norm, fed, layer in _FEEDS.get(type(block), ()):
             _join_norm(block, norm, fed, layer)
-        if isinstance(block, Block) and _can_add(block):
+        if type(block) is Block and _can_add(block):
             for layer, scale in _ADDED:
                 if isinstance(block.get_submodule(scale), LayerScale):
                     block.get_submodule(layer).take_scale(block.get_submodule(scale).gamma)
@@ -75,8 +75,7 @@ def _can_add(block: Block) -> bool:
     layers = [block.get_submodule(layer) for layer, _ in _ADDED] if type(block.mlp) is Mlp else [block.mlp]
     around = (block, block.attn, block.mlp, block.drop_path1, block.drop_path2)
     return (
-        type(block) is Block
-        and isinstance(block.attn, FusedAttention)
+        isinstance(block.attn, FusedAttention)
         and all(_can_join(layer) for layer in layers)
         and all(isinstance(scale, nn.Identity | LayerScale) for scale in scales)
         and not _has_hooks(*around, *layers, *scales)

@@ -3,11 +3,10 @@
 benchmarked = [
     {
         **{"experiment": name, "dataset": experiment.dataset, "model": experiment.model},
-        **{"dense": folders["dense"], "folder": list(folders.values())[-1]},
+        **{"dense": evaluated(experiment)["dense"], "folder": final_of(experiment)},
         "latency": LATENCY.format(**experiment.model_dump(), block=block_of(experiment.pruning)),
     }
     for name, experiment in experiments.items()
-    for folders in [evaluated(experiment)]  # whose last is that of the final model
 ]
 for_engines = (
     {"images": f"{DATASET}/images.parquet", "samples": f"{CALIBRATION}/samples.parquet"}

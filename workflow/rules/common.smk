@@ -238,3 +238,8 @@ def evaluated(experiment: Experiment) -> dict[str, str]:
     if experiment.quantisation is not None and experiment.recipe is not None:
         folders["finetuned_quantised"] = f"{RECIPE}/{QUANTISED}".format(**names)
     return folders
+
+
+def final_of(experiment: Experiment) -> str:
+    """The folder of the metrics of the last model that an experiment makes."""
+    return list(evaluated(experiment).values())[-1]

@@ -9,7 +9,7 @@ def dense_of(experiment: Experiment) -> str:
 
 def reproduced_by(experiment: Experiment) -> str:
     """The folder of the model that stands for the row: the dense one, or the last that the experiment makes."""
-    return dense_of(experiment) if experiment.published.stage == "dense" else list(evaluated(experiment).values())[-1]
+    return dense_of(experiment) if experiment.published.stage == "dense" else final_of(experiment)
 
 
 def costs_of_row(experiment: Experiment) -> str:

@@ -67,9 +67,7 @@ def page_inputs() -> dict:
         "tradeoff": f"{REPORT}/tradeoff.svg",
         "paper": [f"{REPORT}/paper.csv", f"{REPORT}/paper.svg"] if reproduces else [],
         "figures": sorted({figure for experiment in experiments.values() for figure in figures_of(experiment)}),
-        "layers": sorted(
-            {f"{list(evaluated(experiment).values())[-1]}/layers.parquet" for experiment in experiments.values()}
-        ),
+        "layers": sorted({f"{final_of(experiment)}/layers.parquet" for experiment in experiments.values()}),
     }
 
 
@@ -86,7 +84,7 @@ def page_params() -> dict:
                 "name": name,
                 "decisions": decisions_of(experiment),
                 "figures": figures_of(experiment),
-                "layers": f"{list(evaluated(experiment).values())[-1]}/layers.parquet",
+                "layers": f"{final_of(experiment)}/layers.parquet",
                 "unit": settings.prunings[experiment.pruning].distortion_unit,
                 "before": "" if experiment.recipe is None else trained_from(names_of(experiment)),
             }
