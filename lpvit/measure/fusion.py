@@ -3,10 +3,8 @@
 N = images, or windows of them; T = tokens; H = heads; W = masks.
 """
 
-import logging
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,26 +14,26 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
+from lpvit.measure.choice import Choice, slower
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.sparse.attention import attention, attention_path
 
-_logger = logging.getLogger(__name__)
-
-_measured: dict[tuple[object, ...], tuple[float, float]] = {}  # what was timed -> seconds of timm's product, of ours
+_TIMM = "timm"  # the form of a module that stays
+_measured: dict[tuple[object, ...], dict[str, float]] = {}  # what was timed -> form -> seconds
 
 
 class _Fused(nn.Module):
-    """What takes over some children of another module, under their names."""
+    """What takes over some children of another module, under their names; its product may be in int8."""
 
     qkv: nn.Module
     proj: nn.Module
     proj_drop: nn.Module
 
-    def __init__(self, module: Attention | WindowAttention, children: tuple[str, ...]) -> None:
+    def __init__(self, module: Attention | WindowAttention, children: tuple[str, ...], int8: bool) -> None:
         super().__init__()
         for name in children:
             self.add_module(name, getattr(module, name, None))
-        self.num_heads, self.scale = module.num_heads, float(module.scale)
+        self.num_heads, self.scale, self.int8 = module.num_heads, float(module.scale), int8
 
     def _heads(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, T, features) -> queries, keys and values, (N, T, H, d)."""
@@ -52,8 +50,8 @@ class FusedAttention(_Fused):
     norm: nn.Module | None
     gate: nn.Module | None
 
-    def __init__(self, module: Attention) -> None:
-        super().__init__(module, ("qkv", "q_norm", "k_norm", "norm", "gate", "proj", "proj_drop"))
+    def __init__(self, module: Attention, int8: bool = False) -> None:
+        super().__init__(module, ("qkv", "q_norm", "k_norm", "norm", "gate", "proj", "proj_drop"), int8)
 
     def forward(
         self,
@@ -66,7 +64,7 @@ class FusedAttention(_Fused):
         queries, keys, values = self._heads(x)
         queries, keys = self.q_norm(queries), self.k_norm(keys)
         if attn_mask is None and not is_causal:
-            outputs = attention(queries, keys, values, self.scale)
+            outputs = attention(queries, keys, values, self.scale, int8=self.int8)
         else:
             queries, keys, values = (numbers.transpose(1, 2) for numbers in (queries, keys, values))
             product = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask, is_causal=is_causal)
@@ -88,14 +86,14 @@ class FusedWindowAttention(_Fused):
 
     relative_position_bias: Tensor
 
-    def __init__(self, module: WindowAttention) -> None:
-        super().__init__(module, ("qkv", "proj", "proj_drop"))
+    def __init__(self, module: WindowAttention, int8: bool = False) -> None:
+        super().__init__(module, ("qkv", "proj", "proj_drop"), int8)
         self.register_buffer("relative_position_bias", module._get_rel_pos_bias()[0].detach().clone())
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Windows (N, T, features) and mask (W, T, T) -> the shape of the windows, as timm's."""
         queries, keys, values = self._heads(x)
-        outputs = attention(queries, keys, values, self.scale, self.relative_position_bias, mask)
+        outputs = attention(queries, keys, values, self.scale, self.relative_position_bias, mask, int8=self.int8)
         projected: Tensor = self.proj_drop(self.proj(outputs))
         return projected
 
@@ -106,84 +104,78 @@ _FUSED: dict[type[nn.Module], type[FusedAttention] | type[FusedWindowAttention]]
 }
 
 
-@dataclass(frozen=True)
-class AttentionChoice:
-    """What `fuse_attention` made of one attention module.
-
-    Attributes:
-        module: Name in the model.
-        fused: Whether its product is that of `lpvit.sparse.attention` now; else it is timm's.
-        seconds: Median time of timm's product, None where nothing was timed.
-        fused_seconds: Median time of ours, None where nothing was timed.
-        reason: Why it stayed timm's; empty if it is ours.
-    """
-
-    module: str
-    fused: bool
-    seconds: float | None = None
-    fused_seconds: float | None = None
-    reason: str = ""
-
-
 @torch.no_grad()
 def fuse_attention(
-    model: nn.Module, tokens: Mapping[str, int], batch_size: int, only_faster: bool = True
-) -> list[AttentionChoice]:
+    model: nn.Module, tokens: Mapping[str, int], batch_size: int, only_faster: bool = True, int8: bool = False
+) -> list[Choice]:
     """Gives the attention modules of a timm model the product of `lpvit.sparse.attention`, in place, for inference.
 
-    That is ``Attention`` of ViT and DeiT and ``WindowAttention`` of Swin, where our product is faster when both are
-    timed here, with the model's device, dtype and number of threads. All others, and those whose product something else
-    has taken over, stay as they are.
+    That is ``Attention`` of ViT and DeiT and ``WindowAttention`` of Swin, where our product is faster when all forms of
+    it are timed here, with the model's device, dtype and number of threads. All others, and those whose product
+    something else has taken over, stay as they are.
 
     Args:
         model: Its linear layers may be any.
         tokens: Linear layer -> tokens of an image that pass it.
         batch_size: Images per pass that the choice is made for.
         only_faster: False takes ours wherever there is a kernel, untimed.
+        int8: Whether ours may multiply whole numbers.
 
     Returns:
-        One choice for each of those modules; those that stay timm's are logged too.
+        One choice for each of those modules.
     """
     choices = []
     for name, module in list(model.named_modules()):
         if type(module) in _FUSED and f"{name}.qkv" in tokens:
             length = module.window_area if isinstance(module, WindowAttention) else tokens[f"{name}.qkv"]
             sequences = tokens[f"{name}.qkv"] * batch_size // length
-            choice = _choice(name, module, (sequences, length), only_faster)
-            if choice.fused:
-                model.set_submodule(name, _FUSED[type(module)](module))
-            else:
-                _logger.info("%s: attention stays timm's: %s", name, choice.reason)
+            choice = _choice(name, module, (sequences, length) if only_faster else None, int8)
+            if choice.by_kernel:
+                model.set_submodule(name, _FUSED[type(module)](module, choice.precision == "int8"))
             choices.append(choice)
     return choices
 
 
-def _choice(
-    name: str, module: Attention | WindowAttention, shape: tuple[int, int], only_faster: bool
-) -> AttentionChoice:
+def _choice(name: str, module: Attention | WindowAttention, shape: tuple[int, int] | None, int8: bool) -> Choice:
+    """Between timm's product and ours; without a shape to time them with, ours in the least precise numbers."""
     parameter = next(p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point())
+    precision = str(parameter.dtype).removeprefix("torch.")
     if module._forward_pre_hooks or module._forward_hooks:
-        return AttentionChoice(name, False, reason="its product was taken over")
+        return Choice(name, "attention", False, precision, reason="its product was taken over")
     if reason := attention_path(parameter.device, parameter.dtype).reason:
-        return AttentionChoice(name, False, reason=reason)
-    if not only_faster:
-        return AttentionChoice(name, True)
-    seconds, fused_seconds = _timed(module, shape, parameter)
-    if fused_seconds < seconds:
-        return AttentionChoice(name, True, seconds, fused_seconds)
-    reason = f"{1e3 * fused_seconds:.3f} ms ours, {1e3 * seconds:.3f} ms timm's"
-    return AttentionChoice(name, False, seconds, fused_seconds, reason)
+        return Choice(name, "attention", False, precision, reason=reason)
+    int8 = int8 and not attention_path(parameter.device, parameter.dtype, int8=True).reason
+    forms = {"int8": True, precision: False} if int8 else {precision: False}
+    if shape is None:
+        return Choice(name, "attention", True, next(iter(forms)))
+    times = _timed(module, shape, parameter, forms)
+    fastest = min(forms, key=times.__getitem__)
+    seconds, kernel_seconds = times[_TIMM], times[fastest]
+    if kernel_seconds < seconds:
+        return Choice(name, "attention", True, fastest, None, seconds, kernel_seconds)
+    reason = slower(seconds, kernel_seconds)
+    return Choice(name, "attention", False, precision, None, seconds, kernel_seconds, reason)
 
 
-def _timed(module: Attention | WindowAttention, shape: tuple[int, int], like: Tensor) -> tuple[float, float]:
-    """Median seconds of timm's product and of ours, without the layers around it; measured once for equal ones."""
+def _timed(
+    module: Attention | WindowAttention, shape: tuple[int, int], like: Tensor, forms: Mapping[str, bool]
+) -> dict[str, float]:
+    """Median seconds of each product, without the layers around it; measured once for equal ones.
+
+    Args:
+        module: timm's.
+        shape: (N, T).
+        like: Of the dtype and on the device of the model.
+        forms: Name of a form of ours -> whether it is in int8.
+    """
     alone = copy(module)
     alone._modules = {**module._modules, "qkv": nn.Identity(), "proj": nn.Identity(), "gate": None}
     features = 3 * round(module.num_heads / module.scale**2)
-    key = (type(module), shape, module.num_heads, features, like.dtype, torch.get_num_threads())
+    key = (type(module), shape, module.num_heads, features, like.dtype, torch.get_num_threads(), *forms)
     if key not in _measured:
         inputs = torch.randn(*shape, features).to(like.dtype)
-        arms = {"timm": partial(alone, inputs), "ours": partial(_FUSED[type(module)](alone), inputs)}
+        ours = {form: partial(_FUSED[type(module)](alone, int8), inputs) for form, int8 in forms.items()}
+        arms = {_TIMM: partial(alone, inputs), **ours}
         times = time_in_turns(arms, device=like.device, seconds=0, clock=calm_clock(like.device))
-        _measured[key] = float(np.median(times["timm"])), float(np.median(times["ours"]))
+        _measured[key] = {form: float(np.median(seconds)) for form, seconds in times.items()}
     return _measured[key]

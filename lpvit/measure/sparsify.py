@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from lpvit.measure.choice import Choice, slower
 from lpvit.measure.fusion import fuse_attention
 from lpvit.measure.joining import join_surroundings
 from lpvit.measure.timing import calm_clock, time_in_turns
@@ -25,29 +25,6 @@ _logger = logging.getLogger(__name__)
 _measured: dict[tuple[object, ...], dict[str, float]] = {}  # what was timed -> form -> seconds
 
 
-@dataclass(frozen=True)
-class LayerChoice:
-    """What `sparsify_layers` made of one masked layer.
-
-    Attributes:
-        layer: Name in the model.
-        sparse: Whether it is block-sparse now; else it is dense, with zeros.
-        sparsity: Share of its blocks that is pruned.
-        dense_seconds: Median time of the dense layer, None where nothing was timed.
-        sparse_seconds: Median time of the (faster) sparse layer, None where nothing was timed.
-        reason: Why it stayed dense; empty if it is sparse.
-        precision: Of the numbers that the layer multiplies now.
-    """
-
-    layer: str
-    sparse: bool
-    sparsity: float
-    dense_seconds: float | None = None
-    sparse_seconds: float | None = None
-    reason: str = ""
-    precision: str = ""
-
-
 @torch.no_grad()
 def sparsify_layers(
     model: nn.Module,
@@ -56,14 +33,14 @@ def sparsify_layers(
     batch_size: int = 8,
     only_faster: bool = True,
     precision: str | None = None,
-) -> list[LayerChoice]:
+) -> list[Choice]:
     """Makes the masked linear layers of a timm model block-sparse, in place, for inference.
 
     A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
     dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
     become block-sparse in int8 or in the model's dtype, whichever is faster. Then attention becomes that of
-    `lpvit.measure.fusion.fuse_attention`, and layers do what `lpvit.measure.joining` lists too.
+    `lpvit.measure.fusion.fuse_attention`, of the same precisions, and layers do what `lpvit.measure.joining` lists too.
 
     Args:
         model: Dense or masked; the pruned weights become zero.
@@ -74,7 +51,7 @@ def sparsify_layers(
         precision: The least precise numbers that a layer may multiply: int8; by default those of the model.
 
     Returns:
-        One choice per masked layer; those that stayed dense are logged too.
+        One choice per masked layer and per attention; those that stayed as they were are logged too.
 
     Raises:
         LpvitError: A mask does not fit its layer.
@@ -85,11 +62,12 @@ def sparsify_layers(
     for layer, keep_mask in keep_masks.items():
         forms = _forms(model, layer, keep_mask, block_shape, precision)
         choices.append(_replace(model, layer, forms, tokens[layer] * batch_size, only_faster))
-    fuse_attention(model, tokens, batch_size, only_faster)
+    choices += fuse_attention(model, tokens, batch_size, only_faster, int8=precision == "int8")
     join_surroundings(model)
     for choice in choices:
-        if not choice.sparse:
-            _logger.info("%s: stays dense at sparsity %.2f: %s", choice.layer, choice.sparsity, choice.reason)
+        if not choice.by_kernel:
+            pruned = "" if choice.sparsity is None else f", {choice.sparsity:.0%} pruned,"
+            _logger.info("%s%s stays as it was: %s", choice.module, pruned, choice.reason)
     return choices
 
 
@@ -108,33 +86,31 @@ def _forms(
     return [BlockSparseLinear.from_linear(dense, keep_mask, block_shape, gelu, form) for form in precisions]
 
 
-def _replace(
-    model: nn.Module, layer: str, forms: list[BlockSparseLinear], tokens: int, only_faster: bool
-) -> LayerChoice:
+def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], tokens: int, only_faster: bool) -> Choice:
     """Swaps one layer for the fastest of its forms, or for the first of them without asking for speed."""
     dense = model.get_submodule(layer)
     weight: Tensor = dense.weight  # type: ignore[assignment]
     if not forms:
         sparsity = 1 - weight.count_nonzero().item() / weight.numel()
         reason = f"{type(dense).__name__} has no block-sparse form"
-        return LayerChoice(layer, False, sparsity, reason=reason, precision=name_of(weight.dtype))
-    activation, sparse, sparsity = _gelu_after(model, layer), forms[0], forms[0].sparsity
-    dense_seconds = sparse_seconds = None
+        return Choice(layer, "layer", False, name_of(weight.dtype), sparsity, reason=reason)
+    activation, sparse = _gelu_after(model, layer), forms[0]
+    seconds = kernel_seconds = None
     if only_faster:
         with_kernel = [form for form in forms if not path_of(form.values).reason]
         reason = path_of(sparse.values).reason
         if with_kernel:
             times = _timed(nn.Sequential(dense, *([activation] if activation else [])), with_kernel, tokens)
             sparse = min(with_kernel, key=lambda form: times[_form(form)])
-            dense_seconds, sparse_seconds = times["dense"], times[_form(sparse)]
-            reason = f"{1e3 * sparse_seconds:.3f} ms sparse, {1e3 * dense_seconds:.3f} ms dense"
-        if dense_seconds is None or sparse_seconds is None or sparse_seconds >= dense_seconds:
+            seconds, kernel_seconds = times["dense"], times[_form(sparse)]
+            reason = slower(seconds, kernel_seconds)
+        if seconds is None or kernel_seconds is None or kernel_seconds >= seconds:
             precision = name_of(weight.dtype)
-            return LayerChoice(layer, False, sparsity, dense_seconds, sparse_seconds, reason, precision)
+            return Choice(layer, "layer", False, precision, sparse.sparsity, seconds, kernel_seconds, reason)
     model.set_submodule(layer, sparse)
     if activation is not None:
         model.set_submodule(f"{_parent(layer)}.act", nn.Identity())
-    return LayerChoice(layer, True, sparsity, dense_seconds, sparse_seconds, precision=_form(sparse))
+    return Choice(layer, "layer", True, _form(sparse), sparse.sparsity, seconds, kernel_seconds)
 
 
 def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
+from lpvit.measure.choice import Choice
 from lpvit.measure.engines import NO_RIVALS, Rivals, Run
 from lpvit.measure.power import measure_energy
 from lpvit.measure.settings import Benchmark
-from lpvit.measure.sparsify import LayerChoice, sparsify_layers
+from lpvit.measure.sparsify import sparsify_layers
 from lpvit.measure.timing import Interval, median_interval, time_in_turns
 from lpvit.models.architecture import input_size
 from lpvit.models.blocks import KeepMasks
@@ -262,9 +263,9 @@ def _random_images(model: nn.Module, batch_size: int) -> Tensor:
     return images.to(parameter.device, parameter.dtype)
 
 
-def _choice(choice: LayerChoice) -> dict[str, object]:
+def _choice(choice: Choice) -> dict[str, object]:
     columns = asdict(choice)
-    for form in ("dense", "sparse"):
+    for form in ("torch", "kernel"):
         seconds = columns.pop(f"{form}_seconds")
         columns[f"{form}_milliseconds"] = None if seconds is None else 1e3 * seconds
     return columns

@@ -1,28 +1,43 @@
-"""The operator ``lpvit::attention``: attention of short sequences, head by head in the cache.
+"""The operator ``lpvit::attention``, also in int8: attention of short sequences, head by head in the cache.
 
 N = images, or windows of them; T = tokens; H = heads; d = features of a head; W = masks.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from lpvit.errors import LpvitError
+from lpvit.sparse.build import cpu_kernel
 from lpvit.sparse.operator import LIBRARY, Path, define, implement, log_once, path_for
 
 _ARGUMENTS = "(Tensor queries, Tensor keys, Tensor values, Tensor? bias, Tensor? mask, float scale)"
-define(f"attention{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact_strides,))
+for _name in ("attention", "attention_int8"):
+    define(f"{_name}{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact_strides,))
 define(f"dense_attention{_ARGUMENTS} -> Tensor")
 
 
 def attention(
-    queries: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None = None, mask: Tensor | None = None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    int8: bool = False,
 ) -> Tensor:
     """``softmax(scale * queries keys^T + bias + mask) values``, for each head, in the dtype of the queries.
 
     The kernel reads tensors where they lie, such as the three parts of what one layer has made, as long as the features
     of a head are side by side. Its exponentials are off by 2.2e-7 of themselves at most, its sums are in float32; of
     bfloat16, softmax is rounded before it meets the values. A query whose scores are all minus infinity gets 0.
+
+    In int8, queries are quantised as the inputs of a layer are, keys (less their mean, which softmax does not see) and
+    features of the values symmetrically with a scale each, and softmax to 255 steps of its greatest weight; sums are
+    exact in int32.
 
     Args:
         queries: Shape (N, T, H, d).
@@ -31,6 +46,7 @@ def attention(
         scale: Positive.
         bias: Shape (H, T, T), or None.
         mask: Shape (W, T, T), additive, or None; N is a multiple of W, and image n has mask n modulo W.
+        int8: Whether to multiply whole numbers, where there is a kernel for it; else as without it.
 
     Returns:
         Shape (N, T, H d).
@@ -41,16 +57,25 @@ def attention(
     if torch.is_grad_enabled() and any(numbers.requires_grad for numbers in (queries, keys, values)):
         raise LpvitError("attention: has no gradients; run it under torch.no_grad(), or train the masked dense model")
     tensors = (None if numbers is None else numbers.to(queries.dtype) for numbers in (keys, values, bias, mask))
-    outputs: Tensor = torch.ops.lpvit.attention(queries, *tensors, scale)
+    operator = torch.ops.lpvit.attention_int8 if int8 else torch.ops.lpvit.attention
+    outputs: Tensor = operator(queries, *tensors, scale)
     return outputs
 
 
-def attention_path(device: torch.device, dtype: torch.dtype) -> Path:
-    """The implementation for tensors of this device and dtype; builds the CPU kernels if it is one of them."""
+def attention_path(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> Path:
+    """The implementation for tensors of this device and dtype; builds the CPU kernels if it is one of them.
+
+    Args:
+        device: Of queries, keys and values.
+        dtype: Of these.
+        int8: Whether whole numbers are to be multiplied.
+    """
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return Path("dense", f"no kernel for {str(dtype).removeprefix('torch.')} on '{device.type}'")
-    path = path_for(device, dtype)
-    return Path("dense", path.reason) if path.reason else path
+    path = path_for(device, torch.int8 if int8 else dtype)
+    if path.reason:
+        return Path("dense", path.reason)
+    return path if not int8 or cpu_kernel().int8_attention else Path("dense", f"{path.name} has none in int8")
 
 
 def _dense_attention(
@@ -66,10 +91,11 @@ def _dense_attention(
     return outputs.transpose(1, 2).flatten(2).contiguous()
 
 
-def _attention_without_kernel(queries: Tensor, *others: Tensor | float | None) -> Tensor:
+def _attention_without_kernel(queries: Tensor, *others: Tensor | float | None, int8: bool = False) -> Tensor:
     """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
     kernel_was_registered = attention_path(queries.device, queries.dtype).reason == ""
-    operator = torch.ops.lpvit.attention if kernel_was_registered else torch.ops.lpvit.dense_attention
+    registered = torch.ops.lpvit.attention_int8 if int8 else torch.ops.lpvit.attention
+    operator = registered if kernel_was_registered else torch.ops.lpvit.dense_attention
     outputs: Tensor = operator(queries, *others)
     return outputs
 
@@ -80,5 +106,6 @@ def _shape_only(queries: Tensor, *_: object) -> Tensor:
 
 implement("dense_attention", _dense_attention, "CompositeExplicitAutograd")
 implement("attention", _attention_without_kernel, "CompositeExplicitAutograd")
-for _name in ("attention", "dense_attention"):
+implement("attention_int8", partial(_attention_without_kernel, int8=True), "CompositeExplicitAutograd")
+for _name in ("attention", "attention_int8", "dense_attention"):
     torch.library.register_fake(f"lpvit::{_name}", _shape_only, lib=LIBRARY)

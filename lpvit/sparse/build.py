@@ -42,6 +42,7 @@ class InstructionSet:
         lanes: Sums in a vector.
         tile_tokens: Tokens that, times two vectors of sums, fit the registers.
         arithmetic: Numbers that the kernel multiplies: float32, bfloat16 or int8.
+        attends: Whether attention is faster by it than in float32.
     """
 
     name: str
@@ -49,6 +50,7 @@ class InstructionSet:
     lanes: int
     tile_tokens: int
     arithmetic: str = "float32"
+    attends: bool = True
 
     def definitions(self) -> tuple[str, ...]:
         return (
@@ -56,10 +58,11 @@ class InstructionSet:
             f"-DLPVIT_LANES={self.lanes}",
             f"-DLPVIT_TILE_TOKENS={self.tile_tokens}",
             f'-DLPVIT_ARITHMETIC="{self.arithmetic}.h"',
+            f'-DLPVIT_ATTENTION="attention_{"int8" if self.arithmetic == "int8" else "copied"}.h"',
         )
 
     def sources(self) -> tuple[str, ...]:
-        return ("kernel.cpp",) if self.arithmetic == "int8" else ("kernel.cpp", "attention.cpp")
+        return ("kernel.cpp", "attention.cpp") if self.attends else ("kernel.cpp",)
 
 
 _X86 = ("-mfma", "-mprfchw")
@@ -71,14 +74,14 @@ INSTRUCTION_SETS = {
         InstructionSet("avx512_bf16", (*_X86, *_AVX512, "-mavx512bf16"), 16, 14, "bfloat16"),
         InstructionSet("avx512", (*_X86, "-mavx512f"), 16, 14),
         InstructionSet("avx_vnni", (*_X86, "-mavx2", "-mavxvnni"), 8, 6, "int8"),
-        InstructionSet("avx2_int8", (*_X86, "-mavx2"), 8, 4, "int8"),
+        InstructionSet("avx2_int8", (*_X86, "-mavx2"), 8, 4, "int8", attends=False),
         InstructionSet("avx2", (*_X86, "-mavx2"), 8, 6),
-        InstructionSet("sse_int8", (), 4, 4, "int8"),
+        InstructionSet("sse_int8", (), 4, 4, "int8", attends=False),
         InstructionSet("sse", (), 4, 6),
     ),
     "aarch64": (
         InstructionSet("neon_dot", ("-march=armv8.2-a+dotprod",), 4, 10, "int8"),
-        InstructionSet("neon_int8", (), 4, 4, "int8"),
+        InstructionSet("neon_int8", (), 4, 4, "int8", attends=False),
         InstructionSet("neon", (), 4, 10),
     ),
 }
@@ -92,12 +95,14 @@ class CpuKernel:
         instruction_set: Of the kernel for float32; None if there is none.
         bfloat16: Of the kernel for bfloat16; None if there is none.
         int8: Of the kernel for int8; None if there is none.
+        int8_attention: Whether that has attention too.
         reason: Why there are none.
     """
 
     instruction_set: str | None
     bfloat16: str | None = None
     int8: str | None = None
+    int8_attention: bool = False
     reason: str = ""
 
 
@@ -124,8 +129,10 @@ def cpu_kernel() -> CpuKernel:
     chosen = library.lpvit_choose_kernel(wanted.encode())
     if not chosen:
         return CpuKernel(None, reason=f"LPVIT_INSTRUCTION_SET: no '{wanted}' here")
-    bfloat16 = library.lpvit_bfloat16_kernel()
-    return CpuKernel(chosen.decode(), bfloat16.decode() if bfloat16 else None, library.lpvit_int8_kernel().decode())
+    library.lpvit_has_int8_attention.restype = ctypes.c_bool
+    bfloat16, int8 = library.lpvit_bfloat16_kernel(), library.lpvit_int8_kernel()
+    names = (chosen.decode(), bfloat16.decode() if bfloat16 else None, int8.decode())
+    return CpuKernel(*names, int8_attention=library.lpvit_has_int8_attention())
 
 
 def cache_folder() -> Path:

@@ -322,16 +322,17 @@ SPEED = Schema(
 
 CHOICES = Schema(
     "choices.parquet",
-    "masked layer of a benchmarked model, at a batch size",
+    "masked layer or attention of a benchmarked model, at a batch size",
     (
         Column("batch_size", pa.int64(), "", "images per pass"),
-        _LAYER,
-        Column("sparse", pa.bool_(), "", "whether it runs block-sparse, since that was measured to be faster"),
-        Column("sparsity", pa.float64(), "", "share of its blocks that is pruned"),
-        Column("dense_milliseconds", pa.float64(), "ms/pass", "of the dense layer; null if not timed", nullable=True),
-        Column("sparse_milliseconds", pa.float64(), "ms/pass", "of the sparse layer; null if not timed", nullable=True),
-        Column("reason", pa.string(), "", "why it stayed dense; empty if it is sparse"),
+        Column("module", pa.string(), "", "name in the model"),
+        Column("kind", pa.string(), "", "layer, or attention (its product alone)"),
+        Column("by_kernel", pa.bool_(), "", "whether our kernel computes it, since that was measured to be faster"),
         Column("precision", pa.string(), "", "numbers that it multiplies: float32, bfloat16, int8"),
+        Column("sparsity", pa.float64(), "", "share of its blocks that is pruned; null of attention", nullable=True),
+        Column("torch_milliseconds", pa.float64(), "ms/pass", "as it was; null if not timed", nullable=True),
+        Column("kernel_milliseconds", pa.float64(), "ms/pass", "by our kernel; null if not timed", nullable=True),
+        Column("reason", pa.string(), "", "why it stayed as it was; empty if a kernel computes it"),
     ),
 )
 

@@ -331,7 +331,7 @@ def test_a_sparse_vit_equals_the_masked_one_eager_compiled_and_exported():
     dense, keep_masks = masked_vit()
     sparse = copy.deepcopy(dense)
     choices = sparsify_layers(sparse, keep_masks, (16, 16), only_faster=False)
-    assert [choice.layer for choice in choices if not choice.sparse] == ["patch_embed.proj"]
+    assert [choice.module for choice in choices if not choice.by_kernel] == ["patch_embed.proj"]
     assert sum(isinstance(module, BlockSparseLinear) for module in sparse.modules()) == 8
     assert not any(isinstance(module, nn.GELU) for module in sparse.modules())
     images = torch.randn(3, 3, 16, 16)
@@ -370,10 +370,10 @@ def test_layers_that_are_not_faster_stay_dense_and_are_named(monkeypatch, caplog
     monkeypatch.setattr(sparse_model, "_timed", timed)
     with caplog.at_level(logging.INFO):
         choices = sparsify_layers(model, keep_masks, (16, 16))
-    assert [choice.layer for choice in choices if choice.sparse] == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
-    assert re.search(
-        r"blocks.0.attn.proj: stays dense at sparsity 0\.\d\d: 2.000 ms sparse, 1.000 ms dense", caplog.text
-    )
+    layers = [choice for choice in choices if choice.kind == "layer"]
+    assert [choice.module for choice in layers if choice.by_kernel] == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
+    stays = r"blocks.0.attn.proj, \d\d% pruned, stays as it was: 2.000 ms by our kernel, 1.000 ms as it was"
+    assert re.search(stays, caplog.text)
     assert isinstance(model.blocks[0].mlp.act, nn.GELU)
 
 
@@ -381,7 +381,7 @@ def test_a_layer_becomes_sparse_exactly_when_it_was_measured_to_be_faster():
     model, keep_masks = masked_vit()
     choices = sparsify_layers(model, keep_masks, (16, 16), batch_size=2)
     for choice in choices[1:]:
-        assert choice.sparse == (choice.sparse_seconds < choice.dense_seconds)
+        assert choice.by_kernel == (choice.kernel_seconds < choice.torch_seconds)
 
 
 def test_gelu_is_fused_only_where_it_is_exact_and_follows_directly():

@@ -254,7 +254,7 @@ def test_a_vit_in_int8_is_near_the_masked_one_eager_compiled_and_exported():
     sparse = copy.deepcopy(dense)
     choices = sparsify_layers(sparse, keep_masks, (16, 16), only_faster=False, precision="int8")
     assert sum(isinstance(module, Int8BlockSparseLinear) for module in sparse.modules()) == 8
-    assert {choice.precision for choice in choices if choice.sparse} == {"int8"}
+    assert {choice.precision for choice in choices if choice.by_kernel} == {"int8"}
     images = torch.randn(3, 3, 16, 16)
     expected = sparse(images)
     assert (expected - dense(images)).abs().max() < 0.05 * dense(images).abs().max()
@@ -315,9 +315,9 @@ def test_a_quantised_layer_keeps_its_whole_numbers_and_scales():
     images = torch.randn(2, 3, 16, 16)
     expected = model(images)
     choices = sparsify_layers(model, keep_masks, (16, 16))
-    assert {choice.precision for choice in choices[1:]} == {"int8"}
+    assert {choice.precision for choice in choices[1:] if choice.kind == "layer"} == {"int8"}
     layers = [module for module in model.modules() if isinstance(module, Int8BlockSparseLinear)]
-    assert len(layers) == sum(choice.sparse for choice in choices) > 0
+    assert len(layers) == sum(choice.by_kernel for choice in choices if choice.kind == "layer") > 0
     assert (model(images) - expected).abs().max() <= 2e-3 * expected.abs().max()
 
 
@@ -326,9 +326,13 @@ def test_the_faster_precision_is_chosen(monkeypatch):
         seconds = {"dense": 2e-3, "int8": 2e-3, "float32": 2e-3} | {faster: 1e-3}
         monkeypatch.setattr(sparse_model, "_timed", lambda dense, forms, tokens, seconds=seconds: seconds)
         model, keep_masks = masked_vit()
-        choices = sparsify_layers(model, keep_masks, (16, 16), precision="int8")[1:]
+        choices = [
+            choice
+            for choice in sparsify_layers(model, keep_masks, (16, 16), precision="int8")[1:]
+            if choice.kind == "layer"
+        ]
         assert {choice.precision for choice in choices} == {"float32" if faster == "dense" else faster}
-        assert {choice.sparse for choice in choices} == {faster != "dense"}
+        assert {choice.by_kernel for choice in choices} == {faster != "dense"}
 
 
 def test_a_sparse_vit_works_under_autocast():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_attention import SHAPES as ATTENTIONS
 from test_attention import heads_of, in_float64, require_close
+from test_attention import require_whole_numbers as require_whole_attention
 from test_sparse import SHAPES, assert_equal, masked_pair, random_mask
 from test_sparse_int8 import layer_of_whole_numbers, whole_inputs
 from torch import Tensor
@@ -136,17 +137,22 @@ def require_surroundings(program: Program, shape: tuple[int, int], block_shape: 
 
 
 def require_attention(program: Program) -> None:
+    int8 = SETS[program.file.name.removeprefix("attention_")].arithmetic == "int8"
     for images, tokens, heads, features in ATTENTIONS:
         parts = heads_of(images, tokens, heads, features, torch.float32)
         bias, mask = torch.randn(heads, tokens, tokens), torch.randn(images, tokens, tokens)
         for tables in ((None, None), (bias, None), (bias, mask)):
             outputs = program.attention(torch.stack(parts, dim=2), *tables)
-            require_close(outputs, in_float64(parts, features**-0.5, *tables), parts)
+            if int8:
+                require_whole_attention(outputs, parts, *tables)
+            else:
+                require_close(outputs, in_float64(parts, features**-0.5, *tables), parts)
 
 
 @needs_emulator
-def test_attention_of_neon_equals_that_of_torch(program_of):
-    require_attention(program_of("neon", COMPILER, ("-static",), "attention"))
+@pytest.mark.parametrize("name", ["neon", "neon_dot"])
+def test_attention_of_neon_equals_that_of_torch(program_of, name):
+    require_attention(program_of(name, COMPILER, ("-static",), "attention"))
 
 
 @needs_emulator
@@ -171,6 +177,10 @@ def test_the_256_bit_vnni_kernel_gives_the_sums_of_whole_numbers(program_of, sha
     require_whole_numbers(program_of("avx_vnni_of_avx512"), shape, block_shape)
 
 
+def test_the_256_bit_vnni_attention_multiplies_whole_numbers(program_of):
+    require_attention(program_of("avx_vnni_of_avx512", kind="attention"))
+
+
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("name", [name for name, found in SETS.items() if found.arithmetic != "bfloat16"])
 def test_no_kernel_reads_or_writes_where_it_should_not(program_of, name):
@@ -185,7 +195,9 @@ def test_no_kernel_reads_or_writes_where_it_should_not(program_of, name):
 
 
 @pytest.mark.sanitizers
-@pytest.mark.parametrize("name", [name for name, found in SETS.items() if found.arithmetic == "float32"])
+@pytest.mark.parametrize(
+    "name", [name for name, found in SETS.items() if found.attends and found.arithmetic != "bfloat16"]
+)
 def test_no_attention_reads_or_writes_where_it_should_not(program_of, name):
     if "neon" in name:
         pytest.skip("sanitizers do not run under the emulator")

@@ -18,7 +18,7 @@ struct Heads {
   }
 };
 
-// outputs = softmax(scale * queries keys^T + bias + mask) values, all in the numbers of the kernel.
+// outputs = softmax(scale * queries keys^T + bias + mask) values.
 struct Attention {
   Heads queries, keys, values;
   const void* bias;  // (H, T, T) or null
@@ -26,6 +26,7 @@ struct Attention {
   void* outputs;     // (N, T, H, d)
   int64_t images, tokens, heads, features, masks;
   float scale;  // positive
+  bool bfloat16;  // all of these, for a kernel in int8; else they are the kernel's
 };
 
 // Some queries of a head of an image.
@@ -41,5 +42,7 @@ struct AttentionKernel {
 
 extern const AttentionKernel avx512_attention, avx2_attention, sse_attention, neon_attention;
 extern const AttentionKernel avx512_bf16_attention;  // for bfloat16
+extern const AttentionKernel avx512_vnni_bf16_attention, avx512_vnni_attention, avx_vnni_attention;  // for int8
+extern const AttentionKernel neon_dot_attention;
 
 }  // namespace lpvit

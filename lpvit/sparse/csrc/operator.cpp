@@ -1,5 +1,5 @@
-// lpvit::block_sparse_linear, lpvit::block_sparse_linear_int8, lpvit::attention on the CPU, through torch's stable ABI:
-// checks, choice of kernel, threads.
+// lpvit::block_sparse_linear, lpvit::attention, and both in int8, on the CPU, through torch's stable ABI: checks, choice of
+// kernel, threads.
 //
 // M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid.
 
@@ -37,7 +37,7 @@ struct Kernels {
   const Kernel* for_float;
   const Kernel* for_bfloat16;
   const Kernel* for_int8;
-  const AttentionKernel *attention_of_float, *attention_of_bfloat16;
+  const AttentionKernel *attention_of_float, *attention_of_bfloat16, *attention_of_int8;
   const char* name = for_float->name;
 
   const Kernel* of(ScalarType values) const {
@@ -68,26 +68,33 @@ std::vector<Kernels> usable_kernels() {
   const bool has_bfloat16 = has_vectors_of_any_length && __builtin_cpu_supports("avx512bf16");
   const bool has_vnni = has_vectors_of_any_length && __builtin_cpu_supports("avx512vnni");
   if (has_avx2 && __builtin_cpu_supports("avx512f")) {
-    kernels.push_back({&avx512_kernel, nullptr, &avx2_int8_kernel, &avx512_attention, nullptr});
+    kernels.push_back({&avx512_kernel, nullptr, &avx2_int8_kernel, &avx512_attention, nullptr, nullptr});
     if (has_bfloat16) {
       kernels.back().for_bfloat16 = &avx512_bf16_kernel;
       kernels.back().attention_of_bfloat16 = &avx512_bf16_attention;
     }
-    if (has_vnni) kernels.back().for_int8 = has_bfloat16 ? &avx512_vnni_bf16_kernel : &avx512_vnni_kernel;
+    if (has_vnni) {
+      kernels.back().for_int8 = has_bfloat16 ? &avx512_vnni_bf16_kernel : &avx512_vnni_kernel;
+      kernels.back().attention_of_int8 = has_bfloat16 ? &avx512_vnni_bf16_attention : &avx512_vnni_attention;
+    }
   }
   if (has_avx2 && has_avx_vnni()) {
-    kernels.push_back({&avx2_kernel, nullptr, &avx_vnni_kernel, &avx2_attention, nullptr, "avx_vnni"});
+    kernels.push_back(
+        {&avx2_kernel, nullptr, &avx_vnni_kernel, &avx2_attention, nullptr, &avx_vnni_attention, "avx_vnni"});
   }
-  if (has_avx2) kernels.push_back({&avx2_kernel, nullptr, &avx2_int8_kernel, &avx2_attention, nullptr});
-  kernels.push_back({&sse_kernel, nullptr, &sse_int8_kernel, &sse_attention, nullptr});
+  if (has_avx2) kernels.push_back({&avx2_kernel, nullptr, &avx2_int8_kernel, &avx2_attention, nullptr, nullptr});
+  kernels.push_back({&sse_kernel, nullptr, &sse_int8_kernel, &sse_attention, nullptr, nullptr});
   return kernels;
 }
 
 #else
 
 std::vector<Kernels> usable_kernels() {
-  std::vector<Kernels> kernels{{&neon_kernel, nullptr, &neon_int8_kernel, &neon_attention, nullptr}};
-  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) kernels.front().for_int8 = &neon_dot_kernel;
+  std::vector<Kernels> kernels{{&neon_kernel, nullptr, &neon_int8_kernel, &neon_attention, nullptr, nullptr}};
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) {
+    kernels.front().for_int8 = &neon_dot_kernel;
+    kernels.front().attention_of_int8 = &neon_dot_attention;
+  }
   return kernels;
 }
 
@@ -310,11 +317,10 @@ Heads heads_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
-Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tensor> bias, std::optional<Tensor> mask,
-                 double scale) {
+// The outputs of a kernel whose problems are in the dtype of the queries.
+Tensor attend(Tensor queries, Tensor keys, Tensor values, std::optional<Tensor> bias, std::optional<Tensor> mask,
+              double scale, const AttentionKernel& kernel) {
   const ScalarType type = queries.scalar_type();
-  const AttentionKernel* kernel = chosen_kernels.attention_of(type);
-  if (!kernel) return call("lpvit::dense_attention", queries, keys, values, bias, mask, scale);
   STD_TORCH_CHECK(queries.dim() == 4 && scale > 0, "queries: expected (images, tokens, heads, features), scale above 0");
   for (Tensor* tensor : {&queries, &keys, &values}) {
     const bool fits = tensor->sizes().equals(queries.sizes()) && tensor->scalar_type() == type;
@@ -341,10 +347,29 @@ Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tenso
   problem.heads = heads;
   problem.features = queries.size(3);
   problem.scale = scale;
+  problem.bfloat16 = type == ScalarType::BFloat16;
   Tensor outputs = torch::stable::new_empty(queries, {images, tokens, heads * problem.features});
   problem.outputs = outputs.mutable_data_ptr();
-  if (outputs.numel() > 0) run(problem, *kernel);
+  if (outputs.numel() > 0) run(problem, kernel);
   return outputs;
+}
+
+Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tensor> bias, std::optional<Tensor> mask,
+                 double scale) {
+  const AttentionKernel* kernel = chosen_kernels.attention_of(queries.scalar_type());
+  return kernel ? attend(queries, keys, values, bias, mask, scale, *kernel)
+                : call("lpvit::dense_attention", queries, keys, values, bias, mask, scale);
+}
+
+constexpr int64_t kMostTokens = 1 << 16;  // whose sums in int32 cannot overflow
+
+Tensor attention_int8(Tensor queries, Tensor keys, Tensor values, std::optional<Tensor> bias,
+                      std::optional<Tensor> mask, double scale) {
+  const ScalarType type = queries.scalar_type();
+  const bool is_taken = type == ScalarType::Float || type == ScalarType::BFloat16;
+  const AttentionKernel* kernel = is_taken ? chosen_kernels.attention_of_int8 : nullptr;
+  return kernel && queries.size(1) < kMostTokens ? attend(queries, keys, values, bias, mask, scale, *kernel)
+                                                 : attention(queries, keys, values, bias, mask, scale);
 }
 
 }  // namespace
@@ -354,6 +379,7 @@ STABLE_TORCH_LIBRARY_IMPL(lpvit, CPU, library) {
   library.impl("block_sparse_linear", TORCH_BOX(&lpvit::block_sparse_linear));
   library.impl("block_sparse_linear_int8", TORCH_BOX(&lpvit::block_sparse_linear_int8));
   library.impl("attention", TORCH_BOX(&lpvit::attention));
+  library.impl("attention_int8", TORCH_BOX(&lpvit::attention_int8));
 }
 
 #define LPVIT_EXPORTED extern "C" __attribute__((visibility("default")))
@@ -377,3 +403,6 @@ LPVIT_EXPORTED const char* lpvit_bfloat16_kernel() {
 
 // The name of the kernel for int8 that runs.
 LPVIT_EXPORTED const char* lpvit_int8_kernel() { return lpvit::chosen_kernels.for_int8->name; }
+
+// Whether that has attention too.
+LPVIT_EXPORTED bool lpvit_has_int8_attention() { return lpvit::chosen_kernels.attention_of_int8; }

@@ -1,0 +1,34 @@
+"""What was made of a module: its own product, or that of a kernel which was measured to be faster."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Of a masked layer, or of the product of an attention module.
+
+    Attributes:
+        module: Name in the model.
+        kind: What it is.
+        by_kernel: Whether a kernel of ours computes it now.
+        precision: Of the numbers that it multiplies now.
+        sparsity: Share of its blocks that is pruned; None of attention.
+        torch_seconds: Median time of the module as it was, None where nothing was timed.
+        kernel_seconds: The same of our (fastest) kernel, None where nothing was timed.
+        reason: Why it stayed as it was; empty if a kernel computes it.
+    """
+
+    module: str
+    kind: Literal["layer", "attention"]
+    by_kernel: bool
+    precision: str
+    sparsity: float | None = None
+    torch_seconds: float | None = None
+    kernel_seconds: float | None = None
+    reason: str = ""
+
+
+def slower(torch_seconds: float, kernel_seconds: float) -> str:
+    """The reason of a module whose kernel is not faster."""
+    return f"{1e3 * kernel_seconds:.3f} ms by our kernel, {1e3 * torch_seconds:.3f} ms as it was"
