@@ -190,9 +190,14 @@ def test_a_benchmark_says_what_was_measured_where_and_which_layers_stayed_dense(
     assert (speed["device_name"].str.len() > 0).all()
 
     choices = measured.choices
-    assert choices["batch_size"].tolist() == [1] * 4 + [4] * 4
-    assert choices["sparse"].tolist() == [layer.endswith("fc1") for layer in choices["layer"]]
-    assert set(choices.loc[~choices["sparse"], "reason"]) == {"2.000 ms sparse, 1.000 ms dense"}
+    layers, attention = (choices[choices["kind"] == kind] for kind in ("layer", "attention"))
+    assert layers["batch_size"].tolist() == [1] * 4 + [4] * 4
+    assert layers["by_kernel"].tolist() == [layer.endswith("fc1") for layer in layers["module"]]
+    assert set(layers.loc[~layers["by_kernel"], "reason"]) == {"2.000 ms by our kernel, 1.000 ms as it was"}
+    assert attention[["batch_size", "module"]].apply(tuple, axis=1).tolist() == [
+        (size, "blocks.0.attn") for size in (1, 4)
+    ]
+    assert (attention["by_kernel"] == (attention["kernel_milliseconds"] < attention["torch_milliseconds"])).all()
     assert measured.energy["arm"].unique().tolist() == ["dense", "masked", "sparse"]
     write_parquet(speed.assign(stage="pruned"), tmp_path / "speed.parquet", SPEED)
     write_parquet(choices, tmp_path / "choices.parquet", CHOICES)

@@ -212,6 +212,14 @@ def test_what_does_not_fit_is_refused():
         attention(parts[0], parts[1][:, :5], parts[2], 0.3)
 
 
+@pytest.mark.parametrize("name", ["attention", "attention_int8", "dense_attention"])
+def test_the_operators_keep_the_rules_of_torch(name):
+    parts, bias = heads_of(2, 19, 2, 8, torch.float32), torch.randn(2, 19, 19)
+    operator = getattr(torch.ops.lpvit, name).default
+    for tables in ((None, None), (bias, torch.zeros(1, 19, 19))):
+        torch.library.opcheck(operator, (*parts, *tables, 0.3))
+
+
 def test_no_images_are_no_outputs():
     assert attention(*heads_of(0, 10, 2, 8, torch.float32), 0.3).shape == (0, 10, 16)
 
