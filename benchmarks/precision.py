@@ -51,6 +51,10 @@ from lpvit.weights.steps import scores_and_curves
 ARMS = {**{precision: (precision,) for precision in PRECISIONS}, "mixed": PRECISIONS}
 BATCH = 32  # images per pass, for the memory
 FEW = 1  # batches with which layers are measured alone
+COLUMNS = [
+    *("model", "budget", "curve_factor", "arm", *PRECISIONS, "kept", "milliseconds", "predicted"),
+    *("distortion", "unrounded", "top1", "dense_top1", "speed_up"),
+]
 
 
 def main() -> None:
@@ -70,6 +74,7 @@ def main() -> None:
         if not arguments.predict:
             rows = rows.join(pd.DataFrame(map(judge.measure, choices.values())))
             rows["speed_up"] = rows["arm"].map(judge.speed_ups(choices)) if budget in arguments.timed else None
+        rows = rows.reindex(columns=COLUMNS)
         print(rows.to_markdown(index=False, floatfmt=".3f"), flush=True)
         if arguments.output:
             rows.to_csv(arguments.output, mode="a", header=not arguments.output.exists(), index=False)
