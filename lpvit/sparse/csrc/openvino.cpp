@@ -38,7 +38,7 @@ const Kernel* kernel_of(ov::element::Type values) {
 }  // namespace
 
 // Inputs: those of the layer (..., I); values as `Problem` has them; crow_indices (R + 1,) and col_indices (K,), int32;
-// bias (O,); for int8 values scales (O,), float32, and row_sums (O,), int32; if `normalises`, weight and bias of
+// if `biased`, bias (O,); for int8 values scales (O,), float32, and row_sums (O,), int32; if `normalises`, weight and bias of
 // LayerNorm, (I,), float32; if `adds`, a residual (..., O).
 class BlockSparseLinear : public ov::op::Op {
  public:
@@ -58,6 +58,7 @@ class BlockSparseLinear : public ov::op::Op {
     visitor.on_attribute("block_rows", block_rows);
     visitor.on_attribute("block_columns", block_columns);
     visitor.on_attribute("gelu", gelu);
+    visitor.on_attribute("biased", biased);
     visitor.on_attribute("normalises", normalises);
     visitor.on_attribute("norm_epsilon", norm_epsilon);
     visitor.on_attribute("adds", adds);
@@ -91,7 +92,7 @@ class BlockSparseLinear : public ov::op::Op {
     problem.grid_rows = inputs[next].get_size() - 1;
     problem.crow_indices = static_cast<const int32_t*>(following());
     problem.col_indices = static_cast<const int32_t*>(following());
-    problem.bias = following();
+    if (biased) problem.bias = following();
     if (is_int8) {
       problem.scales = static_cast<const float*>(following());
       problem.row_sums = static_cast<const int32_t*>(following());
@@ -115,7 +116,7 @@ class BlockSparseLinear : public ov::op::Op {
 
  private:
   int64_t out_features = 1, block_rows = 1, block_columns = 1;
-  bool gelu = false, normalises = false, adds = false;
+  bool gelu = false, biased = false, normalises = false, adds = false;
   float norm_epsilon = 0;
 };
 
