@@ -50,16 +50,18 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
     Args:
         pruned: From `lpvit.prune`, `lpvit.quantise` or `lpvit.load`; left as it is.
         path: Target, ``.xml``.
-        precision: As for `lpvit.sparsify`, of the products in the masked layers. Below float32 all else is in bfloat16
-            where this machine has a kernel for it, which the other machine must then have for ``bfloat16``, not for
-            ``int8``.
+        precision: Of the products in the masked layers: ``float32``, ``bfloat16`` or ``int8``. All else is in bfloat16
+            in ``bfloat16``, and in ``int8`` where this machine has a kernel for it.
 
     Raises:
-        LpvitError: There is no such precision, OpenVINO is not installed, or the library cannot be built.
+        LpvitError: There is no such precision, or none for blocks of an odd width; OpenVINO is not installed; or the
+            library cannot be built.
     """
     path = Path(path)
     if path.suffix != ".xml" or precision not in PRECISIONS:
         raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(PRECISIONS)}, not '{precision}'")
+    if precision == "bfloat16" and pruned.block_shape[1] % 2:
+        raise LpvitError(f"{path}: no kernel for blocks of {pruned.block_shape[1]} columns, an odd number, in bfloat16")
     if find_spec("openvino") is None:
         raise LpvitError(f"{path}: needs the package 'openvino'; pip install 'lpvit[engines]'")
     import openvino

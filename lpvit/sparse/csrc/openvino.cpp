@@ -1,6 +1,7 @@
 // The block-sparse layer as an operation of OpenVINO, `BlockSparseLinear` of the set "lpvit", apart from torch.
 //
-// M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid; K = kept blocks.
+// M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid;
+// K = kept blocks.
 
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
@@ -38,8 +39,8 @@ const Kernel* kernel_of(ov::element::Type values) {
 }  // namespace
 
 // Inputs: those of the layer (..., I); values as `Problem` has them; crow_indices (R + 1,) and col_indices (K,), int32;
-// if `biased`, bias (O,); for int8 values scales (O,), float32, and row_sums (O,), int32; if `normalises`, weight and bias of
-// LayerNorm, (I,), float32; if `adds`, a residual (..., O).
+// if `biased`, bias (O,); for int8 values scales (O,), float32, and row_sums (O,), int32; if `normalises`, weight and
+// bias of LayerNorm, (I,), float32; if `adds`, a residual (..., O).
 class BlockSparseLinear : public ov::op::Op {
  public:
   OPENVINO_OP("BlockSparseLinear", "lpvit");
@@ -80,6 +81,7 @@ class BlockSparseLinear : public ov::op::Op {
     OPENVINO_ASSERT(kernel, "no kernel for ", values.get_element_type(), " on this CPU");
     OPENVINO_ASSERT(is_int8 || tokens.get_element_type() == values.get_element_type(), "inputs in ",
                     tokens.get_element_type(), " for values in ", values.get_element_type());
+    OPENVINO_ASSERT(values.get_element_type() != ov::element::bf16 || block_columns % 2 == 0, "blocks of an odd width");
     ov::Shape shape = tokens.get_shape();
     Problem problem{};
     problem.in_features = shape.back();
@@ -92,6 +94,9 @@ class BlockSparseLinear : public ov::op::Op {
     problem.grid_rows = inputs[next].get_size() - 1;
     problem.crow_indices = static_cast<const int32_t*>(following());
     problem.col_indices = static_cast<const int32_t*>(following());
+    OPENVINO_ASSERT(problem.grid_rows == (out_features + block_rows - 1) / block_rows &&
+                        problem.crow_indices[problem.grid_rows] == static_cast<int64_t>(values.get_shape()[0]),
+                    "indices that are not of these values");
     if (biased) problem.bias = following();
     if (is_int8) {
       problem.scales = static_cast<const float*>(following());
