@@ -503,7 +503,7 @@ def test_the_calls_in_the_readme_fit_the_functions() -> None:
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     ours = [call for call in calls if ast.unparse(call.func).startswith("lpvit.")]
     assert {call.func.attr for call in ours} == {
-        *("Recipe", "prune", "finetune", "evaluate", "save", "load", "sparsify", "export_onnx")
+        *("Recipe", "prune", "finetune", "evaluate", "save", "load", "sparsify", "export_onnx", "export_openvino")
     }
     for call in ours:
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
