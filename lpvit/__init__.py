@@ -12,7 +12,7 @@ from lpvit.lazy import modules_of
 if TYPE_CHECKING:
     from lpvit.allocation.settings import Budget
     from lpvit.api.checkpoint import load, save
-    from lpvit.api.export import export_onnx
+    from lpvit.api.export import export_onnx, export_openvino
     from lpvit.api.prune import prune
     from lpvit.api.pruned import Pruned
     from lpvit.api.quantise import quantise
@@ -41,6 +41,7 @@ __all__ = [
     "add_scheme",
     "evaluate",
     "export_onnx",
+    "export_openvino",
     "finetune",
     "load",
     "prune",
@@ -62,6 +63,7 @@ _MODULES = {
     "add_scheme": "models.scheme",
     "evaluate": "api.training",
     "export_onnx": "api.export",
+    "export_openvino": "api.export",
     "finetune": "api.training",
     "load": "api.checkpoint",
     "prune": "api.prune",

@@ -1,9 +1,22 @@
-"""Export to ONNX."""
+"""Export to ONNX and to OpenVINO."""
 
+import shutil
+from contextlib import ExitStack
+from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lpvit.api.pruned import Pruned
+from lpvit.api.sparsify import dtype_of_others
+from lpvit.errors import LpvitError
+from lpvit.measure.sparsify import sparsify_layers
+from lpvit.models.architecture import input_size
+from lpvit.models.families import call_modules
 from lpvit.models.onnx import write_onnx
+from lpvit.sparse.build import openvino_library
+from lpvit.sparse.linear import PRECISIONS
+from lpvit.sparse.openvino import converted
 from lpvit.store.artifacts import replace_atomically
 
 
@@ -23,3 +36,47 @@ def export_onnx(pruned: Pruned, path: str | Path) -> None:
     """
     with replace_atomically(path) as partial:
         write_onnx(pruned.model, partial)
+
+
+def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32") -> None:
+    """Writes the model with its pruned blocks left out, for OpenVINO on a CPU, and the library that skips them.
+
+    Beside ``path`` come its weights (``.bin``) and ``lpvit_openvino.so``, which needs no torch and no lpvit, but the
+    release of OpenVINO that is installed here: ``core.add_extension("lpvit_openvino.so")`` before
+    ``core.read_model(path)``. All masked layers are block-sparse, untimed; all else is OpenVINO's.
+
+    Input ``images`` (N, channels, height, width), float32, normalised; output ``logits`` (N, classes).
+
+    Args:
+        pruned: From `lpvit.prune`, `lpvit.quantise` or `lpvit.load`; left as it is.
+        path: Target, ``.xml``.
+        precision: Of the products in the masked layers: ``float32``, ``bfloat16`` or ``int8``. All else is in bfloat16
+            in ``bfloat16``, and in ``int8`` where this machine has a kernel for it.
+
+    Raises:
+        LpvitError: There is no such precision, or none for blocks of an odd width; OpenVINO is not installed; or the
+            library cannot be built.
+    """
+    path = Path(path)
+    if path.suffix != ".xml" or precision not in PRECISIONS:
+        raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(PRECISIONS)}, not '{precision}'")
+    if precision == "bfloat16" and pruned.block_shape[1] % 2:
+        raise LpvitError(f"{path}: no kernel for blocks of {pruned.block_shape[1]} columns, an odd number, in bfloat16")
+    if find_spec("openvino") is None:
+        raise LpvitError(f"{path}: needs the package 'openvino'; pip install 'lpvit[engines]'")
+    import openvino
+
+    library = openvino_library()
+    model = call_modules(deepcopy(pruned.model).cpu().eval().requires_grad_(False))
+    model = model.to(dtype_of_others(precision, next(model.parameters()).device))
+    sparsify_layers(model, pruned.keep_masks, pruned.block_shape, only_faster=False, precision=precision)
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        written = Path(folder, "model.xml")
+        openvino.save_model(converted(model, input_size(model), library), written, compress_to_fp16=False)
+        copies = {
+            path.with_name("lpvit_openvino.so"): library,
+            path.with_suffix(".bin"): written.with_suffix(".bin"),
+            path: written,
+        }
+        for target, source in copies.items():
+            shutil.copyfile(source, stack.enter_context(replace_atomically(target)))

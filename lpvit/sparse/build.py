@@ -1,6 +1,7 @@
 """The CPU kernel: compiled on first use, kept in a cache folder, loaded into the process.
 
-The operator's C++ side uses torch's stable ABI and the arithmetic no torch at all, so that a build takes seconds.
+The operator's C++ side uses torch's stable ABI and the arithmetic no torch at all, so that a build takes seconds, and
+that other engines can call it.
 """
 
 import ctypes
@@ -29,7 +30,6 @@ SOURCES = Path(__file__).parent / "csrc"
 _TORCH = Path(torch.__file__).parent
 # The last two keep all sums of a tile in registers.
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-fira-region=all", "-fno-schedule-insns")
-_OPERATOR_FLAGS = ("-isystem", str(_TORCH / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000")  # torch 2.11
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,31 @@ INSTRUCTION_SETS = {
 
 
 @dataclass(frozen=True)
+class Caller:
+    """What calls the kernels, and the source that lets it.
+
+    Attributes:
+        source: File, compiled beside the kernels.
+        version: Of the package that the library is built for.
+        flags: That the source is compiled with.
+        libraries: That the library is linked with.
+    """
+
+    source: str
+    version: str
+    flags: tuple[str, ...]
+    libraries: tuple[str, ...]
+
+
+_BY_TORCH = Caller(
+    "operator.cpp",
+    torch.__version__,
+    ("-isystem", str(_TORCH / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000"),  # torch 2.11
+    (f"-L{_TORCH / 'lib'}", "-ltorch_cpu"),
+)
+
+
+@dataclass(frozen=True)
 class CpuKernel:
     """The kernels of this process: the instruction set that they use, or why there are none.
 
@@ -135,6 +160,29 @@ def cpu_kernel() -> CpuKernel:
     return CpuKernel(*names, int8_attention=library.lpvit_has_int8_attention())
 
 
+def openvino_library() -> Path:
+    """The library that gives the kernels to the OpenVINO that is installed, without torch; built unless it is cached.
+
+    Raises:
+        LpvitError: It cannot be built.
+    """
+    import openvino
+
+    package = Path(openvino.__file__).parent
+    libraries = (*(package / "libs").glob("libopenvino.so.*"), *(package / "libs").glob("libtbb.so.*"))
+    caller = Caller(
+        "openvino.cpp",
+        openvino.__version__,
+        ("-isystem", str(package / "include")),
+        tuple(str(library) for library in libraries),
+    )
+    try:
+        _loaded_library(caller)
+        return _place(_compiler(), caller)
+    except _BuildError as error:
+        raise LpvitError(f"the library for OpenVINO: {error}") from None
+
+
 def cache_folder() -> Path:
     """``LPVIT_CACHE``, else ``lpvit`` in the user's cache folder."""
     if folder := os.environ.get("LPVIT_CACHE"):
@@ -146,23 +194,22 @@ class _BuildError(Exception):
     """Why there is no kernel, in one line."""
 
 
-def _loaded_library() -> ctypes.CDLL:
-    """The shared library for these sources, this compiler and this torch; built if the cache has none that is whole.
+def _loaded_library(caller: Caller = _BY_TORCH) -> ctypes.CDLL:
+    """The shared library for these sources, this compiler and this caller; built if the cache has none that is whole.
 
     Processes that build at once do so apart, and each puts its result in place by one rename.
     """
     compiler = _compiler()
-    digest = _digest(compiler)
     try:
-        folder = _private_folder()
-        library = folder / f"block_sparse_{digest}.so"
+        library = _place(compiler, caller)
+        folder = library.parent
         if _is_whole(library):
             return ctypes.CDLL(str(library))
         remove_leftovers(folder)
         _logger.warning("compiling the block-sparse kernel for this machine, once, some 40 s: %s", folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build_", suffix=partial_suffix()) as temporary:
             Path(temporary).chmod(0o700)
-            built = _build(compiler, Path(temporary))
+            built = _build(compiler, Path(temporary), caller)
             loaded = ctypes.CDLL(str(built))  # what cannot be loaded is not kept
             built.replace(library)
         return loaded
@@ -170,6 +217,10 @@ def _loaded_library() -> ctypes.CDLL:
         raise _BuildError(
             f"the kernel cannot be kept and loaded ({error}); set LPVIT_CACHE to another folder"
         ) from None
+
+
+def _place(compiler: tuple[str, ...], caller: Caller) -> Path:
+    return _private_folder() / f"block_sparse_{_digest(compiler, caller)}.so"
 
 
 def _private_folder() -> Path:
@@ -220,9 +271,9 @@ def _compiler() -> tuple[str, ...]:
     return (path, *command[1:])
 
 
-def _digest(compiler: tuple[str, ...]) -> str:
+def _digest(compiler: tuple[str, ...], caller: Caller) -> str:
     version = _finish(_start([*compiler, "--version"]))
-    settings = repr((compiler, version, FLAGS, _OPERATOR_FLAGS, _instruction_sets(), torch.__version__))
+    settings = repr((compiler, version, FLAGS, _instruction_sets(), caller))
     digest = hashlib.sha256(settings.encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())
@@ -236,10 +287,10 @@ def _instruction_sets() -> tuple[InstructionSet, ...]:
     return INSTRUCTION_SETS[machine]
 
 
-def _build(compiler: tuple[str, ...], folder: Path) -> Path:
+def _build(compiler: tuple[str, ...], folder: Path, caller: Caller) -> Path:
     """Compiles the sources side by side and links them; the library in ``folder``."""
     common = [*compiler, *FLAGS, "-c"]
-    commands = {"operator.o": [*common, *_OPERATOR_FLAGS, str(SOURCES / "operator.cpp")]}
+    commands = {"caller.o": [*common, *caller.flags, str(SOURCES / caller.source)]}
     for instruction_set in _instruction_sets():
         flags = (*instruction_set.flags, *instruction_set.definitions())
         for source in instruction_set.sources():
@@ -259,7 +310,7 @@ def _build(compiler: tuple[str, ...], folder: Path) -> Path:
             compilation.wait()
     library = folder / "block_sparse.so"
     objects = [str(folder / name) for name in commands]
-    _finish(_start([*compiler, "-shared", *objects, f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-o", str(library)]))
+    _finish(_start([*compiler, "-shared", *objects, *caller.libraries, "-o", str(library)]))
     with library.open("r+b") as file:
         file.seek(0, os.SEEK_END)
         file.write(BLANK.encode())  # nobody reads beyond the end of a library's tables

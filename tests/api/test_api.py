@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
@@ -378,6 +379,65 @@ def test_without_its_packages_onnx_says_what_to_install(
         lpvit.export_onnx(pruned, tmp_path / "model.onnx")
 
 
+# --- OpenVINO --------------------------------------------------------------------------------------------------------
+
+RUN_BY_OPENVINO = """
+import sys
+import numpy as np, openvino
+core = openvino.Core()
+core.add_extension("lpvit_openvino.so")
+options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": int(sys.argv[1])}
+model = core.compile_model("model.xml", "CPU", options)
+images = np.load("images.npy")
+np.save("logits.npy", np.concatenate([model({"images": part})["logits"] for part in (images[:1], images[1:])]))
+assert not {"torch", "lpvit"} & set(sys.modules)
+print(sum(node.get_rt_info()["layerType"].astype(str) == "Reference" for node in model.get_runtime_model().get_ops()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "threads", "tolerance"),
+    [
+        ("vit", "float32", 1, 1e-5),
+        ("swin", "float32", 2, 1e-5),
+        ("deit", "bfloat16", 2, 0.05),
+        ("swin", "int8", 2, 0.05),
+    ],
+)
+def test_openvino_gives_the_logits_of_the_pruned_model_without_torch(
+    kind: str, precision: str, threads: int, tolerance: float, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    images = photographs(kind)
+    pruned = random_prune(dense_model(kind), BLOCK_SHAPE)
+    if precision == "int8":
+        pruned = lpvit.quantise(pruned, images.split(8))
+    lpvit.export_openvino(pruned, tmp_path / "model.xml", precision)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.xml", "model.bin", "lpvit_openvino.so"}
+    np.save(tmp_path / "images.npy", images.numpy())
+    command = [sys.executable, "-c", RUN_BY_OPENVINO, str(threads)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(pruned.keep_masks)
+    expected = logits(pruned.model, images)
+    error = (torch.from_numpy(np.load(tmp_path / "logits.npy")) - expected).abs().max() / expected.abs().max()
+    assert error < tolerance
+
+
+def test_what_openvino_cannot_be_given_is_refused(
+    pruned: lpvit.Pruned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, precision in (("model.onnx", "float32"), ("model.xml", "float16")):
+        with pytest.raises(LpvitError, match=r"expected a file \.xml, and a precision of"):
+            lpvit.export_openvino(pruned, tmp_path / name, precision)
+    with pytest.raises(LpvitError, match="no kernel for blocks of 3 columns"):
+        lpvit.export_openvino(replace(pruned, block_shape=(8, 3)), tmp_path / "model.xml", "bfloat16")
+    monkeypatch.setattr("lpvit.api.export.find_spec", lambda package: None)
+    with pytest.raises(LpvitError, match=r"needs the package 'openvino'; pip install 'lpvit\[engines\]'"):
+        lpvit.export_openvino(pruned, tmp_path / "model.xml")
+    assert not list(tmp_path.iterdir())
+
+
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
@@ -443,7 +503,7 @@ def test_the_calls_in_the_readme_fit_the_functions() -> None:
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     ours = [call for call in calls if ast.unparse(call.func).startswith("lpvit.")]
     assert {call.func.attr for call in ours} == {
-        *("Recipe", "prune", "finetune", "evaluate", "save", "load", "sparsify", "export_onnx")
+        *("Recipe", "prune", "finetune", "evaluate", "save", "load", "sparsify", "export_onnx", "export_openvino")
     }
     for call in ours:
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}

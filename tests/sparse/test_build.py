@@ -85,7 +85,7 @@ def test_a_damaged_library_is_built_anew(damage, built, tmp_path, monkeypatch):
     (library,) = cache.glob("*.so")
     good, builds = library.read_bytes(), []
 
-    def rebuilt(_compiler, temporary):
+    def rebuilt(_compiler, temporary, _caller):
         builds.append(temporary)
         (temporary / "new.so").write_bytes(good)
         (temporary / "new.so").chmod(0o700)

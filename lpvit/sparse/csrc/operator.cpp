@@ -1,5 +1,5 @@
-// lpvit::block_sparse_linear, lpvit::attention, and both in int8, on the CPU, through torch's stable ABI: checks, choice of
-// kernel, threads.
+// lpvit::block_sparse_linear, lpvit::attention, and both in int8, on the CPU, through torch's stable ABI: checks and
+// threads.
 //
 // M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid.
 
@@ -9,22 +9,11 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <vector>
 
-#include "attention.h"
-#include "kernel.h"
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-#else
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#endif
+#include "running.h"
 
 namespace lpvit {
 namespace {
@@ -32,88 +21,27 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The kernels of an instruction set; null where it has none.
-struct Kernels {
-  const Kernel* for_float;
-  const Kernel* for_bfloat16;
-  const Kernel* for_int8;
-  const AttentionKernel *attention_of_float, *attention_of_bfloat16, *attention_of_int8;
-  const char* name = for_float->name;
-
-  const Kernel* of(ScalarType values) const {
-    return values == ScalarType::Float      ? for_float
-           : values == ScalarType::BFloat16 ? for_bfloat16
-           : values == ScalarType::Char     ? for_int8
-                                            : nullptr;
-  }
-  const AttentionKernel* attention_of(ScalarType numbers) const {
-    return numbers == ScalarType::Float      ? attention_of_float
-           : numbers == ScalarType::BFloat16 ? attention_of_bfloat16
-                                             : nullptr;
+// torch's pool, for `run`.
+struct Threads {
+  static int64_t count() { return torch::stable::get_num_threads(); }
+  template <typename Function>
+  static void run(int64_t times, Function&& function) {
+    torch::stable::parallel_for(0, times, 1, [&](int64_t, int64_t) { function(); });
   }
 };
 
-#if defined(__x86_64__)
-
-bool has_avx_vnni() {
-  unsigned a = 0, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
-}
-
-// Those that this CPU can run, best first.
-std::vector<Kernels> usable_kernels() {
-  std::vector<Kernels> kernels;
-  const bool has_fma = __builtin_cpu_supports("fma"), has_avx2 = has_fma && __builtin_cpu_supports("avx2");
-  const bool has_vectors_of_any_length = __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-  const bool has_bfloat16 = has_vectors_of_any_length && __builtin_cpu_supports("avx512bf16");
-  const bool has_vnni = has_vectors_of_any_length && __builtin_cpu_supports("avx512vnni");
-  if (has_avx2 && __builtin_cpu_supports("avx512f")) {
-    kernels.push_back({&avx512_kernel, nullptr, &avx2_int8_kernel, &avx512_attention, nullptr, nullptr});
-    if (has_bfloat16) {
-      kernels.back().for_bfloat16 = &avx512_bf16_kernel;
-      kernels.back().attention_of_bfloat16 = &avx512_bf16_attention;
-    }
-    if (has_vnni) {
-      kernels.back().for_int8 = has_bfloat16 ? &avx512_vnni_bf16_kernel : &avx512_vnni_kernel;
-      kernels.back().attention_of_int8 = has_bfloat16 ? &avx512_vnni_bf16_attention : &avx512_vnni_attention;
-    }
-  }
-  if (has_avx2 && has_avx_vnni()) {
-    kernels.push_back(
-        {&avx2_kernel, nullptr, &avx_vnni_kernel, &avx2_attention, nullptr, &avx_vnni_attention, "avx_vnni"});
-  }
-  if (has_avx2) kernels.push_back({&avx2_kernel, nullptr, &avx2_int8_kernel, &avx2_attention, nullptr, nullptr});
-  kernels.push_back({&sse_kernel, nullptr, &sse_int8_kernel, &sse_attention, nullptr, nullptr});
-  return kernels;
-}
-
-#else
-
-std::vector<Kernels> usable_kernels() {
-  std::vector<Kernels> kernels{{&neon_kernel, nullptr, &neon_int8_kernel, &neon_attention, nullptr, nullptr}};
-  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) {
-    kernels.front().for_int8 = &neon_dot_kernel;
-    kernels.front().attention_of_int8 = &neon_dot_attention;
-  }
-  return kernels;
-}
-
-#endif
-
 Kernels chosen_kernels = usable_kernels().front();
 
-// Panels that a thread keeps from call to call.
-void* scratch_of_thread(int64_t bytes) {
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  thread_local std::unique_ptr<void, Free> memory;
-  thread_local int64_t size = 0;
-  if (bytes > size) {
-    size = (bytes + 63) / 64 * 64;
-    memory.reset(std::aligned_alloc(64, size));
-  }
-  return memory.get();
+const Kernel* kernel_of(ScalarType values) {
+  return values == ScalarType::Float      ? chosen_kernels.for_float
+         : values == ScalarType::BFloat16 ? chosen_kernels.for_bfloat16
+                                          : nullptr;
+}
+
+const AttentionKernel* attention_of(ScalarType numbers) {
+  return numbers == ScalarType::Float      ? chosen_kernels.attention_of_float
+         : numbers == ScalarType::BFloat16 ? chosen_kernels.attention_of_bfloat16
+                                           : nullptr;
 }
 
 // A copy only where one is needed: even a call that does nothing costs time, through torch's dispatcher.
@@ -129,67 +57,6 @@ Tensor by_columns(const Tensor& values) {
                       values.stride(0) == together * rows * columns &&
                       (values.dim() == 3 || values.stride(3) == 1);
   return are_so ? values : torch::stable::contiguous(torch::stable::transpose(values, 1, 2));
-}
-
-constexpr int64_t kPartTokens = 112;  // their inputs and the weights that meet them fit a common L2 cache of 1 MiB
-
-// Cuts the output into parts that threads take one after the other.
-struct Parts {
-  Parts(const Problem& p, const Kernel& kernel, int64_t threads) : p(p) {
-    token_parts = (p.tokens + kPartTokens - 1) / kPartTokens;
-    if (threads > 1) {
-      const int64_t most = std::max<int64_t>(p.tokens / (3 * kernel.tile_tokens), 1);
-      token_parts = std::max(token_parts, std::min(most, 4 * threads));
-      token_parts = std::min((token_parts + threads - 1) / threads * threads, std::max<int64_t>(p.tokens, 1));
-      if (p.tokens < threads * kernel.tile_tokens) {
-        token_parts = 1;
-        row_parts = std::min(p.grid_rows, threads);
-      }
-    }
-  }
-
-  int64_t count() const { return token_parts * row_parts; }
-
-  Part part(int64_t index) const {
-    const int64_t token = index / row_parts, row = index % row_parts;
-    return {p.tokens * token / token_parts, p.tokens * (token + 1) / token_parts, p.grid_rows * row / row_parts,
-            p.grid_rows * (row + 1) / row_parts};
-  }
-
-  const Problem& p;
-  int64_t token_parts = 1, row_parts = 1;
-};
-
-// Calls a function with 0, 1, ... count - 1 on all threads, each of which takes the next when it is done with one.
-template <typename Function>
-void share_out(int64_t count, Function&& function) {
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min<int64_t>(torch::stable::get_num_threads(), count), 1, [&](int64_t, int64_t) {
-    for (int64_t index; (index = next.fetch_add(1)) < count;) function(index);
-  });
-}
-
-void run(const Problem& problem, const Kernel& kernel) {
-  const Parts parts(problem, kernel, torch::stable::get_num_threads());
-  share_out(parts.count(), [&](int64_t index) {
-    const Part part = parts.part(index);
-    kernel.run(problem, part,
-               scratch_of_thread((part.last_token - part.first_token) * kernel.scratch_bytes(problem)));
-  });
-}
-
-// Heads one after the other; cut into parts where there are few of them for the threads, since each part packs the keys
-// and values of its head anew.
-void run(const Attention& problem, const AttentionKernel& kernel) {
-  const int64_t threads = torch::stable::get_num_threads(), heads = problem.images * problem.heads;
-  const int64_t most = (problem.tokens + kernel.tile_queries - 1) / kernel.tile_queries;
-  const int64_t parts = threads == 1 ? 1 : std::clamp<int64_t>(2 * threads / std::max<int64_t>(heads, 1), 1, most);
-  share_out(heads * parts, [&](int64_t index) {
-    const int64_t head = index / parts, part = index % parts;
-    const HeadPart of_head{head / problem.heads, head % problem.heads, problem.tokens * part / parts,
-                           problem.tokens * (part + 1) / parts};
-    kernel.run(problem, of_head, scratch_of_thread(kernel.scratch_bytes(problem)));
-  });
 }
 
 // An operator of ours that is written in Python.
@@ -256,7 +123,7 @@ Tensor run(Problem problem, const Kernel& kernel, const Tensor& inputs, const Te
   problem.outputs = outputs.mutable_data_ptr();
   problem.tokens = outputs.numel() / std::max<int64_t>(problem.out_features, 1);
   problem.grid_rows = crow_indices.size(0) - 1;
-  run(problem, kernel);
+  run<Threads>(problem, kernel);
   return outputs;
 }
 
@@ -265,8 +132,7 @@ Tensor block_sparse_linear(Tensor inputs, Tensor values, Tensor crow_indices, Te
                            std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double norm_epsilon,
                            std::optional<Tensor> residual) {
   const ScalarType type = values.scalar_type();
-  const bool is_float = type == ScalarType::Float || type == ScalarType::BFloat16;
-  const Kernel* kernel = is_float ? chosen_kernels.of(type) : nullptr;
+  const Kernel* kernel = kernel_of(type);
   const bool has_pairs = values.dim() == 3 && values.size(2) % 2 == 0;
   if (!kernel || (type == ScalarType::BFloat16 && !has_pairs)) {
     return call("lpvit::masked_dense_linear", inputs, values, crow_indices, col_indices, bias, out_features, gelu,
@@ -350,13 +216,13 @@ Tensor attend(Tensor queries, Tensor keys, Tensor values, std::optional<Tensor> 
   problem.bfloat16 = type == ScalarType::BFloat16;
   Tensor outputs = torch::stable::new_empty(queries, {images, tokens, heads * problem.features});
   problem.outputs = outputs.mutable_data_ptr();
-  if (outputs.numel() > 0) run(problem, kernel);
+  if (outputs.numel() > 0) run<Threads>(problem, kernel);
   return outputs;
 }
 
 Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tensor> bias, std::optional<Tensor> mask,
                  double scale) {
-  const AttentionKernel* kernel = chosen_kernels.attention_of(queries.scalar_type());
+  const AttentionKernel* kernel = attention_of(queries.scalar_type());
   return kernel ? attend(queries, keys, values, bias, mask, scale, *kernel)
                 : call("lpvit::dense_attention", queries, keys, values, bias, mask, scale);
 }
