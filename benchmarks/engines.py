@@ -102,10 +102,13 @@ def build_arms(
     for name, engines in (("dense", arguments.engines), ("masked", arguments.masked)):
         arms |= {f"{name}_{engine}": models[name].run_by(engine, len(images), threads) for engine in engines}
     for precision in arguments.ours:
-        arms[f"sparse_{precision}"] = ours(quantised if precision == "int8" else pruned, precision, len(images))
+        model = ours(quantised if precision == "int8" else pruned, precision, len(images))
+        arms[f"sparse_{precision}"] = model
+        if arguments.compiled:
+            arms[f"sparse_{precision}_compiled"] = torch.compile(model, dynamic=False)
     for name, arm in arms.items():
         if "int8" not in name:
-            dtype = torch.bfloat16 if name.endswith("bfloat16") else torch.float32
+            dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
             expected = models["dense" if name.startswith("dense") else "masked"].model(images)
             require_equal(name, arm(images), expected, dtype)
     return arms
@@ -174,6 +177,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--engines", nargs="*", default=list(ENGINES), choices=ENGINES, help="on the dense model")
         command.add_argument("--masked", nargs="*", default=["openvino_int8"], choices=ENGINES, help="with zeros")
         command.add_argument("--ours", nargs="*", default=list(PRECISIONS), choices=PRECISIONS)
+        command.add_argument("--compiled", action="store_true", help="ours through torch.compile too")
         command.add_argument("--output", type=Path, help="CSV that the rows are added to")
     commands.choices["speed"].add_argument("--width", type=int, default=384)
     commands.choices["speed"].add_argument("--threads", nargs="+", type=int, default=[1, 2], help="CPU threads")

@@ -41,7 +41,7 @@ def main() -> None:
     calibration = torch.randn(CALIBRATION, *input_size(dense), generator=torch.Generator().manual_seed(0))
     images = calibration[: arguments.batch_size]
     models = {"dense": Exported(dense, [calibration]), "masked": Exported(pruned.model, [calibration])}
-    wanted = argparse.Namespace(engines=list(ENGINES.values()), masked=[], ours=PRECISIONS)
+    wanted = argparse.Namespace(engines=list(ENGINES.values()), masked=[], ours=PRECISIONS, compiled=False)
     arms: dict[str, Callable[[Tensor], Tensor]] = build_arms(models, pruned, quantised, images, wanted)
     with TemporaryDirectory() as folder:
         for precision in PRECISIONS:
