@@ -1,7 +1,7 @@
 """The CPU kernel: compiled on first use, kept in a cache folder, loaded into the process.
 
 The operator's C++ side uses torch's stable ABI and the arithmetic no torch at all, so that a build takes seconds, and
-that other engines can call it.
+that other engines can call it. The kernels are compiled once, into an object that goes into every caller's library.
 """
 
 import ctypes
@@ -27,6 +27,7 @@ from lpvit.store.digest import BLANK, seal, verify
 _logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
+_KERNEL, _ATTENTION = "kernel.cpp", "attention.cpp"  # compiled for every instruction set
 _TORCH = Path(torch.__file__).parent
 # The last two keep all sums of a tile in registers.
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-fira-region=all", "-fno-schedule-insns")
@@ -62,7 +63,7 @@ class InstructionSet:
         )
 
     def sources(self) -> tuple[str, ...]:
-        return ("kernel.cpp", "attention.cpp") if self.attends else ("kernel.cpp",)
+        return (_KERNEL, _ATTENTION) if self.attends else (_KERNEL,)
 
 
 _X86 = ("-mfma", "-mprfchw")
@@ -92,7 +93,7 @@ class Caller:
     """What calls the kernels, and the source that lets it.
 
     Attributes:
-        source: File, compiled beside the kernels.
+        source: File, compiled apart from the kernels.
         version: Of the package that the library is built for.
         flags: That the source is compiled with.
         libraries: That the library is linked with.
@@ -178,7 +179,7 @@ def openvino_library() -> Path:
     )
     try:
         _loaded_library(caller)
-        return _place(_compiler(), caller)
+        return _places(_compiler(), caller)[1]
     except _BuildError as error:
         raise LpvitError(f"the library for OpenVINO: {error}") from None
 
@@ -201,16 +202,20 @@ def _loaded_library(caller: Caller = _BY_TORCH) -> ctypes.CDLL:
     """
     compiler = _compiler()
     try:
-        library = _place(compiler, caller)
+        kernels, library = _places(compiler, caller)
         folder = library.parent
         if _is_whole(library):
             return ctypes.CDLL(str(library))
         remove_leftovers(folder)
-        _logger.warning("compiling the block-sparse kernel for this machine, once, some 40 s: %s", folder)
+        known = kernels if _is_whole(kernels) else None
+        if known is None:
+            _logger.warning("compiling the block-sparse kernel for this machine, once, some 40 s: %s", folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build_", suffix=partial_suffix()) as temporary:
             Path(temporary).chmod(0o700)
-            built = _build(compiler, Path(temporary), caller)
+            used, built = _build(compiler, Path(temporary), caller, known)
             loaded = ctypes.CDLL(str(built))  # what cannot be loaded is not kept
+            if known is None:
+                used.replace(kernels)
             built.replace(library)
         return loaded
     except (OSError, RuntimeError) as error:  # RuntimeError: no home, or links in a circle
@@ -219,8 +224,17 @@ def _loaded_library(caller: Caller = _BY_TORCH) -> ctypes.CDLL:
         ) from None
 
 
-def _place(compiler: tuple[str, ...], caller: Caller) -> Path:
-    return _private_folder() / f"block_sparse_{_digest(compiler, caller)}.so"
+def _places(compiler: tuple[str, ...], caller: Caller) -> tuple[Path, Path]:
+    """Where the object with the kernels is kept, and the caller's library."""
+    folder = _private_folder()
+    version = _finish(_start([*compiler, "--version"]))
+    digest = hashlib.sha256(repr((compiler, version, FLAGS, _instruction_sets())).encode())
+    for source in sorted(SOURCES.iterdir()):
+        if source.suffix == ".h" or source.name in (_KERNEL, _ATTENTION):
+            digest.update(source.read_bytes())
+    kernels = folder / f"kernels_{digest.hexdigest()[:16]}.o"
+    digest.update(repr(caller).encode() + (SOURCES / caller.source).read_bytes())
+    return kernels, folder / f"block_sparse_{digest.hexdigest()[:16]}.so"
 
 
 def _private_folder() -> Path:
@@ -245,16 +259,16 @@ def _require_own(path: Path) -> None:
         )
 
 
-def _is_whole(library: Path) -> bool:
-    """Whether a library is there as it was built. A folder in its place is removed; a file will be replaced."""
-    if library.is_symlink() or not library.exists():
+def _is_whole(built: Path) -> bool:
+    """Whether a file is there as it was built. A folder in its place is removed; a file will be replaced."""
+    if built.is_symlink() or not built.exists():
         return False
-    _require_own(library)
+    _require_own(built)
     try:
-        verify(library)
+        verify(built)
     except LpvitError:
-        if library.is_dir():
-            shutil.rmtree(library)
+        if built.is_dir():
+            shutil.rmtree(built)
         return False
     return True
 
@@ -271,15 +285,6 @@ def _compiler() -> tuple[str, ...]:
     return (path, *command[1:])
 
 
-def _digest(compiler: tuple[str, ...], caller: Caller) -> str:
-    version = _finish(_start([*compiler, "--version"]))
-    settings = repr((compiler, version, FLAGS, _instruction_sets(), caller))
-    digest = hashlib.sha256(settings.encode())
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def _instruction_sets() -> tuple[InstructionSet, ...]:
     machine = platform.machine()
     if machine not in INSTRUCTION_SETS:
@@ -287,14 +292,33 @@ def _instruction_sets() -> tuple[InstructionSet, ...]:
     return INSTRUCTION_SETS[machine]
 
 
-def _build(compiler: tuple[str, ...], folder: Path, caller: Caller) -> Path:
-    """Compiles the sources side by side and links them; the library in ``folder``."""
+def _build(compiler: tuple[str, ...], folder: Path, caller: Caller, kernels: Path | None) -> tuple[Path, Path]:
+    """The object with the kernels, compiled beside the caller unless it is given, and the library; in ``folder``."""
     common = [*compiler, *FLAGS, "-c"]
-    commands = {"caller.o": [*common, *caller.flags, str(SOURCES / caller.source)]}
+    of_kernels = {} if kernels else _kernel_commands(common)
+    _compile({"caller.o": [*common, *caller.flags, str(SOURCES / caller.source)], **of_kernels}, folder)
+    if kernels is None:
+        objects = [str(folder / name) for name in of_kernels]
+        kernels = _linked([*compiler, "-r", "-nostdlib", *objects], folder / "kernels.o")
+    # The caller comes first: of a function that several have, it must keep the one for any CPU.
+    objects = [str(folder / "caller.o"), str(kernels)]
+    library = _linked([*compiler, "-shared", *objects, *caller.libraries], folder / "block_sparse.so")
+    library.chmod(0o700)
+    return kernels, library
+
+
+def _kernel_commands(common: list[str]) -> dict[str, list[str]]:
+    """What compiles the kernels, by the names of the objects."""
+    commands = {}
     for instruction_set in _instruction_sets():
         flags = (*instruction_set.flags, *instruction_set.definitions())
         for source in instruction_set.sources():
             commands[f"{instruction_set.name}_{source}.o"] = [*common, *flags, str(SOURCES / source)]
+    return commands
+
+
+def _compile(commands: dict[str, list[str]], folder: Path) -> None:
+    """Runs commands side by side, each of which makes an object in ``folder``."""
     compilations: list[subprocess.Popen[bytes]] = []
     cores = len(os.sched_getaffinity(0))
     try:
@@ -308,15 +332,16 @@ def _build(compiler: tuple[str, ...], folder: Path, caller: Caller) -> Path:
         for compilation in compilations:  # after a failure or an interrupt
             compilation.kill()
             compilation.wait()
-    library = folder / "block_sparse.so"
-    objects = [str(folder / name) for name in commands]
-    _finish(_start([*compiler, "-shared", *objects, *caller.libraries, "-o", str(library)]))
-    with library.open("r+b") as file:
+
+
+def _linked(command: list[str], target: Path) -> Path:
+    """``target``, which a command links, sealed."""
+    _finish(_start([*command, "-o", str(target)]))
+    with target.open("r+b") as file:
         file.seek(0, os.SEEK_END)
-        file.write(BLANK.encode())  # nobody reads beyond the end of a library's tables
-    seal(library)
-    library.chmod(0o700)
-    return library
+        file.write(BLANK.encode())  # no loader and no linker reads beyond the end of its tables
+    seal(target)
+    return target
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:

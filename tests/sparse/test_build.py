@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,33 +80,56 @@ def link(library: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncated, zeroed, one_bit, empty, text, folder, link])
-def test_a_damaged_library_is_built_anew(damage, built, tmp_path, monkeypatch):
-    """The build itself is replaced by a copy of a good library, which takes no time."""
+def test_a_damaged_file_is_built_anew(damage, built, tmp_path, monkeypatch):
+    """The build itself is replaced by copies of good files, which take no time."""
     cache = shutil.copytree(built, tmp_path / "cache")
-    (library,) = cache.glob("*.so")
-    good, builds = library.read_bytes(), []
+    (library,), (kernels,) = cache.glob("*.so"), cache.glob("*.o")
+    good, builds = {path: path.read_bytes() for path in (library, kernels)}, []
 
-    def rebuilt(_compiler, temporary, _caller):
-        builds.append(temporary)
-        (temporary / "new.so").write_bytes(good)
-        (temporary / "new.so").chmod(0o700)
-        return temporary / "new.so"
+    def rebuilt(_compiler, temporary, _caller, known):
+        builds.append(known)
+        for path, content in good.items():
+            (temporary / path.name).write_bytes(content)
+            (temporary / path.name).chmod(0o700)
+        return known or temporary / kernels.name, temporary / library.name
 
-    damage(library)
     monkeypatch.setenv("LPVIT_CACHE", str(cache))
     monkeypatch.setattr(build, "_build", rebuilt)
-    for _ in range(2):
-        build._loaded_library()
-    assert len(builds) == 1
-    assert library.read_bytes() == good
-    assert not library.is_symlink()
-    assert not list(cache.glob(".*"))
+    for kernels_too in (False, True):
+        damage(library)
+        if kernels_too:
+            damage(kernels)
+        for _ in range(2):
+            build._loaded_library()
+        assert {path: path.read_bytes() for path in good} == good
+        assert not library.is_symlink()
+        assert not kernels.is_symlink()
+        assert not list(cache.glob(".*"))
+    assert builds == [kernels, None]
+
+
+def test_kernels_are_compiled_for_the_first_caller_alone(built, tmp_path, monkeypatch):
+    cache = shutil.copytree(built, tmp_path / "cache")
+    (kernels,) = cache.glob("*.o")
+    before, compiled = kernels.stat(), []
+    compile_all = build._compile
+
+    def noted(commands, folder):
+        compiled.extend(commands)
+        compile_all(commands, folder)
+
+    monkeypatch.setenv("LPVIT_CACHE", str(cache))
+    monkeypatch.setattr(build, "_compile", noted)
+    build._loaded_library(replace(build._BY_TORCH, version="another"))  # as after an edit of its source
+    assert compiled == ["caller.o"]
+    assert kernels.stat() == before
+    assert len(list(cache.glob("*.so"))) == 2
 
 
 def test_a_library_is_built_for_its_user_alone_whatever_the_umask(built):
     for path in (built.parent, built, *built.iterdir()):
         assert path.stat().st_mode & 0o077 == 0, path
-    assert [path.suffix for path in built.iterdir()] == [".so"]
+    assert sorted(path.suffix for path in built.iterdir()) == [".o", ".so"]
 
 
 def test_a_library_that_is_whole_is_loaded_and_not_built_again(built, monkeypatch):
@@ -120,6 +144,11 @@ def world_writable(cache: Path) -> None:
 
 def group_writable_library(cache: Path) -> None:
     next(cache.glob("*.so")).chmod(0o760)
+
+
+def group_writable_kernels(cache: Path) -> None:
+    next(cache.glob("*.so")).unlink()
+    next(cache.glob("*.o")).chmod(0o660)
 
 
 def world_writable_parent(cache: Path) -> None:
@@ -139,7 +168,11 @@ def folder_of_another(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "opened", [world_writable, group_writable_library, world_writable_parent, of_another, folder_of_another]
+    "opened",
+    [
+        *(world_writable, group_writable_library, group_writable_kernels),
+        *(world_writable_parent, of_another, folder_of_another),
+    ],
 )
 def test_nothing_is_loaded_that_another_user_could_have_written(opened, built, tmp_path, monkeypatch):
     cache = shutil.copytree(built, tmp_path / "cache")
