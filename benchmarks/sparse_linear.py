@@ -107,7 +107,7 @@ def measure_model(arguments: argparse.Namespace) -> pd.DataFrame:
     zero_pruned(dict(dense.named_parameters()), expand_keep_masks(dense, keep_masks, block_shape))
     sparse = copy.deepcopy(dense)
     choices = sparsify_layers(sparse, keep_masks, block_shape, arguments.batch_size)
-    print(f"stay dense: {', '.join(choice.layer for choice in choices if not choice.sparse) or 'none'}")
+    print(f"stay as they were: {', '.join(choice.module for choice in choices if not choice.by_kernel) or 'none'}")
     images = torch.randn(arguments.batch_size, *input_size(dense))
     models = {"dense": dense, "sparse": sparse}
     if arguments.compile:

@@ -79,8 +79,9 @@ def link(library: Path) -> None:
     library.symlink_to("elsewhere.so")
 
 
+@pytest.mark.parametrize("kernels_too", [False, True])
 @pytest.mark.parametrize("damage", [truncated, zeroed, one_bit, empty, text, folder, link])
-def test_a_damaged_file_is_built_anew(damage, built, tmp_path, monkeypatch):
+def test_a_damaged_file_is_built_anew(damage, kernels_too, built, tmp_path, monkeypatch):
     """The build itself is replaced by copies of good files, which take no time."""
     cache = shutil.copytree(built, tmp_path / "cache")
     (library,), (kernels,) = cache.glob("*.so"), cache.glob("*.o")
@@ -95,17 +96,16 @@ def test_a_damaged_file_is_built_anew(damage, built, tmp_path, monkeypatch):
 
     monkeypatch.setenv("LPVIT_CACHE", str(cache))
     monkeypatch.setattr(build, "_build", rebuilt)
-    for kernels_too in (False, True):
-        damage(library)
-        if kernels_too:
-            damage(kernels)
-        for _ in range(2):
-            build._loaded_library()
-        assert {path: path.read_bytes() for path in good} == good
-        assert not library.is_symlink()
-        assert not kernels.is_symlink()
-        assert not list(cache.glob(".*"))
-    assert builds == [kernels, None]
+    damage(library)  # before this process maps it: what is mapped may not be cut
+    if kernels_too:
+        damage(kernels)
+    for _ in range(2):
+        build._loaded_library()
+    assert {path: path.read_bytes() for path in good} == good
+    assert not library.is_symlink()
+    assert not kernels.is_symlink()
+    assert not list(cache.glob(".*"))
+    assert builds == [None if kernels_too else kernels]
 
 
 def test_kernels_are_compiled_for_the_first_caller_alone(built, tmp_path, monkeypatch):

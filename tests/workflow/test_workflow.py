@@ -337,7 +337,8 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
         assert set(speed["stage"]) == {stage}
         assert (speed["threads"] == 2).all()  # all cores of the run, whatever the threads of other stages
         choices = read_parquet(folder / "choices.parquet", CHOICES)
-        assert set(choices["layer"]) == set(allocation["layer"])
+        layers = choices[choices["kind"] == "layer"]
+        assert set(layers["module"]) == set(allocation["layer"])
         assert set(read_parquet(folder / "energy.parquet", ENERGY)["arm"]) == arms
     report = workflow.folder / "results/report/tiny"
     table = pd.read_csv(report / "speed.csv")
