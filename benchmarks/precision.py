@@ -26,13 +26,11 @@ from rounded import (
     TIMED_BATCH,
     RoundedLinear,
     deployed,
-    logits_of,
     measure_latency,
     measure_rounding,
-    squared_change,
     unrounded,
 )
-from subject import Batches, Subject
+from subject import Batches, Subject, logits_of, squared_change, top1
 from torch import Tensor
 
 import lpvit
@@ -223,8 +221,8 @@ class Judge:
         return {
             "distortion": squared_change(logits, self.dense_logits),
             "unrounded": squared_change(in_float32, self.dense_logits),
-            "top1": self._top1(logits),
-            "dense_top1": self._top1(self.dense_logits),
+            "top1": top1(logits, self.validation),
+            "dense_top1": top1(self.dense_logits, self.validation),
         }
 
     def build(self, choice: pd.DataFrame) -> lpvit.Pruned:
@@ -260,10 +258,6 @@ class Judge:
     @cached_property
     def dense_logits(self) -> Tensor:
         return logits_of(self.given.model, self.validation)
-
-    def _top1(self, logits: Tensor) -> float:
-        labels = torch.cat([labels for _, labels in self.validation])
-        return 100 * float((logits.argmax(dim=1) == labels).double().mean())
 
 
 def in_small_batches(batches: Batches) -> Batches:

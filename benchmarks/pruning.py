@@ -28,7 +28,7 @@ import yaml
 from matplotlib.figure import Figure
 from memory import measured_peak
 from pydantic import Field
-from subject import Batches, Subject, add_arguments, read_subject
+from subject import Batches, Subject, add_arguments, logits_of, read_subject, squared_change, top1
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -284,8 +284,7 @@ class Judge:
         self.plan = plan
         self.costs = measure_costs(subject.model)
         self.images = subject.validation(plan.validation)
-        self.labels = torch.cat([labels for _, labels in self.images])
-        self.dense_logits = self._logits(subject.model)
+        self.dense_logits = logits_of(subject.model, self.images)
 
     def prune(self, calibrated: Calibrated, key: Key) -> PrunedModel:
         arm = self.plan.arms[key.arm]
@@ -333,12 +332,12 @@ class Judge:
         return PrunedModel(model, None, (1, 1), achieved, meter)
 
     def measure(self, pruned: PrunedModel) -> dict[str, Any]:
-        logits = self._logits(pruned.model)
+        logits = logits_of(pruned.model, self.images)
         return {
             "achieved": pruned.achieved,
-            "dense_top1": self._top1(self.dense_logits),
-            "top1": self._top1(logits),
-            "distortion": float((logits - self.dense_logits).double().square().sum(dim=1).mean()),
+            "dense_top1": top1(self.dense_logits, self.images),
+            "top1": top1(logits, self.images),
+            "distortion": squared_change(logits, self.dense_logits),
             "seconds": pruned.meter.seconds,
             "peak_mib": pruned.meter.peak_mib,
         }
@@ -380,13 +379,6 @@ class Judge:
             fast = sparsify(Pruned(fast, pruned.keep_masks, pruned.block_shape), len(images))
         times = time_in_turns({"dense": lambda: dense(images), "fast": lambda: fast(images)}, device=device, seconds=2)
         return float(np.median(times["dense"] / times["fast"]))
-
-    @torch.no_grad()
-    def _logits(self, model: nn.Module) -> Tensor:
-        return torch.cat([model.eval()(images) for images, _ in self.images])
-
-    def _top1(self, logits: Tensor) -> float:
-        return 100 * float((logits.argmax(dim=1) == self.labels).double().mean())
 
 
 # --- what people read ------------------------------------------------------------------------------------------------

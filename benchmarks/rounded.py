@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 import torch
-from subject import Batches
+from subject import Batches, logits_of, squared_change
 from torch import Tensor, nn
 
 import lpvit
@@ -160,13 +160,3 @@ def measure_latency(costs: pd.DataFrame, block_shape: tuple[int, int]) -> pd.Dat
     table = table[(table["sparsity"] == 0) | (table["arm"] == table["precision"])]
     places = ["precision", "out_features", "in_features", "tokens", "sparsity"]
     return table.groupby(places)["milliseconds"].min().reset_index()
-
-
-@torch.no_grad()
-def logits_of(model: nn.Module, batches: Batches) -> Tensor:
-    return torch.cat([model(images) for images, _ in batches])
-
-
-def squared_change(logits: Tensor, dense: Tensor) -> float:
-    """Mean over the images, in squared logits."""
-    return float((logits - dense).double().square().sum(dim=1).mean())

@@ -82,6 +82,23 @@ class Subject:
         return path
 
 
+@torch.no_grad()
+def logits_of(model: nn.Module, batches: Batches) -> Tensor:
+    """Shape (N, classes), of all images."""
+    return torch.cat([model.eval()(images) for images, _ in batches])
+
+
+def squared_change(logits: Tensor, dense: Tensor) -> float:
+    """Distortion of logits (N, classes): mean over the images, in squared logits."""
+    return float((logits - dense).double().square().sum(dim=1).mean())
+
+
+def top1(logits: Tensor, batches: Batches) -> float:
+    """Share of the images in %."""
+    labels = torch.cat([labels for _, labels in batches])
+    return 100 * float((logits.argmax(dim=1) == labels).double().mean())
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose the subject."""
     parser.add_argument("--config", type=Path, required=True, help="config of the workflow that made the dense model")

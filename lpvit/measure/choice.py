@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -27,6 +29,11 @@ class Choice:
     torch_seconds: float | None = None
     kernel_seconds: float | None = None
     reason: str = ""
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Of a precision."""
+    return str(dtype).removeprefix("torch.")
 
 
 def slower(torch_seconds: float, kernel_seconds: float) -> str:

@@ -3,7 +3,7 @@
 N = images, or windows of them; T = tokens; H = heads; W = masks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import partial
 
@@ -14,7 +14,7 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from lpvit.measure.choice import Choice, slower
+from lpvit.measure.choice import Choice, name_of, slower
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.sparse.attention import attention, attention_path
 
@@ -139,15 +139,15 @@ def fuse_attention(
 def _choice(name: str, module: Attention | WindowAttention, shape: tuple[int, int] | None, int8: bool) -> Choice:
     """Between timm's product and ours; without a shape to time them with, ours in the least precise numbers."""
     parameter = next(p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point())
-    precision = str(parameter.dtype).removeprefix("torch.")
+    precision = name_of(parameter.dtype)
     if module._forward_pre_hooks or module._forward_hooks:
         return Choice(name, "attention", False, precision, reason="its product was taken over")
     if reason := attention_path(parameter.device, parameter.dtype).reason:
         return Choice(name, "attention", False, precision, reason=reason)
     int8 = int8 and not attention_path(parameter.device, parameter.dtype, int8=True).reason
-    forms = {"int8": True, precision: False} if int8 else {precision: False}
+    forms = ("int8", precision) if int8 else (precision,)
     if shape is None:
-        return Choice(name, "attention", True, next(iter(forms)))
+        return Choice(name, "attention", True, forms[0])
     times = _timed(module, shape, parameter, forms)
     fastest = min(forms, key=times.__getitem__)
     seconds, kernel_seconds = times[_TIMM], times[fastest]
@@ -158,7 +158,7 @@ def _choice(name: str, module: Attention | WindowAttention, shape: tuple[int, in
 
 
 def _timed(
-    module: Attention | WindowAttention, shape: tuple[int, int], like: Tensor, forms: Mapping[str, bool]
+    module: Attention | WindowAttention, shape: tuple[int, int], like: Tensor, forms: Sequence[str]
 ) -> dict[str, float]:
     """Median seconds of each product, without the layers around it; measured once for equal ones.
 
@@ -166,7 +166,7 @@ def _timed(
         module: timm's.
         shape: (N, T).
         like: Of the dtype and on the device of the model.
-        forms: Name of a form of ours -> whether it is in int8.
+        forms: Precisions of ours.
     """
     alone = copy(module)
     alone._modules = {**module._modules, "qkv": nn.Identity(), "proj": nn.Identity(), "gate": None}
@@ -174,7 +174,7 @@ def _timed(
     key = (type(module), shape, module.num_heads, features, like.dtype, torch.get_num_threads(), *forms)
     if key not in _measured:
         inputs = torch.randn(*shape, features).to(like.dtype)
-        ours = {form: partial(_FUSED[type(module)](alone, int8), inputs) for form, int8 in forms.items()}
+        ours = {form: partial(_FUSED[type(module)](alone, form == "int8"), inputs) for form in forms}
         arms = {_TIMM: partial(alone, inputs), **ours}
         times = time_in_turns(arms, device=like.device, seconds=0, clock=calm_clock(like.device))
         _measured[key] = {form: float(np.median(seconds)) for form, seconds in times.items()}

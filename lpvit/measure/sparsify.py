@@ -9,7 +9,7 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from lpvit.measure.choice import Choice, slower
+from lpvit.measure.choice import Choice, name_of, slower
 from lpvit.measure.fusion import fuse_attention
 from lpvit.measure.joining import join_surroundings
 from lpvit.measure.timing import calm_clock, time_in_turns
@@ -128,11 +128,6 @@ def _parent(layer: str) -> str:
 
 def _form(sparse: BlockSparseLinear) -> str:
     return name_of(sparse.values.dtype)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Of a precision."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _timed(dense: nn.Sequential, forms: Sequence[BlockSparseLinear], tokens: int) -> dict[str, float]:

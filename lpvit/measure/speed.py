@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
-from lpvit.measure.choice import Choice
+from lpvit.measure.choice import Choice, name_of
 from lpvit.measure.engines import NO_RIVALS, Rivals, Run
 from lpvit.measure.power import measure_energy
 from lpvit.measure.settings import Benchmark
@@ -216,7 +216,7 @@ def facts(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
     """What times depend on beside the models: columns of ``SPEED``."""
     return {
         "kernel": path_for(device, dtype).name,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name_of(dtype),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),

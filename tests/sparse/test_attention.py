@@ -9,7 +9,7 @@ from test_sparse import _fresh_kernel, _two_threads, assert_equal, masked_vit  #
 from timm.models.swin_transformer import WindowAttention
 from timm.models.vision_transformer import Attention
 from tiny import SWIN
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lpvit.errors import LpvitError
@@ -217,7 +217,7 @@ def test_the_operators_keep_the_rules_of_torch(name):
     parts, bias = heads_of(2, 19, 2, 8, torch.float32), torch.randn(2, 19, 19)
     operator = getattr(torch.ops.lpvit, name).default
     for tables in ((None, None), (bias, torch.zeros(1, 19, 19))):
-        torch.library.opcheck(operator, (*parts, *tables, 0.3))
+        library.opcheck(operator, (*parts, *tables, 0.3))
 
 
 def test_no_images_are_no_outputs():

@@ -20,11 +20,12 @@ void with_number(const Attention& p, Function&& function) {
   p.bfloat16 ? function(BFloat16{}) : function(float{});
 }
 
-// What a number is multiplied with to become a whole one, and what one stands for; not a number where a number was not finite.
+// What numbers of a greatest size are multiplied with to become whole ones, and what 1 stands for then: not a number if
+// `zeros`, their sum times 0, is none.
 template <typename Numbers>
 struct Scale {
   Scale(Numbers size, Numbers zeros)
-      : reciprocal(size > 1e-30f ? kGreatestSigned / size : Numbers{}), scale(size / kGreatestSigned + zeros) {}
+      : reciprocal(size > kSmallestRange ? kGreatestSigned / size : Numbers{}), scale(size / kGreatestSigned + zeros) {}
   Numbers reciprocal, scale;
 };
 
@@ -52,8 +53,7 @@ float quantise_key(const Row<Number>& key, const float* means, Input* bytes) {
   const Scale<float> scale(size, reduced<kLanes>(range.zeros, kSum));
   for (int64_t f = 0; f < key.count; f += kLanes) {
     const auto whole = rounded<kLanes>((key.at(f) - load<kLanes>(means + f)) * scale.reciprocal);
-    *reinterpret_cast<typename VectorOf<kLanes>::Bytes*>(bytes + f) =
-        __builtin_convertvector(whole, typename VectorOf<kLanes>::Bytes);
+    store<kLanes>(bytes + f, whole);
   }
   return scale.scale;
 }
@@ -124,23 +124,17 @@ void pack_queries(const Tile<Number>& tile) {
   }
 }
 
-// Where the sums of the scores begin.
 // The scores of a query, to the power of 2 once they are multiplied by `factor`.
 template <typename Number>
 class Scores {
-  const PanelRow<int32_t> row;
-  const float *key_scales, *key_sums;
-  const float offset, unit;  // what 1 stands for
-
  public:
   Scores(const Tile<Number>& tile, int64_t row)
-      : row(tile.scratch.scores, tile.rows, row),
+      : factor(unit_of(tile, row) * kLog2E),
+        row(tile.scratch.scores, tile.rows, row),
         key_scales(tile.scratch.key_scales),
         key_sums(tile.scratch.key_sums),
         offset(tile.scratch.of_queries[row].offset),
-        unit(kGreater(1e-30f, tile.scratch.of_queries[row].scale) * tile.p.scale),
-        factor(unit * kLog2E),
-        added(tile, row, 1 / unit) {}
+        added(tile, row, 1 / unit_of(tile, row)) {}
   // What becomes of sums, in their place.
   Vector<kLanes> finished(int64_t key) const {
     const auto sums = __builtin_convertvector(load<kLanes>(row.at(key)), Vector<kLanes>);
@@ -154,14 +148,19 @@ class Scores {
   const float factor;
 
  private:
+  // What 1 stands for.
+  static float unit_of(const Tile<Number>& tile, int64_t row) {
+    return kGreater(kSmallestRange, tile.scratch.of_queries[row].scale) * tile.p.scale;
+  }
+
+  const PanelRow<int32_t> row;
+  const float *key_scales, *key_sums;
+  const float offset;
   const Added<Number> added;
 };
 
 // Keeps the weights of some keys as they will meet the values.
-void keep(Vector<kLanes> weights, Input* to) {
-  using Bytes = typename VectorOf<kLanes>::Bytes;
-  *reinterpret_cast<Bytes*>(to) = __builtin_convertvector(rounded<kLanes>(weights) - kShift, Bytes);
-}
+void keep(Vector<kLanes> weights, Input* to) { store<kLanes>(to, rounded<kLanes>(weights) - kShift); }
 
 Vector<kLanes> finished(const Scratch& scratch, IntVector<kLanes> sums, int64_t feature) {
   if constexpr (kShift != 0) sums += load<kLanes>(scratch.value_sums + feature) * kShift;

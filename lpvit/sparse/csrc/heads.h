@@ -74,11 +74,11 @@ struct Scratch {
   Input *queries, *weights;  // panels
   Summed *scores, *outputs;  // panels
   // Of int8 only:
-  Input* key_bytes;                       // (T, d), quantised, to be packed
-  float *key_means;                       // (d,), taken off the keys
-  float *key_scales, *value_scales;       // (T,) and (d,): what a whole number stands for
-  float* key_sums;                        // (T,): of the whole numbers of a key, in the unit of its scores
-  int32_t* value_sums;                    // (d,): of the whole numbers of a feature
+  Input* key_bytes;                  // (T, d), quantised, to be packed
+  float* key_means;                  // (d,), taken off the keys
+  float *key_scales, *value_scales;  // (T,) and (d,): what a whole number stands for
+  float* key_sums;                   // (T,): of the whole numbers of a key, in the unit of its scores
+  int32_t* value_sums;               // (d,): of the whole numbers of a feature
   mutable Token of_queries[kTileQueries];  // how each query of a tile is quantised
 };
 

@@ -19,6 +19,7 @@ using Input = uint8_t;  // in a panel; where the instruction takes signed ones, 
 constexpr int kStep = 4;         // inputs of a token that are multiplied at once
 constexpr int kInterleaved = 4;  // columns whose weights alternate in memory
 constexpr int64_t kDepth = std::numeric_limits<int32_t>::max();
+constexpr float kSmallestRange = 1e-30f;  // of what is quantised; smaller ones count as zeros
 
 #if defined(__ARM_FEATURE_DOTPROD)
 constexpr int kShift = 128;
@@ -169,7 +170,7 @@ Levels levels_of(const Row<Number>& row) {
   if (i < row.count) range.take(row.at(i));
   const float low = reduced<lanes>(range.least, kLess), high = reduced<lanes>(range.greatest, kGreater);
   const float zero = reduced<lanes>(range.zeros, kSum);
-  const float reciprocal = high - low > 1e-30f ? 255.0f / (high - low) : 0.0f;
+  const float reciprocal = high - low > kSmallestRange ? 255.0f / (high - low) : 0.0f;
   return {(high - low) / 255.0f + zero, reciprocal, rounded<lanes>(broadcast<lanes>(-low * reciprocal))[0]};
 }
 

@@ -93,6 +93,13 @@ void store(int32_t* to, IntVector<lanes> value) {
   *reinterpret_cast<IntVector<lanes>*>(to) = value;
 }
 
+// The lowest byte of each.
+template <int lanes>
+void store(uint8_t* to, IntVector<lanes> value) {
+  using Bytes = typename VectorOf<lanes>::Bytes;
+  *reinterpret_cast<Bytes*>(to) = __builtin_convertvector(value, Bytes);
+}
+
 float to_float(float number) { return number; }
 float to_float(BFloat16 number) { return std::bit_cast<float>(uint32_t{number} << 16); }
 
