@@ -79,14 +79,14 @@ def optimal_brain_blocks(
     ridge = RIDGE * moments.gram.diagonal()[:in_features].mean()
     held = nn.functional.pad(weight[:, :in_features], (0, weight.shape[1] - in_features))
     weights = ((moments.cross.T + ridge * held) @ inverse[0]).view(grid_rows, rows, -1)
-    left = torch.ones(grid_rows, grid_columns, dtype=torch.bool)
-    losses = torch.full((grid_rows, grid_columns), torch.inf, dtype=torch.float64)
-    every = torch.arange(grid_rows)
-    places = torch.arange(in_features).view(grid_columns, columns)
-    latest = torch.zeros(grid_rows, dtype=torch.float64)
+    left = torch.ones(grid_rows, grid_columns, dtype=torch.bool, device=weight.device)
+    losses = weight.new_full((grid_rows, grid_columns), torch.inf)
+    every = torch.arange(grid_rows, device=weight.device)
+    places = torch.arange(in_features, device=weight.device).view(grid_columns, columns)
+    latest = weight.new_zeros(grid_rows)
     for _ in range(grid_columns):
         within = inverse[:, places[:, :, None], places[:, None, :]]  # (R, C, c, c)
-        within = within + torch.eye(columns, dtype=within.dtype) * (~left)[:, :, None, None]
+        within = within + torch.eye(columns).to(within) * (~left)[:, :, None, None]
         of_blocks = weights[:, :, :in_features].view(grid_rows, rows, grid_columns, columns).transpose(1, 2)
         loss = (torch.linalg.solve(within, of_blocks.mT).mT * of_blocks).sum(dim=(2, 3))
         best = loss.masked_fill(~left, torch.inf).argmin(dim=1)
@@ -100,6 +100,6 @@ def optimal_brain_blocks(
         weights = weights - weights.gather(2, gone[:, None, :].expand(-1, rows, -1)) @ update
         inverse = inverse - slices @ update
     count = int(keep[::rows, ::columns].sum())
-    chosen = torch.zeros(grid_rows * grid_columns, dtype=torch.bool)
+    chosen = torch.zeros(grid_rows * grid_columns, dtype=torch.bool, device=weight.device)
     chosen[losses.flatten().topk(count).indices] = True
     return chosen.view(grid_rows, grid_columns).repeat_interleave(rows, 0).repeat_interleave(columns, 1)

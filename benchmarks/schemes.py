@@ -1,9 +1,10 @@
-"""Token selection, sparse attention and token merging, alone and with pruned blocks, against the dense model on CPUs.
+"""Token selection, sparse attention and token merging, alone and with pruned blocks, against the dense model.
 
     python benchmarks/schemes.py --threads 1 --batch-size 8
+    python benchmarks/schemes.py --device cuda --dtype bfloat16 --batch-size 256 --block-shape 64 64 --seconds 5
 
 Random weights and blocks: the time of a pass does not depend on them. All arms take turns, and a speed-up is the median
-over the rounds of the quotient of times, as in `sparse_linear.py`. `multiplies` is the speed-up of blocks and scheme
+over the rounds of the quotient of times. No model is compiled. `multiplies` is the speed-up of blocks and scheme
 together over the product of both alone: 1 where nothing of either is lost.
 """
 
@@ -12,10 +13,11 @@ import copy
 
 import pandas as pd
 import torch
-from sparse_linear import random_mask, require_equal, speedup, take_turns
+from sparse_linear import random_mask, require_equal, speedup
 from torch import nn
 
 from lpvit.measure.sparsify import sparsify_layers
+from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.architecture import create_model, input_size
 from lpvit.models.cost import count_macs
 from lpvit.models.layers import matrix_layers, prunable_layers
@@ -31,8 +33,9 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     side = arguments.image_size // 16  # patches of a row
-    dense = create_model(arguments.timm, 1000, {"img_size": arguments.image_size})
-    images = torch.randn(arguments.batch_size, *input_size(dense))
+    place = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
+    dense = create_model(arguments.timm, 1000, {"img_size": arguments.image_size}).to(**place)
+    images = torch.randn(arguments.batch_size, *input_size(dense), **place)
     arms = {"dense": dense, "blocks": with_blocks(dense, arguments)}
     schemes = {
         "tokens, once": [Scheme(scheme="token_selection", keep_tokens=0.7, before_blocks=[3])],
@@ -43,7 +46,9 @@ def main() -> None:
     for name, added in schemes.items():
         arms[name] = with_schemes(dense, added)
         arms[f"blocks + {name}"] = with_blocks(arms[name], arguments)
-    times = take_turns({name: lambda model=model: model(images) for name, model in arms.items()}, arguments.seconds)
+    passes = {name: lambda model=model: model(images) for name, model in arms.items()}
+    clock, seconds = calm_clock(arguments.device), arguments.seconds / len(arms)
+    times = pd.DataFrame(time_in_turns(passes, device=arguments.device, seconds=seconds, clock=clock))
     table = pd.DataFrame([{"arm": arm, "ms": 1e3 * times[arm].median()} | speedup(times, "dense", arm) for arm in arms])
     macs = {name: count_macs(dense) / count_macs(model) for name, model in arms.items() if "blocks" not in name}
     table["fewer MACs"] = table["arm"].map(macs)
@@ -69,7 +74,7 @@ def with_blocks(model: nn.Module, arguments: argparse.Namespace) -> nn.Module:
     zero_pruned(dict(masked.named_parameters()), expand_keep_masks(masked, masks, shape))
     sparse = copy.deepcopy(masked)
     sparsify_layers(sparse, masks, shape, arguments.batch_size)
-    images = torch.randn(2, *input_size(model))
+    images = torch.randn(2, *input_size(model)).to(next(model.parameters()))
     require_equal(sparse(images), masked(images))
     return sparse
 
@@ -77,6 +82,8 @@ def with_blocks(model: nn.Module, arguments: argparse.Namespace) -> nn.Module:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="float32, or what the device has kernels for")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--timm", default="deit_small_patch16_224")

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+FLEX_FEATURES = 16  # the fewest of a head that FlexAttention takes
+
 Pattern = Literal["strided", "fixed", "block"]
 
 
 class PatternAttention(nn.Module):
     """Torch's attention product for a pattern of tokens.
 
-    On a GPU, `FlexAttention` skips the tiles that the pattern leaves out, where there is no bias to add; else, and on
-    the CPU, the parts of the pattern are multiplied one by one.
+    On a GPU, `FlexAttention` skips the tiles that the pattern leaves out, where there is no bias to add and heads are
+    not tiny; else, and on the CPU, the parts of the pattern are multiplied one by one.
 
     Args:
         pattern: What a patch looks at beside its row.
@@ -38,7 +40,7 @@ class PatternAttention(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
         """Queries, keys and values (N, H, T, d), and what is added to the scores, (N or 1, H or 1, T, T)."""
-        if queries.is_cuda and bias is None:
+        if queries.is_cuda and bias is None and queries.shape[-1] >= FLEX_FEATURES:
             return _flex_attention(queries, keys, values, self.pattern, self.stride, self.prefix)
         patches = self._patches(queries, keys, values, bias)
         if self.prefix == 0:

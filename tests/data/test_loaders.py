@@ -60,10 +60,11 @@ def loader_of(
     augmentation: Augmentation | None = None,
     batch_size: int = 4,
     threads: int = 1,
+    device: str = "cpu",
     **plan: int,
 ) -> Loader:
     epochs = EpochPlan(len(images), batch_size, training=augmentation is not None, **plan)  # type: ignore[arg-type]
-    return make_loader(ImageFiles(images, root, loader), preprocessing, epochs, threads, "cpu", augmentation)
+    return make_loader(ImageFiles(images, root, loader), preprocessing, epochs, threads, device, augmentation)
 
 
 def load(images: pd.DataFrame, root: Path | None, loader: str, epoch: int = 0, **options: Any) -> list:
@@ -318,6 +319,30 @@ def test_evaluation_through_dali_matches_timm_on_real_photographs(
     )
     assert difference.mean() < 0.005
     assert np.quantile(difference.numpy(), 0.99) < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_decoding_on_a_gpu_matches_decoding_on_the_cpu(root: Path, images: pd.DataFrame, crop_mode: str) -> None:
+    preprocessing = Preprocessing((3, 64, 48), SMALL.mean, SMALL.std, "bicubic", 0.9, crop_mode)
+    on_cpu, on_gpu = (load(images, root, "dali", preprocessing=preprocessing, device=name) for name in ("cpu", "cuda"))
+    assert {tensor.device.type for batch in on_gpu for tensor in batch} == {"cuda"}
+    assert labels_of(on_cpu) == labels_of(on_gpu)
+    difference = torch.cat([(x - y.cpu()).abs() for (x, _), (y, _) in zip(on_cpu, on_gpu, strict=True)])
+    assert difference.mean() < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("augmentation", [FULL, RANDOM], ids=["jitter", "RandAugment"])
+def test_augmentation_on_a_gpu_comes_out_the_same_twice_and_like_that_on_the_cpu(
+    root: Path, images: pd.DataFrame, augmentation: Augmentation
+) -> None:
+    first, again = (load(images, root, "dali", augmentation=augmentation, device="cuda") for _ in range(2))
+    on_cpu = load(images, root, "dali", augmentation=augmentation)
+    assert same(first, again)
+    assert labels_of(first) == labels_of(on_cpu)
+    difference = torch.cat([(x - y.cpu()).abs() for (x, _), (y, _) in zip(on_cpu, first, strict=True)])
+    assert difference.mean() < 0.1  # the same draws, rounded otherwise
 
 
 @pytest.fixture(scope="module")

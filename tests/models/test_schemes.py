@@ -59,6 +59,23 @@ def test_a_pattern_gives_what_a_masked_product_gives(
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("tokens", "prefix", "features"), [(197, 1, 64), (198, 2, 32), (50, 1, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pattern_on_a_gpu_gives_what_the_cpu_gives(
+    pattern: Any, tokens: int, prefix: int, features: int, dtype: torch.dtype
+) -> None:
+    q, k, v = torch.randn(3, 2, 3, tokens, features, requires_grad=True).unbind(0)
+    attention = PatternAttention(pattern, 7 if tokens == 50 else 14, prefix)
+    expected = attention(q, k, v)
+    found = attention(*(part.to("cuda", dtype) for part in (q, k, v)))
+    tolerance = 5e-3 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(found.cpu().float(), expected, rtol=0, atol=tolerance)
+    for one, other in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (found, expected)), strict=True):
+        assert (one - other).norm() < tolerance * other.norm() * 3
+
+
 def test_patterns_are_those_that_one_would_draw() -> None:
     rows = {name: pattern_mask(name, 3, 1, 10)[1 + 4].int().tolist() for name in PATTERNS}  # type: ignore[arg-type]
     assert rows == {  # the class token, then three rows of three; asked is the one in the middle
