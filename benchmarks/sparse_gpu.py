@@ -3,22 +3,28 @@
     python benchmarks/sparse_gpu.py
     python benchmarks/sparse_gpu.py --models deit_base_patch16_224 --batches 64 --blocks 64x64 --masks path/to/masks.pt
 
-Competitors: dense, and 2:4 sparse where the card has it, both compiled, attention by SDPA; all run as CUDA graphs, so
-that no launch from Python is timed. They take turns call by call, with the L2 cache overwritten before each; a speed-up
-is the median over the rounds of the quotient of neighbouring calls. Outputs are compared with masked dense ones first.
+First come the card's ceilings, so that gaps can be named. Competitors: dense, and 2:4 sparse where the card has it,
+both compiled, attention by SDPA; all run as CUDA graphs, so that no launch from Python is timed. They take turns call
+by call, with the L2 cache overwritten before each; a speed-up is the median over the rounds of the quotient of
+neighbouring calls. Outputs are compared with masked dense ones first. With --turns, several runs share a card: they
+compile together and time one after another.
 """
 
 import argparse
+import contextlib
 import copy
+import fcntl
 import itertools
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import timm
 import torch
+from gpu_tilings import DTYPE, choose_tilings, compile_tilings, random_keep_mask
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 from tqdm import tqdm
@@ -27,13 +33,14 @@ from lpvit.measure.sparsify import sparsify_layers
 from lpvit.models.architecture import input_size
 from lpvit.models.blocks import BlockGrid
 from lpvit.models.layers import LayerSpec, matrix_layers, prunable_layers
-from lpvit.sparse import BlockSparseLinear, compress
+from lpvit.sparse import BlockSparseLinear
 from lpvit.weights.masks import expand_keep_masks, load_masks, zero_pruned
 
 Replay = Callable[[], None]
-DTYPE = torch.bfloat16
 ROLES = ("qkv", "proj", "fc1", "fc2")
-TOLERANCE = {"layer": 0.01, "model": 0.05}  # norm of the error over norm of the output; a model rounds 50 times
+PARTS = ("tilings", "layers", "models")
+# Norm of the error over norm of the output; a model rounds 50 times.
+TOLERANCE = {"layer": 0.01, "layer int8": 0.03, "model": 0.05, "model int8": 0.2}
 
 
 def main() -> None:
@@ -41,31 +48,34 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("no GPU here: torch finds no CUDA device, so there is nothing to time")
     torch.set_grad_enabled(False)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, timm {timm.__version__}, {DTYPE}\n")
-    watch = Watch(arguments.rounds)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, timm {timm.__version__}, {DTYPE}")
+    watch = Watch(arguments.rounds, arguments.turns)
+    print(ceilings(watch), flush=True)
+    precisions = (None, "int8") if arguments.int8_sparsities else (None,)
     for name in arguments.models:
-        model = timm.create_model(name, num_classes=1000).eval().cuda()
-        layers = prunable_layers(matrix_layers(model), ROLES)
-        model.to(DTYPE)
-        distinct = {layer.role: layer for layer in layers}.values()
-        print_table(f"{name}: layers", LAYER_COLUMNS, time_layers(watch, distinct, arguments))
-        print_table(f"{name}: whole model", MODEL_COLUMNS, time_models(watch, model, layers, arguments))
+        with watch.preparing():
+            model = timm.create_model(name, num_classes=1000).eval().cuda()
+            layers = prunable_layers(matrix_layers(model), ROLES)
+            model.to(DTYPE)
+        distinct = list({layer.role: layer for layer in layers}.values())
+        if "tilings" in arguments.parts:
+            compile_tilings(arguments.blocks, precisions)
+            choose_tilings(distinct, arguments.batches, arguments.blocks, precisions)
+        if "layers" in arguments.parts:
+            print_table(f"{name}: layers", time_layers(watch, distinct, arguments))
+        if "models" in arguments.parts:
+            print_table(f"{name}: whole model", time_models(watch, model, layers, arguments))
 
 
 # What is timed
 
 
-def random_keep_mask(layer: LayerSpec, block_shape: tuple[int, int], sparsity: float) -> Tensor:
-    """Keeps that share of the blocks, to one block. Shape (R, C), bool."""
-    grid = BlockGrid(layer.shape, block_shape)
-    keep_mask = torch.arange(grid.count) < round((1 - sparsity) * grid.count)
-    return keep_mask[torch.randperm(grid.count)].view(grid.rows, grid.columns)
-
-
-def block_sparse_model(model: nn.Module, keep_masks: Mapping[str, Tensor], block_shape: tuple[int, int]) -> nn.Module:
+def block_sparse_model(
+    model: nn.Module, keep_masks: Mapping[str, Tensor], block_shape: tuple[int, int], precision: str | None = None
+) -> nn.Module:
     """A copy with every masked layer replaced, faster or not; the GELU after each fc1 moves into it."""
     sparse = copy.deepcopy(model)
-    sparsify_layers(sparse, keep_masks, block_shape, only_faster=False)
+    sparsify_layers(sparse, keep_masks, block_shape, only_faster=False, precision=precision)
     return sparse
 
 
@@ -97,10 +107,24 @@ def two_of_four_model(model: nn.Module, layers: Iterable[LayerSpec]) -> nn.Modul
 class Watch:
     """Times calls that take turns, each with a cold L2 cache."""
 
-    def __init__(self, rounds: int) -> None:
-        self.rounds = rounds
+    def __init__(self, rounds: int, turns: Path) -> None:
+        self.rounds, self.lock = rounds, turns.open("w")
         cache = torch.cuda.get_device_properties().L2_cache_size
         self.sweep = torch.empty(4 * cache, dtype=torch.int8, device="cuda")
+
+    @contextlib.contextmanager
+    def preparing(self) -> Iterator[None]:
+        """While nobody times."""
+        fcntl.flock(self.lock, fcntl.LOCK_SH)
+        yield
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def timing(self) -> Iterator[None]:
+        """While nobody else times or prepares."""
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        yield
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
 
     def times(self, replays: Mapping[str, Replay]) -> dict[str, list[float]]:
         """Milliseconds of every competitor in every round."""
@@ -132,6 +156,16 @@ def graphed(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Replay:
     return lambda kept_alive=(function, inputs): graph.replay()  # the graph itself holds addresses only
 
 
+def ceilings(watch: Watch) -> str:
+    """What the card reaches at most: in a large dense product, and in a copy, bytes read and written."""
+    matrix, numbers = torch.randn(8192, 8192, device="cuda", dtype=DTYPE), torch.empty(2**30, device="cuda").to(DTYPE)
+    calls = {"product": lambda: matrix @ matrix, "copy": numbers.clone}
+    with watch.timing():
+        milliseconds = {name: statistics.median(times) for name, times in watch.times(calls).items()}
+    rate = 2 * 8192**3 / milliseconds["product"] / 1e9
+    return f"8192x8192x8192: {rate:.0f} TFLOP/s; copy: {2 * numbers.nbytes / milliseconds['copy'] / 1e6:.0f} GB/s\n"
+
+
 def speed_ups(times: Mapping[str, list[float]], reference: str = "dense") -> dict[str, float]:
     return {
         name: statistics.median(base / own for base, own in zip(times[reference], of_one, strict=True))
@@ -145,35 +179,65 @@ def require_equal(outputs: Tensor, expected: Tensor, kind: str) -> None:
         raise AssertionError(f"block-sparse {kind} is off its masked dense one by {error:.2g}")
 
 
-LAYER_COLUMNS = ("layer", "batch", "dense, us", "2:4", "block")
-MODEL_COLUMNS = ("batch", "dense, ms", "2:4", "block")
-
-
-def time_layers(watch: Watch, layers: Iterable[LayerSpec], arguments: argparse.Namespace) -> list[dict[str, str]]:
-    """One row per layer, batch and block shape: speed-up at every sparsity."""
-    rows = []
-    for layer, batch in tqdm(list(itertools.product(layers, arguments.batches)), desc="layers"):
+def time_layers(watch: Watch, layers: Iterable[LayerSpec], arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
+    """One row per layer, batch and block shape: speed-up at every sparsity, and what dense products reach."""
+    for layer, batch in itertools.product(layers, arguments.batches):
         inputs = torch.randn(batch * layer.tokens, layer.in_features, device="cuda", dtype=DTYPE)
-        weight = torch.randn(layer.shape, device="cuda", dtype=DTYPE) / layer.in_features**0.5
-        bias = torch.randn(layer.out_features, device="cuda", dtype=DTYPE)
+        dense = nn.Linear(layer.in_features, layer.out_features, device="cuda", dtype=DTYPE)
         fused = layer.role == "fc1"
-        rivals = {"dense": graphed(compiled_linear(weight, bias, fused), inputs)}
-        if torch.backends.cusparselt.is_available():
-            rivals["2:4"] = graphed(compiled_linear(two_of_four(weight), bias, fused), inputs)
+        with watch.preparing():
+            rivals = {"dense": graphed(compiled_linear(dense.weight, dense.bias, fused), inputs)}
+            rivals |= two_of_four_rival(
+                lambda w=dense.weight, b=dense.bias, f=fused: compiled_linear(two_of_four(w), b, f), inputs
+            )
         for block_shape in arguments.blocks:
-            replays = dict(rivals)
-            for sparsity in arguments.sparsities:
-                keep_mask = random_keep_mask(layer, block_shape, sparsity).cuda()
-                storage = compress(weight, keep_mask, block_shape)
-                sparse = BlockSparseLinear(layer.shape, *storage, bias, fused)
-                masked = weight * BlockGrid(layer.shape, block_shape).expand(keep_mask)
-                expected = linear(inputs, masked, bias)
-                require_equal(sparse(inputs), gelu(expected) if fused else expected, "layer")
-                replays[f"{sparsity:.0%}"] = graphed(sparse, inputs)
-            times = watch.times(replays)
-            heads = {"layer": layer.role, "batch": str(batch), "block": "{}x{}".format(*block_shape)}
-            rows.append(heads | {"dense, us": f"{1000 * statistics.median(times['dense']):.0f}"} | cells(times))
-    return rows
+            with watch.preparing():
+                replays = rivals | sparse_replays(dense, layer, block_shape, inputs, arguments)
+            with watch.timing():
+                times = watch.times(replays)
+            medians = {name: statistics.median(of_one) for name, of_one in times.items()}
+            gigaflop = 2e-9 * len(inputs) * layer.in_features * layer.out_features
+            row = {"layer": layer.role, "batch": str(batch), "block": "{}x{}".format(*block_shape)}
+            row |= {"dense, us": f"{1000 * medians['dense']:.0f}", "TFLOP/s": f"{gigaflop / medians['dense']:.0f}"}
+            if "0%" in medians:
+                row["ours at 0%, TFLOP/s"] = f"{gigaflop / medians['0%']:.0f}"
+            yield row | cells(times)
+
+
+def two_of_four_rival(make: Callable[[], Callable[[Tensor], Tensor]], inputs: Tensor) -> dict[str, Replay]:
+    """Where the card and torch can; what they say where they cannot."""
+    if not torch.backends.cusparselt.is_available():
+        return {}
+    try:
+        return {"2:4": graphed(make(), inputs)}
+    except (RuntimeError, NotImplementedError) as error:
+        print(f"2:4 is left out: {str(error)[:300]}", flush=True)
+        return {}
+
+
+def sparse_replays(
+    dense: nn.Linear, layer: LayerSpec, block_shape: tuple[int, int], inputs: Tensor, arguments: argparse.Namespace
+) -> dict[str, Replay]:
+    """The layer at every sparsity, compared with the masked one first."""
+    replays = {}
+    for sparsity, precision in arms(arguments):
+        keep_mask = random_keep_mask(layer, block_shape, sparsity).cuda()
+        fused = layer.role == "fc1"
+        sparse = BlockSparseLinear.from_linear(dense, keep_mask, block_shape, fused, precision)
+        masked = dense.weight * BlockGrid(layer.shape, block_shape).expand(keep_mask)
+        expected = linear(inputs, masked, dense.bias)
+        require_equal(sparse(inputs), gelu(expected) if fused else expected, "layer" + suffix(precision))
+        replays[f"{sparsity:.0%}{suffix(precision)}"] = graphed(sparse, inputs)
+    return replays
+
+
+def arms(arguments: argparse.Namespace) -> list[tuple[float, str | None]]:
+    """Sparsities and precisions, None that of the model."""
+    return [(share, None) for share in arguments.sparsities] + [(share, "int8") for share in arguments.int8_sparsities]
+
+
+def suffix(precision: str | None) -> str:
+    return f" {precision}" if precision else ""
 
 
 def compiled_linear(weight: Tensor, bias: Tensor, fused: bool) -> Callable[[Tensor], Tensor]:
@@ -187,45 +251,50 @@ def compiled_linear(weight: Tensor, bias: Tensor, fused: bool) -> Callable[[Tens
 
 def time_models(
     watch: Watch, model: nn.Module, layers: list[LayerSpec], arguments: argparse.Namespace
-) -> list[dict[str, str]]:
+) -> Iterator[dict[str, str]]:
     """One row per batch and block shape: speed-up at every sparsity, and energy per image at the largest batch."""
-    rows = []
-    for batch in tqdm(arguments.batches, desc="models"):
+    for batch in arguments.batches:
         images = torch.randn(batch, *input_size(model), device="cuda", dtype=DTYPE)
-        torch.compiler.reset()
-        rivals = {"dense": graphed(torch.compile(model, dynamic=False), images)}
-        if torch.backends.cusparselt.is_available():
-            rivals["2:4"] = graphed(torch.compile(two_of_four_model(model, layers), dynamic=False), images)
+        with watch.preparing():
+            rivals = {"dense": graphed(compiled(model), images)}
+            rivals |= two_of_four_rival(lambda: compiled(two_of_four_model(model, layers)), images)
         for block_shape, masks in masks_to_time(layers, arguments):
             replays = dict(rivals)
-            for name, keep_masks in masks.items():
-                sparse = block_sparse_model(model, keep_masks, block_shape)
-                require_equal(sparse(images), masked_model(model, keep_masks, block_shape)(images), "model")
-                torch.compiler.reset()
-                replays[name] = graphed(torch.compile(sparse, dynamic=False), images)
-            times = watch.times(replays)
-            row = {"batch": str(batch), "block": "{}x{}".format(*block_shape)}
-            row |= {"dense, ms": f"{statistics.median(times['dense']):.2f}"} | cells(times)
-            if batch == max(arguments.batches) and arguments.energy_seconds:
-                row |= energy_cells(replays, batch, arguments.energy_seconds)
-            rows.append(row)
-    return rows
+            with watch.preparing():
+                for (name, precision), keep_masks in masks.items():
+                    sparse = block_sparse_model(model, keep_masks, block_shape, precision)
+                    expected = masked_model(model, keep_masks, block_shape)(images)
+                    require_equal(sparse(images), expected, "model" + suffix(precision))
+                    replays[name + suffix(precision)] = graphed(compiled(sparse), images)
+            with watch.timing():
+                times = watch.times(replays)
+                row = {"batch": str(batch), "block": "{}x{}".format(*block_shape)}
+                yield row | {"dense, ms": f"{statistics.median(times['dense']):.2f}"} | cells(times)
+                if batch == max(arguments.batches) and arguments.energy_seconds:
+                    yield row | energy_cells(replays, batch, arguments.energy_seconds)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    torch.compiler.reset()  # one compiled model at a time, so that none is compiled for any shape
+    return torch.compile(model, dynamic=False)
 
 
 def masks_to_time(
     layers: list[LayerSpec], arguments: argparse.Namespace
-) -> Iterable[tuple[tuple[int, int], dict[str, dict[str, Tensor]]]]:
-    """Block shapes with keep masks by name: random ones, or those that the pipeline made."""
+) -> Iterator[tuple[tuple[int, int], dict[tuple[str, str | None], dict[str, Tensor]]]]:
+    """Block shapes with keep masks by name and precision: random ones, or those that the pipeline made."""
     if arguments.masks is not None:
         keep_masks, block_shape = load_masks(arguments.masks)
-        yield block_shape, {"masks": keep_masks}
+        yield block_shape, {("masks", precision): keep_masks for precision in dict(map(reversed, arms(arguments)))}
         return
     for block_shape in arguments.blocks:
         yield (
             block_shape,
             {
-                f"{sparsity:.0%}": {layer.name: random_keep_mask(layer, block_shape, sparsity) for layer in layers}
-                for sparsity in arguments.sparsities
+                (f"{sparsity:.0%}", precision): {
+                    layer.name: random_keep_mask(layer, block_shape, sparsity) for layer in layers
+                }
+                for sparsity, precision in arms(arguments)
             },
         )
 
@@ -235,9 +304,11 @@ def masks_to_time(
 
 def energy_cells(replays: Mapping[str, Replay], images: int, seconds: float) -> dict[str, str]:
     """Millijoules per image of every competitor, gross and with the idle card's subtracted."""
-    from zeus.device.gpu import ZeusGPUInitError, get_gpus
-    from zeus.monitor import ZeusMonitor
-
+    try:
+        from zeus.device.gpu import ZeusGPUInitError, get_gpus
+        from zeus.monitor import ZeusMonitor
+    except ImportError as error:
+        return {"energy": f"not available ({error})"}
     try:
         get_gpus()
     except ZeusGPUInitError as error:
@@ -273,14 +344,15 @@ def cells(times: Mapping[str, list[float]]) -> dict[str, str]:
     return {name: f"{speed_up:.2f}" for name, speed_up in speed_ups(times).items() if name != "dense"}
 
 
-def print_table(title: str, first: tuple[str, ...], rows: list[dict[str, str]]) -> None:
-    """Markdown; columns that not all rows have come last, a missing cell is empty."""
-    columns = list(dict.fromkeys([*first, *itertools.chain.from_iterable(rows)]))
-    print(f"### {title}\n")
-    print("| " + " | ".join(columns) + " |")
-    print("| " + " | ".join("---" for _ in columns) + " |")
+def print_table(title: str, rows: Iterable[dict[str, str]]) -> None:
+    """Markdown, a row as soon as it is there; a row of other columns begins another table."""
+    print(f"### {title}", flush=True)
+    columns: list[str] = []
     for row in rows:
-        print("| " + " | ".join(row.get(column, "") for column in columns) + " |")
+        if list(row) != columns:
+            columns = list(row)
+            print("\n| " + " | ".join(columns) + " |\n| " + " | ".join("---" for _ in columns) + " |")
+        print("| " + " | ".join(row.values()) + " |", flush=True)
     print()
 
 
@@ -297,6 +369,9 @@ def parse_arguments() -> argparse.Namespace:
     shapes = [(32, 32), (64, 64), (128, 64), (64, 128), (128, 128)]
     parser.add_argument("--blocks", nargs="+", type=block_shape, default=shapes, help="for example 64x64")
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.0, 0.1, 0.3, 0.5, 0.7, 0.9])
+    parser.add_argument("--int8-sparsities", nargs="*", type=float, default=[0.5], help="those to time in int8 too")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="tilings are chosen beforehand")
+    parser.add_argument("--turns", type=Path, default=Path(os.devnull), help="file that runs sharing the card lock")
     parser.add_argument("--masks", type=Path, help="masks.pt of the pipeline for the whole model, not random ones")
     parser.add_argument("--rounds", type=int, default=50, help="timed calls of each competitor")
     parser.add_argument("--energy-seconds", type=float, default=10.0, help="per window; 0 leaves energy out")

@@ -8,6 +8,7 @@ B = leading dimensions, any number; I, O = input and output features; r, c = row
 R, C = rows and columns of the grid; K = kept blocks; g = ceil(c / 4), groups of columns that are multiplied at once.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -107,9 +108,13 @@ def block_sparse_linear_int8(inputs: Tensor, layer: QuantisedLayer, surroundings
     return outputs
 
 
-def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
+def _parted(arguments: Sequence[Any]) -> tuple[QuantisedLayer, Surroundings]:
     count = len(QuantisedLayer._fields)
-    layer, surroundings = QuantisedLayer(*arguments[:count]), Surroundings(*arguments[count:])
+    return QuantisedLayer(*arguments[:count]), Surroundings(*arguments[count:])
+
+
+def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
+    layer, surroundings = _parted(arguments)
     log_once(path_of(layer.values).reason)
     shape = (layer.out_features, inputs.shape[-1])
     grid = BlockGrid(shape, (layer.values.shape[1], layer.block_columns))
@@ -130,6 +135,25 @@ def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tens
     return outputs
 
 
+def _linear_on_gpu(inputs: Tensor, *arguments: Any) -> Tensor:
+    layer, surroundings = _parted(arguments)
+    if path_of(layer.values).reason:
+        outputs: Tensor = torch.ops.lpvit.masked_dense_linear_int8(inputs, *arguments)
+        return outputs
+    from lpvit.sparse import triton_kernel, triton_quantise
+
+    flat = surroundings.before(inputs).reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
+    quantised, scales, zero_points = triton_quantise.quantise_tokens(flat)
+    meaning = triton_kernel.Scales(scales, zero_points, layer.scales, layer.row_sums)
+    blocks = unpack(layer.values, layer.block_columns).contiguous()  # no copy, but of blocks that were padded
+    dtype = inputs.dtype if surroundings.residual is None else torch.float32
+    indices = layer.crow_indices, layer.col_indices
+    product = triton_kernel.block_sparse_linear_int8(
+        quantised, blocks, *indices, layer.bias, meaning, dtype, layer.gelu
+    )
+    return surroundings.after(product.view(*inputs.shape[:-1], layer.out_features)).to(inputs.dtype)
+
+
 def _shape_only(inputs: Tensor, values: Tensor, scales: Tensor, *_: object) -> Tensor:
     return inputs.new_empty(*inputs.shape[:-1], len(scales))
 
@@ -138,5 +162,6 @@ define(f"block_sparse_linear_int8{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_
 define(f"masked_dense_linear_int8{_ARGUMENTS} -> Tensor")
 implement("masked_dense_linear_int8", _masked_dense_linear, "CompositeExplicitAutograd")
 implement("block_sparse_linear_int8", _linear_without_kernel, "CompositeExplicitAutograd")
+implement("block_sparse_linear_int8", _linear_on_gpu, "CUDA")
 for _name in ("block_sparse_linear_int8", "masked_dense_linear_int8"):
     torch.library.register_fake(f"lpvit::{_name}", _shape_only, lib=LIBRARY)

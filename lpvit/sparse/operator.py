@@ -109,7 +109,7 @@ def path_for(device: torch.device, dtype: torch.dtype, block_columns: int = 2) -
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return Path("masked dense", "Triton is not installed")
     dtypes = {
-        "cuda": (torch.float16, torch.bfloat16, torch.float32),
+        "cuda": (torch.float16, torch.bfloat16, torch.float32, torch.int8),
         "cpu": (torch.float32, torch.bfloat16, torch.int8),
     }
     if device.type not in dtypes:

@@ -6,12 +6,16 @@ A program computes a tile of M by one whole block row. The kept blocks of that r
 ``kept * c`` weights, over which it steps ``tile_k`` at a time: a step is a part of a wide block, or gathers several
 narrow ones, so that tensor cores get full tiles whatever c is. The other side of their tiles is r: 64 and more is fast,
 below that the inputs are read too often for what is computed with them.
+
+A step that lies in one block may be copied as two boxes, of inputs and of weights, which Hopper's tensor memory
+accelerator does by itself; all else is gathered by addresses. The product may be turned: with the weights as its left
+side, a few blocks meet many tokens in one instruction, and the shared memory is read less often.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
 # (Triton has no types, nor has what it compiles)
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,17 +25,35 @@ from lpvit.errors import LpvitError
 try:
     import triton
     import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from lpvit.sparse.triton_parts import gelu_of, meanings, sums_by_address, sums_of_boxes, tile_of_program
 except ImportError as error:
     raise LpvitError(f"triton: cannot be imported ({error}); it is made for Linux, use another kernel here") from error
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret
-WIDEN = tl.constexpr(INTERPRETED)  # the interpreter multiplies bfloat16 as if it were integers
-STRIP = tl.constexpr(8)  # tiles of tokens whose inputs share the cache
-SQRT_HALF = tl.constexpr(0.5**0.5)
 LEAST_TILE = 16  # of tl.dot, in every direction
-MOST_SUMS = 128  # float32 sums a thread can hold, of its 255 registers
+LEAST_TURNED = 64  # rows that Hopper's tensor cores take on the left side
+MOST_SUMS = 128  # sums a thread can hold, of its 255 registers
 MOST_UNROLLED = 2048  # multiply-adds a thread has unrolled in a step, without tensor cores
+LINE = 16  # bytes that rows of a box begin at multiples of
+
+
+class Scales(NamedTuple):
+    """What whole numbers of int8 stand for: an input s (q - z), a weight a v.
+
+    Attributes:
+        tokens: s, shape (M,), float32.
+        zero_points: z, shape (M,), int32.
+        outputs: a, shape (O,), float32.
+        row_sums: Sum of v for each output, shape (O,), int32.
+    """
+
+    tokens: Tensor
+    zero_points: Tensor
+    outputs: Tensor
+    row_sums: Tensor
 
 
 def block_sparse_linear(
@@ -57,7 +79,7 @@ def block_sparse_linear(
         col_indices: Block column of every kept block, shape (kept,), int32.
         bias: Shape (O,), or None.
         out_features: O.
-        gelu: Whether to apply the exact GELU, x / 2 * (1 + erf(x / sqrt(2))).
+        gelu: Whether to apply GELU, x / 2 * (1 + erf(x / sqrt(2))), to 5e-7.
 
     Returns:
         Shape (M, O), in the dtype of the inputs.
@@ -65,30 +87,75 @@ def block_sparse_linear(
     Raises:
         LpvitError: The device or the dtype is not one of the above.
     """
-    _require_runnable(inputs, values)
-    tokens, in_features = inputs.shape
-    outputs = inputs.new_empty(tokens, out_features)
-    if outputs.numel() == 0:
-        return outputs
-    constants = _constants(inputs.dtype, in_features, (values.shape[1], values.shape[2]), gelu)
-    sizes = tokens, max(LEAST_TILE, triton.next_power_of_2(tokens)), in_features, out_features
-    count = len(crow_indices) - 1
-    with torch.cuda.device(inputs.get_device()):
-        _kernel[lambda tiling: (triton.cdiv(tokens, tiling["tile_m"]) * count,)](
-            *(inputs.contiguous(), values.contiguous(), crow_indices, col_indices, bias, outputs, *sizes),
-            **constants,
-            enable_fp_fusion=True,
-        )
-    return outputs
-
-
-def _require_runnable(inputs: Tensor, values: Tensor) -> None:
-    if not (inputs.is_cuda or INTERPRETED):
-        raise LpvitError(f"Triton kernel: inputs are on '{inputs.device}'; move model and inputs to a GPU")
+    _require_runnable(inputs)
     if inputs.dtype not in DTYPES or values.dtype != inputs.dtype:
         raise LpvitError(
             f"Triton kernel: inputs are {inputs.dtype}, weights {values.dtype}; make both float16, bfloat16 or float32"
         )
+    outputs = inputs.new_empty(len(inputs), out_features)
+    return _launch(inputs, values, (crow_indices, col_indices), bias, (None,) * 4, outputs, gelu)
+
+
+def block_sparse_linear_int8(
+    inputs: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    bias: Tensor | None,
+    scales: Scales,
+    dtype: torch.dtype,
+    gelu: bool,
+) -> Tensor:
+    """`block_sparse_linear` of whole numbers, whose sums are exact.
+
+    Args:
+        inputs: Shape (M, I), int8, from `lpvit.sparse.triton_quantise.quantise_tokens`.
+        values: Shape (kept, r, c), int8.
+        crow_indices: Shape (R + 1,), int32.
+        col_indices: Shape (kept,), int32.
+        bias: Shape (O,), float32, or None.
+        scales: What the numbers stand for.
+        dtype: Of the outputs.
+        gelu: Whether to apply GELU.
+
+    Returns:
+        Shape (M, O), in ``dtype``.
+
+    Raises:
+        LpvitError: The inputs are not on a GPU.
+    """
+    _require_runnable(inputs)
+    outputs = inputs.new_empty(len(inputs), len(scales.outputs), dtype=dtype)
+    return _launch(inputs, values, (crow_indices, col_indices), bias, scales, outputs, gelu)
+
+
+def _require_runnable(inputs: Tensor) -> None:
+    if not (inputs.is_cuda or INTERPRETED):
+        raise LpvitError(f"Triton kernel: inputs are on '{inputs.device}'; move model and inputs to a GPU")
+
+
+def _launch(
+    inputs: Tensor,
+    values: Tensor,
+    indices: tuple[Tensor, Tensor],
+    bias: Tensor | None,
+    scales: "Scales | tuple[None, ...]",
+    outputs: Tensor,
+    gelu: bool,
+) -> Tensor:
+    if outputs.numel() == 0:
+        return outputs
+    (tokens, in_features), out_features = inputs.shape, outputs.shape[1]
+    constants = _constants(inputs.dtype, in_features, (values.shape[1], values.shape[2]), gelu)
+    sizes = tokens, max(LEAST_TILE, triton.next_power_of_2(tokens)), in_features, out_features
+    count = len(indices[0]) - 1
+    with torch.cuda.device(inputs.get_device()):
+        _kernel[lambda tiling: (triton.cdiv(tokens, tiling["tile_m"]) * count,)](
+            *(inputs.contiguous(), values.contiguous(), *indices, bias, *scales, outputs, *sizes),
+            **constants,
+            enable_fp_fusion=True,
+        )
+    return outputs
 
 
 def _constants(dtype: torch.dtype, in_features: int, block_shape: tuple[int, int], gelu: bool) -> dict[str, Any]:
@@ -111,8 +178,8 @@ def _precision(dtype: torch.dtype) -> str:
 
 
 def _tilings() -> list[triton.Config]:
-    """Candidates: (tile_m, tile_k, warps, stages)."""
-    candidates = [
+    """Candidates: (tile_m, tile_k, warps, stages) of copies by address, by boxes, and by boxes in turned products."""
+    by_address = [
         (16, 32, 4, 3),  # fits wherever Triton runs
         (16, 64, 4, 4),
         (32, 64, 4, 4),
@@ -120,59 +187,81 @@ def _tilings() -> list[triton.Config]:
         (64, 64, 4, 4),
         (64, 128, 4, 3),
         (128, 32, 4, 5),
-        (128, 64, 4, 3),
         (128, 64, 4, 4),
         (128, 64, 8, 3),
-        (128, 64, 8, 4),
         (128, 128, 8, 3),
         (256, 32, 8, 4),
         (256, 64, 8, 3),
-        (256, 64, 8, 4),
     ]
+    by_boxes = [(64, 64, 4, 4), (128, 32, 4, 5), (128, 64, 4, 4), (128, 64, 8, 3), (128, 128, 8, 3), (256, 64, 8, 3)]
+    turned = [(128, 64, 4, 3), (128, 64, 4, 4), (128, 128, 4, 3), (256, 64, 4, 2), (256, 64, 4, 3), (256, 64, 8, 3)]
+    if INTERPRETED:
+        by_address, by_boxes, turned = [(32, 32, 4, 1)], [], []
     return [
-        triton.Config({"tile_m": tile_m, "tile_k": tile_k}, num_warps=warps, num_stages=stages)
-        for tile_m, tile_k, warps, stages in ([(32, 32, 4, 1)] if INTERPRETED else candidates)
+        _tiling(*sizes, boxes=boxes, turned=is_turned)
+        for candidates, boxes, is_turned in ((by_address, False, False), (by_boxes, True, False), (turned, True, True))
+        for sizes in candidates
     ]
+
+
+def _tiling(tile_m: int, tile_k: int, warps: int, stages: int, boxes: bool, turned: bool) -> triton.Config:
+    constants = {"tile_m": tile_m, "tile_k": tile_k, "boxes": boxes, "turned": turned}
+    return triton.Config(constants, num_warps=warps, num_stages=stages)
 
 
 def _worth_timing(tilings: list[triton.Config], arguments: dict[str, Any], **meta: Any) -> list[triton.Config]:
     """Leaves out what does not fit the shared memory, spills registers, or is mostly padding for so few tokens."""
     inputs, bucket, tile_n = arguments["inputs"], arguments["tokens_bucket"], meta["tile_n"]
-    memory = torch.cuda.get_device_properties(inputs.device).shared_memory_per_block_optin
+    device = torch.cuda.get_device_properties(inputs.device)
     without_tensor_cores = inputs.dtype == torch.float32 and meta["precision"] == "ieee"
 
     def is_worth(tiling: triton.Config) -> bool:
         tile_m, tile_k, threads = tiling.kwargs["tile_m"], tiling.kwargs["tile_k"], 32 * tiling.num_warps
         if without_tensor_cores and tile_m * tile_n * tile_k > MOST_UNROLLED * threads:
             return False
+        if tiling.kwargs["boxes"] and (device.major < 9 or not _have_boxes({**arguments, **meta, **tiling.kwargs})):
+            return False
+        if tiling.kwargs["turned"] and tile_n < LEAST_TURNED:
+            return False
         staged = tiling.num_stages * (tile_m + tile_n) * tile_k * inputs.element_size()
-        return bool(staged <= memory and tile_m <= bucket and tile_m * tile_n <= MOST_SUMS * threads)
+        fits = staged <= device.shared_memory_per_block_optin
+        return bool(fits and tile_m <= bucket and tile_m * tile_n <= MOST_SUMS * threads)
 
     return [tiling for tiling in tilings if is_worth(tiling)]
 
 
-@triton.jit
-def _kept_columns(start, length, col_indices, block_columns: tl.constexpr, tile_k: tl.constexpr, run: tl.constexpr):
-    """Of a step: places along the kept axis, the block each lies in, and the columns of the weight they stand for."""
-    place = start + tl.arange(0, tile_k)
-    if block_columns % tile_k == 0:  # one block or a part of it: one index will do
-        block = start // block_columns
-        block_column = tl.load(col_indices + block, mask=start < length, other=0)
-        column = block_column * block_columns + start % block_columns + tl.arange(0, tile_k)
-    else:
-        block = place // block_columns
-        block_column = tl.load(col_indices + block, mask=place < length, other=0)
-        column = block_column * block_columns + place % block_columns
-        column = tl.max_contiguous(tl.multiple_of(column, run), run)  # so that loads are wide
-    return place, block, column
+def _have_boxes(arguments: dict[str, Any]) -> bool:
+    """Whether a step is one box of the inputs and one of the weights, as the hardware can copy them."""
+    inputs, values, size = arguments["inputs"], arguments["values"], arguments["inputs"].element_size()
+    aligned = (inputs.data_ptr(), values.data_ptr(), inputs.shape[1] * size, values.shape[2] * size)
+    return bool(
+        arguments["boxes"]
+        and size <= 2  # float32 is for exactness
+        and arguments["block_rows"] == arguments["tile_n"]
+        and arguments["block_columns"] % arguments["tile_k"] == 0
+        and len(values) > 0
+        and all(number % LINE == 0 for number in aligned)
+    )
+
+
+def _input_boxes(arguments: dict[str, Any]) -> TensorDescriptor | None:
+    box = [arguments["tile_m"], arguments["tile_k"]]
+    return TensorDescriptor.from_tensor(arguments["inputs"], box) if _have_boxes(arguments) else None
+
+
+def _weight_boxes(arguments: dict[str, Any]) -> TensorDescriptor | None:
+    box = [arguments["tile_n"], arguments["tile_k"]]
+    return TensorDescriptor.from_tensor(arguments["values"].flatten(0, 1), box) if _have_boxes(arguments) else None
 
 
 @triton.autotune(
     configs=_tilings(),
-    key=["tokens_bucket", "in_features", "out_features", "block_rows", "block_columns", "precision"],
+    key=["tokens_bucket", "in_features", "out_features", "block_rows", "block_columns", "gelu", "precision"],
     prune_configs_by={"early_config_prune": _worth_timing},
+    do_bench=lambda call, quantiles: triton.testing.do_bench(call, warmup=5, rep=25, quantiles=quantiles),
     cache_results=True,
 )
+@triton.heuristics({"input_boxes": _input_boxes, "weight_boxes": _weight_boxes})
 @triton.jit(do_not_specialize=["tokens", "tokens_bucket"])
 def _kernel(
     inputs,
@@ -180,11 +269,17 @@ def _kernel(
     crow_indices,
     col_indices,
     bias,
+    token_scales,
+    zero_points,
+    output_scales,
+    row_sums,
     outputs,
     tokens,
     tokens_bucket,
     in_features,
     out_features,
+    input_boxes,
+    weight_boxes,
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
     tile_n: tl.constexpr,
@@ -194,49 +289,44 @@ def _kernel(
     precision: tl.constexpr,
     tile_m: tl.constexpr,
     tile_k: tl.constexpr,
+    boxes: tl.constexpr,
+    turned: tl.constexpr,
 ):
-    # Programs go strip by strip of tiles of tokens, whose inputs stay in the cache; within a strip by block rows.
-    strip_size = STRIP * tl.cdiv(out_features, block_rows)
-    strip = tl.program_id(0) // strip_size * STRIP
-    height = tl.minimum(tl.cdiv(tokens, tile_m) - strip, STRIP)
-    within = tl.program_id(0) % strip_size
-    first_token = (strip + within % height) * tile_m
-    block_row = within // height
+    first_token, block_row = tile_of_program(tokens, out_features, block_rows, tile_m)
     first_block = tl.load(crow_indices + block_row)
     length = (tl.load(crow_indices + block_row + 1) - first_block) * block_columns
-
-    # Only the first address of a tile needs 64 bits.
-    inputs += first_token.to(tl.int64) * in_features
-    outputs += first_token.to(tl.int64) * out_features
-    values += first_block.to(tl.int64) * block_rows * block_columns
     col_indices += first_block
 
-    # Rows past the end read the last one again: that needs no mask, and they are not stored.
-    token = tl.arange(0, tile_m)
-    row = tl.arange(0, tile_n)
-    input_rows = inputs + tl.minimum(token, tokens - first_token - 1)[:, None] * in_features
-    weight_rows = values + tl.minimum(row, block_rows - 1)[:, None] * block_columns
-
-    sums = tl.zeros((tile_m, tile_n), dtype=tl.float32)
-    place, block, column = _kept_columns(0, length, col_indices, block_columns, tile_k, run)
-    for start in range(0, length, tile_k):
-        kept = place < length
-        x = tl.load(input_rows + column, mask=kept & (column < in_features) if ragged else kept, other=0.0)
-        weight = tl.load(weight_rows + (block * ((block_rows - 1) * block_columns) + place), mask=kept, other=0.0)
-        # Carried over from the step before: an index read in its own step would take half of the pipeline's stages.
-        place, block, column = _kept_columns(start + tile_k, length, col_indices, block_columns, tile_k, run)
-        if WIDEN:
-            x, weight = x.to(tl.float32), weight.to(tl.float32)
-        sums = tl.dot(x, weight.T, sums, input_precision=precision)
+    whole: tl.constexpr = tl.int32 if inputs.dtype.element_ty == tl.int8 else tl.float32
+    sums = tl.zeros((tile_n, tile_m) if turned else (tile_m, tile_n), dtype=whole)
+    token, row = tl.arange(0, tile_m), tl.arange(0, tile_n)
+    if input_boxes is not None:
+        sums = sums_of_boxes(
+            *(sums, input_boxes, weight_boxes, first_token, first_block, length, col_indices),
+            *(block_rows, block_columns, turned, precision, tile_k),
+        )
+    else:
+        # Only the first address of a tile needs 64 bits. Rows past the end read the last one again: that needs no mask,
+        # and they are not stored.
+        inputs += first_token.to(tl.int64) * in_features
+        values += first_block.to(tl.int64) * block_rows * block_columns
+        input_rows = inputs + tl.minimum(token, tokens - first_token - 1)[:, None] * in_features
+        weight_rows = values + tl.minimum(row, block_rows - 1)[:, None] * block_columns
+        sums = sums_by_address(
+            *(sums, input_rows, weight_rows, in_features, length, col_indices),
+            *(block_rows, block_columns, run, ragged, turned, precision, tile_k),
+        )
+    sums = sums.T if turned else sums
 
     feature = block_row * block_rows + row
-    stored = (row < block_rows) & (feature < out_features)
+    is_token, is_feature = token < tokens - first_token, (row < block_rows) & (feature < out_features)
+    if row_sums is not None:
+        of_tokens = token_scales + first_token + token, zero_points + first_token + token
+        sums = meanings(sums, *of_tokens, output_scales + feature, row_sums + feature, is_token, is_feature)
     if bias is not None:
-        sums += tl.load(bias + feature, mask=stored, other=0.0).to(tl.float32)
+        sums += tl.load(bias + feature, mask=is_feature, other=0.0).to(tl.float32)
     if gelu:
-        sums = 0.5 * sums * (1 + tl.erf(sums * SQRT_HALF))
-    tl.store(
-        outputs + (token[:, None] * out_features + feature),
-        sums.to(outputs.dtype.element_ty),
-        mask=(token < tokens - first_token)[:, None] & stored,
-    )
+        sums = gelu_of(sums)
+    outputs += first_token.to(tl.int64) * out_features
+    places = outputs + (token[:, None] * out_features + feature)
+    tl.store(places, sums.to(outputs.dtype.element_ty), mask=is_token[:, None] & is_feature)

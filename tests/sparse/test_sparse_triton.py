@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,6 +36,7 @@ class Case:
     bias: bool = True
     gelu: bool = False
     device: str = "cpu"
+    tiling: tuple[int, int, bool, bool] | None = None  # tile_m, tile_k, by boxes, turned; by default what is chosen
 
 
 def relative_error(case: Case) -> float:
@@ -61,10 +63,64 @@ def relative_error(case: Case) -> float:
     place = guarded if case.device == "cpu" else torch.Tensor.cuda
     x, values, crow_indices, col_indices = (place(tensor) for tensor in (x, *parts))
     bias = None if bias is None else bias.to(case.device)
-    outputs = block_sparse_linear(x, values, crow_indices, col_indices, bias, out_features, case.gelu)
+    with tiled(case.tiling):
+        outputs = block_sparse_linear(x, values, crow_indices, col_indices, bias, out_features, case.gelu)
     assert outputs.shape == expected.shape
     assert outputs.dtype == case.dtype
     return float((outputs.cpu().double() - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+@contextmanager
+def tiled(tiling: tuple[int, int, bool, bool] | None) -> Iterator[None]:
+    """With that one in place of a choice."""
+    from lpvit.sparse.triton_kernel import _kernel, _tiling
+
+    configs = _kernel.configs
+    if tiling is not None:
+        tile_m, tile_k, boxes, turned = tiling
+        _kernel.configs = [_tiling(tile_m, tile_k, 4, 2, boxes, turned)]
+    try:
+        yield
+    finally:
+        _kernel.configs = configs
+
+
+def int8_mismatch(case: Case) -> tuple[float, float]:
+    """Largest errors over the largest output: of sums of whole numbers, and of a layer against `QuantisedLinear`."""
+    from lpvit.models.quantised import quantise_tokens
+    from lpvit.sparse import triton_kernel, triton_quantise
+    from lpvit.sparse.int8 import unpack
+    from lpvit.sparse.linear import BlockSparseLinear
+
+    torch.manual_seed(0)
+    rows, columns = (-(-size // side) for size, side in zip(case.shape, case.block_shape, strict=True))
+    linear = torch.nn.Linear(case.shape[1], case.shape[0], bias=case.bias)
+    keep_mask = torch.rand(rows, columns) < case.kept
+    layer = BlockSparseLinear.from_linear(linear, keep_mask, case.block_shape, case.gelu, "int8")
+    x = (torch.randn(case.tokens, case.shape[1]) + 0.3).to(case.dtype)
+    whole, scale, zero_point = quantise_tokens(x)
+    values, scales, zero_points = triton_quantise.quantise_tokens(x.to(case.device))
+    assert torch.equal(values.cpu().float() + 128, whole)
+    assert torch.equal(scales.cpu(), scale[:, 0])
+    assert torch.equal(zero_points.cpu().float() + 128, zero_point[:, 0])
+
+    layer.to(case.device)
+    dense = layer.dense_weight().cpu() / layer.scales.cpu().clamp_min(1e-30)[:, None]
+    sums = (whole - zero_point).double() @ dense.round().double().T
+    blocks = unpack(layer.values, case.block_shape[1]).contiguous()
+    indices = layer.crow_indices, layer.col_indices
+    ones = triton_kernel.Scales(torch.ones_like(scales), zero_points, torch.ones_like(layer.scales), layer.row_sums)
+    meaning = ones._replace(tokens=scales, outputs=layer.scales)
+    with tiled(case.tiling):
+        of_ones = triton_kernel.block_sparse_linear_int8(values, blocks, *indices, None, ones, FP32, False)
+        outputs = triton_kernel.block_sparse_linear_int8(
+            values, blocks, *indices, layer.bias, meaning, case.dtype, case.gelu
+        )
+    expected = sums.float() * scale * layer.scales.cpu()
+    expected = expected if layer.bias is None else expected + layer.bias.cpu()
+    expected = torch.nn.functional.gelu(expected) if case.gelu else expected
+    largest = expected.abs().max().clamp_min(1e-30)
+    return float((of_ones.cpu() - sums).abs().max()), float((outputs.cpu().float() - expected).abs().max() / largest)
 
 
 def guarded(tensor: Tensor) -> Tensor:
@@ -125,6 +181,47 @@ def test_kernel_at_its_edges(interpreter: Executor, case: Case, block_shape: tup
     assert interpreter.submit(relative_error, case).result() < TOLERANCE[case.dtype]
 
 
+TILINGS = [(64, 32, True, False), (32, 64, True, True), (32, 32, False, True)]
+
+
+@pytest.mark.parametrize("tiling", TILINGS, ids=["boxes", "boxes, turned", "by address, turned"])
+@pytest.mark.parametrize("block_shape", [(64, 64), (16, 128)], ids=["64x64", "16x128"])
+def test_tiles_copied_as_boxes_and_turned_products_give_the_same(
+    interpreter: Executor, block_shape: tuple[int, int], tiling: tuple[int, int, bool, bool]
+) -> None:
+    even = Case((128, 256), block_shape, dtype=BF16, tiling=tiling)
+    ragged = Case((131, 248), block_shape, tokens=77, dtype=FP16, gelu=True, empty_rows=True, tiling=tiling)
+    unaligned = Case((131, 251), block_shape, tokens=77, dtype=BF16, tiling=tiling)
+    for case in (even, ragged, unaligned, replace(even, kept=0.0), replace(even, kept=1.0, bias=False)):
+        assert interpreter.submit(relative_error, case).result() < TOLERANCE[case.dtype]
+
+
+@pytest.mark.parametrize("tiling", [None, *TILINGS], ids=["by address", "boxes", "boxes, turned", "by address, turned"])
+@pytest.mark.parametrize("block_shape", [(64, 64), (16, 32), (24, 48), (8, 6)], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_sums_in_int8_are_exact(
+    interpreter: Executor, block_shape: tuple[int, int], tiling: tuple[int, int, bool, bool] | None
+) -> None:
+    even = Case((128, 192), block_shape, tokens=33, tiling=tiling)
+    ragged = Case((131, 197), block_shape, dtype=BF16, gelu=True, tiling=tiling)
+    for case in (even, ragged, replace(even, kept=0.0), replace(even, bias=False, kept=1.0)):
+        off, of_meaning = interpreter.submit(int8_mismatch, case).result()
+        assert off == 0
+        assert of_meaning < TOLERANCE[case.dtype]
+
+
+def test_tokens_that_are_not_finite_have_no_scale(interpreter: Executor) -> None:
+    assert interpreter.submit(scales_of_odd_tokens).result() == [True, False, True, False]
+
+
+def scales_of_odd_tokens() -> list[bool]:
+    """Whether the scale is none: of an infinite token, a zero one, one that is not a number, and a very small one."""
+    from lpvit.sparse.triton_quantise import quantise_tokens
+
+    x = torch.randn(4, 70)
+    x[0, 3], x[1], x[2, 69], x[3] = torch.inf, 0.0, torch.nan, 1e-35
+    return quantise_tokens(x)[1].isnan().tolist()
+
+
 def test_only_kept_blocks_of_transposed_inputs_are_read(interpreter: Executor) -> None:
     assert interpreter.submit(outputs_of_ones_among_nan).result() == [[8.0] * 8, [4.0] * 8]
 
@@ -156,7 +253,7 @@ def test_compiled_for_hopper_it_feeds_tensor_cores_by_wide_pipelined_copies_with
     block_shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compiled = compile_for_hopper(block_shape, tile_m=128, tile_k=64, warps=4, stages=4)
+    compiled = compile_for_hopper(block_shape, (128, 64, False, False), warps=4, stages=4)
     assert f"wgmma.mma_async.sync.aligned.m64n{block_shape[0]}k16.f32.bf16.bf16" in compiled.asm["ptx"]
     assert "memdesc<4x128x64xbf16" in compiled.asm["ttgir"], "inputs are not staged at full depth"
     widths = set(re.findall(r"cp\.async\.\w+\.shared\.global \[.*?\], \[.*?\], (\w+)", compiled.asm["ptx"]))
@@ -164,20 +261,61 @@ def test_compiled_for_hopper_it_feeds_tensor_cores_by_wide_pipelined_copies_with
     assert "STACK:0" in resources(compiled.asm["cubin"], tmp_path)
 
 
-def compile_for_hopper(block_shape: tuple[int, int], tile_m: int, tile_k: int, warps: int, stages: int):
-    """The kernel as `block_sparse_linear` starts it for a bf16 layer of DeiT with bias and GELU, without a GPU."""
+@pytest.mark.parametrize(
+    ("tiling", "instruction"),
+    [((128, 64, True, False), "m64n64k16.f32.bf16.bf16"), ((256, 64, True, True), "m64n256k16.f32.bf16.bf16")],
+    ids=["straight", "turned"],
+)
+def test_compiled_for_hopper_boxes_are_copied_by_its_tensor_memory_accelerator(
+    tiling: tuple[int, int, bool, bool], instruction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled = compile_for_hopper((64, 64), tiling, warps=4, stages=3)
+    assert f"wgmma.mma_async.sync.aligned.{instruction}" in compiled.asm["ptx"]
+    assert "cp.async.bulk.tensor.2d" in compiled.asm["ptx"]
+    assert f"memdesc<3x{tiling[0]}x64xbf16" in compiled.asm["ttgir"], "inputs are not staged at full depth"
+    assert "STACK:0" in resources(compiled.asm["cubin"], tmp_path)
+
+
+def test_compiled_for_hopper_int8_meets_tensor_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled = compile_for_hopper((64, 64), (128, 64, True, True), warps=4, stages=4, dtype=torch.int8)
+    assert "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8" in compiled.asm["ptx"]
+    assert "STACK:0" in resources(compiled.asm["cubin"], tmp_path)
+
+
+def compile_for_hopper(
+    block_shape: tuple[int, int],
+    tiling: tuple[int, int, bool, bool],
+    warps: int,
+    stages: int,
+    dtype: torch.dtype = BF16,
+):
+    """The kernel as it is started for a layer of DeiT with outputs in bf16, bias and GELU, without a GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from lpvit.sparse.triton_kernel import _constants, _kernel
+    from lpvit.sparse.triton_kernel import _constants, _kernel, _tiling
 
-    names = _kernel.fn.arg_names
-    constants = _constants(BF16, 768, block_shape, gelu=True) | {"tile_m": tile_m, "tile_k": tile_k}
-    types = dict.fromkeys(names, "i32") | dict.fromkeys(("inputs", "values", "bias", "outputs"), "*bf16")
-    types |= dict.fromkeys(("crow_indices", "col_indices"), "*i32") | dict.fromkeys(constants, "constexpr")
-    unaligned = {"tokens", "tokens_bucket", *constants}
+    function = _kernel.fn.fn
+    names = function.arg_names
+    config = _tiling(*tiling[:2], warps, stages, *tiling[2:])
+    constants = _constants(dtype, 768, block_shape, gelu=True) | config.kwargs
+    element, of_bias = ("bf16", "bf16") if dtype == BF16 else ("i8", "fp32")
+    types = dict.fromkeys(names, "i32") | dict.fromkeys(("inputs", "values"), f"*{element}")
+    types |= {"bias": f"*{of_bias}", "outputs": "*bf16", "token_scales": "*fp32", "output_scales": "*fp32"}
+    types |= dict.fromkeys(("crow_indices", "col_indices", "zero_points", "row_sums"), "*i32")
+    if dtype == BF16:
+        constants |= dict.fromkeys(("token_scales", "zero_points", "output_scales", "row_sums"))
+    boxes = {"input_boxes": tiling[0], "weight_boxes": constants["tile_n"]}
+    if tiling[2]:
+        types |= {name: f"tensordesc<{element}[{height}, {tiling[1]}]>" for name, height in boxes.items()}
+    else:
+        constants |= dict.fromkeys(boxes)
+    types |= dict.fromkeys(constants, "constexpr")
+    unaligned = {"tokens", "tokens_bucket", *boxes, *constants}
     aligned = {(number,): [["tt.divisibility", 16]] for number, name in enumerate(names) if name not in unaligned}
-    source = ASTSource(_kernel.fn, types, constants, aligned)
+    source = ASTSource(function, types, constants, aligned)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
@@ -203,3 +341,27 @@ def test_kernel_equals_the_masked_dense_layer_at_the_shapes_of_deit_b_on_a_gpu(
         for tokens in (197, 8 * 197):
             case = Case(shape, block_shape, tokens, dtype, gelu=shape[0] == 3072, device="cuda")
             assert relative_error(case) < tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("block_shape", [(32, 32), (64, 64), (128, 64)], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_sums_in_int8_are_exact_at_the_shapes_of_deit_b_on_a_gpu(
+    block_shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    for shape in [(2304, 768), (3072, 768), (768, 3072)]:
+        case = Case(shape, block_shape, 8 * 197, dtype, gelu=shape[0] == 3072, device="cuda")
+        off, of_meaning = int8_mismatch(case)
+        assert off == 0
+        assert of_meaning < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tiling", [(128, 64, True, False), (128, 64, True, True), (64, 64, False, True)])
+def test_every_way_of_the_kernel_is_exact_on_a_gpu(tiling: tuple[int, int, bool, bool]) -> None:
+    if tiling[2] and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("the GPU has no tensor memory accelerator")
+    for dtype in (FP16, BF16):
+        case = Case((768, 3072), (64, 64), 8 * 197, dtype, device="cuda", tiling=tiling)
+        assert relative_error(case) < TOLERANCE[dtype]
+        assert relative_error(replace(case, shape=(1000, 1000), tokens=333, gelu=True)) < TOLERANCE[dtype]

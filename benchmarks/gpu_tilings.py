@@ -1,0 +1,80 @@
+"""Tilings of the GPU kernel, compiled in processes side by side and chosen, before anything is timed."""
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from triton import Config
+from triton.runtime.errors import OutOfResources
+
+from lpvit.models.blocks import BlockGrid
+from lpvit.models.layers import LayerSpec
+from lpvit.sparse import BlockSparseLinear, triton_kernel
+
+PROCESSES = 14
+DTYPE = torch.bfloat16
+
+
+class _NotWorthTimingError(Exception):
+    pass
+
+
+def random_keep_mask(layer: LayerSpec, block_shape: tuple[int, int], sparsity: float) -> Tensor:
+    """Keeps that share of the blocks, to one block. Shape (R, C), bool."""
+    grid = BlockGrid(layer.shape, block_shape)
+    keep_mask = torch.arange(grid.count) < round((1 - sparsity) * grid.count)
+    return keep_mask[torch.randperm(grid.count)].view(grid.rows, grid.columns)
+
+
+def compile_tilings(block_shapes: Iterable[tuple[int, int]], precisions: Iterable[str | None]) -> int:
+    """Compiles the kernel in all its tilings, which Triton caches on disk; how many were tried."""
+    tilings = range(len(triton_kernel._tilings()))
+    tasks = list(itertools.product(tilings, block_shapes, (False, True), precisions))
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, PROCESSES), mp_context=get_context("spawn")) as pool:
+        list(pool.map(_compile_tiling, tasks))
+    return len(tasks)
+
+
+def _compile_tiling(task: tuple[int, tuple[int, int], bool, str | None]) -> None:
+    """Runs a layer once in one tiling, if it is one that would be timed."""
+    number, block_shape, fused, precision = task
+    worth_timing = triton_kernel._worth_timing
+
+    def only_this(tilings: list[Config], arguments: dict[str, Any], **meta: Any) -> list[Config]:
+        if not (left := worth_timing([tilings[number]], arguments, **meta)):
+            raise _NotWorthTimingError
+        return left
+
+    linear = nn.Linear(16 * block_shape[1], 16 * block_shape[0], device="cuda", dtype=DTYPE)
+    sparse = BlockSparseLinear.from_linear(linear, torch.ones(16, 16).bool(), block_shape, fused, precision)
+    triton_kernel._kernel.early_config_prune = only_this
+    triton_kernel._kernel.cache.clear()
+    with torch.no_grad(), contextlib.suppress(_NotWorthTimingError, OutOfResources):
+        sparse(torch.randn(1024, linear.in_features, device="cuda", dtype=DTYPE))
+
+
+def choose_tilings(
+    layers: Iterable[LayerSpec],
+    batches: Iterable[int],
+    block_shapes: Iterable[tuple[int, int]],
+    precisions: Iterable[str | None],
+) -> None:
+    """Has every layer choose its tiling with half of the blocks, which Triton caches on disk too."""
+    start = time.monotonic()
+    for layer, batch, block_shape, precision in itertools.product(layers, batches, block_shapes, precisions):
+        linear = nn.Linear(layer.in_features, layer.out_features, device="cuda", dtype=DTYPE)
+        keep_mask = random_keep_mask(layer, block_shape, 0.5)
+        sparse = BlockSparseLinear.from_linear(linear, keep_mask, block_shape, layer.role == "fc1", precision)
+        sparse(torch.randn(batch * layer.tokens, layer.in_features, device="cuda", dtype=DTYPE))
+        height, width = block_shape
+        print(
+            f"{layer.role}, batch {batch}, {height}x{width}, {precision or DTYPE}: {triton_kernel._kernel.best_config}"
+        )
+    print(f"chosen in {time.monotonic() - start:.0f} s\n", flush=True)
