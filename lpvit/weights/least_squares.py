@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 SINGULAR = 1e-12  # share of an input's squares that the inputs before it do not explain
+SYSTEM_NUMBERS = 2**25  # of the systems that a GPU solves side by side: 256 MiB in float64
 
 
 class SingularError(ArithmeticError):
@@ -117,18 +118,38 @@ def fit_rows(moments: Moments, weight: Tensor, keep: Tensor, ridge: float) -> Te
     damping = nn.functional.pad(strength.expand(in_features), (0, biases))
     fitted = torch.zeros_like(weight)
     patterns, pattern_of_row = torch.unique(keep, dim=0, return_inverse=True)
-    for number, pattern in enumerate(patterns):
-        rows, kept = (pattern_of_row == number).nonzero(), pattern.nonzero().squeeze(1)
-        dense = weight[rows, kept].T
-        system = moments.gram[kept[:, None], kept] + damping[kept].diag()
-        right = moments.cross[kept[:, None], rows.T] + damping[kept, None] * dense
-        fitted[rows, kept] = torch.cholesky_solve(right, _cholesky(system)).T
+    for together in _of_like_size(patterns):
+        columns, is_kept = _listed(patterns[together])
+        rows, is_row = _listed(pattern_of_row == together[:, None])
+        columns, rows = columns[:, :, None], rows[:, None, :]
+        right = moments.cross[columns, rows] + damping[columns] * weight[rows, columns]
+        system = moments.gram[columns, columns.mT] + damping[columns[:, :, 0]].diag_embed()
+        solved = _solved(system, right, is_kept)
+        stays = is_kept[:, :, None] & is_row[:, None, :]
+        fitted[rows.expand_as(stays)[stays], columns.expand_as(stays)[stays]] = solved[stays]
     return fitted
 
 
-def _cholesky(system: Tensor) -> Tensor:
-    factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if failed or (factor.diagonal().square() <= SINGULAR * system.diagonal()).any():
+def _of_like_size(patterns: Tensor) -> Sequence[Tensor]:
+    """Numbers of the patterns (P, J) whose systems are solved side by side: on a CPU each alone, which pads nothing."""
+    kept = patterns.sum(dim=1)
+    order = kept.argsort()
+    at_once = max(1, SYSTEM_NUMBERS // max(1, int(kept.max()) ** 2)) if patterns.is_cuda else 1
+    return order.split(at_once)
+
+
+def _listed(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of what is True in every row of (P, J), padded to as many as the fullest row has, and which are real."""
+    places = masks.byte().argsort(dim=1, descending=True, stable=True)[:, : int(masks.sum(dim=1).max())]
+    return places, masks.gather(1, places)
+
+
+def _solved(systems: Tensor, right: Tensor, real: Tensor) -> Tensor:
+    """Solutions (P, K, n) of symmetric systems (P, K, K); what is not real, (P, K), is padding and has no part."""
+    if not real.all():
+        systems = systems * (real[:, :, None] & real[:, None, :]) + (~real).to(systems).diag_embed()
+    factors, failed = torch.linalg.cholesky_ex(systems)
+    small = factors.diagonal(dim1=1, dim2=2).square() <= SINGULAR * systems.diagonal(dim1=1, dim2=2)
+    if failed.any() or small.any():
         raise SingularError
-    return factor
+    return torch.cholesky_solve(right, factors)
