@@ -420,7 +420,7 @@ def _mean(values: pd.Series, digits: int) -> str:
 
 def plot(runs: pd.DataFrame) -> Figure:
     """Top-1 against MACs, a panel per block shape and reconstruction."""
-    shapes = [shape for shape in runs["block_shape"].unique() if shape != "-"]
+    shapes = [shape for shape in runs["block_shape"].unique() if shape != "-"] or ["-"]
     reconstructions = list(runs["reconstruction"].unique())
     figure = Figure(figsize=(4.2 * len(shapes) + 2, 3.2 * len(reconstructions)), layout="constrained")
     axes = figure.subplots(len(reconstructions), len(shapes), sharex=True, sharey=True, squeeze=False)

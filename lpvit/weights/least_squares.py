@@ -135,7 +135,7 @@ def _of_like_size(patterns: Tensor) -> Sequence[Tensor]:
     kept = patterns.sum(dim=1)
     order = kept.argsort()
     at_once = max(1, SYSTEM_NUMBERS // max(1, int(kept.max()) ** 2)) if patterns.is_cuda else 1
-    return order.split(at_once)
+    return torch.split(order, at_once)
 
 
 def _listed(masks: Tensor) -> tuple[Tensor, Tensor]:
