@@ -6,16 +6,12 @@
 First come the card's ceilings, so that gaps can be named. Competitors: dense, and 2:4 sparse where the card has it,
 both compiled, attention by SDPA; all run as CUDA graphs, so that no launch from Python is timed. They take turns call
 by call, with the L2 cache overwritten before each; a speed-up is the median over the rounds of the quotient of
-neighbouring calls. Outputs are compared with masked dense ones first. With --turns, several runs share a card: they
-compile together and time one after another.
+neighbouring calls. Outputs are compared with masked dense ones first.
 """
 
 import argparse
-import contextlib
 import copy
-import fcntl
 import itertools
-import os
 import statistics
 import sys
 import time
@@ -49,14 +45,13 @@ def main() -> None:
         sys.exit("no GPU here: torch finds no CUDA device, so there is nothing to time")
     torch.set_grad_enabled(False)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, timm {timm.__version__}, {DTYPE}")
-    watch = Watch(arguments.rounds, arguments.turns)
+    watch = Watch(arguments.rounds)
     print(ceilings(watch), flush=True)
     precisions = (None, "int8") if arguments.int8_sparsities else (None,)
     for name in arguments.models:
-        with watch.preparing():
-            model = timm.create_model(name, num_classes=1000).eval().cuda()
-            layers = prunable_layers(matrix_layers(model), ROLES)
-            model.to(DTYPE)
+        model = timm.create_model(name, num_classes=1000).eval().cuda()
+        layers = prunable_layers(matrix_layers(model), ROLES)
+        model.to(DTYPE)
         distinct = list({layer.role: layer for layer in layers}.values())
         if "tilings" in arguments.parts:
             compile_tilings(arguments.blocks, precisions)
@@ -107,24 +102,10 @@ def two_of_four_model(model: nn.Module, layers: Iterable[LayerSpec]) -> nn.Modul
 class Watch:
     """Times calls that take turns, each with a cold L2 cache."""
 
-    def __init__(self, rounds: int, turns: Path) -> None:
-        self.rounds, self.lock = rounds, turns.open("w")
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
         cache = torch.cuda.get_device_properties().L2_cache_size
         self.sweep = torch.empty(4 * cache, dtype=torch.int8, device="cuda")
-
-    @contextlib.contextmanager
-    def preparing(self) -> Iterator[None]:
-        """While nobody times."""
-        fcntl.flock(self.lock, fcntl.LOCK_SH)
-        yield
-        fcntl.flock(self.lock, fcntl.LOCK_UN)
-
-    @contextlib.contextmanager
-    def timing(self) -> Iterator[None]:
-        """While nobody else times or prepares."""
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
-        yield
-        fcntl.flock(self.lock, fcntl.LOCK_UN)
 
     def times(self, replays: Mapping[str, Replay]) -> dict[str, list[float]]:
         """Milliseconds of every competitor in every round."""
@@ -160,8 +141,7 @@ def ceilings(watch: Watch) -> str:
     """What the card reaches at most: in a large dense product, and in a copy, bytes read and written."""
     matrix, numbers = torch.randn(8192, 8192, device="cuda", dtype=DTYPE), torch.empty(2**30, device="cuda").to(DTYPE)
     calls = {"product": lambda: matrix @ matrix, "copy": numbers.clone}
-    with watch.timing():
-        milliseconds = {name: statistics.median(times) for name, times in watch.times(calls).items()}
+    milliseconds = {name: statistics.median(times) for name, times in watch.times(calls).items()}
     rate = 2 * 8192**3 / milliseconds["product"] / 1e9
     return f"8192x8192x8192: {rate:.0f} TFLOP/s; copy: {2 * numbers.nbytes / milliseconds['copy'] / 1e6:.0f} GB/s\n"
 
@@ -185,16 +165,13 @@ def time_layers(watch: Watch, layers: Iterable[LayerSpec], arguments: argparse.N
         inputs = torch.randn(batch * layer.tokens, layer.in_features, device="cuda", dtype=DTYPE)
         dense = nn.Linear(layer.in_features, layer.out_features, device="cuda", dtype=DTYPE)
         fused = layer.role == "fc1"
-        with watch.preparing():
-            rivals = {"dense": graphed(compiled_linear(dense.weight, dense.bias, fused), inputs)}
-            rivals |= two_of_four_rival(
-                lambda w=dense.weight, b=dense.bias, f=fused: compiled_linear(two_of_four(w), b, f), inputs
-            )
+        rivals = {"dense": graphed(compiled_linear(dense.weight, dense.bias, fused), inputs)}
+        rivals |= two_of_four_rival(
+            lambda w=dense.weight, b=dense.bias, f=fused: compiled_linear(two_of_four(w), b, f), inputs
+        )
         for block_shape in arguments.blocks:
-            with watch.preparing():
-                replays = rivals | sparse_replays(dense, layer, block_shape, inputs, arguments)
-            with watch.timing():
-                times = watch.times(replays)
+            replays = rivals | sparse_replays(dense, layer, block_shape, inputs, arguments)
+            times = watch.times(replays)
             medians = {name: statistics.median(of_one) for name, of_one in times.items()}
             gigaflop = 2e-9 * len(inputs) * layer.in_features * layer.out_features
             row = {"layer": layer.role, "batch": str(batch), "block": "{}x{}".format(*block_shape)}
@@ -255,23 +232,20 @@ def time_models(
     """One row per batch and block shape: speed-up at every sparsity, and energy per image at the largest batch."""
     for batch in arguments.batches:
         images = torch.randn(batch, *input_size(model), device="cuda", dtype=DTYPE)
-        with watch.preparing():
-            rivals = {"dense": graphed(compiled(model), images)}
-            rivals |= two_of_four_rival(lambda: compiled(two_of_four_model(model, layers)), images)
+        rivals = {"dense": graphed(compiled(model), images)}
+        rivals |= two_of_four_rival(lambda: compiled(two_of_four_model(model, layers)), images)
         for block_shape, masks in masks_to_time(layers, arguments):
             replays = dict(rivals)
-            with watch.preparing():
-                for (name, precision), keep_masks in masks.items():
-                    sparse = block_sparse_model(model, keep_masks, block_shape, precision)
-                    expected = masked_model(model, keep_masks, block_shape)(images)
-                    require_equal(sparse(images), expected, "model" + suffix(precision))
-                    replays[name + suffix(precision)] = graphed(compiled(sparse), images)
-            with watch.timing():
-                times = watch.times(replays)
-                row = {"batch": str(batch), "block": "{}x{}".format(*block_shape)}
-                yield row | {"dense, ms": f"{statistics.median(times['dense']):.2f}"} | cells(times)
-                if batch == max(arguments.batches) and arguments.energy_seconds:
-                    yield row | energy_cells(replays, batch, arguments.energy_seconds)
+            for (name, precision), keep_masks in masks.items():
+                sparse = block_sparse_model(model, keep_masks, block_shape, precision)
+                expected = masked_model(model, keep_masks, block_shape)(images)
+                require_equal(sparse(images), expected, "model" + suffix(precision))
+                replays[name + suffix(precision)] = graphed(compiled(sparse), images)
+            times = watch.times(replays)
+            row = {"batch": str(batch), "block": "{}x{}".format(*block_shape)}
+            yield row | {"dense, ms": f"{statistics.median(times['dense']):.2f}"} | cells(times)
+            if batch == max(arguments.batches) and arguments.energy_seconds:
+                yield row | energy_cells(replays, batch, arguments.energy_seconds)
 
 
 def compiled(model: nn.Module) -> nn.Module:
@@ -371,7 +345,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.0, 0.1, 0.3, 0.5, 0.7, 0.9])
     parser.add_argument("--int8-sparsities", nargs="*", type=float, default=[0.5], help="those to time in int8 too")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="tilings are chosen beforehand")
-    parser.add_argument("--turns", type=Path, default=Path(os.devnull), help="file that runs sharing the card lock")
     parser.add_argument("--masks", type=Path, help="masks.pt of the pipeline for the whole model, not random ones")
     parser.add_argument("--rounds", type=int, default=50, help="timed calls of each competitor")
     parser.add_argument("--energy-seconds", type=float, default=10.0, help="per window; 0 leaves energy out")
