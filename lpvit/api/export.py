@@ -43,15 +43,16 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
 
     Beside ``path`` come its weights (``.bin``) and ``lpvit_openvino.so``, which needs no torch and no lpvit, but the
     release of OpenVINO that is installed here: ``core.add_extension("lpvit_openvino.so")`` before
-    ``core.read_model(path)``. All masked layers are block-sparse, untimed; all else is OpenVINO's.
+    ``core.read_model(path)``. All masked layers are block-sparse and attention of ViT, DeiT and Swin is ours, untimed;
+    all else is OpenVINO's.
 
     Input ``images`` (N, channels, height, width), float32, normalised; output ``logits`` (N, classes).
 
     Args:
         pruned: From `lpvit.prune`, `lpvit.quantise` or `lpvit.load`; left as it is.
         path: Target, ``.xml``.
-        precision: Of the products in the masked layers: ``float32``, ``bfloat16`` or ``int8``. All else is in bfloat16
-            in ``bfloat16``, and in ``int8`` where this machine has a kernel for it.
+        precision: Of the products in the masked layers and in attention: ``float32``, ``bfloat16`` or ``int8``. All else
+            is in bfloat16 in ``bfloat16``, and in ``int8`` where this machine has a kernel for it.
 
     Raises:
         LpvitError: There is no such precision, or none for blocks of an odd width; OpenVINO is not installed; or the
