@@ -51,8 +51,8 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
     Args:
         pruned: From `lpvit.prune`, `lpvit.quantise` or `lpvit.load`; left as it is.
         path: Target, ``.xml``.
-        precision: Of the products in the masked layers and in attention: ``float32``, ``bfloat16`` or ``int8``. All else
-            is in bfloat16 in ``bfloat16``, and in ``int8`` where this machine has a kernel for it.
+        precision: Of the products in masked layers and in attention: ``float32``, ``bfloat16`` or ``int8``. All else is
+            in bfloat16 in ``bfloat16``, and in ``int8`` where this machine has a kernel for it.
 
     Raises:
         LpvitError: There is no such precision, or none for blocks of an odd width; OpenVINO is not installed; or the
