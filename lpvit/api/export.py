@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lpvit.api.pruned import Pruned
-from lpvit.api.sparsify import dtype_of_others
+from lpvit.api.sparsify import in_precision
 from lpvit.errors import LpvitError
 from lpvit.measure.sparsify import sparsify_layers
 from lpvit.models.architecture import input_size
@@ -68,8 +68,7 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
     import openvino
 
     library = openvino_library()
-    model = call_modules(deepcopy(pruned.model).cpu().eval().requires_grad_(False))
-    model = model.to(dtype_of_others(precision, next(model.parameters()).device))
+    model = in_precision(call_modules(deepcopy(pruned.model).cpu().eval().requires_grad_(False)), precision)
     sparsify_layers(model, pruned.keep_masks, pruned.block_shape, only_faster=False, precision=precision)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         written = Path(folder, "model.xml")

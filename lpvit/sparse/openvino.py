@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lpvit.sparse.int8 import QuantisedLayer
 from lpvit.sparse.linear import BlockSparseLinear
@@ -23,24 +23,11 @@ _TENSORS = (
 )
 
 
-class _InFloat32(nn.Module):
-    """A model that takes images and gives logits in float32, whatever it computes in."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        dtype = next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
-        logits: Tensor = self.model(images.to(dtype)).float()
-        return logits
-
-
 def converted(model: nn.Module, input_size: tuple[int, ...], library: Path) -> Any:
     """A model as OpenVINO has it, for any number of images.
 
     Args:
-        model: With block-sparse layers, on the CPU; their values are laid out anew.
+        model: With block-sparse layers, on the CPU, from and to float32; their values are laid out anew.
         input_size: Of an image.
         library: From `lpvit.sparse.build.openvino_library`.
 
@@ -55,7 +42,7 @@ def converted(model: nn.Module, input_size: tuple[int, ...], library: Path) -> A
         if isinstance(layer, BlockSparseLinear):  # OpenVINO copies others, and loses the copies in bfloat16
             layer.values = layer.values.contiguous()
     program = torch.export.export(
-        _InFloat32(model).eval(),
+        model.eval(),
         (torch.zeros(2, *input_size),),
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
