@@ -22,7 +22,7 @@ from engines import CALIBRATION, PRECISIONS, at_random, build_arms
 from torch import Tensor
 
 import lpvit
-from lpvit.measure.engines import Exported
+from lpvit.measure.engines import Exported, openvino_options
 from lpvit.measure.speed import require_equal
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.architecture import create_model, input_size
@@ -67,12 +67,7 @@ def compiled(file: Path, precision: str, batch_size: int, profile: bool) -> Call
     core.add_extension(file.with_name("lpvit_openvino.so"))
     model = core.read_model(file)
     model.reshape({"images": [batch_size, *list(model.input("images").partial_shape)[1:]]})
-    options = {
-        "INFERENCE_NUM_THREADS": 1,
-        "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-    }
+    options = openvino_options(1, bfloat16=precision != "float32")
     request = core.compile_model(model, "CPU", options).create_infer_request()
     if profile:
         print(f"\n{precision}\n{profiled(core.compile_model(model, 'CPU', options | {'PERF_COUNT': True}), model)}")

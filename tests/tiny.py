@@ -24,11 +24,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def dense_model(kind: str) -> nn.Module:
-    """As a user makes it: by timm, which does not note the options."""
+def dense_model(kind: str, **others: Any) -> nn.Module:
+    """As a user makes it: by timm, which does not note the options; those of `MODELS`, and others."""
     name, options = MODELS[kind]
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name, num_classes=5, **options)
+    model: nn.Module = timm.create_model(name, num_classes=5, **options, **others)
     for parameter in model.parameters():  # timm starts with weights so small that outputs hardly depend on images
         nn.init.normal_(parameter, std=0.3)
     return model

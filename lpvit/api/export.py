@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lpvit.api.pruned import Pruned
-from lpvit.api.sparsify import dtype_of_others
+from lpvit.api.sparsify import in_precision
 from lpvit.errors import LpvitError
 from lpvit.measure.sparsify import sparsify_layers
 from lpvit.models.architecture import input_size
@@ -43,15 +43,16 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
 
     Beside ``path`` come its weights (``.bin``) and ``lpvit_openvino.so``, which needs no torch and no lpvit, but the
     release of OpenVINO that is installed here: ``core.add_extension("lpvit_openvino.so")`` before
-    ``core.read_model(path)``. All masked layers are block-sparse, untimed; all else is OpenVINO's.
+    ``core.read_model(path)``. All masked layers are block-sparse and attention of ViT, DeiT and Swin is ours, untimed;
+    all else is OpenVINO's.
 
     Input ``images`` (N, channels, height, width), float32, normalised; output ``logits`` (N, classes).
 
     Args:
         pruned: From `lpvit.prune`, `lpvit.quantise` or `lpvit.load`; left as it is.
         path: Target, ``.xml``.
-        precision: Of the products in the masked layers: ``float32``, ``bfloat16`` or ``int8``. All else is in bfloat16
-            in ``bfloat16``, and in ``int8`` where this machine has a kernel for it.
+        precision: Of the products in masked layers and in attention: ``float32``, ``bfloat16`` or ``int8``. All else is
+            in bfloat16 in ``bfloat16``, and in ``int8`` where this machine has a kernel for it.
 
     Raises:
         LpvitError: There is no such precision, or none for blocks of an odd width; OpenVINO is not installed; or the
@@ -67,8 +68,7 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
     import openvino
 
     library = openvino_library()
-    model = call_modules(deepcopy(pruned.model).cpu().eval().requires_grad_(False))
-    model = model.to(dtype_of_others(precision, next(model.parameters()).device))
+    model = in_precision(call_modules(deepcopy(pruned.model).cpu().eval().requires_grad_(False)), precision)
     sparsify_layers(model, pruned.keep_masks, pruned.block_shape, only_faster=False, precision=precision)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         written = Path(folder, "model.xml")

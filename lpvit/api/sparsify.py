@@ -40,15 +40,20 @@ def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) 
     if precision is not None:
         if precision not in PRECISIONS:
             raise LpvitError(f"precision: no '{precision}'; there are {', '.join(PRECISIONS)}")
-        model = model.to(dtype_of_others(precision, next(model.parameters()).device))
-        model.register_forward_pre_hook(_take_any_dtype)
-        model.register_forward_hook(_give_float32)
+        model = in_precision(model, precision)
     sparsify_layers(model, pruned.keep_masks, pruned.block_shape, batch_size, precision=precision)
     return model
 
 
-def dtype_of_others(precision: str, device: torch.device) -> torch.dtype:
-    """Of what is no masked layer."""
+def in_precision(model: nn.Module, precision: str) -> nn.Module:
+    """The model itself, cast to what all but its masked layers has; it takes any floating dtype and gives float32."""
+    model = model.to(_dtype_of_others(precision, next(model.parameters()).device))
+    model.register_forward_pre_hook(_take_any_dtype)
+    model.register_forward_hook(_give_float32)
+    return model
+
+
+def _dtype_of_others(precision: str, device: torch.device) -> torch.dtype:
     if precision != "int8":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype

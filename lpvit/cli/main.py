@@ -86,7 +86,10 @@ def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     bench.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the weights")
     bench.add_argument("--threads", type=int, help="CPU threads (default: as torch does)")
     bench.add_argument("--seconds", type=float, default=3.0, help="for each arm and batch size (default: %(default)g)")
-    export.add_argument("target", type=Path, help="file to write: .safetensors for lpvit.load, .onnx for other engines")
+    kinds = ".safetensors for lpvit.load, .onnx for other engines, .xml for OpenVINO with our kernels"
+    export.add_argument("target", type=Path, help=f"file to write: {kinds}")
+    precisions = ["float32", "bfloat16", "int8"]
+    export.add_argument("--precision", choices=precisions, help="of the products in OpenVINO (default: float32)")
 
 
 def _command(
@@ -137,7 +140,7 @@ def _bench(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from lpvit.cli.models import export
 
-    export(options.file, options.target)
+    export(options.file, options.target, options.precision)
     print(f"wrote {options.target}")
 
 

@@ -1,6 +1,7 @@
 """Files of models and results: what they are, how fast they run, and the same for use elsewhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,7 @@ import torch
 
 from lpvit.api.artifact import KINDS, read_artifact
 from lpvit.api.checkpoint import load, save
-from lpvit.api.export import export_onnx
+from lpvit.api.export import export_onnx, export_openvino
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
 from lpvit.measure.settings import Benchmark
@@ -94,15 +95,24 @@ def timed(path: Path, batch_sizes: Sequence[int], dtype: str, threads: int | Non
     yield markdown(shown, text_columns=1).rstrip()
 
 
-def export(path: Path, target: Path) -> None:
-    """Writes a pruned model as a file for `lpvit.load` or as ONNX, as the suffix says.
+def export(path: Path, target: Path, precision: str | None = None) -> None:
+    """Writes a pruned model as a file for `lpvit.load`, as ONNX or for OpenVINO, as the suffix says.
+
+    Args:
+        path: Of the model.
+        target: File to write.
+        precision: Of the products in OpenVINO; float32 by default.
 
     Raises:
-        LpvitError: It is no pruned model, or the suffix is another.
+        LpvitError: It is no pruned model, the suffix is another or has no precision, or what it takes is not installed.
     """
-    writers = {".safetensors": save, ".onnx": export_onnx}
+    of_openvino = partial(export_openvino, precision=precision or "float32")
+    writers: dict[str, Callable[[Pruned, Path], None]]
+    writers = {".safetensors": save, ".onnx": export_onnx, ".xml": of_openvino}
     if target.suffix not in writers:
         raise LpvitError(f"{target}: found suffix '{target.suffix}', expected one of {', '.join(writers)}")
+    if precision is not None and target.suffix != ".xml":
+        raise LpvitError(f"{target}: --precision is of a file .xml alone; this one keeps that of the model")
     writers[target.suffix](read_pruned(path), target)
 
 

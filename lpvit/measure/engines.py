@@ -38,6 +38,21 @@ def require_engines(engines: Iterable[str]) -> None:
                 )
 
 
+def openvino_options(threads: int, *, bfloat16: bool) -> dict[str, Any]:
+    """What OpenVINO compiles a model with, for one pass at a time.
+
+    Args:
+        threads: CPU threads of a pass.
+        bfloat16: Whether what the model has in float32 is computed in that.
+    """
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+
+
 @dataclass(frozen=True)
 class Exported:
     """A model as engines read it.
@@ -92,12 +107,7 @@ class Exported:
         else:
             model = core.read_model(self._file)
         model.reshape({"images": [batch_size, *self.calibration[0].shape[1:]]})  # what it does best is a fixed shape
-        options = {
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if engine.endswith("bfloat16") else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-        }
+        options = openvino_options(threads, bfloat16=engine.endswith("bfloat16"))
         request = core.compile_model(model, "CPU", options).create_infer_request()
         return lambda images: request.infer({0: images})[0].copy()
 

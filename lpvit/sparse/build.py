@@ -147,7 +147,7 @@ def cpu_kernel() -> CpuKernel:
     if wanted not in ("", *known):
         raise LpvitError(f"LPVIT_INSTRUCTION_SET: {wanted!a} is unknown; leave it out or use {', '.join(known)}")
     try:
-        library = _loaded_library()
+        library, _ = _loaded_library()
     except _BuildError as error:
         return CpuKernel(None, reason=str(error))
     for function in (library.lpvit_choose_kernel, library.lpvit_bfloat16_kernel, library.lpvit_int8_kernel):
@@ -178,8 +178,7 @@ def openvino_library() -> Path:
         tuple(str(library) for library in libraries),
     )
     try:
-        _loaded_library(caller)
-        return _places(_compiler(), caller)[1]
+        return _loaded_library(caller)[1]
     except _BuildError as error:
         raise LpvitError(f"the library for OpenVINO: {error}") from None
 
@@ -195,8 +194,8 @@ class _BuildError(Exception):
     """Why there is no kernel, in one line."""
 
 
-def _loaded_library(caller: Caller = _BY_TORCH) -> ctypes.CDLL:
-    """The shared library for these sources, this compiler and this caller; built if the cache has none that is whole.
+def _loaded_library(caller: Caller = _BY_TORCH) -> tuple[ctypes.CDLL, Path]:
+    """The library for these sources, this compiler and this caller, and its file; built if the cache has none whole.
 
     Processes that build at once do so apart, and each puts its result in place by one rename.
     """
@@ -205,7 +204,7 @@ def _loaded_library(caller: Caller = _BY_TORCH) -> ctypes.CDLL:
         kernels, library = _places(compiler, caller)
         folder = library.parent
         if _is_whole(library):
-            return ctypes.CDLL(str(library))
+            return ctypes.CDLL(str(library)), library
         remove_leftovers(folder)
         known = kernels if _is_whole(kernels) else None
         if known is None:
@@ -217,7 +216,7 @@ def _loaded_library(caller: Caller = _BY_TORCH) -> ctypes.CDLL:
             if known is None:
                 used.replace(kernels)
             built.replace(library)
-        return loaded
+        return loaded, library
     except (OSError, RuntimeError) as error:  # RuntimeError: no home, or links in a circle
         raise _BuildError(
             f"the kernel cannot be kept and loaded ({error}); set LPVIT_CACHE to another folder"

@@ -1,21 +1,20 @@
-"""Operators of `lpvit.sparse` in models of OpenVINO: its layers as `BlockSparseLinear` of csrc/openvino.cpp.
+"""Operators of `lpvit.sparse` in models of OpenVINO: `BlockSparseLinear` and `FusedAttention` of csrc/openvino.cpp.
 
 N = images, or windows of them; T = tokens; H = heads; d = features of a head; W = masks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lpvit.sparse.int8 import QuantisedLayer
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import SparseLayer, Surroundings
 
-_ATTENTION = ("queries", "keys", "values", "bias", "mask", "scale")
 _SCALARS = {"out_features": 0, "block_columns": 0, "gelu": False, "norm_epsilon": 0.0}  # and what they are by default
 # In the order in which the operation takes them.
 _TENSORS = (
@@ -24,24 +23,11 @@ _TENSORS = (
 )
 
 
-class _InFloat32(nn.Module):
-    """A model that takes images and gives logits in float32, whatever it computes in."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        dtype = next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
-        logits: Tensor = self.model(images.to(dtype)).float()
-        return logits
-
-
 def converted(model: nn.Module, input_size: tuple[int, ...], library: Path) -> Any:
     """A model as OpenVINO has it, for any number of images.
 
     Args:
-        model: With block-sparse layers, on the CPU; their values are laid out anew.
+        model: With block-sparse layers, on the CPU, from and to float32; their values are laid out anew.
         input_size: Of an image.
         library: From `lpvit.sparse.build.openvino_library`.
 
@@ -56,7 +42,7 @@ def converted(model: nn.Module, input_size: tuple[int, ...], library: Path) -> A
         if isinstance(layer, BlockSparseLinear):  # OpenVINO copies others, and loses the copies in bfloat16
             layer.values = layer.values.contiguous()
     program = torch.export.export(
-        _InFloat32(model).eval(),
+        model.eval(),
         (torch.zeros(2, *input_size),),
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
@@ -66,8 +52,8 @@ def converted(model: nn.Module, input_size: tuple[int, ...], library: Path) -> A
     rules = {
         "block_sparse_linear": lambda context: _linear(context, SparseLayer._fields, factory),
         "block_sparse_linear_int8": lambda context: _linear(context, QuantisedLayer._fields, factory),
-        "attention": _attention,
-        "attention_int8": _attention,  # OpenVINO has none in int8
+        "attention": lambda context: _attention(context, False, factory),
+        "attention_int8": lambda context: _attention(context, True, factory),
     }
     extension = [ConversionExtension(f"lpvit.{name}.default", rule) for name, rule in rules.items()]
     found = openvino.convert_model(program, extension=extension)
@@ -98,26 +84,38 @@ def _linear(context: Any, fields: tuple[str, ...], factory: Any) -> Any:
     ).outputs()
 
 
-def _attention(context: Any) -> Any:
-    """Attention in OpenVINO's own operations, which it fuses."""
-    from openvino import opset14 as op
+def _attention(context: Any, int8: bool, factory: Any) -> Any:
+    """The operation for attention, on the outputs of one layer if queries, keys and values are these."""
+    given = _arguments(context, ("queries", "keys", "values", "bias", "mask", "scale"))
+    parts = [given[name] for name in ("queries", "keys", "values")]
+    packed = _packed(parts)
+    attributes = {
+        "heads": parts[0].get_partial_shape()[2].get_length(),
+        "scale": float(given["scale"].get_node().data.item()),
+        "int8": int8,
+        "biased": "bias" in given,
+        "masked": "mask" in given,
+    }
+    tables = [given[name] for name in ("bias", "mask") if name in given]
+    return factory.create("FusedAttention", [*([packed] if packed else parts), *tables], attributes).outputs()
 
-    given = _arguments(context, _ATTENTION)
-    heads_first = op.constant(np.array([0, 2, 1, 3]))
-    queries, keys, values = (op.transpose(given[name], heads_first) for name in _ATTENTION[:3])
-    scale = op.convert_like(op.constant(np.float32(given["scale"].get_node().data.item())), queries)
-    scores = op.matmul(op.multiply(queries, scale), keys, False, True)
-    if "bias" in given:
-        scores = op.add(scores, given["bias"])
-    if "mask" in given:  # that of an image is its index modulo W
-        shape = op.shape_of(scores)
-        masks = op.unsqueeze(given["mask"], op.constant(1))
-        count = op.gather(op.shape_of(masks), op.constant([0]), op.constant(0))
-        of_a_head = op.gather(shape, op.constant([1, 2, 3]), op.constant(0))
-        parted = op.reshape(scores, op.concat([op.constant([-1]), count, of_a_head], 0), False)
-        scores = op.reshape(op.add(parted, masks), shape, False)
-    outputs = op.transpose(op.matmul(op.softmax(scores, -1), values, False, False), heads_first)
-    return op.reshape(outputs, op.constant([0, 0, -1]), True).outputs()
+
+def _packed(parts: Sequence[Any]) -> Any:
+    """The (N, T, 3 H d) that was reshaped to (N, T, 3, H, d) and cut into these parts; None if there is no such one."""
+    cuts = []
+    for index, part in enumerate(parts):
+        squeezed = part.get_node()
+        cut = squeezed.input_value(0).get_node()
+        if (squeezed.get_type_name(), cut.get_type_name()) != ("Squeeze", "Slice"):
+            return None
+        start, _, step, axis = (int(cut.input_value(place).get_node().data.item()) for place in (1, 2, 3, 4))
+        if (start, step, axis) != (index, 1, 2):
+            return None
+        cuts.append(cut.input_value(0).get_node())
+    reshaped = cuts[0]
+    whole = reshaped.input_value(0)
+    is_split = all(cut == reshaped for cut in cuts) and reshaped.get_type_name() == "Reshape"
+    return whole if is_split and len(whole.get_partial_shape()) == 3 else None
 
 
 def _arguments(context: Any, names: tuple[str, ...]) -> dict[str, Any]:

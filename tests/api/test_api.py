@@ -3,6 +3,8 @@
 import ast
 import inspect
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -381,6 +383,7 @@ def test_without_its_packages_onnx_says_what_to_install(
 
 # --- OpenVINO --------------------------------------------------------------------------------------------------------
 
+PLAIN = "sse" if platform.machine() == "x86_64" else "neon"  # instructions that every such CPU has
 RUN_BY_OPENVINO = """
 import sys
 import numpy as np, openvino
@@ -396,29 +399,39 @@ print(sum(node.get_rt_info()["layerType"].astype(str) == "Reference" for node in
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision", "threads", "tolerance"),
+    ("kind", "options", "precision", "threads", "instructions", "tolerance"),
     [
-        ("vit", "float32", 1, 1e-5),
-        ("swin", "float32", 2, 1e-5),
-        ("deit", "bfloat16", 2, 0.05),
-        ("swin", "int8", 2, 0.05),
+        ("vit", {}, "float32", 1, "", 1e-5),
+        ("vit", {"qk_norm": True}, "float32", 1, "", 1e-5),  # queries and keys are no longer what `qkv` gives
+        ("swin", {}, "float32", 2, "", 1e-5),  # with a bias, and masks
+        ("deit", {}, "bfloat16", 2, "", 0.05),
+        ("swin", {}, "int8", 2, "", 0.05),
+        ("swin", {}, "int8", 1, PLAIN, 0.05),  # no attention in int8 nor bfloat16
     ],
 )
 def test_openvino_gives_the_logits_of_the_pruned_model_without_torch(
-    kind: str, precision: str, threads: int, tolerance: float, tmp_path: Path
+    kind: str,
+    options: dict[str, bool],
+    precision: str,
+    threads: int,
+    instructions: str,
+    tolerance: float,
+    tmp_path: Path,
 ) -> None:
     pytest.importorskip("openvino")
     images = photographs(kind)
-    pruned = random_prune(dense_model(kind), BLOCK_SHAPE)
+    pruned = random_prune(dense_model(kind, **options), BLOCK_SHAPE)
     if precision == "int8":
         pruned = lpvit.quantise(pruned, images.split(8))
     lpvit.export_openvino(pruned, tmp_path / "model.xml", precision)
     assert {path.name for path in tmp_path.iterdir()} == {"model.xml", "model.bin", "lpvit_openvino.so"}
     np.save(tmp_path / "images.npy", images.numpy())
     command = [sys.executable, "-c", RUN_BY_OPENVINO, str(threads)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = os.environ | {"LPVIT_INSTRUCTION_SET": instructions}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == len(pruned.keep_masks)
+    layers = pruned.keep_masks
+    assert int(done.stdout) == len(layers) + sum(name.endswith("attn.qkv") for name in layers)  # and attention
     expected = logits(pruned.model, images)
     error = (torch.from_numpy(np.load(tmp_path / "logits.npy")) - expected).abs().max() / expected.abs().max()
     assert error < tolerance

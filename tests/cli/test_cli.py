@@ -209,6 +209,31 @@ def test_a_pruned_model_is_exported_described_and_timed(
     assert all(arm in told for arm in ("dense", "masked", "sparse", "95 % interval"))
 
 
+def test_a_model_for_openvino_comes_with_its_library_or_one_line_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned = lpvit.prune(dense_model("vit"), photographs("vit").split(8), budget=0.5, block_shape=(8, 4))
+    lpvit.save(pruned, "model.safetensors", options=VIT)
+    arguments = ["export", "model.safetensors", "out/model.xml", "--precision", "int8"]
+    Path("out").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("lpvit.api.export.find_spec", lambda package: None)
+        assert main(arguments) == 1
+    told = "lpvit export: out/model.xml: needs the package 'openvino'; pip install 'lpvit[engines]'\n"
+    assert capsys.readouterr().err == told
+    pytest.importorskip("openvino")
+    with monkeypatch.context() as patch:
+        patch.setenv("CXX", "absent++")
+        assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("lpvit export: the library for OpenVINO: no C++ compiler 'absent++'; install g++")
+    assert told.count("\n") == 1
+    assert not list(Path("out").iterdir())
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "wrote out/model.xml\n"
+    assert {path.name for path in Path("out").iterdir()} == {"model.xml", "model.bin", "lpvit_openvino.so"}
+
+
 def test_who_reads_the_output_may_stop_early(folder: Path) -> None:
     make_images(folder / "photos/cat", 20)
     make_images(folder / "photos/dog", 20)
@@ -232,6 +257,7 @@ def test_files_that_are_none_of_ours_are_told_in_one_line(capsys: pytest.Capture
         (["info", "foreign.parquet"], "foreign.parquet: no table of lpvit; they are images.parquet"),
         (["bench", "foreign.pt"], "foreign.pt: cannot be read (it carries no digest"),
         (["export", "model.safetensors", "model.tflite"], "model.tflite: found suffix '.tflite', expected one of"),
+        (["export", "model.safetensors", "m.onnx", "--precision", "int8"], "m.onnx: --precision is of a file .xml"),
     ):
         assert main(arguments) == 1
         told = capsys.readouterr().err

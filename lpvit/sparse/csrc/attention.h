@@ -29,6 +29,8 @@ struct Attention {
   bool bfloat16;  // all of these, for a kernel in int8; else they are the kernel's
 };
 
+constexpr int64_t kMostTokens = 1 << 16;  // in int8: below it sums in int32 cannot overflow
+
 // Some queries of a head of an image.
 struct HeadPart {
   int64_t image, head, first_query, last_query;

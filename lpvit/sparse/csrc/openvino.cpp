@@ -1,13 +1,18 @@
-// The block-sparse layer as an operation of OpenVINO, `BlockSparseLinear` of the set "lpvit", apart from torch.
+// The block-sparse layer and attention as operations of OpenVINO, `BlockSparseLinear` and `FusedAttention` of the set
+// "lpvit", apart from torch.
 //
-// M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid;
-// K = kept blocks.
+// M, I, O = tokens, input and output features; r, c = rows and columns of a block; R = rows of the grid; K = kept
+// blocks. Of attention: N = images, or windows of them; T = tokens; H = heads; d = features of a head; W = masks.
 
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/op.hpp>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
 
 #include "running.h"
 
@@ -24,9 +29,14 @@ struct Threads {
   }
 };
 
+// Those that LPVIT_INSTRUCTION_SET names, else the best.
 const Kernels& kernels() {
-  static const Kernels best = usable_kernels().front();
-  return best;
+  static const std::optional<Kernels> chosen = [] {
+    const char* name = std::getenv("LPVIT_INSTRUCTION_SET");
+    return kernels_named(name ? name : "");
+  }();
+  OPENVINO_ASSERT(chosen, "LPVIT_INSTRUCTION_SET: this CPU has no such one");
+  return *chosen;
 }
 
 const Kernel* kernel_of(ov::element::Type values) {
@@ -34,6 +44,19 @@ const Kernel* kernel_of(ov::element::Type values) {
          : values == ov::element::bf16 ? kernels().for_bfloat16
          : values == ov::element::i8   ? kernels().for_int8
                                        : nullptr;
+}
+
+// The kernel for numbers of a type, by whole numbers where it may be; null if there is none.
+const AttentionKernel* attention_of(ov::element::Type numbers, bool int8, int64_t tokens) {
+  if (int8 && kernels().attention_of_int8 && tokens < kMostTokens) return kernels().attention_of_int8;
+  return numbers == ov::element::f32    ? kernels().attention_of_float
+         : numbers == ov::element::bf16 ? kernels().attention_of_bfloat16
+                                        : nullptr;
+}
+
+template <typename From, typename To>
+void copy_numbers(const ov::Tensor& from, ov::Tensor& to) {
+  std::copy_n(from.data<From>(), from.get_size(), to.data<To>());
 }
 
 }  // namespace
@@ -125,7 +148,107 @@ class BlockSparseLinear : public ov::op::Op {
   float norm_epsilon = 0;
 };
 
+// Inputs, all of one type: queries, keys and values (N, T, H, d), or one (N, T, 3 H d) where they stand side by side; if
+// `biased`, a bias (H, T, T); if `masked`, masks (W, T, T). Outputs: (N, T, H d).
+class FusedAttention : public ov::op::Op {
+ public:
+  OPENVINO_OP("FusedAttention", "lpvit");
+
+  FusedAttention() = default;
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    auto clone = std::make_shared<FusedAttention>(*this);
+    clone->set_arguments(inputs);
+    clone->validate_and_infer_types();
+    return clone;
+  }
+
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("heads", heads);
+    visitor.on_attribute("scale", scale);
+    visitor.on_attribute("int8", int8);
+    visitor.on_attribute("biased", biased);
+    visitor.on_attribute("masked", masked);
+    return true;
+  }
+
+  void validate_and_infer_types() override {
+    const ov::PartialShape shape = get_input_partial_shape(0);
+    OPENVINO_ASSERT(shape.rank().is_static() && (shape.size() == 3 || shape.size() == 4), "attention of ", shape);
+    const ov::Dimension features = shape.size() == 3 ? shape[2] / 3 : shape[3] * heads;
+    set_output_type(0, get_input_element_type(0), {shape[0], shape[1], features});
+  }
+
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const ov::element::Type type = inputs[0].get_element_type();
+    const ov::Shape& shape = inputs[0].get_shape();
+    outputs[0].set_shape({shape[0], shape[1], shape.size() == 3 ? shape[2] / 3 : shape[2] * shape[3]});
+    if (const AttentionKernel* kernel = attention_of(type, int8, shape[1])) {
+      attend(outputs[0], inputs, *kernel);
+      return true;
+    }
+    OPENVINO_ASSERT(type == ov::element::bf16, "no attention in ", type);
+    ov::TensorVector wide;  // in float32 on a CPU that has no kernel for bfloat16
+    for (const ov::Tensor& numbers : inputs) {
+      wide.emplace_back(ov::element::f32, numbers.get_shape());
+      copy_numbers<ov::bfloat16, float>(numbers, wide.back());
+    }
+    ov::Tensor wide_outputs(ov::element::f32, outputs[0].get_shape());
+    attend(wide_outputs, wide, *kernels().attention_of_float);
+    copy_numbers<float, ov::bfloat16>(wide_outputs, outputs[0]);
+    return true;
+  }
+
+ private:
+  void attend(ov::Tensor& outputs, const ov::TensorVector& inputs, const AttentionKernel& kernel) const {
+    const ov::Shape& shape = inputs[0].get_shape();
+    const bool is_packed = shape.size() == 3;
+    const int64_t width = outputs.get_shape()[2], bytes = width * outputs.get_element_type().size();  // of a token
+    Attention problem{};
+    problem.images = shape[0];
+    problem.tokens = shape[1];
+    problem.heads = heads;
+    problem.features = width / heads;
+    problem.masks = 1;
+    size_t next = is_packed ? 1 : 3;
+    const auto part = [&](size_t index) -> Heads {
+      const ov::Tensor& numbers = inputs[is_packed ? 0 : index];
+      OPENVINO_ASSERT(numbers.get_shape() == shape, "keys or values of another shape than queries");
+      const char* first = static_cast<const char*>(numbers.data()) + (is_packed ? index * bytes : 0);
+      const int64_t of_token = is_packed ? 3 * width : width;
+      return {first, problem.tokens * of_token, of_token, problem.features};
+    };
+    const auto table = [&](const ov::Tensor& numbers, int64_t count) -> const void* {
+      const bool fits = count > 0 && numbers.get_size() == size_t(count * problem.tokens * problem.tokens);
+      OPENVINO_ASSERT(fits, "a bias or masks for other heads or tokens");
+      return numbers.data();
+    };
+    OPENVINO_ASSERT(width % heads == 0 && (!is_packed || int64_t(shape[2]) == 3 * width), "not ", heads, " heads");
+    problem.queries = part(0);
+    problem.keys = part(1);
+    problem.values = part(2);
+    if (biased) problem.bias = table(inputs[next++], heads);
+    if (masked) {
+      problem.masks = inputs[next].get_shape()[0];
+      problem.mask = table(inputs[next], problem.masks);
+      OPENVINO_ASSERT(problem.images % problem.masks == 0, problem.masks, " masks for ", problem.images, " images");
+    }
+    problem.outputs = outputs.data();
+    problem.scale = scale;
+    problem.bfloat16 = outputs.get_element_type() == ov::element::bf16;
+    if (outputs.get_size() > 0) run<Threads>(problem, kernel);
+  }
+
+  int64_t heads = 1;
+  float scale = 1;
+  bool int8 = false, biased = false, masked = false;
+};
+
 }  // namespace lpvit
 
-OPENVINO_CREATE_EXTENSIONS(
-    std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<lpvit::BlockSparseLinear>>()}));
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({
+    std::make_shared<ov::OpExtension<lpvit::BlockSparseLinear>>(),
+    std::make_shared<ov::OpExtension<lpvit::FusedAttention>>(),
+}));

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -231,8 +230,6 @@ Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tenso
                 : call("lpvit::dense_attention", queries, keys, values, bias, mask, scale);
 }
 
-constexpr int64_t kMostTokens = 1 << 16;  // whose sums in int32 cannot overflow
-
 Tensor attention_int8(Tensor queries, Tensor keys, Tensor values, std::optional<Tensor> bias,
                       std::optional<Tensor> mask, double scale) {
   const ScalarType type = queries.scalar_type();
@@ -256,13 +253,10 @@ STABLE_TORCH_LIBRARY_IMPL(lpvit, CPU, library) {
 
 // Makes the kernels of this name run from now on, the best ones for an empty name. Their name; null if the CPU has none.
 LPVIT_EXPORTED const char* lpvit_choose_kernel(const char* name) {
-  for (const lpvit::Kernels& kernels : lpvit::usable_kernels()) {
-    if (*name == '\0' || std::strcmp(name, kernels.name) == 0) {
-      lpvit::chosen_kernels = kernels;
-      return kernels.name;
-    }
-  }
-  return nullptr;
+  const std::optional<lpvit::Kernels> found = lpvit::kernels_named(name);
+  if (!found) return nullptr;
+  lpvit::chosen_kernels = *found;
+  return found->name;
 }
 
 // The name of the kernel for bfloat16 that runs; null if there is none.

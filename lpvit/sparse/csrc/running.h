@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <optional>
+#include <string_view>
 #include <vector>
 
 #include "attention.h"
@@ -79,6 +81,14 @@ std::vector<Kernels> usable_kernels() {
 }
 
 #endif
+
+// Those of a name; the best for an empty one.
+std::optional<Kernels> kernels_named(std::string_view name) {
+  for (const Kernels& kernels : usable_kernels()) {
+    if (name.empty() || name == kernels.name) return kernels;
+  }
+  return std::nullopt;
+}
 
 // Panels that a thread keeps from call to call.
 void* scratch_of_thread(int64_t bytes) {
