@@ -7,9 +7,7 @@ import triton
 import triton.language as tl
 
 STRIP = tl.constexpr(8)  # tiles of tokens whose inputs share the cache
-WIDEN = tl.constexpr(
-    triton.knobs.runtime.interpret
-)  # the interpreter multiplies bfloat16 as whole numbers, int8 not at all
+WIDEN = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter gets products of bfloat16 and int8 wrong
 
 
 @triton.jit
