@@ -10,11 +10,11 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from sparse_linear import random_mask
+from torch import nn
 from triton import Config
 from triton.runtime.errors import OutOfResources
 
-from lpvit.models.blocks import BlockGrid
 from lpvit.models.layers import LayerSpec
 from lpvit.sparse import BlockSparseLinear, triton_kernel
 
@@ -24,13 +24,6 @@ DTYPE = torch.bfloat16
 
 class _NotWorthTimingError(Exception):
     pass
-
-
-def random_keep_mask(layer: LayerSpec, block_shape: tuple[int, int], sparsity: float) -> Tensor:
-    """Keeps that share of the blocks, to one block. Shape (R, C), bool."""
-    grid = BlockGrid(layer.shape, block_shape)
-    keep_mask = torch.arange(grid.count) < round((1 - sparsity) * grid.count)
-    return keep_mask[torch.randperm(grid.count)].view(grid.rows, grid.columns)
 
 
 def compile_tilings(block_shapes: Iterable[tuple[int, int]], precisions: Iterable[str | None]) -> int:
@@ -70,7 +63,7 @@ def choose_tilings(
     start = time.monotonic()
     for layer, batch, block_shape, precision in itertools.product(layers, batches, block_shapes, precisions):
         linear = nn.Linear(layer.in_features, layer.out_features, device="cuda", dtype=DTYPE)
-        keep_mask = random_keep_mask(layer, block_shape, 0.5)
+        keep_mask = random_mask(layer.shape, block_shape, 0.5)
         sparse = BlockSparseLinear.from_linear(linear, keep_mask, block_shape, layer.role == "fc1", precision)
         sparse(torch.randn(batch * layer.tokens, layer.in_features, device="cuda", dtype=DTYPE))
         height, width = block_shape

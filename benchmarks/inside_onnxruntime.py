@@ -18,11 +18,11 @@ import onnxruntime
 import pandas as pd
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from sparse_linear import random_mask
 from torch import Tensor, nn
 
 from lpvit.measure.speed import require_equal
 from lpvit.measure.timing import calm_clock, time_in_turns
-from lpvit.models.blocks import BlockGrid
 from lpvit.sparse import BlockSparseLinear, build
 
 SHAPES = ((1152, 384), (384, 384), (1536, 384), (384, 1536))  # of qkv, proj, fc1 and fc2: outputs, inputs
@@ -47,9 +47,9 @@ def measured(
     shape: tuple[int, int], tokens: int, library: Path, arguments: argparse.Namespace
 ) -> dict[str, float | int | str]:
     """Milliseconds of a layer, medians over the rounds, and the share of the gain that is kept."""
-    dense, grid = nn.Linear(shape[1], shape[0]), BlockGrid(shape, BLOCK_SHAPE)
-    order = torch.rand(grid.count, generator=torch.Generator().manual_seed(0)).argsort().view(grid.rows, grid.columns)
-    sparse = BlockSparseLinear.from_linear(dense, order < round(arguments.kept * grid.count), BLOCK_SHAPE)
+    torch.manual_seed(0)
+    dense, keep_mask = nn.Linear(shape[1], shape[0]), random_mask(shape, BLOCK_SHAPE, 1 - arguments.kept)
+    sparse = BlockSparseLinear.from_linear(dense, keep_mask, BLOCK_SHAPE)
     dense.weight.copy_(sparse.dense_weight())
     inputs = torch.randn(tokens, shape[1])
     arms = {

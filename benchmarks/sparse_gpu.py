@@ -20,7 +20,8 @@ from pathlib import Path
 
 import timm
 import torch
-from gpu_tilings import DTYPE, choose_tilings, compile_tilings, random_keep_mask
+from gpu_tilings import DTYPE, choose_tilings, compile_tilings
+from sparse_linear import random_mask
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 from tqdm import tqdm
@@ -47,15 +48,14 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, timm {timm.__version__}, {DTYPE}")
     watch = Watch(arguments.rounds)
     print(ceilings(watch), flush=True)
-    precisions = (None, "int8") if arguments.int8_sparsities else (None,)
     for name in arguments.models:
         model = timm.create_model(name, num_classes=1000).eval().cuda()
         layers = prunable_layers(matrix_layers(model), ROLES)
         model.to(DTYPE)
         distinct = list({layer.role: layer for layer in layers}.values())
         if "tilings" in arguments.parts:
-            compile_tilings(arguments.blocks, precisions)
-            choose_tilings(distinct, arguments.batches, arguments.blocks, precisions)
+            compile_tilings(arguments.blocks, precisions(arguments))
+            choose_tilings(distinct, arguments.batches, arguments.blocks, precisions(arguments))
         if "layers" in arguments.parts:
             print_table(f"{name}: layers", time_layers(watch, distinct, arguments))
         if "models" in arguments.parts:
@@ -187,7 +187,7 @@ def two_of_four_rival(make: Callable[[], Callable[[Tensor], Tensor]], inputs: Te
         return {}
     try:
         return {"2:4": graphed(make(), inputs)}
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         print(f"2:4 is left out: {str(error)[:300]}", flush=True)
         return {}
 
@@ -198,7 +198,7 @@ def sparse_replays(
     """The layer at every sparsity, compared with the masked one first."""
     replays = {}
     for sparsity, precision in arms(arguments):
-        keep_mask = random_keep_mask(layer, block_shape, sparsity).cuda()
+        keep_mask = random_mask(layer.shape, block_shape, sparsity).cuda()
         fused = layer.role == "fc1"
         sparse = BlockSparseLinear.from_linear(dense, keep_mask, block_shape, fused, precision)
         masked = dense.weight * BlockGrid(layer.shape, block_shape).expand(keep_mask)
@@ -211,6 +211,10 @@ def sparse_replays(
 def arms(arguments: argparse.Namespace) -> list[tuple[float, str | None]]:
     """Sparsities and precisions, None that of the model."""
     return [(share, None) for share in arguments.sparsities] + [(share, "int8") for share in arguments.int8_sparsities]
+
+
+def precisions(arguments: argparse.Namespace) -> list[str | None]:
+    return list(dict.fromkeys(precision for _, precision in arms(arguments)))
 
 
 def suffix(precision: str | None) -> str:
@@ -259,14 +263,14 @@ def masks_to_time(
     """Block shapes with keep masks by name and precision: random ones, or those that the pipeline made."""
     if arguments.masks is not None:
         keep_masks, block_shape = load_masks(arguments.masks)
-        yield block_shape, {("masks", precision): keep_masks for precision in dict(map(reversed, arms(arguments)))}
+        yield block_shape, {("masks", precision): keep_masks for precision in precisions(arguments)}
         return
     for block_shape in arguments.blocks:
         yield (
             block_shape,
             {
                 (f"{sparsity:.0%}", precision): {
-                    layer.name: random_keep_mask(layer, block_shape, sparsity) for layer in layers
+                    layer.name: random_mask(layer.shape, block_shape, sparsity) for layer in layers
                 }
                 for sparsity, precision in arms(arguments)
             },
