@@ -6,8 +6,8 @@ import pandas as pd
 from torch import Tensor, nn
 
 from lpvit.allocation.settings import Budget
+from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.models.architecture import Architecture
-from lpvit.models.cost import layer_table, measure_costs
 
 
 @dataclass(frozen=True)

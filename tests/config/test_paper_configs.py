@@ -13,11 +13,11 @@ from torch import nn
 from lpvit.allocation.allocate import allocate
 from lpvit.allocation.tables import LayerTables
 from lpvit.config.config import Config, Experiment, parse_config
-from lpvit.curves.settings import Pruning
-from lpvit.models.cost import count_macs, layer_table, measure_costs, model_metrics
-from lpvit.models.scheme import add_scheme
-from lpvit.weights.masks import build_keep_masks
-from lpvit.weights.steps import scores_and_curves
+from lpvit.costs.cost import count_macs, layer_table, measure_costs, model_metrics
+from lpvit.pruning.steps import scores_and_curves
+from lpvit.schemes.scheme import add_scheme
+from lpvit.structures.blocks.masks import build_keep_masks
+from lpvit.structures.blocks.settings import Pruning
 
 PAPER = Path(__file__).parents[2] / "config" / "paper"
 DENSE_GMACS = {

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 
-from lpvit.models.cost import layer_table, measure_costs
+from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.report.paper import DISTILLED, PROXY, paper_macs, paper_markdown, paper_table, plot_paper
 
 
