@@ -9,9 +9,9 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from lpvit.inference.attention_fusion import fuse_attention
 from lpvit.inference.choice import Choice, name_of, slower
-from lpvit.inference.fusion import fuse_attention
-from lpvit.inference.joining import join_surroundings
+from lpvit.inference.layer_fusion import fuse_prologues_and_epilogues
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.quantisation.layers import QuantisedLinear
@@ -40,8 +40,8 @@ def sparsify_layers(
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
     dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
     become block-sparse in int8 or in the model's dtype, whichever is faster. Then attention becomes that of
-    `lpvit.inference.fusion.fuse_attention`, of the same precisions, and layers also do what `lpvit.inference.joining`
-    lists.
+    `lpvit.inference.attention_fusion`, of the same precisions, and the operations before and after layers are fused
+    into them (`lpvit.inference.layer_fusion`).
 
     Args:
         model: Dense or masked; the pruned weights become zero.
@@ -64,7 +64,7 @@ def sparsify_layers(
         forms = _forms(model, layer, keep_mask, block_shape, precision)
         choices.append(_replace(model, layer, forms, tokens[layer] * batch_size, only_faster))
     choices += fuse_attention(model, tokens, batch_size, only_faster, int8=precision == "int8")
-    join_surroundings(model)
+    fuse_prologues_and_epilogues(model)
     for choice in choices:
         if not choice.by_kernel:
             pruned = "" if choice.sparsity is None else f", {choice.sparsity:.0%} pruned,"
