@@ -1,4 +1,4 @@
-"""What the stages that show calibration images to the dense model read alike."""
+"""Inputs of the stages that run the dense model on calibration images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ class Calibrated:
     Attributes:
         model: In evaluation mode.
         architecture: Builds it again.
-        loader: Batches of images, normalised, and labels; as many as `pruning` asks for.
-        pruning: Settings of the stage; those that the rule leaves out are defaults.
+        loader: Batches of images, normalised, and labels; of the batch size of `pruning`.
+        pruning: Settings of the stage; keys that the rule omits have their defaults.
     """
 
     model: nn.Module
