@@ -70,7 +70,7 @@ PIPELINE = {
     "count": Box(2, 3, ("count_costs (schemes)", "costs@schemes.parquet")),
     "statistics": Box(0, 2, ("collect_statistics", "statistics.pt")),
     "curves": Box(0, 3, ("measure_rate_distortion", "blocks.parquet, curves.parquet")),
-    "rounds": Box(1, 3, ("approach_budget (rounds)", "blocks.parquet, curves.parquet")),
+    "rounds": Box(1, 3, ("prune_iteratively (rounds)", "blocks.parquet, curves.parquet")),
     "allocate": Box(1, 4, ("allocate_sparsity", "allocation.parquet")),
     "masks": Box(1, 5, ("build_masks", "masks.pt, pruned.pt")),
     "finetune": Box(1, 6, ("finetune", "finetuned.pt, history.parquet")),
