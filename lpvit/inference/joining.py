@@ -1,4 +1,4 @@
-"""What stands around block-sparse layers of timm's models becomes a part of them: LayerNorm, LayerScale, sums."""
+"""Fuses LayerNorm (prologue), LayerScale and residual add (epilogue) into the block-sparse layers of timm's models."""
 
 from typing import TypeGuard
 
@@ -12,17 +12,20 @@ from lpvit.inference.fusion import FusedAttention
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_of
 
-# Type of block -> (norm, the only module that it feeds, that module's first layer). The first norm of Swin is none:
-# windows are padded with zeros after it.
+# Type of transformer block -> (norm, the only module that it feeds, that module's first layer). Not the first norm of
+# Swin, whose windows are padded with zeros after it.
 _FEEDS: dict[type[nn.Module], tuple[tuple[str, str, str], ...]] = {
     Block: (("norm1", "attn", "qkv"), ("norm2", "mlp", "fc1")),
     SwinTransformerBlock: (("norm2", "mlp", "fc1"),),
 }
-_ADDED = (("attn.proj", "ls1"), ("mlp.fc2", "ls2"))  # layers of a block whose outputs are added, by way of what
+_ADDED = (
+    ("attn.proj", "ls1"),
+    ("mlp.fc2", "ls2"),
+)  # layers added to the residual, and their LayerScale
 
 
 class JoinedBlock(nn.Module):
-    """timm's ``Block`` for inference, whose last layers add what they give to the residual."""
+    """timm's ``Block`` for inference, whose last layers add their outputs to the residual."""
 
     norm1: nn.Module
     attn: FusedAttention
@@ -44,10 +47,10 @@ class JoinedBlock(nn.Module):
 
 @torch.no_grad()
 def join_surroundings(model: nn.Module) -> None:
-    """Has block-sparse layers of a timm model do what stands around them too, in place, for inference on a CPU.
+    """Fuses prologues and epilogues into the block-sparse layers of a timm model, in place, for inference on a CPU.
 
-    That is LayerNorm before ``qkv`` and ``fc1``, and, where attention is fused, LayerScale and the sum with the
-    residual after ``proj`` and ``fc2``. What has hooks stays as it is.
+    These are LayerNorm before ``qkv`` and ``fc1`` and, where attention is fused, LayerScale and the residual add after
+    ``proj`` and ``fc2``. Modules with hooks are not changed.
 
     Args:
         model: Its layers are block-sparse already, and its attention fused.
@@ -64,7 +67,7 @@ def join_surroundings(model: nn.Module) -> None:
 
 def _join_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
     before, module, first = (block.get_submodule(name) for name in (norm, fed, f"{fed}.{layer}"))
-    takes_alone = getattr(module, "gate", None) is None  # a gate takes the same inputs
+    takes_alone = getattr(module, "gate", None) is None  # a gate has the same inputs
     if takes_alone and _is_norm(before) and _can_join(first) and not _has_hooks(before, module, first):
         first.take_norm(before)
         block.set_submodule(norm, nn.Identity())
