@@ -1,7 +1,7 @@
-"""Forward passes that begin or end in the middle of a model.
+"""Forward passes that start or stop in the middle of a model.
 
-Units are the parts that a model runs one after the other, each on the output of the one before: patch embedding,
-transformer blocks, Swin's downsampling. `lpvit.models.analysis.network.Network` knows those of a model. A pass begins
+Resume points (units) are modules that run one after the other, each on the output of the last one: patch embedding,
+transformer blocks, Swin's downsampling. `lpvit.models.analysis.network.Network` lists those of a model. A pass starts
 after a unit by giving the units up to it constant outputs.
 
 N = images of a batch.
@@ -21,7 +21,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, channels, hei
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the mode of before outside."""
+    """Evaluation mode inside the context; restores the mode on exit."""
     was_training = model.training
     model.eval()
     try:
@@ -31,15 +31,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def require_finite_logits(logits: Tensor, model: nn.Module, images: Tensor) -> None:
-    """Makes sure that a forward pass went well.
+    """Checks that the logits of a forward pass are finite.
 
     Args:
-        logits: What the model made of the images, (N, K).
-        model: Asked again, only after a failure, to find where it began.
+        logits: Output for the images, (N, K).
+        model: Run again after a failure only, to find its origin.
         images: (N, channels, height, width).
 
     Raises:
-        LpvitError: A logit is NaN or infinite; the first module whose output is so is named.
+        LpvitError: A logit is NaN or infinite; the first module with such an output is named.
     """
     if not logits.isfinite().all():
         raise LpvitError(
@@ -70,7 +70,7 @@ def _first_non_finite_module(model: nn.Module, images: Tensor) -> str:
 
 
 def constant(output: Tensor) -> Callable[..., Tensor]:
-    """A forward that ignores its input."""
+    """A forward function that ignores its input."""
     return lambda *_, **__: output
 
 
@@ -91,7 +91,7 @@ def recorded_units(model: nn.Module, units: Iterable[str]) -> Iterator[dict[str,
 
 @contextmanager
 def replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
-    """Lets modules run other forwards; on leaving, the attribute goes and that of their class is back."""
+    """Replaces the forward of modules; on exit that of their class is restored."""
     modules = {model.get_submodule(name): forward for name, forward in forwards.items()}
     try:
         for module, forward in modules.items():
@@ -122,8 +122,8 @@ class Halt:
 
     Attributes:
         layer: A linear layer or convolution; the pass stops where it begins.
-        block: A transformer block around the layer: the pass goes on to the end of it, with an output of the layer that
-            is zero, and so gives what the layer's output is added to. None stops at the layer.
+        block: A transformer block around the layer: the pass continues to the end of it with a zero output of the
+            layer, which gives the residual that the layer's output is added to. None stops at the layer.
     """
 
     layer: str
@@ -133,18 +133,18 @@ class Halt:
 def run_until(
     model: nn.Module, units: Iterable[str], paused: PausedPass, halt: Halt, device: torch.device | str
 ) -> tuple[Tensor, Tensor | None, PausedPass]:
-    """Goes on with a pass as far as a layer.
+    """Continues a pass up to a layer.
 
     Args:
-        model: On the device; left as it is.
+        model: On the device; not modified.
         units: Of the model.
-        paused: A pass of this model that has not come to the layer.
+        paused: A pass of this model that has not reached the layer.
         halt: Where to stop.
         device: Of the model.
 
     Returns:
-        The layer's input, on the device; what the block made of a zero output of the layer, if asked for; and the pass
-        paused after the last unit that ended before the layer.
+        The layer's input, on the device; the output of the transformer block for a zero output of the layer, if
+        requested; and the pass paused after the last unit that ended before the layer.
     """
     forwards = {unit: constant(output.to(device)) for unit, output in paused.outputs.items()}
     reached: list[Tensor] = []
@@ -166,7 +166,7 @@ class _ReachedError(Exception):
 
 @contextmanager
 def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[None]:
-    """Lets a pass end in `_ReachedError` where it shall stop; the list gets the layer's input."""
+    """Raises `_ReachedError` in a pass where it must stop; the list receives the layer's input."""
 
     def before_layer(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         reached.append(inputs[0])
@@ -182,7 +182,7 @@ def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[Non
 
     layer = model.get_submodule(halt.layer)
     handles = [layer.register_forward_pre_hook(before_layer)]
-    if halt.block is not None:  # registered before the recording of units, which must not see this output
+    if halt.block is not None:  # registered before the recording of units, which must not record this output
         handles.append(layer.register_forward_hook(after_layer))
         handles.append(model.get_submodule(halt.block).register_forward_hook(after_block))
     try:
@@ -199,7 +199,7 @@ def _pause(images: Tensor, outputs: Mapping[str, Tensor]) -> PausedPass:
 
 
 def _placeholder(tensor: Tensor) -> Tensor:
-    """Zeros of the same shape in the memory of one: what computes on it goes before a unit with a constant output."""
+    """Zeros of the same shape in the memory of one number: input of modules before a unit with a constant output."""
     return tensor.new_zeros(()).expand(tensor.shape)
 
 

@@ -41,9 +41,7 @@ def add(model: "nn.Module", settings: Settings) -> None:
 
     vit = require_chain(model, "token_selection")
     if beyond := [number for number in settings.before_blocks if number >= len(vit.blocks)]:
-        raise LpvitError(
-            f"schemes: before_blocks: {beyond[0]} found, the model has blocks 0 to {len(vit.blocks) - 1}"
-        )
+        raise LpvitError(f"schemes: before_blocks: {beyond[0]} found, the model has blocks 0 to {len(vit.blocks) - 1}")
     for block in (vit.blocks[number] for number in settings.before_blocks):
         scorer = TokenScorer(vit.num_features, vit.num_prefix_tokens, settings.keep_tokens, settings.temperatures)
         block.token_scorer = scorer.to(next(block.parameters()))
