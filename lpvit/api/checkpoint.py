@@ -128,7 +128,7 @@ def _require_zeros(pruned: Pruned) -> None:
 
 @torch.no_grad()
 def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
-    """Makes sure that an architecture builds the model: same weights, and same logits of a random image."""
+    """Checks that an architecture builds the model: same weights, and same logits of a random image."""
     hint = (
         f"model: is not what timm builds as '{architecture.timm}' with {architecture.options}; give all arguments that "
         "made it as 'options'"
@@ -190,7 +190,7 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except Exception as error:  # safetensors and torch raise a different type for every kind of damage
+    except Exception as error:  # safetensors and torch raise different types for different damage
         raise LpvitError(f"{path}: cannot be read as safetensors ({error}); it is another kind of file") from None
     if "lpvit" not in metadata:
         raise LpvitError(f"{path}: not written by lpvit.save; for dense weights use timm.create_model")

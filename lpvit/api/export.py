@@ -49,7 +49,7 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
     Input ``images`` (N, channels, height, width), float32, normalised; output ``logits`` (N, classes).
 
     Args:
-        pruned: From `lpvit.prune`, `lpvit.quantise` or `lpvit.load`; left as it is.
+        pruned: From `lpvit.prune`, `lpvit.quantise` or `lpvit.load`; not modified.
         path: Target, ``.xml``.
         precision: Of the products in masked layers and in attention: ``float32``, ``bfloat16`` or ``int8``. All else is
             in bfloat16 in ``bfloat16``, and in ``int8`` where this machine has a kernel for it.

@@ -41,7 +41,7 @@ def prune(
     """Prunes a timm model (ViT, DeiT, Swin) to a budget, on the device that it is on.
 
     Args:
-        model: Dense; left as it is, a copy is pruned.
+        model: Dense; not modified, a copy is pruned.
         loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
             width), or tuples that begin with one. Read several times; order and
             batches may change, the images should not.

@@ -17,7 +17,7 @@ class Pruned:
 
     Attributes:
         model: Its pruned weights are exactly zero; in evaluation mode.
-        keep_masks: layer -> (R, C), bool, True where the block stays, on the CPU.
+        keep_masks: layer -> (R, C), bool, True where the block is kept, on the CPU.
         block_shape: Rows (output features) and columns (input features) of a block.
         budget: What it was pruned to, if known.
         architecture: What builds the model again, if known; else `lpvit.save` asks the model.

@@ -17,7 +17,7 @@ def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: 
     """The same pruned model in int8 or bfloat16, for inference; fine-tune before, not after.
 
     Args:
-        pruned: From `lpvit.prune` or `lpvit.load`, or fine-tuned since; left as it is.
+        pruned: From `lpvit.prune` or `lpvit.load`, or fine-tuned since; not modified.
         loader: Calibration images as for `lpvit.prune`; None where the quantisation looks at none.
         quantisation: Default int8, weights rounded with error feedback on the calibration images.
 

@@ -24,7 +24,7 @@ def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) 
     the model says which kernel runs.
 
     Args:
-        pruned: From `lpvit.prune` or `lpvit.load`; left as it is.
+        pruned: From `lpvit.prune` or `lpvit.load`; not modified.
         batch_size: Images per pass that it shall be fast for; any number will do later.
         precision: ``float32``, ``bfloat16`` or ``int8``: of the products in its masked layers. In int8, all else is in
             bfloat16 where the device has a kernel for it, else in float32. The model then takes images of any

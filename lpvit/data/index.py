@@ -181,7 +181,7 @@ def find_problem(file: str | Path) -> str | None:
             image.load()
     except UnidentifiedImageError:
         return "no image, or of a format that Pillow does not know"
-    except Exception as error:  # Pillow raises a different type for every kind of damage
+    except Exception as error:  # Pillow raises different types for different damage
         text = re.sub(r"<_io\.BytesIO [^>]*>", "it", str(error).replace(str(file), "it"))
         return f"{type(error).__name__}: {one_line(text)}"
     return None

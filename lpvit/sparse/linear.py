@@ -84,7 +84,7 @@ class BlockSparseLinear(nn.Module):
 
         Args:
             linear: Its weights and bias are copied.
-            keep_mask: Shape (R, C), bool, True where the block stays.
+            keep_mask: Shape (R, C), bool, True where the block is kept.
             block_shape: (r, c).
             gelu: Whether a GELU that follows is computed too.
             precision: ``float32``, ``bfloat16`` or ``int8``; by default that of the weights.

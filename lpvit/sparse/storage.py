@@ -18,7 +18,7 @@ def compress(weight: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) ->
 
     Args:
         weight: Shape (O, I).
-        keep_mask: Shape (R, C), bool, True where the block stays.
+        keep_mask: Shape (R, C), bool, True where the block is kept.
         block_shape: (r, c).
 
     Returns:

@@ -154,7 +154,7 @@ def test_what_makes_sense_is_accepted(path, value):
         ("datasets/imagenet", {}, "datasets.imagenet: root: missing"),
         ("datasets/digits/root", "x", "datasets.digits: source 'digits' takes no root"),
         ("datasets/digits/loader", "dali", "datasets.digits: source 'digits' takes no root and needs 'loader: memory'"),
-        ("datasets/report", {"root": "x"}, "datasets.report: reports lie in the folder 'report'"),
+        ("datasets/report", {"root": "x"}, "datasets.report: the folder 'report' is for reports"),
         ("models/tiny/weights", "checkpoint", "models.tiny: checkpoint: give a path together with"),
         ("models/local/checkpoint", ..., "models.local: checkpoint: give a path together with"),
         ("models/tiny/weights", "random", "models.tiny: recipe: 'weights: random' is not trained"),
