@@ -163,7 +163,7 @@ class Endless:
     [
         ({"loader": iter([torch.zeros(1, 1, 16, 16)])}, "loader: found list_iterator, which can be read at most once"),
         ({"loader": None}, "loader: found NoneType, which can be read at most once"),
-        ({"loader": []}, "loader: gives no images"),
+        ({"loader": []}, "loader: yields no images"),
         ({"loader": Endless()}, "loader: found a dict, expected normalised images"),
         ({"loader": [torch.zeros(2, 1, 16, 16, dtype=torch.uint8)]}, "dtype torch.uint8, expected normalised images"),
         ({"loader": [torch.zeros(1, 16, 16)]}, r"loader: found a tensor of shape \(1, 16, 16\)"),
