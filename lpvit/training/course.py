@@ -75,7 +75,7 @@ def resumed_course(job: Training, trainer: "Trainer") -> Course:
     saved = load(file, "training")
     try:
         if saved["fingerprint"] != job.fingerprint or len(saved["processes"]) != job.processes:
-            _logger.info("%s: belongs to another training; starting anew", file)
+            _logger.info("%s: belongs to another training; starting from the beginning", file)
             return Course(job, [])
         trainer.resume(saved)
         course = Course(job, list(saved["history"]))

@@ -69,7 +69,7 @@ def large(root: Path) -> None:
     ("make", "words", "dataset"),
     [
         (unsplit, "no validation split: 4 images, 20% of every class", {"train": ".", "validation_share": 0.2}),
-        (split, "16 images in 'train' train, 8 in 'test' validate", {"validation": "test"}),
+        (split, "16 training images in 'train', 8 validation images in 'test'", {"validation": "test"}),
         (nested, "2 classes, 20 images (20 .png)", {"root": Path("photos/photos of 2024")}),
         (corrupt, "1 of 20 inspected images cannot be read", {"on_bad_image": "skip"}),
         (large, "a small ViT for 112 x 112 pixels, trained from scratch (the weights", {"loader": "memory"}),
