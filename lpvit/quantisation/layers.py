@@ -96,7 +96,7 @@ def quantise_tokens(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs: Shape (..., I).
 
     Returns:
-        q (..., I), whole numbers from 0 to 255, scale s (..., 1) and zero point z (..., 1), all float32: an input is
+        q (..., I), integers from 0 to 255, scale s (..., 1) and zero point z (..., 1), all float32: an input is
         about s (q - z). Halves are rounded to even. s is NaN for a token with an input that is not finite.
     """
     inputs = inputs.float()

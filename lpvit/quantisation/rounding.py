@@ -124,7 +124,7 @@ def _with_feedback(weight: Tensor, system: Tensor, scales: Tensor) -> Tensor:
         scales: Shape (O,).
 
     Returns:
-        Shape (O, K), whole numbers in float64.
+        Shape (O, K), integers in float64.
     """
     energy = system.diagonal()
     order = energy.argsort(descending=True)

@@ -18,7 +18,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 class Recipe(Section):
-    """Training: from scratch for a dense model, or with frozen masks for a pruned one."""
+    """Training: from scratch for a dense model, or with fixed masks for a pruned one."""
 
     epochs: int = Field(gt=0, description="passes over the training split")
     batch_size: int = Field(gt=0, description="images per optimiser step, over all processes")
