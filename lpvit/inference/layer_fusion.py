@@ -12,13 +12,16 @@ from lpvit.inference.attention_fusion import FusedAttention
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_of
 
-# Type of block -> (norm, the only module that it feeds, that module's first layer). The first norm of Swin is none:
-# windows are padded with zeros after it.
+# Type of transformer block -> (norm, the only module that it feeds, that module's first layer). Not the first norm of
+# Swin, whose windows are padded with zeros after it.
 _FEEDS: dict[type[nn.Module], tuple[tuple[str, str, str], ...]] = {
     Block: (("norm1", "attn", "qkv"), ("norm2", "mlp", "fc1")),
     SwinTransformerBlock: (("norm2", "mlp", "fc1"),),
 }
-_ADDED = (("attn.proj", "ls1"), ("mlp.fc2", "ls2"))  # layers of a block whose outputs are added, by way of what
+_ADDED = (
+    ("attn.proj", "ls1"),
+    ("mlp.fc2", "ls2"),
+)  # layers added to the residual, and their LayerScale
 
 
 class FusedBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Block-sparse layers in place of the pruned linear layers of a timm model, where and in the form that is fastest."""
+"""Replaces the pruned linear layers of a timm model by block-sparse ones, in the fastest form."""
 
 import logging
 from collections.abc import Sequence
@@ -49,10 +49,10 @@ def sparsify_layers(
         block_shape: (r, c).
         batch_size: Images per pass that the choice is made for.
         only_faster: False makes every linear layer sparse, untimed, in ``precision``.
-        precision: The least precise numbers that a layer may multiply: int8; by default those of the model.
+        precision: Lowest precision that a layer may multiply in: int8; by default that of the model.
 
     Returns:
-        One choice per masked layer and per attention; those that stayed as they were are logged too.
+        One choice per masked layer and per attention; those not replaced are logged too.
 
     Raises:
         LpvitError: A mask does not fit its layer.
@@ -68,19 +68,19 @@ def sparsify_layers(
     for choice in choices:
         if not choice.by_kernel:
             pruned = "" if choice.sparsity is None else f", {choice.sparsity:.0%} pruned,"
-            _logger.info("%s%s stays as it was: %s", choice.module, pruned, choice.reason)
+            _logger.info("%s%s is not replaced: %s", choice.module, pruned, choice.reason)
     return choices
 
 
 def _forms(
     model: nn.Module, layer: str, keep_mask: Tensor, block_shape: tuple[int, int], precision: str | None
 ) -> list[BlockSparseLinear]:
-    """The block-sparse forms that a layer may take, the one that was asked for first; none of a convolution."""
+    """The block-sparse forms that a layer may take, the requested one first; empty for a convolution."""
     dense = model.get_submodule(layer)
     if not isinstance(dense, nn.Linear):
         return []
     gelu = _gelu_after(model, layer) is not None
-    if isinstance(dense, QuantisedLinear):  # to whole numbers that were chosen with care
+    if isinstance(dense, QuantisedLinear):  # with the integers of a quantised model
         scaled = (dense.dense(), keep_mask, block_shape, gelu, "int8", dense.scales)
         return [BlockSparseLinear.from_linear(*scaled)]
     precisions = [precision, None] if precision == "int8" else [precision]
@@ -88,7 +88,7 @@ def _forms(
 
 
 def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], tokens: int, only_faster: bool) -> Choice:
-    """Swaps one layer for the fastest of its forms, or for the first of them without asking for speed."""
+    """Replaces a layer by the fastest of its forms, or by the first of them untimed."""
     dense = model.get_submodule(layer)
     weight: Tensor = dense.weight  # type: ignore[assignment]
     if not forms:
@@ -115,7 +115,7 @@ def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], token
 
 
 def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:
-    """The exact GELU that alone follows a layer: that of timm's Mlp after ``fc1``."""
+    """The exact GELU that directly follows a layer: that of timm's Mlp after ``fc1``."""
     parent = model.get_submodule(_parent(layer))
     if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1":
         return None
@@ -132,7 +132,7 @@ def _form(sparse: BlockSparseLinear) -> str:
 
 
 def _timed(dense: nn.Sequential, forms: Sequence[BlockSparseLinear], tokens: int) -> dict[str, float]:
-    """Median seconds of the dense and of each sparse form, taking turns on one random input; measured once per key."""
+    """Median seconds of the dense and of each sparse form, interleaved on one random input; measured once per key."""
     weight: Tensor = dense[0].weight  # type: ignore[assignment]
     first = forms[0]
     dtype = weight.dtype if weight.is_floating_point() else torch.float32

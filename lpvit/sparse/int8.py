@@ -1,11 +1,11 @@
 """Block-sparse linear layers in int8: quantisation, and the operator ``lpvit::block_sparse_linear_int8``.
 
-A weight is ``a v`` with v in -127 ... 127 and a scale a for each output. Inputs are quantised when the layer runs,
-token by token: ``x = s (q - z)`` with q in 0 ... 255 and a zero point z, so that 0, the least and the greatest input
-are met. Sums of ``q v`` are exact.
+A weight is ``a v`` with v in -127 ... 127 and a scale a for each output. Inputs are quantised at run time per token:
+``x = s (q - z)`` with q in 0 ... 255 and a zero point z, so 0, the smallest and the largest input are represented. Sums
+of ``q v`` are exact.
 
 B = leading dimensions, any number; I, O = input and output features; r, c = rows and columns of a block;
-R, C = rows and columns of the grid; K = kept blocks; g = ceil(c / 4), groups of columns that are multiplied at once.
+R, C = rows and columns of the grid; K = kept blocks; g = ceil(c / 4), groups of columns multiplied by one instruction.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from lpvit.sparse.storage import decompress
 from lpvit.structures.blocks.grid import BlockGrid
 
 TOGETHER = 4  # columns
-MOST_INPUTS = 2**15  # whose sums surely fit int32 on the way
+MOST_INPUTS = 2**15  # whose intermediate sums fit int32 for any values
 
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor scales, Tensor row_sums, Tensor crow_indices, Tensor col_indices, "
@@ -31,11 +31,11 @@ _ARGUMENTS = (
 
 
 def quantise_weight(weight: Tensor, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The nearest whole multiples of a scale for each output.
+    """Rounds to the nearest integer multiples of a scale per output.
 
     Args:
         weight: Shape (O, I).
-        scales: Shape (O,); by default those that make the largest weight of an output 127.
+        scales: Shape (O,); by default those that map the largest weight of an output to 127.
 
     Returns:
         Values (O, I), int8, and scales (O,), float32.
@@ -48,14 +48,14 @@ def quantise_weight(weight: Tensor, scales: Tensor | None = None) -> tuple[Tenso
 
 
 def pack(values: Tensor) -> Tensor:
-    """Puts the columns of blocks (K, r, c) into groups: (K, r, g, 4), padded with zeros."""
+    """Groups the columns of blocks (K, r, c): (K, r, g, 4), padded with zeros."""
     padding = -values.shape[2] % TOGETHER
     padded = F.pad(values, (0, padding))
     return padded.reshape(*values.shape[:2], padded.shape[2] // TOGETHER, TOGETHER)
 
 
 def unpack(values: Tensor, block_columns: int) -> Tensor:
-    """What `pack` took: blocks (K, r, c)."""
+    """Inverse of `pack`: blocks (K, r, c)."""
     return values.flatten(2)[:, :, :block_columns]
 
 
@@ -129,7 +129,7 @@ def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
 
 
 def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tensor:
-    """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
+    """Called by torch where no kernel is registered; on a CPU, possibly at the first use."""
     kernel_was_registered = path_of(values).reason == "" and values.device.type == "cpu"
     name = "block_sparse_linear_int8" if kernel_was_registered else "masked_dense_linear_int8"
     outputs: Tensor = getattr(torch.ops.lpvit, name)(inputs, values, *others)

@@ -1,4 +1,4 @@
-"""The torch operator ``lpvit::block_sparse_linear``, and which implementation of it runs where.
+"""The torch operator ``lpvit::block_sparse_linear``, and the choice of its implementation.
 
 B = leading dimensions, any number; I, O = input and output features; r, c = rows and columns of a block;
 R = rows of the grid; K = kept blocks.
@@ -37,10 +37,10 @@ class FusedOperations(NamedTuple):
     """Prologue and epilogue fused into a layer.
 
     Attributes:
-        norm_weight: Shape (I,), float32: inputs go through LayerNorm first; or None.
+        norm_weight: Shape (I,), float32: LayerNorm of the inputs; or None.
         norm_bias: Shape (I,), float32, or None.
         norm_epsilon: That LayerNorm adds to the variance.
-        residual: Added to the outputs at last, shape (B, O), in the dtype of the inputs; or None.
+        residual: Added to the outputs, shape (B, O), in the dtype of the inputs; or None.
     """
 
     norm_weight: Tensor | None = None
@@ -49,13 +49,13 @@ class FusedOperations(NamedTuple):
     residual: Tensor | None = None
 
     def before(self, inputs: Tensor) -> Tensor:
-        """(B, I) as they meet the product; in float32 if they are normalised."""
+        """Inputs (B, I) after the prologue; in float32 if they are normalised."""
         if self.norm_weight is None:
             return inputs
         return F.layer_norm(inputs.float(), inputs.shape[-1:], self.norm_weight, self.norm_bias, self.norm_epsilon)
 
     def after(self, outputs: Tensor) -> Tensor:
-        """(B, O) as they leave the layer."""
+        """Outputs (B, O) after the epilogue."""
         return outputs if self.residual is None else outputs + self.residual
 
 
@@ -87,11 +87,11 @@ def block_sparse_linear(inputs: Tensor, layer: SparseLayer, fused: FusedOperatio
 
 @dataclass(frozen=True)
 class Path:
-    """Which implementation runs.
+    """An implementation of the operator.
 
     Attributes:
         name: Of the kernel, or ``masked dense``.
-        reason: Why it is masked dense; empty for a kernel.
+        reason: Why there is no kernel; empty for a kernel.
     """
 
     name: str
@@ -104,7 +104,7 @@ def path_for(device: torch.device, dtype: torch.dtype, block_columns: int = 2) -
     Args:
         device: Of values and inputs.
         dtype: Of the values.
-        block_columns: c; the CPU kernel for bfloat16 takes them in pairs.
+        block_columns: c; the CPU kernel for bfloat16 processes them in pairs.
     """
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return Path("masked dense", "Triton is not installed")
@@ -146,7 +146,7 @@ def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
 
 
 def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tensor:
-    """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
+    """Called by torch where no kernel is registered; on a CPU, possibly at the first use."""
     kernel_was_registered = path_of(values).reason == "" and values.device.type == "cpu"
     operator = torch.ops.lpvit.block_sparse_linear if kernel_was_registered else torch.ops.lpvit.masked_dense_linear
     outputs: Tensor = operator(inputs, values, *others)

@@ -1,4 +1,4 @@
-"""Training, of a dense model from scratch as of a pruned one with frozen masks.
+"""Training of a dense model from scratch, or of a pruned one with fixed masks.
 
 The recipe is DeiT's (Touvron et al., ICML 2021, section 6 and table 9) built from timm's parts.
 """
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
-    """What a training ends with.
+    """The result of a training.
 
     Attributes:
-        state: Weights on the CPU, averaged (EMA) if the recipe says so.
+        state: Weights on the CPU, averaged (EMA) if the recipe has an ``ema_decay``.
         history: Schema ``HISTORY``.
-        keep_masks: Those given, or what gradual pruning made of them.
+        keep_masks: The given ones, or those of gradual pruning.
     """
 
     state: dict[str, Tensor]
@@ -41,7 +41,7 @@ class Trained(NamedTuple):
 
 
 def train(training: Training) -> Trained:
-    """Trains a model; a run that was killed goes on after its last complete epoch, to the same result.
+    """Trains a model; an interrupted run resumes from its last checkpoint, with the same result.
 
     Several processes (`lpvit.training.launcher`) share each batch, with their gradients averaged.
 
@@ -53,7 +53,10 @@ def train(training: Training) -> Trained:
     """
     _check(training)
     require_tensorboard(training.events)
-    model, teacher = copy.deepcopy(training.model), copy.deepcopy(training.teacher)  # apart, also where they are one
+    model, teacher = (
+        copy.deepcopy(training.model),
+        copy.deepcopy(training.teacher),
+    )  # may be one object
     job = replace(training, model=model, teacher=teacher)
     if job.processes == 1:
         _train(job)
@@ -78,12 +81,12 @@ def _check(training: Training) -> None:
 
 
 def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
-    """The part of one process; at the end the resume file holds the result."""
+    """The training of one process; at the end the resume file contains the result."""
     torch.set_num_threads(max(1, job.threads * len(job.nodes) // processes))
     device = torch.device("cuda", local_rank()) if processes > 1 and job.device.type == "cuda" else job.device
     training_loader, validation_loader = job.make_loaders(rank, processes, device)
     if len(training_loader) == 0:
-        raise LpvitError("recipe: the training split gives no batch; lower 'batch_size' or check the dataset")
+        raise LpvitError("recipe: the training split yields no batch; lower 'batch_size' or check the dataset")
     trainer = Trainer(job, device, len(training_loader), processes)
     progress = resumed_progress(job, trainer)
     first_epoch = len(progress.history) + 1
@@ -114,7 +117,7 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
 
 
 def _time_left(history: Sequence[Mapping[str, float]], epochs: int) -> str:
-    """What the epochs to come take if each is like the mean of the last three."""
+    """Estimated time of the remaining epochs, from the mean of the last three."""
     recent = [row["seconds"] for row in history[-3:]]
     seconds = (epochs - len(history)) * sum(recent) / len(recent)
     if seconds < 90:

@@ -29,7 +29,7 @@ class Branch:
 
     Attributes:
         block: Name of the transformer block.
-        scale: LayerScale and the like, (O,), float32 or wider; 1 where y is added as it is.
+        scale: LayerScale and the like, (O,), float32 or wider; 1 where y is added unscaled.
     """
 
     block: str
@@ -64,10 +64,10 @@ def analyse(model: nn.Module) -> Network:
     of a transformer block is added to the rest of it, scaled by one number a feature, or it is not listed as a branch.
 
     Args:
-        model: Not on the meta device; left as it is.
+        model: Not on the meta device; not modified.
 
     Raises:
-        LpvitError: The model gives no logits, or makes products that cannot be ascribed to a layer.
+        LpvitError: The model returns no logits, or computes products that belong to no layer.
     """
     require_plain_module(model)
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -83,29 +83,29 @@ def analyse(model: nn.Module) -> Network:
 
 
 def require_plain_module(model: object) -> None:
-    """Makes sure that something is a model that can be copied and watched.
+    """Checks that an object is a model that can be copied and traced.
 
     Raises:
-        LpvitError: It is no module, compiled already, or spread over devices.
+        LpvitError: It is not a module, is compiled, or is on several devices.
     """
     if not isinstance(model, nn.Module):
         raise LpvitError(f"model: found {type(model).__name__}, expected a model of timm")
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
-        raise LpvitError("model: is compiled; give the model that went into torch.compile, and compile what comes out")
+        raise LpvitError("model: is compiled; give the model before torch.compile, and compile the result")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise LpvitError(f"model: is wrapped in {type(model).__name__}; give its 'module'")
 
 
 def _require_all_products(model: nn.Module, traced: Trace, layers: Sequence[LayerSpec]) -> None:
     known = sum(layer.macs for layer in layers)
-    for name, span in traced.spans.items():  # for one image as for many, such as the MLP of a position bias
+    for name, span in traced.spans.items():  # not per image, such as the MLP of a position bias
         module = model.get_submodule(name)
         if isinstance(module, nn.Linear | nn.Conv2d) and not span.grows:
             known += span.numbers * module.weight[0].numel()
     missing = traced.linear_macs - known
     if missing:
         places = ", ".join(f"'{owner}' in '{place}'" for owner, place in list(traced.by_function.items())[:2])
-        reason = f"functions use the weights of {places}" if places else "no module makes them"
+        reason = f"functions use the weights of {places}" if places else "no module computes them"
         raise LpvitError(
             f"model: {type(model).__name__}: {missing:,} of its {traced.linear_macs:,} multiply-adds in linear "
             f"products are not those of a layer ({reason}), so it cannot be pruned to a budget"
@@ -165,7 +165,7 @@ def _run_to(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]], ima
 def _require_logits(logits: Any) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != IMAGES:
         found = f"a tensor of {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise LpvitError(f"model: gives {found} for {IMAGES} images, expected logits ({IMAGES}, classes)")
+        raise LpvitError(f"model: returns {found} for {IMAGES} images, expected logits ({IMAGES}, classes)")
 
 
 def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[LayerSpec]) -> dict[str, Branch]:
@@ -176,7 +176,7 @@ def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[Laye
         if not inside:
             continue
         layer = max(inside, key=lambda layer: traced.spans[layer.name].end)
-        if isinstance(model.get_submodule(layer.name), nn.Conv2d):  # fitted to its own output
+        if isinstance(model.get_submodule(layer.name), nn.Conv2d):  # refitted to its own output
             continue
         scale = _scale(_Block(model, block, layer.name, arguments, options), layer.out_features)
         if scale is not None:
@@ -186,7 +186,7 @@ def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[Laye
 
 @dataclass(frozen=True)
 class _Block:
-    """A transformer block, called as the model calls it, with another output of one of its layers."""
+    """A transformer block, called with its recorded arguments and another output of one of its layers."""
 
     model: nn.Module
     name: str
@@ -203,7 +203,7 @@ class _Block:
 
 
 def _scale(block_with: _Block, features: int) -> Tensor | None:
-    """The numbers s in r + s * y, for a block's output as a function of the output y of its last layer."""
+    """The numbers s in r + s * y, the transformer block's output as a function of the output y of its last layer."""
     residual = block_with(torch.zeros_like)
     random = torch.randn(features, generator=torch.Generator().manual_seed(1))
     draws: list[Tensor] = []
@@ -226,7 +226,7 @@ def _scale(block_with: _Block, features: int) -> Tensor | None:
 
 
 def _recorded_calls(model: nn.Module, modules: Mapping[str, Any]) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Arguments and options that modules are called with in a pass."""
+    """Records the arguments of modules in a pass."""
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(

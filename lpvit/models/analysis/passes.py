@@ -1,4 +1,4 @@
-"""Forward passes that begin or end in the middle of a model.
+"""Forward passes that start or stop in the middle of a model.
 
 Resume points are modules that run one after the other, each on the output of the one before: patch embedding,
 transformer blocks, Swin's downsampling (`lpvit.models.analysis.network`). A pass resumes after one by giving the
@@ -21,7 +21,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, channels, hei
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the mode of before outside."""
+    """Evaluation mode inside the context; restores the mode on exit."""
     was_training = model.training
     model.eval()
     try:
@@ -31,15 +31,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def require_finite_logits(logits: Tensor, model: nn.Module, images: Tensor) -> None:
-    """Makes sure that a forward pass went well.
+    """Checks that the logits of a forward pass are finite.
 
     Args:
-        logits: What the model made of the images, (N, K).
-        model: Asked again, only after a failure, to find where it began.
+        logits: Output for the images, (N, K).
+        model: Run again after a failure only, to find its origin.
         images: (N, channels, height, width).
 
     Raises:
-        LpvitError: A logit is NaN or infinite; the first module whose output is so is named.
+        LpvitError: A logit is NaN or infinite; the first module with such an output is named.
     """
     if not logits.isfinite().all():
         raise LpvitError(
@@ -70,7 +70,7 @@ def _first_non_finite_module(model: nn.Module, images: Tensor) -> str:
 
 
 def constant(output: Tensor) -> Callable[..., Tensor]:
-    """A forward that ignores its input."""
+    """A forward function that ignores its input."""
     return lambda *_, **__: output
 
 
@@ -93,7 +93,7 @@ def recorded_outputs(model: nn.Module, resume_points: Iterable[str]) -> Iterator
 
 @contextmanager
 def replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
-    """Lets modules run other forwards; on leaving, the attribute goes and that of their class is back."""
+    """Replaces the forward of modules; on exit that of their class is restored."""
     modules = {model.get_submodule(name): forward for name, forward in forwards.items()}
     try:
         for module, forward in modules.items():
@@ -124,8 +124,8 @@ class StopPoint:
 
     Attributes:
         layer: A linear layer or convolution; the pass stops where it begins.
-        block: A transformer block around the layer: the pass goes on to the end of it, with an output of the layer that
-            is zero, and so gives what the layer's output is added to. None stops at the layer.
+        block: A transformer block around the layer: the pass continues to the end of it with a zero output of the
+            layer, which gives the residual that the layer's output is added to. None stops at the layer.
     """
 
     layer: str

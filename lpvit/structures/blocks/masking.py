@@ -1,6 +1,6 @@
 """Curves measured by masking one layer at a time.
 
-N = images of a batch; K = logits; P = pruned copies of a layer that run side by side; O, I = output and input features
+N = images of a batch; K = logits; P = pruned copies of a layer in one batch; O, I = output and input features
 of a layer.
 """
 
@@ -29,15 +29,15 @@ from lpvit.structures.blocks.grid import BlockGrid
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model, its images and what of it is pruned, to measure.
+    """A model, its images and layers to measure.
 
     Attributes:
-        model: Dense; moved to the device, otherwise left as it is.
+        model: Dense; moved to the device, otherwise not modified.
         images: The images X and labels, in batches.
         layers: Layers to measure.
         block_shape: Rows and columns of a block.
         device: Where to compute.
-        images_per_pass: Bound of N * P, and so of memory; never less than one batch.
+        images_per_pass: Bound of N * P, which limits memory; at least one batch.
     """
 
     model: nn.Module
@@ -55,13 +55,13 @@ def masked_curves(measured: MeasuredModel, blocks: pd.DataFrame, points: int, sh
     .. math:: D = \frac{1}{|X|} \sum_{x \in X} \lVert f(x; W) - f(x; \tilde W) \rVert^2
 
     A batch passes through the dense model once. Every pruned pass resumes where the layer's transformer block begins,
-    from the dense activations, with several sparsities side by side as one larger batch.
+    from the dense activations, with several sparsities combined into one larger batch.
 
     Args:
         measured: The dense model.
         blocks: Scores, schema ``BLOCKS``.
         points: Sparsities of a curve, evenly from 0 to 1.
-        share: Of the pruned weights that is taken away; the distortion is divided by its square.
+        share: Of the pruned weights that is removed; the distortion is divided by its square.
 
     Returns:
         Schema ``CURVES``; exactly 0 where nothing is pruned.
@@ -88,7 +88,7 @@ def masked_curves(measured: MeasuredModel, blocks: pd.DataFrame, points: int, sh
 
 
 class _Pending:
-    """The curve of a layer while it is measured.
+    """Accumulator of the curve of a layer.
 
     Attributes:
         counts: Numbers of blocks to prune, rising, without 0.
@@ -102,13 +102,13 @@ class _Pending:
         self.sums = torch.zeros(grid.count + 1, dtype=torch.float64, device=measured.device)
 
     def gone_at(self, counts: Tensor) -> Tensor:
-        """Whether each weight is gone when so many blocks are, (P,) -> (P, O, I)."""
+        """Whether each weight is pruned, for several numbers of pruned blocks, (P,) -> (P, O, I)."""
         return self._ranks < counts[:, None, None]
 
 
 @dataclass(frozen=True)
 class _DensePass:
-    """What the dense model made of a batch.
+    """Activations of the dense model for a batch.
 
     Attributes:
         images: (N, channels, height, width).
@@ -173,10 +173,10 @@ def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Te
 
 
 def _scaled_side_by_side(layer: MatrixLayer, scales: Tensor) -> Callable[[Tensor], Tensor]:
-    """A forward of P versions of a layer, each on its share of the batch, copy after copy.
+    """Forward function of P versions of a layer, each on its part of the batch.
 
-    The copies differ only from this layer on, so that one product of the first copy's input with the stacked weights
-    (P * O, I) serves all.
+    The parts differ only from this layer on, so one product of the first part's input with the stacked weights
+    (P * O, I) is enough.
     """
     copies = len(scales)
     weight = (weight_matrix(layer) * scales).reshape(-1, *layer.weight.shape[1:])
