@@ -1,5 +1,11 @@
 """Least-squares reconstruction: refits the remaining weights to the outputs of the dense network.
 
+The inputs of a layer are those that reach it in the compressed network, fitted up to there; its targets are the outputs
+of the dense layer in the dense network. So it compensates for its own error and that of earlier layers. The last layer
+of a transformer block, ``fc2``, is fitted to the dense block's output r + s y (`lpvit.models.analysis.network.Branch`),
+so it also compensates for the error of the residual stream r. It is fitted with LayerScale s multiplied into its weight,
+which is divided out afterwards. Held-out images select the ridge of every layer, which is then fitted to all images.
+
 N = images of a batch; T = tokens; O, I = output and input features of a layer; J = I, or I + 1 with a bias.
 
 Every image is read once. From layer to layer the passes of both networks resume at the start of a transformer block,
@@ -73,13 +79,6 @@ def fit_in_order(
     choose: Choice | None = None,
 ) -> dict[str, Tensor]:
     """Fits layers of a compressed model one after the other, in order of execution.
-
-    The inputs of a layer are those that reach it in the compressed network, fitted up to there; its targets are the
-    outputs of the dense layer in the dense network. So it compensates for its own error and that of earlier layers. The
-    last layer of a transformer block, ``fc2``, is fitted to the dense block's output r + s y
-    (`lpvit.models.analysis.network.Branch`), so it also compensates for the error of the residual stream r. It is
-    fitted with LayerScale s multiplied into its weight, which is divided out afterwards. Held-out images select the
-    ridge of every layer, which is then fitted to all images.
 
     Args:
         model: Dense, on the device.
