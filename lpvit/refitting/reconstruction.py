@@ -3,8 +3,8 @@
 The inputs of a layer are those that reach it in the compressed network, fitted up to there; its targets are the outputs
 of the dense layer in the dense network. So it compensates for its own error and that of earlier layers. The last layer
 of a transformer block, ``fc2``, is fitted to the dense block's output r + s y (`lpvit.models.analysis.network.Branch`),
-so it also compensates for the error of the residual stream r. It is fitted with LayerScale s multiplied into its weight,
-which is divided out afterwards. Held-out images select the ridge of every layer, which is then fitted to all images.
+so it also compensates for the error of the residual stream r. LayerScale s is multiplied into its weight, and
+afterwards divided out. Held-out images select the ridge of every layer, which is then fitted to all images.
 
 N = images of a batch; T = tokens; O, I = output and input features of a layer; J = I, or I + 1 with a bias.
 
