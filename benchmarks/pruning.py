@@ -41,7 +41,6 @@ from lpvit.costs.cost import measure_costs
 from lpvit.data.preprocessing import Preprocessing
 from lpvit.measure.timing import time_in_turns
 from lpvit.pruning.steps import before_last_step
-from lpvit.refitting.reconstruction import pruned_weights, reconstruct
 from lpvit.settings import Section
 from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks
 from lpvit.structures.blocks.products import block_products
@@ -49,6 +48,7 @@ from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.settings import Pruning
 from lpvit.structures.blocks.statistics import Statistics, collect_statistics
+from lpvit.structures.blocks.weights import pruned_weights, reconstruct
 from lpvit.structures.width.narrowing import narrow
 from lpvit.training.job import Training
 from lpvit.training.settings import Recipe

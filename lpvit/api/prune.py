@@ -26,10 +26,10 @@ from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.analysis.network import require_plain_module, understand
 from lpvit.models.sources.families import call_modules
 from lpvit.pruning.steps import before_last_step, scores_and_curves
-from lpvit.refitting.reconstruction import pruned_weights
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import build_keep_masks
 from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.weights import pruned_weights
 
 STEPS = 4  # to a budget that is given as a number
 

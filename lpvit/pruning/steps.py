@@ -19,12 +19,12 @@ from lpvit.allocation.tables import LayerTables
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.analysis.passes import Batches
 from lpvit.progress import labelled
-from lpvit.refitting.reconstruction import pruned_weights
 from lpvit.structures.blocks.masks import build_keep_masks
 from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.weights import pruned_weights
 
 _logger = logging.getLogger(__name__)
 
