@@ -1,35 +1,9 @@
-"""Adding schemes to models, and telling them how far a training has come."""
-
-from collections.abc import Sequence
+"""What schemes share, and telling those of a model how far a training has come."""
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
-from lpvit.schemes.settings import SCHEMES, Scheme
-from lpvit.variants import own_settings, variant
-
-
-def add_scheme(model: nn.Module, scheme: Scheme) -> nn.Module:
-    """Adds a scheme to a model, which remembers it: `lpvit.save` keeps it, and training, benchmarks and export run it.
-
-    Args:
-        model: From timm; changed in place.
-        scheme: Which one, with its settings.
-
-    Raises:
-        LpvitError: The scheme does not fit the model.
-    """
-    module = variant(SCHEMES, scheme.scheme)
-    module.add(model, *own_settings(module, scheme))
-    model.train(model.training)  # new parts too
-    model.lpvit_schemes = [*schemes_of(model), scheme]  # type: ignore[assignment]
-    return model
-
-
-def schemes_of(model: nn.Module) -> Sequence[Scheme]:
-    """The schemes that were added to a model, in that order."""
-    return getattr(model, "lpvit_schemes", ())
 
 
 def anneal(model: nn.Module, progress: float) -> None:

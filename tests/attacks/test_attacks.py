@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from tiny import VIT
 
 import lpvit
-from lpvit.models.architecture import Architecture, create_model, load_model, save_model
+from lpvit.models.architecture import Architecture, load_model, save_model
+from lpvit.models.sources.timm import create_model
 from lpvit.store.artifacts import load, save
 from lpvit.store.digest import BLANK, seal
 from lpvit.store.schemas import BLOCKS, IMAGES, read_parquet, write_parquet

@@ -1,9 +1,11 @@
 """Scores and an allocation in, keep masks and the pruned model out: fitted to the dense one, with schemes, if asked."""
 
 from lpvit.data.loading import evaluation_loader
-from lpvit.models.architecture import load_model, save_model, with_schemes
+from lpvit.models.architecture import extended, load_model, save_model
+from lpvit.schemes.edit import schemes_added
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import ALLOCATION, BLOCKS, SAMPLES, read_parquet
+from lpvit.structures.blocks.edit import with_keep_masks
 from lpvit.structures.blocks.masks import build_keep_masks, save_masks
 from lpvit.structures.blocks.weights import pruned_weights
 
@@ -20,4 +22,5 @@ with stage(snakemake) as compute:
         loader = evaluation_loader(samples, reconstruction, model, reconstruction["batch_size"], compute)
     pruned = pruned_weights(model, keep_masks, block_shape, loader, compute.device)
     save_masks(keep_masks, block_shape, snakemake.output.masks)
-    save_model(*with_schemes(architecture, pruned, snakemake.params.schemes), snakemake.output.pruned, "pruned")
+    edits = [*with_keep_masks((), keep_masks, block_shape), *schemes_added(snakemake.params.schemes)]
+    save_model(*extended(architecture, pruned, edits), snakemake.output.pruned, "pruned")

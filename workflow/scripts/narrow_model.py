@@ -1,7 +1,7 @@
 """The dense model and calibration images in, a narrower dense model out, with no layer masked."""
 
-from lpvit.models.architecture import save_model, with_schemes
-from lpvit.schemes import kinds as _  # noqa: F401 - this stage depends on all of them
+from lpvit.models.architecture import Architecture, extended, save_model
+from lpvit.schemes.edit import schemes_added
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.stage import stage
 from lpvit.structures.blocks.masks import save_masks
@@ -10,7 +10,7 @@ from lpvit.structures.width.narrowing import narrow
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)
     narrower = narrow(dense.model, dense.loader, snakemake.params.macs, snakemake.params.reconstruct).cpu()
-    architecture = dense.architecture.narrowed_to(narrower)
-    extended = with_schemes(architecture, narrower.state_dict(), snakemake.params.schemes)
+    schemes = schemes_added(snakemake.params.schemes)
     save_masks({}, dense.pruning.block_shape, snakemake.output.masks)
-    save_model(*extended, snakemake.output.pruned, "pruned")
+    model = extended(Architecture.of(narrower), narrower.state_dict(), schemes)
+    save_model(*model, snakemake.output.pruned, "pruned")
