@@ -111,7 +111,8 @@ def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
     kept = kept_blocks_of(architecture.edits)
     keep_masks = {} if kept is None else kept.unpacked()
     if kept is not None and kept.block_shape != header.block_shape:
-        raise LpvitError(f"blocks of {kept.block_shape} in its edits and {header.block_shape} beside; save it again")
+        found, beside = ("x".join(map(str, shape)) for shape in (kept.block_shape, header.block_shape))
+        raise LpvitError(f"has blocks of {found} among its edits, of {beside} beside them; save it again")
     for layer, keep_mask in keep_masks.items():
         try:
             values = tensors.pop(f"{layer}.values")
@@ -139,8 +140,8 @@ def _require_zeros(pruned: Pruned) -> None:
 def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
     """Makes sure that an architecture builds the model: same weights, and same logits of a random image."""
     hint = f"model: is not what builds {architecture.source}; give all arguments that made it as 'options'"
-    rebuilt = _build(architecture)
     try:
+        rebuilt = _build(architecture)
         load_weights(rebuilt, model.state_dict(), "model")
     except LpvitError as error:
         raise LpvitError(f"{hint} ({error})") from None
