@@ -7,6 +7,7 @@ torch, such as a dry-run, loads none.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lpvit import moved
 from lpvit.lazy import modules_of
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ _MODULES = {
 }
 
 
+moved.install()
 _room = modules_of(__name__)
 
 

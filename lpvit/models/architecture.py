@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import torch
 from pydantic import BeforeValidator, Field, InstanceOf
@@ -19,6 +19,7 @@ from lpvit.models.format_1 import architecture_of_format_1
 from lpvit.models.sources.checkpoints import require_one_type, require_same_architecture
 from lpvit.models.sources.source import AnySource
 from lpvit.models.sources.timm import Timm
+from lpvit.moved import forwards
 from lpvit.settings import Section
 from lpvit.store.artifacts import load, save
 
@@ -171,3 +172,7 @@ def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Ten
     except LpvitError as error:
         raise LpvitError(f"{path}: {error}; delete it and rerun") from None
     return architecture, state
+
+
+if not TYPE_CHECKING:  # or any name would pass
+    __getattr__ = forwards(__name__)

@@ -20,7 +20,7 @@ BESIDE = ("csrc", "template")  # folders of what modules use beside Python
 FOUND_BY_NAME = {"stages/edited": "**/edit.py"}
 
 # Where files, logs and errors are handled, not results; of these only the constants that are imported count: schemas.
-NEUTRAL = ("__init__", "errors", "lazy", "progress", "settings", "stages/stage", "store/")
+NEUTRAL = ("__init__", "errors", "lazy", "moved", "progress", "settings", "stages/stage", "store/")
 
 
 def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str]:
