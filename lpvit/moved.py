@@ -29,7 +29,6 @@ _KEPT_THEIR_NAMES = {  # (old package, new package) -> modules
     ("models", "schemes"): "attention scheme",
     ("models.schemes", "schemes.kinds"): "sparse_attention token_merging token_selection",
     ("sparse", "export"): "openvino",
-    ("weights", "pruning"): "steps",
     ("weights", "quantisation"): "rounding settings",
     ("weights", "refitting"): "least_squares reconstruction",
     ("weights", "structures.blocks"): "masks",
@@ -48,6 +47,7 @@ MODULES = {
     "models.token_merger": "schemes.kinds.token_merging.merger",
     "models.token_scorer": "schemes.kinds.token_selection.scorer",
     "weights": "refitting",
+    "weights.steps": "pruning.rounds",
     "weights.quantisation": "quantisation.quantise",
 }
 NAMES = {  # name that went elsewhere than its module -> module that has it

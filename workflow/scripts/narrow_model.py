@@ -5,12 +5,13 @@ from lpvit.schemes.edit import schemes_added
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.stage import stage
 from lpvit.structures.blocks.masks import save_masks
-from lpvit.structures.width.narrowing import narrow
+from lpvit.structures.width.structure import WidthStructure
 
 with stage(snakemake) as compute:
-    dense = read_calibrated(snakemake, compute)
-    narrower = narrow(dense.model, dense.loader, snakemake.params.macs, snakemake.params.reconstruct).cpu()
-    schemes = schemes_added(snakemake.params.schemes)
-    save_masks({}, dense.pruning.block_shape, snakemake.output.masks)
-    model = extended(Architecture.of(narrower), narrower.state_dict(), schemes)
+    params, dense = snakemake.params, read_calibrated(snakemake, compute)
+    narrower = WidthStructure().compress_to(
+        dense.model.to(compute.device), dense.images, params.macs, refit=params.refit
+    )
+    save_masks({}, params.block_shape, snakemake.output.masks)
+    model = extended(Architecture.of(narrower.model), narrower.model.state_dict(), schemes_added(params.schemes))
     save_model(*model, snakemake.output.pruned, "pruned")
