@@ -1,6 +1,8 @@
-"""The house rules that can be counted: short modules, functions, scripts and lists of parameters."""
+"""The house rules that can be counted: short modules, functions, scripts, lists of parameters; the list of packages."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,3 +37,11 @@ def functions(file: Path) -> Iterator[ast.FunctionDef]:
 def parameters(function: ast.FunctionDef) -> int:
     names = [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
     return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_contributing_lists_the_packages_in_the_order_that_is_checked():
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [layer.strip("()") for layer in contracts[0]["layers"]]
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    listed = text.partition("and checked:")[2].partition(". ")[0]
+    assert re.findall(r"`(\w+)`", listed) == layers
