@@ -20,7 +20,7 @@ from memory import measured_peak
 from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.structures.blocks.curve import pruning_ranks
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
 from lpvit.structures.blocks.products import block_products, statistics_with_products

@@ -10,6 +10,7 @@ from lpvit.settings import Fraction, Section, Share
 from lpvit.variants import chooses, variant
 
 ALLOCATORS = "lpvit.allocation.allocators"
+LATENCY_BATCH_SIZE = 8  # images per pass at which layers are timed
 TARGETS = ("macs", "sparsity", "energy", "latency")
 
 

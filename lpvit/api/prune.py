@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
-from lpvit.allocation.settings import Budget
+from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
-from lpvit.benchmark.settings import Benchmark
 from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
@@ -86,8 +85,7 @@ def _latency(
     if budget.latency_table is not None:
         return read_latency(budget.latency_table, block_shape)
     weight = next(model.parameters())
-    images = Benchmark().layer_batch_size
-    return measure_latency(costs, block_shape, batch_size=images, dtype=weight.dtype, device=weight.device)
+    return measure_latency(costs, block_shape, batch_size=LATENCY_BATCH_SIZE, dtype=weight.dtype, device=weight.device)
 
 
 def adopt_input_size(model: nn.Module, images: Tensor) -> None:

@@ -22,12 +22,12 @@ from lpvit.data.index import list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.architecture import create_model, nearest_model
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
 from lpvit.models.sources.pretrained import require_fetchable
-from lpvit.schemes.scheme import add_scheme
+from lpvit.models.sources.timm import create_model, nearest_model
+from lpvit.schemes.edit import add_scheme
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.width.narrowing import require_narrowable
 from lpvit.training.settings import Recipe

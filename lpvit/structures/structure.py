@@ -38,8 +38,8 @@ class Compressed:
     """A compressed model.
 
     Attributes:
-        model: In evaluation mode.
-        keep_masks: Layer -> (R, C), bool, True where a block is kept; empty where no blocks were pruned.
+        model: In evaluation mode; what was done to it is among its edits (`lpvit.models.edits`).
+        keep_masks: Layer -> (R, C), bool, True where a block stays; empty where no blocks were pruned.
         block_shape: Rows and columns of a block; None where no blocks were pruned.
     """
 

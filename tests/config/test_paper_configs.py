@@ -15,7 +15,7 @@ from lpvit.allocation.tables import LayerTables
 from lpvit.config.config import Config, Experiment, parse_config
 from lpvit.costs.cost import count_macs, layer_table, measure_costs, model_metrics
 from lpvit.pruning.rounds import measure
-from lpvit.schemes.scheme import add_scheme
+from lpvit.schemes.edit import add_scheme
 from lpvit.structures.blocks.masks import build_keep_masks, kept_blocks
 from lpvit.structures.blocks.settings import Pruning
 from lpvit.structures.blocks.structure import BlockStructure

@@ -16,8 +16,9 @@ from lpvit.costs.cost import count_macs, measure_costs
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.schemes.attention import attention_modules, take_over
+from lpvit.schemes.edit import add_scheme
 from lpvit.schemes.kinds.sparse_attention.pattern import PatternAttention, pattern_mask
-from lpvit.schemes.scheme import add_scheme, anneal
+from lpvit.schemes.scheme import anneal
 from lpvit.schemes.settings import Scheme
 from lpvit.variants import variants
 

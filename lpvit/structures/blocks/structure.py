@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.analysis.passes import Batches
+from lpvit.structures.blocks.edit import record_keep_masks
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
 from lpvit.structures.blocks.masks import build_keep_masks
 from lpvit.structures.blocks.products import statistics_with_products
@@ -69,6 +70,7 @@ class BlockStructure:
     ) -> Compressed:
         pruned = deepcopy(model).cpu()
         pruned.load_state_dict(pruned_weights(model, choice, self.settings.block_shape, images, device))
+        record_keep_masks(pruned, choice, self.settings.block_shape)
         return Compressed(pruned, choice, self.settings.block_shape)
 
 
