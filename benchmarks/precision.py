@@ -44,7 +44,7 @@ from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.pruning.steps import scores_and_curves
 from lpvit.refitting.reconstruction import Fit, fit_in_order, matrix_layer, weight_with_bias
 from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks, zero_pruned
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 
 ARMS = {**{precision: (precision,) for precision in PRECISIONS}, "mixed": PRECISIONS}
 BATCH = 32  # images per pass, for the memory
@@ -118,7 +118,7 @@ def describe(given: Subject, images: Batches, block_shape: tuple[int, int]) -> L
     costs, names = measure_costs(given.model), [layer.name for layer in given.layers]
     costs = costs[costs["layer"].isin(names)]
     if not file["curves"].exists():
-        pruning = Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
+        pruning = Blocks(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
         blocks, curves = scores_and_curves(given.model, images, pruning, "cpu")
         blocks.to_parquet(file["blocks"])
         curves.to_parquet(file["curves"])

@@ -46,8 +46,9 @@ from lpvit.settings import Section
 from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks
 from lpvit.structures.blocks.products import block_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.statistics import Statistics, collect_statistics
 from lpvit.structures.width.narrowing import narrow
 from lpvit.training.job import Training
@@ -61,7 +62,7 @@ FINETUNED = ["finetuned_top1", "speed_up"]
 
 
 class Arm(Section):
-    """A way of pruning, by options of `lpvit.Pruning` and `lpvit.Budget`."""
+    """A way of pruning, by options of `lpvit.Blocks` and `lpvit.Budget`."""
 
     pruning: dict[str, Any] = Field({})
     budget: dict[str, Any] = Field({})
@@ -79,7 +80,7 @@ class Arm(Section):
 
     @property
     def narrows(self) -> bool:
-        return self.budget.get("structure") == "width"
+        return self.pruning.get("structure") == "width"
 
 
 class Finetuning(Section):
@@ -249,7 +250,7 @@ class Calibrated:
                 subject.model, self.images, subject.layers, self.shape, probes=2, device=subject.compute.device
             )
 
-    def statistics(self, pruning: Pruning) -> tuple[Statistics, Meter]:
+    def statistics(self, pruning: Blocks) -> tuple[Statistics, Meter]:
         if not pruning.probes_used:
             return self.averaged, self.meters["averaged"]
         statistics = {
@@ -290,7 +291,7 @@ class Judge:
         arm = self.plan.arms[key.arm]
         if arm.narrows:
             return self._narrow(calibrated, key)
-        pruning = Pruning.model_validate({"block_shape": calibrated.shape} | arm.pruning)
+        pruning = Blocks.model_validate({"block_shape": calibrated.shape} | arm.pruning)
         budget = Budget.model_validate({"macs": key.macs, "reconstruction": key.reconstruction} | arm.budget)
         statistics, shared = calibrated.statistics(pruning)
         meter = Meter()
@@ -301,7 +302,9 @@ class Judge:
             tables = LayerTables(curves, blocks, self.costs)
             tables = before_last_step(model, calibrated.images, pruning, tables, budget, device)
             allocation = allocate(tables, budget)
-            ranked = tables.blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
+            ranked = tables.blocks
+            if arm.mask_saliency is not None:
+                ranked = block_table(statistics, Saliency.registry[arm.mask_saliency]())
             keep_masks, block_shape = build_keep_masks(ranked, allocation), calibrated.shape
             images = None if key.reconstruction == "none" else calibrated.images
             if arm.chosen_by is None:

@@ -29,7 +29,8 @@ from lpvit.pruning.steps import before_last_step, scores_and_curves
 from lpvit.refitting.reconstruction import pruned_weights
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import build_keep_masks
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
+from lpvit.structures.settings import Structure
 
 STEPS = 4  # to a budget that is given as a number
 
@@ -40,7 +41,7 @@ def prune(
     *,
     budget: float | Budget,
     block_shape: tuple[int, int] | None = None,
-    pruning: Pruning | None = None,
+    pruning: Structure | None = None,
 ) -> Pruned:
     """Prunes a timm model (ViT, DeiT, Swin) to a budget, on the device that it is on.
 
@@ -66,7 +67,7 @@ def prune(
         return _prune(model, loader, _as_budget(budget), _as_pruning(block_shape, pruning))
 
 
-def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Pruning) -> Pruned:
+def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Blocks) -> Pruned:
     require_plain_module(model)
     model = call_modules(deepcopy(model).eval())
     batches = UserBatches(loader, next(model.parameters()).dtype)
@@ -119,8 +120,6 @@ def adopt_input_size(model: nn.Module, images: Tensor) -> None:
 
 def _as_budget(budget: float | Budget) -> Budget:
     if isinstance(budget, Budget):
-        if budget.structure == "width":
-            raise LpvitError("budget: structure 'width' prunes no blocks; use lpvit.structures.width.narrowing.narrow")
         return budget
     try:
         return Budget(macs=budget, reconstruction="least_squares", steps=STEPS)
@@ -130,12 +129,16 @@ def _as_budget(budget: float | Budget) -> Budget:
         ) from None
 
 
-def _as_pruning(block_shape: tuple[int, int] | None, pruning: Pruning | None) -> Pruning:
+def _as_pruning(block_shape: tuple[int, int] | None, pruning: Structure | None) -> Blocks:
     if (block_shape is None) == (pruning is None):
-        raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Pruning(...)")
-    if pruning is not None:
+        raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Blocks(...)")
+    if isinstance(pruning, Blocks):
         return pruning
+    if pruning is not None:
+        raise LpvitError(
+            f"pruning: structure '{pruning.structure}' prunes no blocks; use lpvit.structures.width.narrowing.narrow"
+        )
     try:
-        return Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
+        return Blocks(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
     except LpvitError:
         raise LpvitError(f"block_shape: found {block_shape!r}, expected two positive whole numbers") from None

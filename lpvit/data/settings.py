@@ -1,17 +1,16 @@
 """Settings of images: datasets and calibration sets."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from lpvit.settings import Section, Share
-from lpvit.variants import chooses
+from lpvit.strategies import NameIn
 
 LOADERS = "lpvit.data.loaders"
 
 
-@chooses(loader=LOADERS, keyless=["loader"])
 class Dataset(Section):
     """Labelled images with a training and a validation split."""
 
@@ -31,7 +30,7 @@ class Dataset(Section):
         description="above 0, the share of every class of `train` that validates, instead of `validation`; of images "
         "that are not split, `train` is `.`: the class folders lie in `root` itself",
     )
-    loader: str = Field(
+    loader: Annotated[str, NameIn(LOADERS)] = Field(
         "dali", description="`dali`: JPEG files; `memory`: small sets, decoded once; `timm`: whatever Pillow reads"
     )
     on_bad_image: Literal["error", "skip"] = Field(

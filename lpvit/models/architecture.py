@@ -26,7 +26,7 @@ from lpvit.models.sources.checkpoints import require_one_type, require_same_arch
 from lpvit.models.sources.families import call_modules
 from lpvit.quantisation.layers import int8_layers, make_int8
 from lpvit.schemes.scheme import add_scheme, schemes_of
-from lpvit.schemes.settings import Scheme
+from lpvit.schemes.settings import read_scheme
 from lpvit.store.artifacts import load, save
 
 LARGEST_BUFFERS = 2**26  # numbers that a model may keep beside its weights: masks and indices of windows
@@ -88,7 +88,7 @@ class Architecture:
 
     Attributes:
         shapes: Parameter name -> shape, of a model made narrower than timm makes it.
-        schemes: Settings of the schemes that are added to it, `lpvit.models.settings.Scheme`, in that order.
+        schemes: Settings of the schemes that are added to it, `lpvit.schemes.settings.Scheme`, in that order.
         int8: Names of the layers that multiply in int8.
     """
 
@@ -135,7 +135,7 @@ class Architecture:
         model = create_model(self.timm, self.num_classes, self.options, self.data_config, **arguments)
         reshape(model, self.shapes)
         for scheme in self.schemes:
-            add_scheme(model, Scheme.model_validate(scheme))
+            add_scheme(model, read_scheme(scheme))
         make_int8(model, self.int8)
         if state is not None:
             model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)

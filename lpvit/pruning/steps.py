@@ -24,13 +24,13 @@ from lpvit.structures.blocks.masks import build_keep_masks
 from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 
 _logger = logging.getLogger(__name__)
 
 
 def scores_and_curves(
-    model: nn.Module, loader: Batches, pruning: Pruning, device: torch.device | str
+    model: nn.Module, loader: Batches, pruning: Blocks, device: torch.device | str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What an allocation needs to know of a model's blocks.
 
@@ -57,7 +57,7 @@ def scores_and_curves(
 def before_last_step(
     model: nn.Module,
     loader: Batches,
-    pruning: Pruning,
+    pruning: Blocks,
     tables: LayerTables,
     budget: Budget,
     device: torch.device | str,

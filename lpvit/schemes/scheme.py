@@ -6,8 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
-from lpvit.schemes.settings import SCHEMES, Scheme
-from lpvit.variants import own_settings, variant
+from lpvit.schemes.settings import Scheme
 
 
 def add_scheme(model: nn.Module, scheme: Scheme) -> nn.Module:
@@ -20,8 +19,7 @@ def add_scheme(model: nn.Module, scheme: Scheme) -> nn.Module:
     Raises:
         LpvitError: The scheme does not fit the model.
     """
-    module = variant(SCHEMES, scheme.scheme)
-    module.add(model, *own_settings(module, scheme))
+    scheme.add(model)
     model.train(model.training)  # new parts too
     model.lpvit_schemes = [*schemes_of(model), scheme]  # type: ignore[assignment]
     return model

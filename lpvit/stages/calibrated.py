@@ -10,7 +10,7 @@ from lpvit.models.analysis.passes import Batches
 from lpvit.models.architecture import Architecture, load_model
 from lpvit.settings import Compute
 from lpvit.store.schemas import SAMPLES, read_parquet
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.settings import Structure, read_structure
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Calibrated:
     model: nn.Module
     architecture: Architecture
     loader: Batches
-    pruning: Pruning
+    pruning: Structure
 
 
 def read_calibrated(snakemake: Any, compute: Compute) -> Calibrated:
@@ -37,7 +37,7 @@ def read_calibrated(snakemake: Any, compute: Compute) -> Calibrated:
         snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.
         compute: From `lpvit.stages.stage.stage`.
     """
-    pruning = Pruning.model_validate(snakemake.params.pruning)
+    pruning = read_structure(snakemake.params.pruning)
     architecture, state = load_model(snakemake.input.dense, "dense")
     model = architecture.build(state).to(compute.device)
     samples = read_parquet(snakemake.input.samples, SAMPLES)

@@ -131,7 +131,7 @@ rule build_masks:
     benchmark:
         f"{BUDGET}/masks.time.tsv"
     wildcard_constraints:
-        budget=budgets_of("blocks"),
+        pruning=prunings_of("blocks"),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
@@ -156,14 +156,14 @@ rule narrow_model:
         macs=lambda wildcards: budget_of(wildcards).macs,
         reconstruct=is_reconstructed,
         schemes=schemes_of,
-        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "batch_size"),
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "structure", "batch_size"),
         sources=sources("narrow_model.py"),
     log:
         f"{BUDGET}/masks.log",
     benchmark:
         f"{BUDGET}/masks.time.tsv"
     wildcard_constraints:
-        budget=budgets_of("width"),
+        pruning=prunings_of("width"),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),

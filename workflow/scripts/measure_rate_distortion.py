@@ -6,11 +6,11 @@ from lpvit.stages.stage import stage
 from lpvit.store.schemas import BLOCKS, CURVES, SAMPLES, read_parquet, write_parquet
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.statistics import load_statistics
 
 with stage(snakemake) as compute:
-    pruning = Pruning.model_validate(snakemake.params.pruning)
+    pruning = Blocks.model_validate(snakemake.params.pruning)
     statistics = load_statistics(snakemake.input.statistics)
     blocks = block_table(statistics, pruning.saliency)
     model = loader = None

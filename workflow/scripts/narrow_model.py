@@ -12,5 +12,5 @@ with stage(snakemake) as compute:
     narrower = narrow(dense.model, dense.loader, snakemake.params.macs, snakemake.params.reconstruct).cpu()
     architecture = dense.architecture.narrowed_to(narrower)
     extended = with_schemes(architecture, narrower.state_dict(), snakemake.params.schemes)
-    save_masks({}, dense.pruning.block_shape, snakemake.output.masks)
+    save_masks({}, (1, 1), snakemake.output.masks)
     save_model(*extended, snakemake.output.pruned, "pruned")

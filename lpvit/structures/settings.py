@@ -1,0 +1,33 @@
+"""Settings of structures: what is removed from a model, and how that is measured."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, TypeAdapter
+
+from lpvit.allocation.settings import Budget
+from lpvit.settings import Section
+from lpvit.strategies import Registry
+
+
+class Structure(Section):
+    """What is removed; each in the ``settings.py`` of its folder."""
+
+    registry: ClassVar = Registry("lpvit.structures", tag="structure", file="settings", default="blocks")
+
+    structure: str
+    batch_size: int = Field(64, gt=0, description="images per pass")
+
+    def require_budget(self, budget: Budget) -> None:
+        """Refuses a budget that this structure cannot be pruned to.
+
+        Raises:
+            ValueError: The budget asks for what the structure does not have.
+        """
+
+
+AnyStructure = Annotated[Structure, Structure.registry]
+
+
+def read_structure(values: Any) -> Structure:
+    """A structure from plain values, which the workflow hands from its rules to its scripts."""
+    return TypeAdapter[Structure](AnyStructure).validate_python(values)
