@@ -62,8 +62,8 @@ def _unknown_key(key: str, section: type[BaseModel]) -> str:
     registry: Registry | None = getattr(section, "registry", None)
     for name, strategy in (registry or {}).items():
         if registry is not None and key in strategy.model_fields:
-            kind, own = registry.interface.__name__.lower(), section.model_fields[registry.tag].default
-            return f"belongs to {kind} '{name}', not to '{own}'"
+            kind = registry.interface.__name__.lower() if registry.tag == "name" else registry.tag
+            return f"belongs to {kind} '{name}', not to '{section.model_fields[registry.tag].default}'"
     return f"unknown key{nearest(key, section.model_fields)}"
 
 

@@ -1,15 +1,15 @@
 """Settings of structures: what is removed from a model, and how that is measured."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from lpvit.allocation.settings import Budget
 from lpvit.settings import Section
 from lpvit.strategies import Registry
 
 
-class Structure(Section):
+class StructureSettings(Section):
     """What is removed; each in the ``settings.py`` of its folder."""
 
     registry: ClassVar = Registry("lpvit.structures", tag="structure", file="settings", default="blocks")
@@ -25,9 +25,4 @@ class Structure(Section):
         """
 
 
-AnyStructure = Annotated[Structure, Structure.registry]
-
-
-def read_structure(values: Any) -> Structure:
-    """A structure from plain values, which the workflow hands from its rules to its scripts."""
-    return TypeAdapter[Structure](AnyStructure).validate_python(values)
+AnyStructure = Annotated[StructureSettings, StructureSettings.registry]

@@ -1,15 +1,15 @@
 """Settings of blocks."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lpvit.structures.blocks.distortions import Distortion
 from lpvit.structures.blocks.saliencies import Saliency
-from lpvit.structures.settings import Structure
+from lpvit.structures.settings import StructureSettings
 
 
-class Blocks(Structure):
+class Blocks(StructureSettings):
     """Blocks of the prunable layers: how they are scored and how the distortion of pruning them is measured."""
 
     moved_keys: ClassVar = dict.fromkeys(("order", "form", "correction_images"), "distortion")
@@ -48,6 +48,16 @@ class Blocks(Structure):
     def measures_images(self) -> bool:
         """Whether curves need another look at the calibration images."""
         return "images" in self._needs
+
+    @property
+    def statistics_needed(self) -> dict[str, Any]:
+        """The settings that the statistics of the layers depend on."""
+        return {
+            "block_shape": list(self.block_shape),
+            "layers": list(self.layers),
+            "probes": self.probes_used,
+            "averaged": self.averages_gradients,
+        }
 
     @property
     def _needs(self) -> frozenset[str]:

@@ -5,12 +5,12 @@ from typing import Literal
 from pydantic import Field
 
 from lpvit.allocation.settings import Budget
-from lpvit.structures.settings import Structure
+from lpvit.structures.settings import StructureSettings
 
 TAKEN = ("macs", "reconstruction")
 
 
-class Width(Structure):
+class Width(StructureSettings):
     """The whole model made narrower by Torch-Pruning and dense as before; ViT and DeiT."""
 
     structure: Literal["width"] = Field("width", description="what is removed")
