@@ -74,7 +74,7 @@ class Budget(Section):
     @classmethod
     def _structure_has_moved(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and "structure" in values:
-            raise ValueError("structure: has moved to the pruning: {structure: width}, in Python lpvit.Width()")
+            raise ValueError("structure: belongs to the pruning now: {structure: width}, in Python lpvit.Width()")
         return values
 
     @model_validator(mode="after")

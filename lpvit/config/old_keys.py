@@ -1,6 +1,6 @@
 """Keys of the last release in a config, which are read for one more; delete this file with the next."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lpvit.allocation.settings import Budget
@@ -19,37 +19,36 @@ def upgraded(raw: Any) -> tuple[Any, list[str]]:
         return raw, []
     raw, lines = dict(raw), []
     for section, kind in SECTIONS.items():
-        for name, entry in _entries(raw, section):
-            moved, of_entry = with_moved_keys(kind, entry)
-            raw[section] = {**raw[section], name: moved}
-            lines += [f"{section}.{name}: {line}" for line in of_entry]
-    for name, budget in _entries(raw, "budgets"):
-        if "structure" in budget:
-            others = {key: value for key, value in budget.items() if key != "structure"}
-            raw["budgets"] = {**raw["budgets"], name: others}
-            lines.append(_move_structure(raw, name, budget["structure"]))
+        for name, entry in _entries(raw, section).items():
+            if entry.get("structure") in (None, "blocks"):
+                moved, of_entry = with_moved_keys(kind, entry)
+                raw[section] = {**raw[section], name: moved}
+                lines += [f"{section}.{name}: {line}" for line in of_entry]
+    for name, budget in _entries(raw, "budgets").items():
+        if budget.get("structure") in ("blocks", "width"):
+            raw["budgets"] = {**raw["budgets"], name: {key: budget[key] for key in budget if key != "structure"}}
+            lines.append(f"budgets.{name}: structure: {_with_structure(raw, name, budget['structure'])}")
     return raw, lines
 
 
-def _entries(raw: Mapping[str, Any], section: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _entries(raw: Mapping[str, Any], section: str) -> dict[str, Mapping[str, Any]]:
+    """The entries of a section that have keys with values."""
     entries = raw.get(section)
-    for name, entry in list(entries.items()) if isinstance(entries, Mapping) else ():
-        if isinstance(entry, Mapping):
-            yield name, entry
+    found = entries.items() if isinstance(entries, Mapping) else ()
+    return {name: entry for name, entry in found if isinstance(entry, Mapping)}
 
 
-def _move_structure(raw: dict[str, Any], budget: str, structure: Any) -> str:
+def _with_structure(raw: dict[str, Any], budget: str, structure: str) -> str:
     """Gives the experiments of a budget a pruning of its structure; of blocks, they have one."""
-    line = f"budgets.{budget}: 'structure' has moved: "
     if structure == "blocks":
-        return f"{line}leave it out"
-    prunings, experiments = dict(raw.get("prunings") or {}), dict(raw.get("experiments") or {})
-    for name, experiment in _entries(raw, "experiments"):
+        return "belongs to the pruning now; leave it out"
+    for name, experiment in _entries(raw, "experiments").items():
         if experiment.get("budget") == budget:
-            measured = prunings.get(experiment.get("pruning")) or {}
-            new = f"{experiment.get('pruning')}_{structure}"
-            batch = {"batch_size": measured["batch_size"]} if "batch_size" in measured else {}
-            prunings[new] = {"structure": structure, **batch}
-            experiments[name] = {**experiment, "pruning": new}
-    raw.update(prunings=prunings, experiments=experiments)
-    return f"{line}write a pruning {{structure: {structure}}}, and name it in the experiments of this budget"
+            measured = _entries(raw, "prunings").get(str(experiment.get("pruning")), {})
+            batch = {key: measured[key] for key in ("batch_size",) if key in measured}
+            new = f"{experiment.get('pruning')}_width"
+            raw["prunings"] = {**_entries(raw, "prunings"), new: {"structure": "width", **batch}}
+            raw["experiments"] = {**raw["experiments"], name: {**experiment, "pruning": new}}
+    return (
+        "belongs to the pruning now; write a pruning {structure: width} and name it in the experiments of this budget"
+    )

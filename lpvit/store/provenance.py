@@ -17,7 +17,7 @@ BESIDE = ("csrc", "template")  # folders of what modules use beside Python
 
 
 # Where files, logs and errors are handled, not results; of these only the constants that are imported count: schemas.
-NEUTRAL = ("__init__", "errors", "lazy", "progress", "settings", "stages/stage", "store/")
+NEUTRAL = ("__init__", "errors", "lazy", "progress", "mistakes", "settings", "stages/stage", "store/", "strategies")
 
 
 def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str]:
@@ -118,7 +118,7 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names[1:]:  # a package taken by its name holds variants, of which any may be used
+            for name in names[1:]:  # a package taken by its name holds strategies, of which any may be used
                 if name.startswith(f"{package.name}."):
                     yield from package.joinpath(*name.split(".")[1:]).rglob("*.py")
         else:

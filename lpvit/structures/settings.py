@@ -1,12 +1,14 @@
 """Settings of structures: what is removed from a model, and how that is measured."""
 
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from lpvit.allocation.settings import Budget
 from lpvit.settings import Section
 from lpvit.strategies import Registry
+
+if TYPE_CHECKING:
+    from lpvit.allocation.settings import Budget
 
 
 class StructureSettings(Section):
@@ -17,7 +19,7 @@ class StructureSettings(Section):
     structure: str
     batch_size: int = Field(64, gt=0, description="images per pass")
 
-    def require_budget(self, budget: Budget) -> None:
+    def require_budget(self, budget: "Budget") -> None:
         """Refuses a budget that this structure cannot be pruned to.
 
         Raises:

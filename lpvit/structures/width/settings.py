@@ -1,11 +1,13 @@
 """Settings of width."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from lpvit.allocation.settings import Budget
 from lpvit.structures.settings import StructureSettings
+
+if TYPE_CHECKING:
+    from lpvit.allocation.settings import Budget
 
 TAKEN = ("macs", "reconstruction")
 
@@ -15,8 +17,8 @@ class Width(StructureSettings):
 
     structure: Literal["width"] = Field("width", description="what is removed")
 
-    def require_budget(self, budget: Budget) -> None:
-        defaults = Budget(macs=1)
-        for name in Budget.model_fields:
+    def require_budget(self, budget: "Budget") -> None:
+        defaults = type(budget)(macs=1)
+        for name in type(budget).model_fields:
             if name not in TAKEN and getattr(budget, name) != getattr(defaults, name):
                 raise ValueError(f"structure 'width' takes a budget of 'macs' and 'reconstruction', not '{name}'")
