@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Scheme(Section):
-    """What makes a model compute less beside the blocks that are gone from its weights.
+    """A scheme that saves computation besides pruning.
 
-    ``Scheme(scheme="token_merging", merged_tokens=8)`` makes the one of that name.
+    ``Scheme(scheme="token_merging", merged_tokens=8)`` creates the one of that name.
     """
 
     registry: ClassVar = Registry("lpvit.schemes.kinds", tag="scheme")

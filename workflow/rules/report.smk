@@ -79,9 +79,7 @@ rule plot_curves:
         ),
         png=f"{PRUNING}/curves.png",
     params:
-        pruning=lambda wildcards: chosen(
-            settings.prunings[wildcards.pruning], "block_shape", "distortion", "saliency"
-        ),
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "distortion", "saliency"),
         unit=lambda wildcards: settings.prunings[wildcards.pruning].distortion.unit,
         sources=sources("plot_curves.py"),
     log:

@@ -1,6 +1,6 @@
-"""Allocators, one file each: the rules that give every layer its sparsity.
+"""Registry of allocators, one file each: rules that allocate a sparsity to every layer.
 
-A file holds one `Allocator`, or one `lpvit.allocation.priority.PriorityAllocator`, which says in which order blocks go.
+A file defines one `Allocator`, or one `lpvit.allocation.priority.PriorityAllocator`, which ranks blocks.
 """
 
 from abc import abstractmethod
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Allocator(Section):
-    """Gives every layer its number of blocks.
+    """Allocates a number of blocks to every layer.
 
     Attributes:
-        meets_two_budgets: Whether it takes two requirements.
-        floors: What layers keep beyond ``min_keep_ratio``, in words; see `raise_floors`.
+        meets_two_budgets: Whether it accepts two requirements.
+        floors: Minimum kept beyond ``min_keep_ratio``, as text; see `raise_floors`.
     """
 
     registry: ClassVar = Registry("lpvit.allocation.allocators")
@@ -30,18 +30,18 @@ class Allocator(Section):
 
     @abstractmethod
     def blocks_pruned(self, layers: "Sequence[Layer]", requirements: "Sequence[Requirement]") -> list[int]:
-        """Blocks pruned in every layer, which together meet one requirement or two.
+        """Blocks pruned in every layer, which together meet one or two requirements.
 
         Args:
-            layers: The prunable ones, in the order of the model.
-            requirements: What must go.
+            layers: Prunable layers, in the order of the model.
+            requirements: One budget, or two.
         """
 
     def raise_floors(self, floors: Sequence[int], blocks: Sequence[int]) -> list[int]:
-        """Blocks that layers keep at least.
+        """Minimum number of blocks that every layer keeps.
 
         Args:
-            floors: By ``min_keep_ratio``.
-            blocks: That every layer has.
+            floors: Those of ``min_keep_ratio``.
+            blocks: Number of blocks of every layer.
         """
         return list(floors)

@@ -46,7 +46,7 @@ class Blocks(StructureSettings):
 
     @property
     def measures_images(self) -> bool:
-        """Whether curves need another look at the calibration images."""
+        """Whether curves need another pass over the calibration images."""
         return "images" in self._needs
 
     @property

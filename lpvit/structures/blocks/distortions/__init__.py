@@ -1,4 +1,4 @@
-"""Distortions, one file each: what pruning blocks of a layer does to the model's output."""
+"""Registry of distortions, one file each: estimates of the output change by pruning blocks of a layer."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Distortion(Section):
-    """Gives every layer its curve.
+    """Computes the rate-distortion curve of every layer.
 
     Attributes:
-        unit: Of the curves; most distortions only order and compare.
+        unit: Of the curves; most distortions are only comparable among themselves.
     """
 
     registry: ClassVar = Registry("lpvit.structures.blocks.distortions")
@@ -26,7 +26,7 @@ class Distortion(Section):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What of the calibration it looks at: ``averaged_gradients``, ``block_products``, or the ``images`` anew."""
+        """Calibration data it uses: ``averaged_gradients``, ``block_products``, or another pass over the ``images``."""
         return frozenset()
 
     @abstractmethod

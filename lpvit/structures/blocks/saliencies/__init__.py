@@ -1,4 +1,4 @@
-"""Saliencies, one file each: scores of blocks, of which the lowest are pruned first."""
+"""Registry of saliencies, one file each: scores of blocks, of which the lowest are pruned first."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Saliency(Section):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it looks at besides sums of weights: ``averaged_gradients`` or ``block_products``."""
+        """Data it uses besides sums of weights: ``averaged_gradients`` or ``block_products``."""
         return frozenset()
 
     @abstractmethod
