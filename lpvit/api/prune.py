@@ -21,7 +21,7 @@ from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
 from lpvit.models.analysis.layers import matrix_layers
-from lpvit.models.analysis.network import require_plain_module, understand
+from lpvit.models.analysis.network import analyse, require_plain_module
 from lpvit.models.sources.families import call_modules
 from lpvit.pruning.prune import prune as prune_to_budget
 from lpvit.structures.blocks.settings import Pruning
@@ -68,7 +68,7 @@ def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Pru
     device = next(model.parameters()).device
     batches = UserBatches(loader, next(model.parameters()).dtype)
     adopt_input_size(model, batches.first())
-    understand(model.to(device))
+    analyse(model.to(device))
     structure = BlockStructure(pruning)
     costs = measure_costs(model)
     latency = _latency(budget, costs, pruning.block_shape, model)

@@ -69,8 +69,7 @@ def benchmark(
 
     Args:
         dense: The model before pruning; it and ``pruned`` are moved and cast in place.
-        pruned: The same with zeros for pruned weights; or in int8, without ``masked`` configurations, which torch only
-            emulates.
+        pruned: The same with zeros for pruned weights; or in int8, which torch only emulates, so not timed ``masked``.
         keep_masks: One keep mask (R, C) per layer.
         block_shape: Rows and columns of a block.
         settings: Configurations, batch sizes, dtype and durations.

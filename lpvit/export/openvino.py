@@ -13,7 +13,7 @@ from torch import nn
 
 from lpvit.sparse.int8 import QuantisedLayer
 from lpvit.sparse.linear import BlockSparseLinear
-from lpvit.sparse.operator import SparseLayer, Surroundings
+from lpvit.sparse.operator import FusedOperations, SparseLayer
 
 _SCALARS = {"out_features": 0, "block_columns": 0, "gelu": False, "norm_epsilon": 0.0}  # with their defaults
 # In the order of the operation's inputs.
@@ -65,7 +65,7 @@ def converted(model: nn.Module, input_size: tuple[int, ...], library: Path) -> A
 
 def _linear(context: Any, fields: tuple[str, ...], factory: Any) -> Any:
     """The operation for a layer; its values with columns before rows, as the kernels read them."""
-    given = _arguments(context, ("inputs", *fields, *Surroundings._fields))
+    given = _arguments(context, ("inputs", *fields, *FusedOperations._fields))
     values = given["values"].get_node()
     given["values"] = _with_columns_first(values)
     scalars = {

@@ -9,9 +9,9 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from lpvit.inference.attention_fusion import fuse_attention
 from lpvit.inference.choice import Choice, name_of, slower
-from lpvit.inference.fusion import fuse_attention
-from lpvit.inference.joining import join_surroundings
+from lpvit.inference.layer_fusion import fuse_prologues_and_epilogues
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.quantisation.layers import QuantisedLinear
@@ -39,9 +39,9 @@ def sparsify_layers(
     A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
     dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
-    become block-sparse in int8 or in the model's dtype, whichever is faster. Attention is then
-    replaced by `lpvit.inference.fusion.fuse_attention`, in the same precisions, and prologues and epilogues are fused
-    by `lpvit.inference.joining`.
+    become block-sparse in int8 or in the model's dtype, whichever is faster. Then attention becomes that of
+    `lpvit.inference.attention_fusion`, of the same precisions, and the operations before and after layers are fused
+    into them (`lpvit.inference.layer_fusion`).
 
     Args:
         model: Dense or masked; the pruned weights become zero.
@@ -64,7 +64,7 @@ def sparsify_layers(
         forms = _forms(model, layer, keep_mask, block_shape, precision)
         choices.append(_replace(model, layer, forms, tokens[layer] * batch_size, only_faster))
     choices += fuse_attention(model, tokens, batch_size, only_faster, int8=precision == "int8")
-    join_surroundings(model)
+    fuse_prologues_and_epilogues(model)
     for choice in choices:
         if not choice.by_kernel:
             pruned = "" if choice.sparsity is None else f", {choice.sparsity:.0%} pruned,"

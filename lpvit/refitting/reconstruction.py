@@ -1,5 +1,11 @@
 """Least-squares reconstruction: refits the remaining weights to the outputs of the dense network.
 
+The inputs of a layer are those that reach it in the compressed network, fitted up to there; its targets are the outputs
+of the dense layer in the dense network. So it compensates for its own error and that of earlier layers. The last layer
+of a transformer block, ``fc2``, is fitted to the dense block's output r + s y (`lpvit.models.analysis.network.Branch`),
+so it also compensates for the error of the residual stream r. LayerScale s is multiplied into its weight, and
+afterwards divided out. Held-out images select the ridge of every layer, which is then fitted to all images.
+
 N = images of a batch; T = tokens; O, I = output and input features of a layer; J = I, or I + 1 with a bias.
 
 Every image is read once. From layer to layer the passes of both networks resume at the start of a transformer block,
@@ -19,8 +25,8 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import MatrixLayer, weight_matrix
-from lpvit.models.analysis.network import Branch, understand
-from lpvit.models.analysis.passes import Batches, Halt, PausedPass, evaluation_mode, run_until
+from lpvit.models.analysis.network import Branch, analyse
+from lpvit.models.analysis.passes import Batches, CachedPass, StopPoint, evaluation_mode, run_until
 from lpvit.progress import bar
 from lpvit.refitting.least_squares import Moments, SingularError, fit_layer
 
@@ -74,13 +80,6 @@ def fit_in_order(
 ) -> dict[str, Tensor]:
     """Fits layers of a compressed model one after the other, in order of execution.
 
-    The inputs of a layer are those that reach it in the compressed network, fitted up to there; its targets are the
-    outputs of the dense layer in the dense network. So it compensates for its own error and that of earlier layers. The
-    last layer of a transformer block, ``fc2``, is fitted to the dense block's output r + s y
-    (`lpvit.models.analysis.network.Branch`), so it also compensates for the error of the residual stream r. It is
-    fitted with LayerScale s multiplied into its weight, which is divided out afterwards. Held-out images select the
-    ridge of every layer, which is then fitted to all images.
-
     Args:
         model: Dense, on the device.
         pruned: Changed in place; on the device. Layers in int8 are fitted with their quantised inputs, then rounded.
@@ -97,16 +96,17 @@ def fit_in_order(
     Raises:
         LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
     """
-    network, errors = understand(model), []
+    network, errors = analyse(model), []
     with evaluation_mode(model), evaluation_mode(pruned):
         reading = bar(loader, "calibration images", "batch")
-        dense_walk = _Walk(model, network.units, [PausedPass(images.cpu()) for images, _ in reading], device)
-        pruned_walk = _Walk(pruned, network.units, list(dense_walk.passes), device)
+        cached, points = [CachedPass(images.cpu()) for images, _ in reading], network.resume_points
+        dense_passes = _CachedPasses(model, points, cached, device)
+        pruned_passes = _CachedPasses(pruned, points, list(cached), device)
         for fit in bar(fits, "reconstruction", "layer"):
             branch, module = network.branches.get(fit.layer), matrix_layer(model, fit.layer)
             scale = _scale(branch, module)[fit.rows]
             target, start, keep = scale * weight_with_bias(module)[fit.rows], scale * fit.start, fit.keep
-            moments = _collect_moments(dense_walk, pruned_walk, fit, branch, target)
+            moments = _collect_moments(dense_passes, pruned_passes, fit, branch, target)
             if choose is not None:
                 keep = choose(fit.layer, moments[0] + moments[1], start, keep)
             with _named_if_singular(fit.layer):
@@ -139,29 +139,29 @@ def _log_errors(errors: Sequence[Sequence[float]]) -> None:
 
 
 @dataclass
-class _Walk:
-    """The passes of a network over all batches, advanced from layer to layer."""
+class _CachedPasses:
+    """Forward passes over all batches, each cached at the last resume point before the layer that is fitted."""
 
     model: nn.Module
-    units: list[str]
-    passes: list[PausedPass]
+    resume_points: list[str]
+    passes: list[CachedPass]
     device: torch.device | str
 
     def inputs_of(self, layer: str, branch: Branch | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """For every batch the inputs of a layer, (N, T / N, J), and the residual at its output, (N, T / N, O)."""
         module = matrix_layer(self.model, layer)
-        halt = Halt(layer, None if branch is None else branch.block)
-        for number, paused in enumerate(self.passes):
-            inputs, residual, self.passes[number] = run_until(self.model, self.units, paused, halt, self.device)
+        stop = StopPoint(layer, None if branch is None else branch.block)
+        for number, cached in enumerate(self.passes):
+            inputs, residual, self.passes[number] = run_until(self.model, self.resume_points, cached, stop, self.device)
             vectors = _vectors(module, _single(inputs))
-            images = len(paused.images)
+            images = len(cached.images)
             if residual is not None:
                 residual = _single(residual).reshape(images, -1, residual.shape[-1])
             yield vectors.reshape(images, -1, vectors.shape[-1]), residual
 
 
 def _collect_moments(
-    dense: _Walk, pruned: _Walk, fit: Fit, branch: Branch | None, target: Tensor
+    dense: _CachedPasses, pruned: _CachedPasses, fit: Fit, branch: Branch | None, target: Tensor
 ) -> tuple[Moments, Moments]:
     """Moments of a layer over the images to fit and over the held-out ones.
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from lpvit.quantisation.layers import quantise_tokens
 from lpvit.quantisation.rounding import LARGEST
-from lpvit.sparse.operator import LIBRARY, SURROUNDINGS, Surroundings, define, implement, log_once, path_of
+from lpvit.sparse.operator import FUSED_OPERATIONS, LIBRARY, FusedOperations, define, implement, log_once, path_of
 from lpvit.sparse.storage import decompress
 from lpvit.structures.blocks.grid import BlockGrid
 
@@ -26,7 +26,7 @@ MOST_INPUTS = 2**15  # whose intermediate sums fit int32 for any values
 
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor scales, Tensor row_sums, Tensor crow_indices, Tensor col_indices, "
-    f"Tensor? bias, int out_features, int block_columns, bool gelu, {SURROUNDINGS})"
+    f"Tensor? bias, int out_features, int block_columns, bool gelu, {FUSED_OPERATIONS})"
 )
 
 
@@ -78,7 +78,7 @@ def sums_of_rows(values: Tensor, crow_indices: Tensor, out_features: int) -> Ten
 
 
 class QuantisedLayer(NamedTuple):
-    """Arguments of the operator besides the inputs and `Surroundings`.
+    """What the operator takes beside the inputs and `FusedOperations`.
 
     Attributes:
         values: Shape (K, r, g, 4), int8; read without a copy if the memory order is (K, g, r, 4).
@@ -103,29 +103,29 @@ class QuantisedLayer(NamedTuple):
     gelu: bool
 
 
-def block_sparse_linear_int8(inputs: Tensor, layer: QuantisedLayer, surroundings: Surroundings) -> Tensor:
+def block_sparse_linear_int8(inputs: Tensor, layer: QuantisedLayer, fused: FusedOperations) -> Tensor:
     """Inputs (B, I), float32 or bfloat16, through a quantised layer: (B, O), in the dtype of the inputs."""
-    outputs: Tensor = torch.ops.lpvit.block_sparse_linear_int8(inputs, *layer, *surroundings)
+    outputs: Tensor = torch.ops.lpvit.block_sparse_linear_int8(inputs, *layer, *fused)
     return outputs
 
 
-def _parted(arguments: Sequence[Any]) -> tuple[QuantisedLayer, Surroundings]:
+def _parted(arguments: Sequence[Any]) -> tuple[QuantisedLayer, FusedOperations]:
     count = len(QuantisedLayer._fields)
-    return QuantisedLayer(*arguments[:count]), Surroundings(*arguments[count:])
+    return QuantisedLayer(*arguments[:count]), FusedOperations(*arguments[count:])
 
 
 def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
-    layer, surroundings = _parted(arguments)
+    layer, fused = _parted(arguments)
     log_once(path_of(layer.values).reason)
     shape = (layer.out_features, inputs.shape[-1])
     grid = BlockGrid(shape, (layer.values.shape[1], layer.block_columns))
     values = unpack(layer.values, layer.block_columns)
     weight = decompress(values, layer.crow_indices, layer.col_indices, grid)
-    quantised, scale, zero_point = quantise_tokens(surroundings.before(inputs))
-    sums = F.linear(quantised.double(), weight.double()) - zero_point.double() * layer.row_sums  # integers, exact
+    quantised, scale, zero_point = quantise_tokens(fused.before(inputs))
+    sums = F.linear(quantised.double(), weight.double()) - zero_point.double() * layer.row_sums  # whole numbers, exact
     outputs = sums.float() * scale * layer.scales
     outputs = outputs if layer.bias is None else outputs + layer.bias
-    return surroundings.after(F.gelu(outputs) if layer.gelu else outputs).to(inputs.dtype)
+    return fused.after(F.gelu(outputs) if layer.gelu else outputs).to(inputs.dtype)
 
 
 def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tensor:
@@ -137,22 +137,22 @@ def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tens
 
 
 def _linear_on_gpu(inputs: Tensor, *arguments: Any) -> Tensor:
-    layer, surroundings = _parted(arguments)
+    layer, fused = _parted(arguments)
     if path_of(layer.values).reason:
         outputs: Tensor = torch.ops.lpvit.masked_dense_linear_int8(inputs, *arguments)
         return outputs
     from lpvit.sparse import triton_kernel, triton_quantise
 
-    flat = surroundings.before(inputs).reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
+    flat = fused.before(inputs).reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
     quantised, scales, zero_points = triton_quantise.quantise_tokens(flat)
     meaning = triton_kernel.Scales(scales, zero_points, layer.scales, layer.row_sums)
-    blocks = unpack(layer.values, layer.block_columns).contiguous()  # no copy, except of padded blocks
-    dtype = inputs.dtype if surroundings.residual is None else torch.float32
+    blocks = unpack(layer.values, layer.block_columns).contiguous()  # no copy, but of blocks that were padded
+    dtype = inputs.dtype if fused.residual is None else torch.float32
     indices = layer.crow_indices, layer.col_indices
     product = triton_kernel.block_sparse_linear_int8(
         quantised, blocks, *indices, layer.bias, meaning, dtype, layer.gelu
     )
-    return surroundings.after(product.view(*inputs.shape[:-1], layer.out_features)).to(inputs.dtype)
+    return fused.after(product.view(*inputs.shape[:-1], layer.out_features)).to(inputs.dtype)
 
 
 def _shape_only(inputs: Tensor, values: Tensor, scales: Tensor, *_: object) -> Tensor:

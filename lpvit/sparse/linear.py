@@ -21,7 +21,7 @@ from lpvit.sparse.int8 import (
     sums_of_rows,
     unpack,
 )
-from lpvit.sparse.operator import SparseLayer, Surroundings, block_sparse_linear, path_of
+from lpvit.sparse.operator import FusedOperations, SparseLayer, block_sparse_linear, path_of
 from lpvit.sparse.storage import compress, decompress, indexed_keep_mask
 from lpvit.structures.blocks.grid import BlockGrid
 
@@ -158,11 +158,11 @@ class BlockSparseLinear(nn.Module):
         self._check(inputs, (self.values.dtype,))
         indices = (self.crow_indices, self.col_indices)
         layer = SparseLayer(self.values, *indices, self.bias, self.out_features, self.gelu)
-        return block_sparse_linear(inputs, layer, self._surroundings(inputs, residual))
+        return block_sparse_linear(inputs, layer, self._fused_operations(inputs, residual))
 
-    def _surroundings(self, inputs: Tensor, residual: Tensor | None) -> Surroundings:
+    def _fused_operations(self, inputs: Tensor, residual: Tensor | None) -> FusedOperations:
         residual = None if residual is None else residual.to(inputs.dtype)
-        return Surroundings(self.norm_weight, self.norm_bias, self.norm_epsilon, residual)
+        return FusedOperations(self.norm_weight, self.norm_bias, self.norm_epsilon, residual)
 
     def _check(self, inputs: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
         if torch.is_grad_enabled() and (inputs.requires_grad or self.values.requires_grad):
@@ -271,7 +271,7 @@ class Int8BlockSparseLinear(BlockSparseLinear):
             block_columns=self._block_columns,
             gelu=self.gelu,
         )
-        return block_sparse_linear_int8(inputs, layer, self._surroundings(inputs, residual))
+        return block_sparse_linear_int8(inputs, layer, self._fused_operations(inputs, residual))
 
     def _lay_out_values(self) -> None:
         super()._lay_out_values()

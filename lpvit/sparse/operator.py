@@ -21,10 +21,10 @@ from lpvit.structures.blocks.grid import BlockGrid
 
 _logger = logging.getLogger(__name__)
 
-SURROUNDINGS = "Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_epsilon=0.0, Tensor? residual=None"
+FUSED_OPERATIONS = "Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_epsilon=0.0, Tensor? residual=None"
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor? bias, int out_features, "
-    f"bool gelu, {SURROUNDINGS})"
+    f"bool gelu, {FUSED_OPERATIONS})"
 )
 LIBRARY = torch.library.Library("lpvit", "DEF")  # type: ignore[no-untyped-call]
 define: Callable[..., str] = LIBRARY.define
@@ -33,8 +33,8 @@ define(f"block_sparse_linear{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact
 define(f"masked_dense_linear{_ARGUMENTS} -> Tensor")
 
 
-class Surroundings(NamedTuple):
-    """Prologue and epilogue of a layer.
+class FusedOperations(NamedTuple):
+    """Prologue and epilogue fused into a layer.
 
     Attributes:
         norm_weight: Shape (I,), float32: LayerNorm of the inputs; or None.
@@ -60,7 +60,7 @@ class Surroundings(NamedTuple):
 
 
 class SparseLayer(NamedTuple):
-    """Arguments of the operator besides the inputs and `Surroundings`.
+    """What the operator takes beside the inputs and `FusedOperations`.
 
     Attributes:
         values: Shape (K, r, c); read without a copy if the memory order is (K, c, r) on a CPU, (K, r, c) on a GPU.
@@ -79,9 +79,9 @@ class SparseLayer(NamedTuple):
     gelu: bool
 
 
-def block_sparse_linear(inputs: Tensor, layer: SparseLayer, surroundings: Surroundings) -> Tensor:
+def block_sparse_linear(inputs: Tensor, layer: SparseLayer, fused: FusedOperations) -> Tensor:
     """Inputs (B, I) through a block-sparse layer: (B, O), in their dtype, which is that of the values."""
-    outputs: Tensor = torch.ops.lpvit.block_sparse_linear(inputs, *layer, *surroundings)
+    outputs: Tensor = torch.ops.lpvit.block_sparse_linear(inputs, *layer, *fused)
     return outputs
 
 
@@ -137,12 +137,12 @@ def path_of(values: Tensor) -> Path:
 
 
 def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
-    layer, surroundings = _parted(arguments)
+    layer, fused = _parted(arguments)
     log_once(path_of(layer.values).reason)
     grid = BlockGrid((layer.out_features, inputs.shape[-1]), (layer.values.shape[1], layer.values.shape[2]))
     weight = decompress(layer.values, layer.crow_indices, layer.col_indices, grid)
-    outputs = F.linear(surroundings.before(inputs).to(inputs.dtype), weight, layer.bias)
-    return surroundings.after(F.gelu(outputs) if layer.gelu else outputs)
+    outputs = F.linear(fused.before(inputs).to(inputs.dtype), weight, layer.bias)
+    return fused.after(F.gelu(outputs) if layer.gelu else outputs)
 
 
 def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tensor:
@@ -154,19 +154,19 @@ def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tens
 
 
 def _linear_on_gpu(inputs: Tensor, *arguments: Any) -> Tensor:
-    layer, surroundings = _parted(arguments)
+    layer, fused = _parted(arguments)
     if path_of(layer.values).reason:
         outputs: Tensor = torch.ops.lpvit.masked_dense_linear(inputs, *arguments)
         return outputs
     from lpvit.sparse.triton_kernel import block_sparse_linear as linear_by_triton
 
-    flat = surroundings.before(inputs).to(inputs.dtype).reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
-    return surroundings.after(linear_by_triton(flat, *layer).view(*inputs.shape[:-1], layer.out_features))
+    flat = fused.before(inputs).to(inputs.dtype).reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
+    return fused.after(linear_by_triton(flat, *layer).view(*inputs.shape[:-1], layer.out_features))
 
 
-def _parted(arguments: Sequence[Any]) -> tuple[SparseLayer, Surroundings]:
+def _parted(arguments: Sequence[Any]) -> tuple[SparseLayer, FusedOperations]:
     count = len(SparseLayer._fields)
-    return SparseLayer(*arguments[:count]), Surroundings(*arguments[count:])
+    return SparseLayer(*arguments[:count]), FusedOperations(*arguments[count:])
 
 
 def _shape_only(inputs: Tensor, *arguments: Any) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor
 from lpvit.errors import LpvitError
 from lpvit.store.artifacts import load
 from lpvit.structures.blocks.grid import KeepMasks
-from lpvit.training.course import resumed_course, seed_generators
 from lpvit.training.events import Events, require_tensorboard
 from lpvit.training.job import Training
 from lpvit.training.launcher import launch, local_rank
+from lpvit.training.progress import resumed_progress, seed_generators
 from lpvit.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -88,16 +88,16 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
     if len(training_loader) == 0:
         raise LpvitError("recipe: the training split yields no batch; lower 'batch_size' or check the dataset")
     trainer = Trainer(job, device, len(training_loader), processes)
-    course = resumed_course(job, trainer)
-    first_epoch = len(course.history) + 1
+    progress = resumed_progress(job, trainer)
+    first_epoch = len(progress.history) + 1
     with Events(job.events if rank == 0 else None, first_epoch) as events:
         for epoch in range(first_epoch, job.recipe.epochs + 1):
             start = time.monotonic()
-            if course.steps_done == 0:
+            if progress.steps_done == 0:
                 seed_generators(job.recipe.seed, epoch, rank)
             training_loader.set_epoch(epoch)
-            loss = trainer.train_epoch(training_loader, epoch, course, progress=rank == 0)
-            accuracy = trainer.validate(validation_loader, epoch, progress=rank == 0)
+            loss = trainer.train_epoch(training_loader, epoch, progress, shown=rank == 0)
+            accuracy = trainer.validate(validation_loader, epoch, shown=rank == 0)
             measured = {
                 "learning_rate": trainer.learning_rate,
                 "train_loss": loss,
@@ -105,13 +105,13 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
                 "top1": accuracy.top1,
                 "seconds": time.monotonic() - start,
             }
-            course.end_epoch({"epoch": epoch, **measured})
-            course.save(trainer)
+            progress.end_epoch({"epoch": epoch, **measured})
+            progress.save(trainer)
             events.write(epoch, measured)
             if rank == 0:
                 logger.info(
                     "epoch %d/%d, %s left: loss %.4f, validation loss %.4f, top-1 %.2f %%, %.1f s",
-                    *(epoch, job.recipe.epochs, _time_left(course.history, job.recipe.epochs)),
+                    *(epoch, job.recipe.epochs, _time_left(progress.history, job.recipe.epochs)),
                     *(loss, accuracy.loss, accuracy.top1, measured["seconds"]),
                 )
 

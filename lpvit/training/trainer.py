@@ -21,11 +21,11 @@ from lpvit.schemes.scheme import anneal
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.training.augmentation import BatchAugmentation
-from lpvit.training.course import Course
 from lpvit.training.evaluation import Accuracy, evaluation_sums
 from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
 from lpvit.training.loss import TrainingLoss
+from lpvit.training.progress import TrainingProgress
 from lpvit.training.settings import Recipe
 
 
@@ -68,23 +68,23 @@ class Trainer:
         """The model to evaluate: the averaged one if there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def train_epoch(self, loader: Loader, epoch: int, course: Course, progress: bool) -> float:
-        """One pass over the training split, or over the rest of it after resuming.
+    def train_epoch(self, loader: Loader, epoch: int, progress: TrainingProgress, shown: bool) -> float:
+        """One pass over the training split, or what is left of it.
 
         Returns:
             Mean loss over the images of all processes, in nat.
         """
         self.network.train()
         title = f"epoch {epoch}/{self.recipe.epochs}"
-        steps = bar(loader, title, "batch", leave=False, shown=progress)
+        steps = bar(loader, title, "batch", leave=False, shown=shown)
         for step, (images, labels) in enumerate(steps, start=1):
-            if step <= course.steps_done:  # done before the run was interrupted
+            if step <= progress.steps_done:  # before the run was killed
                 continue
             loss = self.step(*self.augment(images, labels))
             _require_finite(loss, f"the loss in epoch {epoch}, step {step}")
-            course.end_step(loss, len(images), self)
+            progress.end_step(loss, len(images), self)
             steps.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        total, count = _over_processes(torch.tensor(course.sums, dtype=torch.float64, device=self.device)).tolist()
+        total, count = _over_processes(torch.tensor(progress.sums, dtype=torch.float64, device=self.device)).tolist()
         for model in {self.model, self.evaluated}:
             verify_pruned(model.state_dict(), self.expanded_masks)
         return float(total / count)
@@ -126,8 +126,8 @@ class Trainer:
             value += float(loss.detach())
         return value
 
-    def validate(self, loader: Loader, epoch: int, progress: bool) -> Accuracy:
-        accuracy = Accuracy.from_sums(_over_processes(evaluation_sums(self.evaluated, loader, self.device, progress)))
+    def validate(self, loader: Loader, epoch: int, shown: bool) -> Accuracy:
+        accuracy = Accuracy.from_sums(_over_processes(evaluation_sums(self.evaluated, loader, self.device, shown)))
         _require_finite(accuracy.loss, f"the validation loss after epoch {epoch}")
         return accuracy
 

@@ -13,8 +13,8 @@ from torch import Tensor, library, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lpvit.errors import LpvitError
-from lpvit.inference import fusion
-from lpvit.inference.fusion import FusedAttention, FusedWindowAttention, fuse_attention
+from lpvit.inference import attention_fusion as fusion
+from lpvit.inference.attention_fusion import FusedAttention, FusedWindowAttention, fuse_attention
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.architecture import create_model

@@ -285,8 +285,8 @@ def test_the_operator_keeps_the_rules_of_torch():
         for bias, gelu in ((sparse.bias, True), (None, False)):
             for operator in (torch.ops.lpvit.block_sparse_linear, torch.ops.lpvit.masked_dense_linear):
                 around = (torch.rand(48), torch.randn(48), 1e-6, torch.randn(*inputs.shape[:-1], 64))
-                for surroundings in ((), around):
-                    torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, gelu, *surroundings))
+                for fused in ((), around):
+                    torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, gelu, *fused))
 
 
 @pytest.mark.usefixtures("_fresh_kernel")

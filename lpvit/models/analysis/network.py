@@ -1,4 +1,6 @@
-"""Structural analysis of a model: linear layers, resume points, residual branches; raises if an assumption fails.
+"""Structural analysis of a model: linear layers, modules a forward pass can resume after, residual branches.
+
+Raises if an assumption fails.
 
 N = images; O = output features of a layer.
 """
@@ -13,12 +15,12 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import Body, LayerSpec, traced_layers
-from lpvit.models.analysis.passes import constant, recorded_units, replaced_forwards
+from lpvit.models.analysis.passes import constant, recorded_outputs, replaced_forwards
 from lpvit.models.analysis.trace import IMAGES, Trace, quiet, random_images, trace
 
 _logger = logging.getLogger(__name__)
 
-_MORE_UNITS = ("patch_embed", "downsample")  # in addition to transformer blocks and stages
+_OTHER_RESUME_POINTS = ("patch_embed", "downsample")  # beside transformer blocks and stages, where a model has them
 
 
 @dataclass(frozen=True)
@@ -36,30 +38,30 @@ class Branch:
 
 @dataclass(frozen=True)
 class Network:
-    """The result of `understand`.
+    """What `analyse` found.
 
     Attributes:
-        model: The analysed model.
-        layers: All layers that multiply tokens by a weight matrix, in order of execution.
-        units: Resume points: modules after which a pass can resume from their output alone, in order of execution.
-        branches: Last layer of a transformer block -> how its output is added; only layers where it is.
+        model: As given.
+        layers: All that multiply tokens by a weight matrix, in order of execution.
+        resume_points: Modules after which a pass can resume from their output alone, in order of execution.
+        branches: Last layer of a transformer block -> how its output is added; without those where it is not.
         macs: Multiply-accumulates of all products for one image, attention included.
     """
 
     model: nn.Module
     layers: list[LayerSpec]
-    units: list[str]
+    resume_points: list[str]
     branches: dict[str, Branch]
     macs: int
 
 
 @torch.no_grad()
-def understand(model: nn.Module) -> Network:
-    """Analyses a model and checks on two random images the assumptions of all other code.
+def analyse(model: nn.Module) -> Network:
+    """Analyses a model, and proves on two random images the assumptions that pruning and refitting make.
 
-    All linear products belong to known layers. A pass that resumes after a resume point gives the logits of a full
-    pass; modules that fail this are not resume points, and passes resume earlier. The output of the last layer of a
-    transformer block is added to the residual, scaled by one number per feature; otherwise it is not a branch.
+    All linear products are made by layers that are known. A pass that resumes after a resume point gives the logits of
+    a full pass; a module after which it does not is left out, and passes resume earlier. The output of the last layer
+    of a transformer block is added to the rest of it, scaled by one number a feature, or it is not listed as a branch.
 
     Args:
         model: Not on the meta device; not modified.
@@ -75,9 +77,9 @@ def understand(model: nn.Module) -> Network:
     _require_all_products(model, traced, layers)
     body = Body.of(model, traced)
     with quiet(model):
-        units = _units(model, traced, body)
+        resume_points = _resume_points(model, traced, body)
         branches = _branches(model, traced, body, layers)
-    return Network(model, layers, units, branches, traced.macs)
+    return Network(model, layers, resume_points, branches, traced.macs)
 
 
 def require_plain_module(model: object) -> None:
@@ -110,33 +112,33 @@ def _require_all_products(model: nn.Module, traced: Trace, layers: Sequence[Laye
         )
 
 
-def _units(model: nn.Module, traced: Trace, body: Body) -> list[str]:
-    """The candidates from which a pass resumes correctly, checked from the last to the first.
+def _resume_points(model: nn.Module, traced: Trace, body: Body) -> list[str]:
+    """The candidates from which a pass resumes rightly, proved from the last to the first.
 
-    The check can stop at the output of a later resume point that has passed.
+    One that gives the output of a later point that was proved need not run to the end.
     """
     candidates = {*body.spans, *body.blocks}
-    candidates |= {name for name in traced.spans if name.rpartition(".")[2] in _MORE_UNITS}
+    candidates |= {name for name in traced.spans if name.rpartition(".")[2] in _OTHER_RESUME_POINTS}
     ended = sorted(
         (name for name in candidates if traced.spans[name].calls == 1 and traced.spans[name].numbers),
         key=lambda name: traced.spans[name].end,
     )
     images = random_images(model, IMAGES)
-    with recorded_units(model, ended) as outputs:
+    with recorded_outputs(model, ended) as outputs:
         logits = model(images)
     _require_logits(logits)
-    outputs = {unit: output for unit, output in outputs.items() if output.shape[0] == IMAGES}
-    ended = [unit for unit in ended if unit in outputs]
+    outputs = {point: output for point, output in outputs.items() if output.shape[0] == IMAGES}
+    ended = [point for point in ended if point in outputs]
     proved: list[str] = []
-    for number, unit in reversed(list(enumerate(ended))):
+    for number, point in reversed(list(enumerate(ended))):
         forwards = {before: constant(torch.full_like(outputs[before], torch.nan)) for before in ended[:number]}
-        forwards[unit] = constant(outputs[unit])
+        forwards[point] = constant(outputs[point])
         goal = proved[0] if proved else None
         found = _run_to(model, forwards, torch.full_like(images, torch.nan), goal)
         if _equal(found, logits if goal is None else outputs[goal]):
-            proved.insert(0, unit)
+            proved.insert(0, point)
         else:
-            _logger.info("%s: passes do not resume after it, because later modules use more than its output", unit)
+            _logger.info("%s: passes do not resume after it, as more than its output is used later", point)
     return proved
 
 

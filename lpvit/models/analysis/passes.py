@@ -1,8 +1,8 @@
 """Forward passes that start or stop in the middle of a model.
 
-Resume points (units) are modules that run one after the other, each on the output of the last one: patch embedding,
-transformer blocks, Swin's downsampling. `lpvit.models.analysis.network.Network` lists those of a model. A pass starts
-after a unit by giving the units up to it constant outputs.
+Resume points are modules that run one after the other, each on the output of the one before: patch embedding,
+transformer blocks, Swin's downsampling (`lpvit.models.analysis.network`). A pass resumes after one by giving the
+modules up to it constant outputs.
 
 N = images of a batch.
 """
@@ -75,12 +75,14 @@ def constant(output: Tensor) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def recorded_units(model: nn.Module, units: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Yields unit -> its output (images first), filled in order of execution as the model runs."""
+def recorded_outputs(model: nn.Module, resume_points: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Yields resume point -> its output (images first), filled in order of execution as the model runs."""
     outputs: dict[str, Tensor] = {}
     hooks = [
-        model.get_submodule(unit).register_forward_hook(lambda _, __, output, unit=unit: outputs.update({unit: output}))
-        for unit in units
+        model.get_submodule(point).register_forward_hook(
+            lambda _, __, output, point=point: outputs.update({point: output})
+        )
+        for point in resume_points
     ]
     try:
         yield outputs
@@ -103,12 +105,12 @@ def replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Ten
 
 
 @dataclass(frozen=True)
-class PausedPass:
-    """The pass of a batch that waits between two units, in main memory.
+class CachedPass:
+    """A forward pass of a batch, cached at a resume point, in main memory.
 
     Attributes:
-        images: (N, channels, height, width); a placeholder as soon as a unit has ended.
-        outputs: unit -> its output (images first) of the units that have ended, in order of execution; placeholders
+        images: (N, channels, height, width); a placeholder as soon as a resume point is reached.
+        outputs: point -> its output (images first) of the resume points reached, in order of execution; placeholders
             but for the last.
     """
 
@@ -117,7 +119,7 @@ class PausedPass:
 
 
 @dataclass(frozen=True)
-class Halt:
+class StopPoint:
     """Where a pass stops.
 
     Attributes:
@@ -131,32 +133,36 @@ class Halt:
 
 
 def run_until(
-    model: nn.Module, units: Iterable[str], paused: PausedPass, halt: Halt, device: torch.device | str
-) -> tuple[Tensor, Tensor | None, PausedPass]:
-    """Continues a pass up to a layer.
+    model: nn.Module, resume_points: Iterable[str], cached: CachedPass, stop: StopPoint, device: torch.device | str
+) -> tuple[Tensor, Tensor | None, CachedPass]:
+    """Goes on with a pass as far as a layer.
 
     Args:
-        model: On the device; not modified.
-        units: Of the model.
-        paused: A pass of this model that has not reached the layer.
-        halt: Where to stop.
+        model: On the device; left as it is.
+        resume_points: Of the model.
+        cached: A pass of this model that has not come to the layer.
+        stop: Where to stop.
         device: Of the model.
 
     Returns:
-        The layer's input, on the device; the output of the transformer block for a zero output of the layer, if
-        requested; and the pass paused after the last unit that ended before the layer.
+        The layer's input, on the device; what the block made of a zero output of the layer, if asked for; and the pass
+        cached at the last resume point before the layer.
     """
-    forwards = {unit: constant(output.to(device)) for unit, output in paused.outputs.items()}
+    forwards = {point: constant(output.to(device)) for point, output in cached.outputs.items()}
     reached: list[Tensor] = []
     residual = None
-    with _halted(model, halt, reached), recorded_units(model, units) as outputs, replaced_forwards(model, forwards):
+    with (
+        _stopped(model, stop, reached),
+        recorded_outputs(model, resume_points) as outputs,
+        replaced_forwards(model, forwards),
+    ):
         try:
-            model(paused.images.to(device))
+            model(cached.images.to(device))
         except _ReachedError as stopped:
             residual = stopped.output
     if not reached:
-        raise AssertionError(f"{halt.layer}: the model ended without running it")
-    return reached[0], residual, paused if len(outputs) == len(forwards) else _pause(paused.images, outputs)
+        raise AssertionError(f"{stop.layer}: the model ended without running it")
+    return reached[0], residual, cached if len(outputs) == len(forwards) else _cached(cached.images, outputs)
 
 
 class _ReachedError(Exception):
@@ -165,12 +171,12 @@ class _ReachedError(Exception):
 
 
 @contextmanager
-def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[None]:
-    """Raises `_ReachedError` in a pass where it must stop; the list receives the layer's input."""
+def _stopped(model: nn.Module, stop: StopPoint, reached: list[Tensor]) -> Iterator[None]:
+    """Lets a pass end in `_ReachedError` where it shall stop; the list gets the layer's input."""
 
     def before_layer(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         reached.append(inputs[0])
-        if halt.block is None:
+        if stop.block is None:
             raise _ReachedError
 
     def after_layer(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -180,11 +186,11 @@ def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[Non
         if reached:
             raise _ReachedError(output)
 
-    layer = model.get_submodule(halt.layer)
+    layer = model.get_submodule(stop.layer)
     handles = [layer.register_forward_pre_hook(before_layer)]
-    if halt.block is not None:  # registered before the recording of units, which must not record this output
+    if stop.block is not None:  # registered before the recording of resume points, which must not see this output
         handles.append(layer.register_forward_hook(after_layer))
-        handles.append(model.get_submodule(halt.block).register_forward_hook(after_block))
+        handles.append(model.get_submodule(stop.block).register_forward_hook(after_block))
     try:
         yield
     finally:
@@ -192,14 +198,14 @@ def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[Non
             handle.remove()
 
 
-def _pause(images: Tensor, outputs: Mapping[str, Tensor]) -> PausedPass:
+def _cached(images: Tensor, outputs: Mapping[str, Tensor]) -> CachedPass:
     *ended, last = outputs
-    placeholders = {unit: _placeholder(outputs[unit]) for unit in ended}
-    return PausedPass(_placeholder(images), {**placeholders, last: outputs[last].cpu()})
+    placeholders = {point: _placeholder(outputs[point]) for point in ended}
+    return CachedPass(_placeholder(images), {**placeholders, last: outputs[last].cpu()})
 
 
 def _placeholder(tensor: Tensor) -> Tensor:
-    """Zeros of the same shape in the memory of one number: input of modules before a unit with a constant output."""
+    """Zeros of the same shape in the memory of one: what computes on it goes before a point with a constant output."""
     return tensor.new_zeros(()).expand(tensor.shape)
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, MatrixLayer, weight_matrix
-from lpvit.models.analysis.network import understand
+from lpvit.models.analysis.network import analyse
 from lpvit.models.analysis.passes import (
     Batches,
     constant,
     evaluation_mode,
-    recorded_units,
+    recorded_outputs,
     replaced_forwards,
     require_finite_logits,
 )
@@ -72,11 +72,11 @@ def masked_curves(measured: MeasuredModel, blocks: pd.DataFrame, points: int, sh
     model = measured.model.to(measured.device)
     of_layer = {str(layer): frame for layer, frame in blocks.groupby("layer", sort=False)}
     pending = {layer.name: _Pending(layer, of_layer[layer.name], points, measured) for layer in measured.layers}
-    units = understand(model).units
+    resume_points = analyse(model).resume_points
     images_seen = 0
     with evaluation_mode(model):
         for images, _ in bar(measured.images, "empirical curves", "batch"):
-            dense = _record_dense_pass(model, units, images.to(measured.device), pending)
+            dense = _record_dense_pass(model, resume_points, images.to(measured.device), pending)
             copies = max(1, measured.images_per_pass // len(images))
             for layer, curve in bar(pending.items(), "layers of a batch", "layer", leave=False):
                 for pruned in torch.split(curve.counts, copies):
@@ -113,22 +113,24 @@ class _DensePass:
     Attributes:
         images: (N, channels, height, width).
         logits: (N, K).
-        outputs: Of `lpvit.models.analysis.passes.recorded_units`.
-        units_before: layer -> number of units (see `lpvit.models.analysis.passes`) that had ended when it ran.
+        outputs: Of `lpvit.models.analysis.passes.recorded_outputs`.
+        points_before: layer -> number of resume points (see `lpvit.models.analysis.passes`) reached when it ran.
     """
 
     images: Tensor
     logits: Tensor
     outputs: dict[str, Tensor]
-    units_before: dict[str, int]
+    points_before: dict[str, int]
 
 
-def _record_dense_pass(model: nn.Module, units: Sequence[str], images: Tensor, layers: Iterable[str]) -> _DensePass:
-    units_before: dict[str, int] = {}
-    with recorded_units(model, units) as outputs:
+def _record_dense_pass(
+    model: nn.Module, resume_points: Sequence[str], images: Tensor, layers: Iterable[str]
+) -> _DensePass:
+    points_before: dict[str, int] = {}
+    with recorded_outputs(model, resume_points) as outputs:
         hooks = [
             model.get_submodule(layer).register_forward_pre_hook(
-                lambda _, __, layer=layer: units_before.update({layer: len(outputs)})
+                lambda _, __, layer=layer: points_before.update({layer: len(outputs)})
             )
             for layer in layers
         ]
@@ -138,7 +140,7 @@ def _record_dense_pass(model: nn.Module, units: Sequence[str], images: Tensor, l
             for hook in hooks:
                 hook.remove()
     require_finite_logits(logits, model, images)
-    return _DensePass(images, logits, outputs, units_before)
+    return _DensePass(images, logits, outputs, points_before)
 
 
 def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Tensor) -> Tensor:
@@ -154,8 +156,8 @@ def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Te
         Shape (P,), float64.
     """
     copies = len(scales)
-    done = list(dense.outputs)[: dense.units_before[layer]]
-    forwards = {unit: constant(dense.outputs[unit]) for unit in done}
+    done = list(dense.outputs)[: dense.points_before[layer]]
+    forwards = {point: constant(dense.outputs[point]) for point in done}
     images = dense.images
     if done:
         forwards[done[-1]] = constant(_repeat(dense.outputs[done[-1]], copies))
