@@ -273,7 +273,7 @@ def test_a_model_that_timm_did_not_make_is_told_so(tmp_path: Path) -> None:
 
     images = photographs("vit").split(8)
     pruned = lpvit.prune(VisionTransformer(**VIT, num_classes=5), images, budget=0.6, block_shape=(8, 4))
-    with pytest.raises(lpvit.LpvitError, match=r"model: does not say its name in timm"):
+    with pytest.raises(lpvit.LpvitError, match=r"model: has no name in timm"):
         lpvit.save(pruned, tmp_path / "model.safetensors", options=VIT)
 
 

@@ -20,7 +20,7 @@ from lpvit.models.analysis.trace import IMAGES, Trace, quiet, random_images, tra
 
 _logger = logging.getLogger(__name__)
 
-_OTHER_RESUME_POINTS = ("patch_embed", "downsample")  # beside transformer blocks and stages, where a model has them
+_OTHER_RESUME_POINTS = ("patch_embed", "downsample")  # in addition to transformer blocks and stages
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Network:
 
     Attributes:
         model: As given.
-        layers: All that multiply tokens by a weight matrix, in order of execution.
+        layers: All layers that multiply tokens by a weight matrix, in order of execution.
         resume_points: Modules after which a pass can resume from their output alone, in order of execution.
-        branches: Last layer of a transformer block -> how its output is added; without those where it is not.
+        branches: Last layer of a transformer block -> how its output is added; only layers where it is.
         macs: Multiply-accumulates of all products for one image, attention included.
     """
 
@@ -113,7 +113,7 @@ def _require_all_products(model: nn.Module, traced: Trace, layers: Sequence[Laye
 
 
 def _resume_points(model: nn.Module, traced: Trace, body: Body) -> list[str]:
-    """The candidates from which a pass resumes rightly, proved from the last to the first.
+    """The candidates from which a pass resumes correctly, checked from the last to the first.
 
     One that gives the output of a later point that was proved need not run to the end.
     """
@@ -138,7 +138,7 @@ def _resume_points(model: nn.Module, traced: Trace, body: Body) -> list[str]:
         if _equal(found, logits if goal is None else outputs[goal]):
             proved.insert(0, point)
         else:
-            _logger.info("%s: passes do not resume after it, as more than its output is used later", point)
+            _logger.info("%s: passes do not resume after it, because later modules use more than its output", point)
     return proved
 
 

@@ -1,6 +1,6 @@
 """Forward passes that start or stop in the middle of a model.
 
-Resume points are modules that run one after the other, each on the output of the one before: patch embedding,
+Resume points are modules that run one after the other, each on the output of the last one: patch embedding,
 transformer blocks, Swin's downsampling (`lpvit.models.analysis.network`). A pass resumes after one by giving the
 modules up to it constant outputs.
 
@@ -111,7 +111,7 @@ class CachedPass:
     Attributes:
         images: (N, channels, height, width); a placeholder as soon as a resume point is reached.
         outputs: point -> its output (images first) of the resume points reached, in order of execution; placeholders
-            but for the last.
+            except for the last.
     """
 
     images: Tensor
@@ -135,18 +135,18 @@ class StopPoint:
 def run_until(
     model: nn.Module, resume_points: Iterable[str], cached: CachedPass, stop: StopPoint, device: torch.device | str
 ) -> tuple[Tensor, Tensor | None, CachedPass]:
-    """Goes on with a pass as far as a layer.
+    """Continues a pass up to a layer.
 
     Args:
-        model: On the device; left as it is.
+        model: On the device; not modified.
         resume_points: Of the model.
-        cached: A pass of this model that has not come to the layer.
+        cached: A pass of this model that has not reached the layer.
         stop: Where to stop.
         device: Of the model.
 
     Returns:
-        The layer's input, on the device; what the block made of a zero output of the layer, if asked for; and the pass
-        cached at the last resume point before the layer.
+        The layer's input, on the device; the output of the transformer block for a zero output of the layer, if
+        requested; and the pass cached at the last resume point before the layer.
     """
     forwards = {point: constant(output.to(device)) for point, output in cached.outputs.items()}
     reached: list[Tensor] = []
@@ -172,7 +172,7 @@ class _ReachedError(Exception):
 
 @contextmanager
 def _stopped(model: nn.Module, stop: StopPoint, reached: list[Tensor]) -> Iterator[None]:
-    """Lets a pass end in `_ReachedError` where it shall stop; the list gets the layer's input."""
+    """Raises `_ReachedError` in a pass where it must stop; the list receives the layer's input."""
 
     def before_layer(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         reached.append(inputs[0])
@@ -188,7 +188,7 @@ def _stopped(model: nn.Module, stop: StopPoint, reached: list[Tensor]) -> Iterat
 
     layer = model.get_submodule(stop.layer)
     handles = [layer.register_forward_pre_hook(before_layer)]
-    if stop.block is not None:  # registered before the recording of resume points, which must not see this output
+    if stop.block is not None:  # registered before the recording of resume points, which must not record this output
         handles.append(layer.register_forward_hook(after_layer))
         handles.append(model.get_submodule(stop.block).register_forward_hook(after_block))
     try:
@@ -205,7 +205,7 @@ def _cached(images: Tensor, outputs: Mapping[str, Tensor]) -> CachedPass:
 
 
 def _placeholder(tensor: Tensor) -> Tensor:
-    """Zeros of the same shape in the memory of one: what computes on it goes before a point with a constant output."""
+    """Zeros of the same shape in the memory of one number: input of modules before a point with a constant output."""
     return tensor.new_zeros(()).expand(tensor.shape)
 
 
