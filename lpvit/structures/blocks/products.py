@@ -26,7 +26,8 @@ from lpvit.models.analysis.layers import LayerSpec, weight_matrix
 from lpvit.models.analysis.passes import Batches
 from lpvit.moments.gradients import gradient_products
 from lpvit.structures.blocks.grid import BlockGrid
-from lpvit.structures.blocks.statistics import Statistics, collect_statistics
+from lpvit.structures.blocks.statistics import collect_statistics
+from lpvit.structures.structure import Statistics
 
 
 def statistics_with_products(
