@@ -72,9 +72,8 @@ def test_where_sums_of_bytes_saturate_weights_have_seven_bits(
         for engine in ("openvino_int8", "onnxruntime_int8"):
             by.run_by(engine, batch_size=1, threads=1)
         stored = [op.data for op in by._made["int8"].get_ops() if op.get_element_type() == openvino.Type.i8]
-        for tensor in onnx.load(by._file.with_name("dynamic.onnx")).graph.initializer:
-            if tensor.data_type == onnx.TensorProto.INT8:
-                stored.append(onnx.numpy_helper.to_array(tensor))
+        tensors = onnx.load(by._file.with_name("dynamic.onnx")).graph.initializer
+        stored += [onnx.numpy_helper.to_array(one) for one in tensors if one.data_type == onnx.TensorProto.INT8]
         largest = [int(np.abs(values.astype(int)).max()) for values in stored if values.size > 1]
         assert len(largest) >= 16
         assert max(largest) <= 64 if older else min(largest) > 64
