@@ -1,11 +1,11 @@
 """Layers in int8 as ONNX operators: the integers of `lpvit.quantisation.layers`, token by token.
 
-``MatMulInteger`` of tokens in uint8, which is what onnxruntime is fast with, less zero points times sums of weights.
+``MatMulInteger`` of tokens in uint8, which is fast in onnxruntime, minus zero points times sums of weights.
 
-Without VNNI, x86 processors multiply unsigned by signed bytes with ``vpmaddubsw``, which adds pairs of products in 16
-bits and saturates: 2 * 255 * 127 > 32767. Products of unsigned bytes are exact everywhere, but with VNNI they take four
-times as long. So the file holds both, and a product of constants whose pairs saturate decides. onnxruntime computes it
-once, as it loads the file, and drops the form that is not used.
+x86 processors without VNNI multiply unsigned by signed bytes with ``vpmaddubsw``, which adds pairs of products in 16 bits
+and saturates: 2 * 255 * 127 > 32767. Products of unsigned by unsigned bytes are exact on every processor, but four times
+slower with VNNI. So the file holds both forms of each product, and a test product of constants that would saturate
+selects one. onnxruntime evaluates the test once, when it loads the file, and drops the other form.
 
 T = tokens; I, O = input and output features.
 """
@@ -22,7 +22,7 @@ from lpvit.quantisation.layers import LEVELS, SMALLEST_RANGE, QuantisedLinear, i
 
 @torch.library.custom_op("lpvit::int8_product", mutates_args=())
 def int8_product(inputs: Tensor, weight: Tensor, scales: Tensor, row_sums: Tensor) -> Tensor:
-    """What `QuantisedLinear` makes of float inputs (..., I), without its bias.
+    """The product of `QuantisedLinear` with float inputs (..., I), without its bias.
 
     Args:
         inputs: Shape (..., I).
@@ -60,18 +60,18 @@ class ExportedLinear(nn.Module):
 
 
 def replace_for_export(model: nn.Module) -> None:
-    """Puts the form for export in the place of every layer in int8."""
+    """Replaces every int8 layer by its form for export."""
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantisedLinear):
             model.set_submodule(name, ExportedLinear(module))
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What torch's exporter makes of `int8_product`."""
+    """Translation of `int8_product` for torch's exporter."""
     import onnxscript
     from onnxscript import opset18
 
-    op: Any = opset18  # whose types know no values that are computed
+    op: Any = opset18  # its types do not cover computed values
 
     def number(value: float) -> Any:
         return op.Constant(value_float=value)
