@@ -2,10 +2,10 @@
 
 ``MatMulInteger`` of tokens in uint8, which is fast in onnxruntime, minus zero points times sums of weights.
 
-x86 processors without VNNI multiply unsigned by signed bytes with ``vpmaddubsw``, which adds pairs of products in 16 bits
-and saturates: 2 * 255 * 127 > 32767. Products of unsigned by unsigned bytes are exact on every processor, but four times
-slower with VNNI. So the file holds both forms of each product, and a test product of constants that would saturate
-selects one. onnxruntime evaluates the test once, when it loads the file, and drops the other form.
+x86 processors without VNNI multiply unsigned by signed bytes with ``vpmaddubsw``, which adds pairs of products in 16
+bits and saturates: 2 * 255 * 127 > 32767. Products of unsigned by unsigned bytes are exact on every processor, but four
+times slower with VNNI. So the file holds both forms of each product, and a test product of constants that would
+saturate selects one. onnxruntime evaluates the test once, when it loads the file, and drops the other form.
 
 T = tokens; I, O = input and output features.
 """
@@ -91,7 +91,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def make_products_exact(graph: Any) -> None:
-    """Gives every product of unsigned by signed bytes a form in unsigned bytes for where the former saturates.
+    """Replaces every product of unsigned by signed bytes by a choice between two forms that are exact together.
 
     Args:
         graph: Of an ``onnx_ir.Model``; changed.
@@ -111,7 +111,9 @@ def make_products_exact(graph: Any) -> None:
         }
         for branch, nodes in forms.items():
             for number, node in enumerate(nodes):
-                node.outputs[0].name = f"{name}_{branch}_{number}"  # of outer values, none may be hidden
+                node.outputs[
+                    0
+                ].name = f"{name}_{branch}_{number}"  # a subgraph must not reuse a name of the outer graph
         branches = {
             branch: ir.Graph([], nodes[-1].outputs, nodes=nodes, name=f"{name}_{branch}")
             for branch, nodes in forms.items()
@@ -121,7 +123,7 @@ def make_products_exact(graph: Any) -> None:
 
 
 def saturation_test() -> list[Any]:
-    """Nodes, the last of which is true where sums of products of unsigned by signed bytes are exact."""
+    """Nodes of a test product; the last output is true where products of unsigned by signed bytes do not saturate."""
     import onnx_ir as ir
 
     constants = _constants(
@@ -139,7 +141,7 @@ def saturation_test() -> list[Any]:
 
 
 def _unsigned_product(values: Any, weight: Any) -> list[Any]:
-    """Nodes of the product with weights in uint8, whose zero point is 128."""
+    """Nodes of the product with weights in uint8, with a zero point of 128."""
     import onnx_ir as ir
 
     shift, zero_point = _constants(shift=np.array(128, np.int32), zero_point=np.array(128, np.uint8))
