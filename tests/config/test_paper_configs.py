@@ -16,10 +16,10 @@ from lpvit.allocation.tables import LayerTables
 from lpvit.config.config import Config, Experiment, parse_config
 from lpvit.costs.cost import count_macs, layer_table, measure_costs, model_metrics
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.schemes.scheme import add_scheme
+from lpvit.schemes.edit import add_scheme
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import build_keep_masks, kept_blocks
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 
 PAPER = Path(__file__).parents[2] / "config" / "paper"
 DENSE_GMACS = {
@@ -41,7 +41,7 @@ BLOCK_ROWS = {
     for name, experiment in TABLE1.experiments.items()
     if experiment.published is not None
     and experiment.published.stage == "final"
-    and TABLE1.budgets[experiment.budget].structure == "blocks"
+    and TABLE1.prunings[experiment.pruning].structure == "blocks"
 }
 
 
@@ -67,7 +67,7 @@ def tables_of(name: str, block_shape: tuple[int, int]) -> LayerTables:
     """Of a model without weights: blocks of random saliency, and curves that add these up."""
     with torch.device("meta"):
         model = timm.create_model(name).eval()
-    pruning, generator = Pruning(block_shape=block_shape), np.random.default_rng(0)
+    pruning, generator = Blocks(block_shape=block_shape), np.random.default_rng(0)
     blocks, curves = [], []
     for layer in prunable_layers(matrix_layers(model), pruning.layers):
         grid = BlockGrid(layer.shape, block_shape)
