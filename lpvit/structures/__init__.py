@@ -1,0 +1,1 @@
+"""Structures: what compression leaves of a weight matrix, one folder each."""

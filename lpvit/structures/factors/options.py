@@ -1,0 +1,116 @@
+"""What every rank of every layer costs and what it does to the logits, as tables that the allocators read.
+
+O, I = output and input features of a layer; R = min(O, I).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lpvit.models.layers import LayerSpec, weight_matrix
+from lpvit.models.passes import Batches
+from lpvit.moments.moments import LayerMoments
+from lpvit.moments.parts import Parts, distortion_of_tails, part_moments
+from lpvit.structures.factors.ranks import ladder, weights_of_units
+from lpvit.structures.factors.settings import Factors
+from lpvit.structures.factors.truncation import Decomposition, damped, decompose
+
+OUTPUT_DAMPING = 1e-2  # identity in the metric of the outputs, as a share of its mean diagonal
+INPUT_DAMPING = 1e-4  # the same of the inputs
+
+
+def decompositions(
+    model: nn.Module, moments: Mapping[str, LayerMoments], settings: Factors
+) -> dict[str, tuple[Decomposition, Tensor]]:
+    """Parts of the weight of every layer in the metric of the settings, and the mean input that the bias makes up for."""
+    found = {}
+    for layer, of_layer in moments.items():
+        weight = weight_matrix(model.get_submodule(layer)).detach().to(of_layer.output_sensitivity)
+        outputs, inputs, mean = metrics(of_layer, settings.metric)
+        found[layer] = decompose(weight, outputs, inputs), mean
+    return found
+
+
+def metrics(moments: LayerMoments, metric: str) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Metrics of outputs (O, O) and inputs (I, I), None for the identity, and the mean input (I,)."""
+    sensitivity = damped(moments.output_sensitivity, OUTPUT_DAMPING)
+    if metric == "two_sided":
+        return sensitivity, damped(moments.weighted.covariance, INPUT_DAMPING), moments.weighted.mean
+    if metric == "activations":
+        return None, damped(moments.plain.covariance, INPUT_DAMPING), moments.plain.mean
+    no_mean = torch.zeros_like(moments.plain.mean)
+    return (sensitivity.diagonal().diag() if metric == "fisher" else None), None, no_mean
+
+
+def options(
+    model: nn.Module,
+    loader: Batches,
+    layers: Sequence[LayerSpec],
+    decomposed: Mapping[str, tuple[Decomposition, Tensor]],
+    settings: Factors,
+    device: torch.device | str,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Curves over the ladder of every layer, from exact products of the parts that each rank leaves out.
+
+    Args:
+        model: Dense model; moved to the device, otherwise left as it is.
+        loader: Calibration images.
+        layers: Layers to describe.
+        decomposed: From `decompositions`.
+        settings: Ranks, form and probes.
+        device: Where to compute.
+
+    Returns:
+        The units (schema ``BLOCKS``; in one row, in the order in which they go) and the curves (schema ``CURVES``),
+        which `lpvit.allocation.allocate.allocate` takes like those of blocks.
+
+    Raises:
+        LpvitError: As `lpvit.moments.parts.part_moments`.
+    """
+    parts = {layer: Parts(found.left, found.right, mean) for layer, (found, mean) in decomposed.items()}
+    found = part_moments(model, loader, parts, settings.probes, device)
+    tables = [
+        _tables(layer, decomposed[layer.name][0], distortion_of_tails(found[layer.name]), settings) for layer in layers
+    ]
+    units, curves = (pd.concat(frames, ignore_index=True) for frames in zip(*tables, strict=True))
+    return units, curves
+
+
+def _tables(
+    layer: LayerSpec, decomposed: Decomposition, by_rank: Tensor, settings: Factors
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Units and curve of a layer, from the distortion at every rank, (R + 1,)."""
+    ranks = ladder(layer.shape, settings.rank_multiple, settings.form)
+    weights = weights_of_units(layer.shape, settings.rank_multiple, settings.form)
+    distortion = np.append(0.0, by_rank.cpu().numpy()[ranks])
+    count = len(ranks)
+    units = pd.DataFrame(
+        {
+            "layer": layer.name,
+            "row": np.zeros(count, dtype=np.int32),
+            "column": np.arange(count, dtype=np.int32),
+            "weights": weights.astype(np.int32),
+            "saliency": np.maximum.accumulate(distortion[1:]),
+            "squared_norm": np.maximum(np.diff(_lost_norms(decomposed, ranks), prepend=0.0), 0.0),
+        }
+    )
+    curve = pd.DataFrame(
+        {
+            "layer": layer.name,
+            "sparsity": np.linspace(0, 1, count + 1),
+            "blocks_pruned": np.arange(count + 1),
+            "weights_pruned": np.append(0, weights.cumsum()),
+            "distortion": distortion,
+        }
+    )
+    return units, curve
+
+
+def _lost_norms(decomposed: Decomposition, ranks: Sequence[int]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """Squared norm of the weights without their first r parts, for every rank."""
+    grams = (decomposed.left.T @ decomposed.left) * (decomposed.right @ decomposed.right.T)
+    norms: np.ndarray[tuple[int], np.dtype[np.float64]] = distortion_of_tails(grams).cpu().numpy()[list(ranks)]
+    return norms

@@ -1,0 +1,62 @@
+r"""Truncated singular value decompositions in a metric of outputs and one of inputs.
+
+.. math:: W_r = S^{-1/2} \, [S^{1/2} W C^{1/2}]_r \, C^{-1/2}
+
+is the matrix of rank r with the least :math:`tr(S (W - W_r) C (W - W_r)^T)` (Eckart and Young in these metrics). Any root
+serves, here the Cholesky factors, and only the metric of the smaller side needs one: with :math:`C = L L^T` and V the
+leading eigenvectors of :math:`L^T W^T S W L`, :math:`W_r = (W L V) (V^T L^{-1})`.
+
+O, I = output and input features of a layer; R = min(O, I).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A weight matrix as rank-one parts, the most important first.
+
+    Attributes:
+        left: Of the parts, as columns (O, R).
+        right: Of the parts, as rows (R, I); left @ right is the matrix.
+        energy: Squared singular values, (R,), falling: what leaving out each part costs in the metrics.
+    """
+
+    left: Tensor
+    right: Tensor
+    energy: Tensor
+
+
+def decompose(weight: Tensor, output_metric: Tensor | None = None, input_metric: Tensor | None = None) -> Decomposition:
+    """Parts of a matrix in two metrics.
+
+    Args:
+        weight: (O, I), float64.
+        output_metric: S, (O, O), positive definite; None is the identity.
+        input_metric: C, (I, I), likewise.
+
+    Returns:
+        Of which the first r make W_r.
+    """
+    out_features, in_features = weight.shape
+    if out_features < in_features:
+        turned = decompose(weight.T, input_metric, output_metric)
+        return Decomposition(turned.right.T, turned.left.T, turned.energy)
+    root = None if input_metric is None else torch.linalg.cholesky(input_metric)
+    tall = weight if root is None else weight @ root
+    energy, vectors = torch.linalg.eigh(tall.T @ (tall if output_metric is None else output_metric @ tall))
+    vectors = vectors.flip(1)
+    right = vectors.T
+    if root is not None:
+        right = torch.linalg.solve_triangular(root, right, upper=False, left=False)
+    return Decomposition(tall @ vectors, right, energy.flip(0).clamp_min(0))
+
+
+def damped(metric: Tensor, damping: float) -> Tensor:
+    """A metric with a share of its mean diagonal added to it; one that is 0 throughout becomes the identity."""
+    level = metric.diagonal().mean()
+    identity = torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
+    return metric + damping * level * identity if level > 0 else identity
