@@ -1,1 +1,5 @@
-"""Second moments of the inputs and output gradients of layers: what a change of their weights does to the logits."""
+"""Statistics of layer inputs and output gradients over the calibration images."""
+
+from lpvit.lazy import modules_of
+
+__getattr__ = modules_of(__name__)

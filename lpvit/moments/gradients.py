@@ -1,13 +1,16 @@
-r"""Gradients of random projections of the logits at the outputs of layers, beside what the layers multiply.
+r"""Gradients of random projections of the logits with respect to every layer, image by image.
 
-A probe v of an image is a random vector over its logits with E v v^T = I. The probes of an image are orthogonal and of
-equal length, which leaves less to chance than independent normal ones, and nothing when there are as many as logits.
+For an image x with Jacobian J_x of the logits with respect to the weights, and a random probe v over the logits with
+E v v^T = I, one backward pass gives J_x^T v for all layers. The probes of an image are orthogonal and of equal length,
+which leaves less to chance than independent normal ones (Hutchinson, 1989), and nothing when there are as many as
+logits.
 
-N = images of a batch; K = logits; T = tokens of an image in a layer; O, I = output and input features of a layer.
+N = images of a batch; S = images x probes; K = logits; T = tokens of an image in a layer; O, I = output and input
+features of a layer; B = numbers that are kept of a gradient.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,32 +18,52 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
-from lpvit.models.passes import require_finite_logits
+from lpvit.errors import LpvitError
+from lpvit.models.analysis.passes import Batches, evaluation_mode, require_finite_logits
+from lpvit.progress import bar
+
+GRADIENT_NUMBERS = 2**24  # of per-image weight gradients held at once: 64 MiB in float32
+
+
+def gradient_products(
+    model: nn.Module,
+    loader: Batches,
+    with_bias: Mapping[str, bool],
+    products: Callable[[str, Tensor], Tensor],
+    probes: int,
+    device: torch.device | str,
+    seed: int,
+) -> dict[str, Tensor]:
+    """What a function makes of the gradients of every image and probe: layer and (n, O, I) -> (n, B).
+
+    Layers ``with_bias`` have the gradient of the bias as one more column.
+    """
+    model.to(device)
+    layers = list(with_bias)
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    with evaluation_mode(model):
+        for batch, _ in bar(loader, "gradients", "batch"):
+            by_probe: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+            for layer, inputs, gradients in layer_gradients(model, batch.to(device), layers, probes, generator):
+                tokens = nn.functional.pad(inputs, (0, 1), value=1.0) if with_bias[layer] else inputs
+                by_probe[layer].append(
+                    torch.cat([products(layer, chunk) for chunk in _image_gradients(tokens, gradients)])
+                )
+            for layer, parts in by_probe.items():
+                found[layer].append(torch.stack(parts, dim=1).flatten(0, 1).float().cpu())
+    return {layer: _require_finite(layer, torch.cat(found.pop(layer))) for layer in layers}
 
 
 def layer_gradients(
     model: nn.Module, images: Tensor, layers: Sequence[str], probes: int, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What every layer multiplies, and the gradients of random projections of the logits at what it makes of it.
-
-    Args:
-        model: On the device of the images, in evaluation mode; left as it is.
-        images: (N, channels, height, width).
-        layers: Names of layers; each runs once in a forward pass.
-        probes: Random projections v of the logits per image.
-        generator: Of the probes, on the CPU.
-
-    Yields:
-        Layer, its input tokens (N, T, I) and the gradients of <v, f> at its output tokens (N, T, O), probe after probe.
-
-    Raises:
-        LpvitError: An output is not finite.
-    """
+    """Layer, its input tokens (N, T, I) and the gradients of its output tokens (N, T, O), probe after probe."""
     constants = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    with _recorded_layers(model, layers) as (inputs, outputs):
+    with recorded_layers(model, layers) as (inputs, outputs):
         logits = functional_call(model, constants, (images,))
     require_finite_logits(logits, model, images)
-    for i, projection in enumerate(_probes(logits, probes, generator)):
+    for i, projection in enumerate(draw_probes(logits, probes, generator)):
         gradients = torch.autograd.grad(
             logits, [outputs[layer] for layer in layers], projection, retain_graph=i < probes - 1
         )
@@ -48,12 +71,26 @@ def layer_gradients(
             module = model.get_submodule(layer)
             yield (
                 layer,
-                _input_tokens(module, inputs[layer], len(images)),
-                _output_tokens(module, gradient, len(images)),
+                input_tokens(module, inputs[layer], len(images)),
+                output_tokens(module, gradient, len(images)),
             )
 
 
-def _probes(logits: Tensor, probes: int, generator: torch.Generator) -> Tensor:
+def _image_gradients(inputs: Tensor, output_gradients: Tensor) -> Iterator[Tensor]:
+    """Gradients of the weight, ``output_gradients^T inputs`` of every image, (n, O, I), as many as memory allows.
+
+    Args:
+        inputs: (N, T, I).
+        output_gradients: (N, T, O).
+    """
+    images_at_once = max(1, GRADIENT_NUMBERS // (inputs.shape[2] * output_gradients.shape[2]))
+    for tokens, gradients in zip(
+        torch.split(inputs, images_at_once), torch.split(output_gradients, images_at_once), strict=True
+    ):
+        yield gradients.mT @ tokens
+
+
+def draw_probes(logits: Tensor, probes: int, generator: torch.Generator) -> Tensor:
     """Random vectors, orthogonal for an image as far as K allows, shape (probes, N, K); E v v^T = I.
 
     They are drawn image by image so that batches do not matter.
@@ -67,7 +104,7 @@ def _probes(logits: Tensor, probes: int, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _recorded_layers(
+def recorded_layers(
     model: nn.Module, layers: Sequence[str]
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, GradientEdge]]]:
     """Keeps input and output of layers in a forward pass, and makes the outputs differentiable."""
@@ -93,7 +130,7 @@ def _recorded_layers(
             hook.remove()
 
 
-def _input_tokens(layer: nn.Module, inputs: Tensor, images: int) -> Tensor:
+def input_tokens(layer: nn.Module, inputs: Tensor, images: int) -> Tensor:
     """What a layer multiplies with its weight matrix, (N, T, I); windows of an image follow one another."""
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)
@@ -102,8 +139,16 @@ def _input_tokens(layer: nn.Module, inputs: Tensor, images: int) -> Tensor:
     return inputs.reshape(images, -1, inputs.shape[-1])
 
 
-def _output_tokens(layer: nn.Module, outputs: Tensor, images: int) -> Tensor:
+def output_tokens(layer: nn.Module, outputs: Tensor, images: int) -> Tensor:
     """What a layer makes of its tokens, (N, T, O)."""
     if isinstance(layer, nn.Conv2d):
         return outputs.flatten(2).transpose(1, 2)
     return outputs.reshape(images, -1, outputs.shape[-1])
+
+
+def _require_finite(layer: str, products: Tensor) -> Tensor:
+    if not products.isfinite().all():
+        raise LpvitError(
+            f"{layer}: its block products on the calibration images are NaN or infinite; check the dense weights"
+        )
+    return products

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
-from lpvit.models.passes import Batches, evaluation_mode
+from lpvit.models.analysis.passes import Batches, evaluation_mode
 from lpvit.moments.gradients import layer_gradients
 from lpvit.progress import bar
 

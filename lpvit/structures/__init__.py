@@ -1,1 +1,5 @@
-"""Structures: what compression leaves of a weight matrix, one folder each."""
+"""What can be removed from a layer; one package per structure."""
+
+from lpvit.lazy import modules_of
+
+__getattr__ = modules_of(__name__)

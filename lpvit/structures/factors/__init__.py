@@ -1,4 +1,5 @@
-"""Low-rank factors: a layer as two thinner ones, chosen by what its inputs are and what the logits feel of its outputs.
+"""Low-rank factors: a layer as two thinner ones, by what its inputs are and what the logits feel of its outputs."""
 
-O, I = output and input features of a layer; r = rank.
-"""
+from lpvit.lazy import modules_of
+
+__getattr__ = modules_of(__name__)

@@ -12,7 +12,7 @@ from scipy.linalg import qr
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
-from lpvit.models.layers import MatrixLayer, weight_matrix
+from lpvit.models.analysis.layers import MatrixLayer, weight_matrix
 
 Form = Literal["plain", "pivoted"]
 

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lpvit.models.layers import LayerSpec, weight_matrix
-from lpvit.models.passes import Batches
+from lpvit.models.analysis.layers import LayerSpec, weight_matrix
+from lpvit.models.analysis.passes import Batches
 from lpvit.moments.moments import LayerMoments
 from lpvit.moments.parts import Parts, distortion_of_tails, part_moments
 from lpvit.structures.factors.ranks import ladder, weights_of_units
