@@ -9,7 +9,7 @@ memory (2.4 GB for DeiT-B and 2,000 images); on the device lie three `Moments` o
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -97,28 +97,81 @@ def fit_in_order(
     Raises:
         LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
     """
-    network, errors = understand(model), []
-    with evaluation_mode(model), evaluation_mode(pruned):
-        reading = bar(loader, "calibration images", "batch")
-        dense_walk = _Walk(model, network.units, [PausedPass(images.cpu()) for images, _ in reading], device)
-        pruned_walk = _Walk(pruned, network.units, list(dense_walk.passes), device)
-        for fit in bar(fits, "reconstruction", "layer"):
-            branch, module = network.branches.get(fit.layer), matrix_layer(model, fit.layer)
-            scale = _scale(branch, module)[fit.rows]
-            target, start, keep = scale * weight_with_bias(module)[fit.rows], scale * fit.start, fit.keep
-            moments = _collect_moments(dense_walk, pruned_walk, fit, branch, target)
-            if choose is not None:
-                keep = choose(fit.layer, moments[0] + moments[1], start, keep)
-            with _named_if_singular(fit.layer):
-                fitted, *shares = fit_layer(*moments, start, keep, ridges)
-            _store(matrix_layer(pruned, fit.layer), fitted / scale, (moments[0] + moments[1]).gram, keep)
-            errors.append(shares)
-    _log_errors(errors)
+    errors = []
+    places = [(fit.layer, fit.rows) for fit in fits]
+    sums_of_layers = sums_in_order(model, pruned, places, loader, device=device)
+    for fit, sums in zip(fits, sums_of_layers, strict=True):
+        start, keep = sums.scale * fit.start, fit.keep
+        if choose is not None:
+            keep = choose(fit.layer, sums.total, start, keep)
+        with named_if_singular(fit.layer):
+            fitted, *shares = fit_layer(sums.fitted, sums.held_out, start, keep, ridges)
+        _store(matrix_layer(pruned, fit.layer), fitted / sums.scale, sums.total.gram, keep)
+        errors.append(shares)
+    log_errors(errors)
     return {name: value.cpu() for name, value in pruned.state_dict().items()}
 
 
+@dataclass(frozen=True)
+class LayerSums:
+    """What the images say about a layer: its inputs in the compressed network, its targets in the dense one.
+
+    Attributes:
+        layer: Its name.
+        scale: What its outputs are multiplied with to be compared with the targets, (O, 1), float64; 1 but for
+            LayerScale.
+        fitted: Over the images that candidates are fitted to.
+        held_out: Over those that choose among them.
+    """
+
+    layer: str
+    scale: Tensor
+    fitted: Moments
+    held_out: Moments
+
+    @property
+    def total(self) -> Moments:
+        return self.fitted + self.held_out
+
+
+@torch.no_grad()
+def sums_in_order(
+    model: nn.Module,
+    compressed: nn.Module,
+    places: Sequence[tuple[str, Tensor | slice]],
+    loader: Batches,
+    *,
+    device: torch.device | str,
+    branches: Mapping[str, Branch] | None = None,
+) -> Iterator[LayerSums]:
+    """Sums of layers in order of execution; each is asked for when those before are as they shall be.
+
+    Args:
+        model: Dense, on the device.
+        compressed: On the device; a layer of ``places`` may become another module once its sums were given.
+        places: Layers in order of execution, and the outputs of the dense layer that theirs stand for.
+        loader: Calibration images.
+        device: Where to compute.
+        branches: Layer -> where its output is added; None takes `lpvit.models.analysis.network.Network.branches`.
+
+    Raises:
+        LpvitError: The activations of a layer are not finite.
+    """
+    network = understand(model)
+    branches = network.branches if branches is None else branches
+    with evaluation_mode(model), evaluation_mode(compressed):
+        reading = bar(loader, "calibration images", "batch")
+        dense_walk = _Walk(model, network.units, [PausedPass(images.cpu()) for images, _ in reading], device)
+        walk = _Walk(compressed, network.units, list(dense_walk.passes), device)
+        for layer, rows in bar(places, "reconstruction", "layer"):
+            branch, module = branches.get(layer), matrix_layer(model, layer)
+            scale = _scale(branch, module)[rows]
+            target = scale * weight_with_bias(module)[rows]
+            yield LayerSums(layer, scale, *_collect_moments(dense_walk, walk, (layer, rows), branch, target))
+
+
 @contextmanager
-def _named_if_singular(layer: str) -> Iterator[None]:
+def named_if_singular(layer: str) -> Iterator[None]:
     try:
         yield
     except SingularError:
@@ -128,7 +181,7 @@ def _named_if_singular(layer: str) -> Iterator[None]:
         ) from None
 
 
-def _log_errors(errors: Sequence[Sequence[float]]) -> None:
+def log_errors(errors: Sequence[Sequence[float]]) -> None:
     """Shares of the outputs' energy that are missed before and after, of every layer."""
     if errors:
         before, after = (100 * sum(shares) / len(errors) for shares in zip(*errors, strict=True))
@@ -150,7 +203,7 @@ class _Walk:
     def inputs_of(self, layer: str, branch: Branch | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """For every batch what a layer multiplies, (N, T / N, J), and what its output is added to, (N, T / N, O)."""
         module = matrix_layer(self.model, layer)
-        halt = Halt(layer, None if branch is None else branch.block)
+        halt = Halt(layer) if branch is None else Halt(layer, branch.block, branch.at_input)
         for number, paused in enumerate(self.passes):
             inputs, residual, self.passes[number] = run_until(self.model, self.units, paused, halt, self.device)
             vectors = _vectors(module, _single(inputs))
@@ -161,24 +214,26 @@ class _Walk:
 
 
 def _collect_moments(
-    dense: _Walk, pruned: _Walk, fit: Fit, branch: Branch | None, target: Tensor
+    dense: _Walk, pruned: _Walk, place: tuple[str, Tensor | slice], branch: Branch | None, target: Tensor
 ) -> tuple[Moments, Moments]:
     """Moments of a layer over the images that are fitted and over those held out.
 
     Args:
         dense: Of the dense model.
         pruned: Of the pruned one.
-        fit: Of the layer.
+        place: The layer, and the outputs of the dense one that its outputs stand for.
         branch: Where its output is added.
         target: Dense weights of the outputs that are fitted, (O, J) with the J of the dense layer.
     """
-    fitted, held_out = Moments.zeros(fit.start), Moments.zeros(fit.start)
+    layer, rows = place
+    like = weight_with_bias(matrix_layer(pruned.model, layer))
+    fitted, held_out = Moments.zeros(like), Moments.zeros(like)
     images_seen = 0
-    passes = zip(dense.inputs_of(fit.layer, branch), pruned.inputs_of(fit.layer, branch), strict=True)
+    passes = zip(dense.inputs_of(layer, branch), pruned.inputs_of(layer, branch), strict=True)
     for (dense_inputs, dense_residual), (inputs, residual) in passes:
         targets = dense_inputs @ target.T.to(dense_inputs.dtype)
         if dense_residual is not None and residual is not None:
-            targets += dense_residual[..., fit.rows] - residual
+            targets += dense_residual[..., rows] - residual
         chooses = (torch.arange(len(inputs), device=inputs.device) + images_seen) % HELD_OUT == 0
         for moments, images in ((fitted, ~chooses), (held_out, chooses)):
             moments.add(inputs[images].flatten(0, 1), targets[images].flatten(0, 1))
@@ -186,7 +241,7 @@ def _collect_moments(
     total = fitted + held_out
     if not (total.gram.isfinite().all() and total.energy.isfinite()):
         raise LpvitError(
-            f"{fit.layer}: its inputs or outputs on the calibration images are NaN or infinite; check the dense "
+            f"{layer}: its inputs or outputs on the calibration images are NaN or infinite; check the dense "
             "weights and the mean and std of the images"
         )
     return fitted, held_out

@@ -124,10 +124,12 @@ class Halt:
         layer: A linear layer or convolution; the pass stops where it begins.
         block: A transformer block around the layer: the pass goes on to the end of it, with an output of the layer that
             is zero, and so gives what the layer's output is added to. None stops at the layer.
+        at_input: Whether ``block`` is a module that runs after the layer, and the pass goes on to its beginning.
     """
 
     layer: str
     block: str | None = None
+    at_input: bool = False
 
 
 def run_until(
@@ -180,11 +182,17 @@ def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[Non
         if reached:
             raise _ReachedError(output)
 
+    def before_reader(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if reached:
+            raise _ReachedError(inputs[0])
+
     layer = model.get_submodule(halt.layer)
     handles = [layer.register_forward_pre_hook(before_layer)]
     if halt.block is not None:  # registered before the recording of units, which must not see this output
         handles.append(layer.register_forward_hook(after_layer))
-        handles.append(model.get_submodule(halt.block).register_forward_hook(after_block))
+        block = model.get_submodule(halt.block)
+        hook = block.register_forward_pre_hook(before_reader) if halt.at_input else block.register_forward_hook(after_block)
+        handles.append(hook)
     try:
         yield
     finally:

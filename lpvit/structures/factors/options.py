@@ -16,7 +16,7 @@ from lpvit.moments.moments import LayerMoments
 from lpvit.moments.parts import Parts, distortion_of_tails, part_moments
 from lpvit.structures.factors.ranks import ladder, weights_of_units
 from lpvit.structures.factors.settings import Factors
-from lpvit.structures.factors.truncation import Decomposition, damped, decompose
+from lpvit.refitting.truncation import Decomposition, damped, decompose
 
 OUTPUT_DAMPING = 1e-2  # identity in the metric of the outputs, as a share of its mean diagonal
 INPUT_DAMPING = 1e-4  # the same of the inputs
