@@ -38,7 +38,7 @@ class Parts:
     mean: Tensor
 
     def products(self, inputs: Tensor, gradients: Tensor) -> Tensor:
-        """c of images, (N, R), in logits, from their inputs (N, T, I) and gradients (N, T, O)."""
+        """The c of images, (N, R), in logits, from their inputs (N, T, I) and gradients (N, T, O)."""
         left, right, mean = (tensor.to(inputs) for tensor in (self.left, self.right, self.mean))
         return ((gradients @ left) * ((inputs - mean) @ right.T)).sum(dim=1)
 

@@ -98,7 +98,7 @@ def fit_in_order(
         LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
     """
     errors = []
-    places = [(fit.layer, fit.rows) for fit in fits]
+    places = [Place(fit.layer, fit.rows) for fit in fits]
     sums_of_layers = sums_in_order(model, pruned, places, loader, device=device)
     for fit, sums in zip(fits, sums_of_layers, strict=True):
         start, keep = sums.scale * fit.start, fit.keep
@@ -110,6 +110,21 @@ def fit_in_order(
         errors.append(shares)
     log_errors(errors)
     return {name: value.cpu() for name, value in pruned.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer whose sums are taken.
+
+    Attributes:
+        layer: Its name.
+        rows: The outputs of the dense layer that its outputs stand for.
+        token_weights: What each of the T tokens of an image counts, (T,), not negative; None counts all alike.
+    """
+
+    layer: str
+    rows: Tensor | slice = slice(None)
+    token_weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ class LayerSums:
 def sums_in_order(
     model: nn.Module,
     compressed: nn.Module,
-    places: Sequence[tuple[str, Tensor | slice]],
+    places: Sequence[Place],
     loader: Batches,
     *,
     device: torch.device | str,
@@ -149,7 +164,7 @@ def sums_in_order(
     Args:
         model: Dense, on the device.
         compressed: On the device; a layer of ``places`` may become another module once its sums were given.
-        places: Layers in order of execution, and the outputs of the dense layer that theirs stand for.
+        places: In order of execution.
         loader: Calibration images.
         device: Where to compute.
         branches: Layer -> where its output is added; None takes `lpvit.models.analysis.network.Network.branches`.
@@ -163,11 +178,11 @@ def sums_in_order(
         reading = bar(loader, "calibration images", "batch")
         dense_walk = _Walk(model, network.units, [PausedPass(images.cpu()) for images, _ in reading], device)
         walk = _Walk(compressed, network.units, list(dense_walk.passes), device)
-        for layer, rows in bar(places, "reconstruction", "layer"):
-            branch, module = branches.get(layer), matrix_layer(model, layer)
-            scale = _scale(branch, module)[rows]
-            target = scale * weight_with_bias(module)[rows]
-            yield LayerSums(layer, scale, *_collect_moments(dense_walk, walk, (layer, rows), branch, target))
+        for place in bar(places, "reconstruction", "layer"):
+            branch, module = branches.get(place.layer), matrix_layer(model, place.layer)
+            scale = _scale(branch, module)[place.rows]
+            target = scale * weight_with_bias(module)[place.rows]
+            yield LayerSums(place.layer, scale, *_collect_moments(dense_walk, walk, place, branch, target))
 
 
 @contextmanager
@@ -214,18 +229,18 @@ class _Walk:
 
 
 def _collect_moments(
-    dense: _Walk, pruned: _Walk, place: tuple[str, Tensor | slice], branch: Branch | None, target: Tensor
+    dense: _Walk, pruned: _Walk, place: Place, branch: Branch | None, target: Tensor
 ) -> tuple[Moments, Moments]:
     """Moments of a layer over the images that are fitted and over those held out.
 
     Args:
         dense: Of the dense model.
         pruned: Of the pruned one.
-        place: The layer, and the outputs of the dense one that its outputs stand for.
+        place: The layer.
         branch: Where its output is added.
         target: Dense weights of the outputs that are fitted, (O, J) with the J of the dense layer.
     """
-    layer, rows = place
+    layer = place.layer
     like = weight_with_bias(matrix_layer(pruned.model, layer))
     fitted, held_out = Moments.zeros(like), Moments.zeros(like)
     images_seen = 0
@@ -233,10 +248,14 @@ def _collect_moments(
     for (dense_inputs, dense_residual), (inputs, residual) in passes:
         targets = dense_inputs @ target.T.to(dense_inputs.dtype)
         if dense_residual is not None and residual is not None:
-            targets += dense_residual[..., rows] - residual
+            targets += dense_residual[..., place.rows] - residual
+        weighted = inputs
+        if place.token_weights is not None:
+            roots = place.token_weights.sqrt().to(inputs)[:, None]
+            weighted, targets = roots * inputs, roots * targets
         chooses = (torch.arange(len(inputs), device=inputs.device) + images_seen) % HELD_OUT == 0
         for moments, images in ((fitted, ~chooses), (held_out, chooses)):
-            moments.add(inputs[images].flatten(0, 1), targets[images].flatten(0, 1))
+            moments.add(weighted[images].flatten(0, 1), targets[images].flatten(0, 1))
         images_seen += len(inputs)
     total = fitted + held_out
     if not (total.gram.isfinite().all() and total.energy.isfinite()):

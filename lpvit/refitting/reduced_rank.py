@@ -5,8 +5,8 @@ before, the matrix of rank r with the least
 
 .. math:: tr \big( S \, (Y - X W^T)^T (Y - X W^T) \big) + \lambda \, tr \big( S \, (W - W_0)(W - W_0)^T \big)
 
-is the ridge solution, truncated in the metrics S and :math:`C + \lambda I` (Izenman, 1975, for S alone). The bias follows
-from the means. The ridge is chosen on held-out tokens.
+is the ridge solution, truncated in the metrics S and :math:`C + \lambda I` with C = X^T X (Izenman, 1975, without the
+ridge). The bias follows from the means. The ridge is chosen on held-out tokens.
 
 O, I = output and input features of a layer; J = I, or I + 1 with a bias; r = rank.
 """
@@ -18,28 +18,7 @@ import torch
 from torch import Tensor
 
 from lpvit.refitting.least_squares import Moments, SingularError
-from lpvit.refitting.truncation import decompose
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """A fitted layer y = expand (reduce x) + bias.
-
-    Attributes:
-        expand: (O, r), float64.
-        reduce: (r, I), float64.
-        bias: (O,), float64, or None.
-    """
-
-    expand: Tensor
-    reduce: Tensor
-    bias: Tensor | None
-
-    @property
-    def weight(self) -> Tensor:
-        """(O, J), the bias as last column."""
-        matrix = self.expand @ self.reduce
-        return matrix if self.bias is None else torch.cat([matrix, self.bias[:, None]], dim=1)
+from lpvit.refitting.truncation import LowRank, decompose
 
 
 @dataclass(frozen=True)
@@ -96,8 +75,8 @@ def fit_reduced_rank(
     candidates = {ridge: reduced_rank(fit, start, rank, output_metric, ridge, bias) for ridge in ridges}
     errors = {ridge: _weighted_error(held_out, low.weight, output_metric) for ridge, low in candidates.items()}
     best = min(errors, key=errors.__getitem__)
-    shares = [held_out.relative_error(candidates[ridge].weight) for ridge in (max(ridges), best)]
-    return reduced_rank(fit + held_out, start, rank, output_metric, best, bias), *shares
+    before, after = (held_out.relative_error(candidates[ridge].weight) for ridge in (max(ridges), best))
+    return reduced_rank(fit + held_out, start, rank, output_metric, best, bias), before, after
 
 
 def reduced_rank(

@@ -2,17 +2,44 @@ r"""Truncated singular value decompositions in a metric of outputs and one of in
 
 .. math:: W_r = S^{-1/2} \, [S^{1/2} W C^{1/2}]_r \, C^{-1/2}
 
-is the matrix of rank r with the least :math:`tr(S (W - W_r) C (W - W_r)^T)` (Eckart and Young in these metrics). Any root
-serves, here the Cholesky factors, and only the metric of the smaller side needs one: with :math:`C = L L^T` and V the
-leading eigenvectors of :math:`L^T W^T S W L`, :math:`W_r = (W L V) (V^T L^{-1})`.
+is the matrix of rank r with the least :math:`tr(S (W - W_r) C (W - W_r)^T)` (Eckart and Young in these metrics). Any
+root serves, here the Cholesky factors, and only the metric of the smaller side needs one: with :math:`C = L L^T` and V
+the leading eigenvectors of :math:`L^T W^T S W L`, :math:`W_r = (W L V) (V^T L^{-1})`.
 
-O, I = output and input features of a layer; R = min(O, I).
+O, I = output and input features of a layer; J = I, or I + 1 with a bias; r = rank; R = min(O, I).
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lpvit.moments.parts import Parts
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The weights of a layer y = expand (reduce x) + bias.
+
+    Attributes:
+        expand: B, (O, r).
+        reduce: A, (r, I).
+        bias: (O,), or None.
+    """
+
+    expand: Tensor
+    reduce: Tensor
+    bias: Tensor | None
+
+    @property
+    def rank(self) -> int:
+        return len(self.reduce)
+
+    @property
+    def weight(self) -> Tensor:
+        """(O, J), the bias as last column."""
+        matrix = self.expand @ self.reduce
+        return matrix if self.bias is None else torch.cat([matrix, self.bias[:, None]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -60,3 +87,11 @@ def damped(metric: Tensor, damping: float) -> Tensor:
     level = metric.diagonal().mean()
     identity = torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
     return metric + damping * level * identity if level > 0 else identity
+
+
+def truncated(parts: Parts, rank: int, bias: Tensor | None) -> LowRank:
+    """The first parts of a layer; its bias (O,) takes what the others make of the mean input."""
+    expand, reduce = parts.left[:, :rank], parts.right[:rank]
+    if bias is None:
+        return LowRank(expand, reduce, None)
+    return LowRank(expand, reduce, bias.to(expand) + parts.left[:, rank:] @ (parts.right[rank:] @ parts.mean))

@@ -202,7 +202,9 @@ def attention_branches(network: Network) -> dict[str, Branch]:
                 if not amid or layer.obstacle or layer.out_features != body.blocks[block].width:
                     continue
                 ended = traced.spans[layer.name].end
-                later = [name for name, span in traced.spans.items() if name.startswith(f"{block}.") and span.start > ended]
+                later = [
+                    name for name, span in traced.spans.items() if name.startswith(f"{block}.") and span.start > ended
+                ]
                 for reader in sorted(later, key=lambda name: traced.spans[name].start):
                     block_with = _Block(model, block, layer.name, arguments, options, reader)
                     scale = _scale(block_with, layer.out_features)

@@ -191,7 +191,11 @@ def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[Non
     if halt.block is not None:  # registered before the recording of units, which must not see this output
         handles.append(layer.register_forward_hook(after_layer))
         block = model.get_submodule(halt.block)
-        hook = block.register_forward_pre_hook(before_reader) if halt.at_input else block.register_forward_hook(after_block)
+        hook = (
+            block.register_forward_pre_hook(before_reader)
+            if halt.at_input
+            else block.register_forward_hook(after_block)
+        )
         handles.append(hook)
     try:
         yield

@@ -1,6 +1,6 @@
 """A model with low-rank factors in the place of layers: measured, allocated to a budget, truncated and refitted.
 
-O, I = output and input features of a layer; J = I, or I + 1 with a bias; r = rank.
+O, I = output and input features of a layer; T = its tokens of an image.
 """
 
 import logging
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +19,10 @@ from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_laye
 from lpvit.models.analysis.network import attention_branches, understand
 from lpvit.models.analysis.passes import Batches
 from lpvit.moments.moments import LayerMoments, collect_moments
+from lpvit.moments.parts import Parts
 from lpvit.refitting.reconstruction import (
+    LayerSums,
+    Place,
     log_errors,
     matrix_layer,
     named_if_singular,
@@ -28,13 +30,14 @@ from lpvit.refitting.reconstruction import (
     weight_with_bias,
 )
 from lpvit.refitting.reduced_rank import fit_reduced_rank
-from lpvit.refitting.truncation import Decomposition, damped
-from lpvit.structures.factors.layers import CLASSES, Factors
-from lpvit.structures.factors.options import OUTPUT_DAMPING, decompositions, options
-from lpvit.structures.factors.ranks import allocated_ranks
-from lpvit.structures.factors.settings import Factors as Settings
+from lpvit.refitting.truncation import LowRank, damped, truncated
+from lpvit.structures.factors.layers import CLASSES
+from lpvit.structures.factors.options import OUTPUT_DAMPING, options, parts_of_layers
+from lpvit.structures.factors.ranks import Form, allocated_ranks
+from lpvit.structures.factors.settings import Factors
 
 RIDGES = (1.0, 0.3, 0.1, 0.03, 1e-2, 1e-3)
+LEAST_TOKEN_WEIGHT = 0.1  # of a token that the logits do not feel, where the mean is 1
 
 _logger = logging.getLogger(__name__)
 
@@ -46,24 +49,24 @@ class Measured:
     Attributes:
         layers: That may become factors, in order of execution.
         moments: Of these layers.
-        decomposed: Their weights as rank-one parts, and the mean input that the bias makes up for.
+        parts: Their weights as rank-one parts, the most important first.
         tables: Units, curves and costs, for `lpvit.allocation.allocate.allocate`.
     """
 
     layers: Sequence[LayerSpec]
     moments: Mapping[str, LayerMoments]
-    decomposed: Mapping[str, tuple[Decomposition, Tensor]]
+    parts: Mapping[str, Parts]
     tables: LayerTables
 
 
 def factorise(
-    model: nn.Module, loader: Batches, budget: Budget, settings: Settings, device: torch.device | str = "cpu"
+    model: nn.Module, loader: Batches, budget: Budget, settings: Factors, device: torch.device | str = "cpu"
 ) -> nn.Module:
     """A model under a budget, whose layers are low-rank where that costs less.
 
     Args:
         model: Dense; moved to the device, otherwise left as it is.
-        loader: Calibration images, without need of labels.
+        loader: Calibration images; their labels are not read.
         budget: What may stay, and who decides where.
         settings: How layers become factors.
         device: Where to compute.
@@ -76,7 +79,7 @@ def factorise(
     return factorised(model, loader, measured, ranks, settings, device)
 
 
-def measure(model: nn.Module, loader: Batches, settings: Settings, device: torch.device | str) -> Measured:
+def measure(model: nn.Module, loader: Batches, settings: Factors, device: torch.device | str) -> Measured:
     """Moments, parts and curves of a dense model, in two passes over the images.
 
     Raises:
@@ -85,9 +88,9 @@ def measure(model: nn.Module, loader: Batches, settings: Settings, device: torch
     layers = prunable_layers(matrix_layers(model), settings.layers)
     moments = collect_moments(model, loader, [layer.name for layer in layers], settings.probes, device)
     _log_if_few_tokens(layers, moments)
-    decomposed = decompositions(model, moments, settings)
-    units, curves = options(model, loader, layers, decomposed, settings, device)
-    return Measured(layers, moments, decomposed, LayerTables(curves, units, measure_costs(model)))
+    parts = parts_of_layers(model, moments, settings.metric)
+    units, curves = options(model, loader, layers, parts, settings, device)
+    return Measured(layers, moments, parts, LayerTables(curves, units, measure_costs(model)))
 
 
 @torch.no_grad()
@@ -96,72 +99,76 @@ def factorised(
     loader: Batches,
     measured: Measured,
     ranks: Mapping[str, int],
-    settings: Settings,
+    settings: Factors,
     device: torch.device | str,
 ) -> nn.Module:
     """A copy of the model with layers at the given ranks, truncated and, if the settings say so, refitted.
 
     Raises:
-        LpvitError: A rank does not fit its layer, or the refit finds activations that are not finite or determine
-            nothing.
+        LpvitError: A rank does not fit its layer, or the refit finds activations that are not finite or do not
+            determine a layer.
     """
-    model.to(device)
-    compressed = deepcopy(model)
+    compressed = deepcopy(model.to(device))
     if settings.refit == "none":
         for layer, rank in ranks.items():
-            parts, mean = measured.decomposed[layer]
-            _replace(compressed, layer, _truncated(matrix_layer(model, layer), parts, mean, rank), settings)
+            low = truncated(measured.parts[layer], rank, matrix_layer(model, layer).bias)
+            replace(compressed, layer, low, settings.form)
         return compressed
-    return _refitted(model, compressed, loader, measured, ranks, settings, device)
-
-
-def _refitted(model, compressed, loader, measured, ranks, settings, device):  # type: ignore[no-untyped-def]
-    network, errors = understand(model), []
+    network = understand(model)
     branches = network.branches | attention_branches(network)
-    places = [(layer.name, slice(None)) for layer in measured.layers if layer.name in ranks]
+    places = [
+        Place(layer.name, token_weights=_token_weights(measured.moments[layer.name]))
+        for layer in measured.layers
+        if layer.name in ranks
+    ]
+    errors = []
     for sums in sums_in_order(model, compressed, places, loader, device=device, branches=branches):
-        module = matrix_layer(model, sums.layer)
-        sensitivity = measured.moments[sums.layer].output_sensitivity / (sums.scale * sums.scale.T)
-        with named_if_singular(sums.layer):
-            low, *shares = fit_reduced_rank(
-                sums.fitted,
-                sums.held_out,
-                sums.scale * weight_with_bias(module),
-                ranks[sums.layer],
-                damped(sensitivity, OUTPUT_DAMPING),
-                RIDGES,
-                module.bias is not None,
-            )
-        bias = None if low.bias is None else low.bias / sums.scale[:, 0]
-        _replace(compressed, sums.layer, Factors(low.expand / sums.scale, low.reduce, bias), settings)
+        low, *shares = _fitted(model, sums, measured.moments[sums.layer], ranks[sums.layer])
+        replace(compressed, sums.layer, low, settings.form)
         errors.append(shares)
     log_errors(errors)
     return compressed
 
 
-def _truncated(module, parts: Decomposition, mean: Tensor, rank: int) -> Factors:  # type: ignore[no-untyped-def]
-    """The first parts of a layer; its bias takes what the others make of the mean input."""
-    expand, reduce = parts.left[:, :rank], parts.right[:rank]
-    if module.bias is None:
-        return Factors(expand, reduce, None)
-    lost = parts.left[:, rank:] @ (parts.right[rank:] @ mean)
-    return Factors(expand, reduce, module.bias.to(lost) + lost)
-
-
-def _replace(model: nn.Module, layer: str, factors: Factors, settings: Settings) -> None:
-    module = CLASSES[settings.form].like(matrix_layer(model, layer), factors.rank)
-    module.store(factors)
+def replace(model: nn.Module, layer: str, low: LowRank, form: Form) -> None:
+    """Puts factors in the place of a layer."""
+    module = CLASSES[form].like(matrix_layer(model, layer), low.rank)
+    module.store(low)
     model.set_submodule(layer, module)
 
 
+def _fitted(model: nn.Module, sums: LayerSums, moments: LayerMoments, rank: int) -> tuple[LowRank, float, float]:
+    """Factors of a layer for its sums, and the relative errors that `fit_reduced_rank` gives."""
+    module = matrix_layer(model, sums.layer)
+    sensitivity = moments.output_sensitivity / (sums.scale * sums.scale.T)
+    with named_if_singular(sums.layer):
+        low, before, after = fit_reduced_rank(
+            sums.fitted,
+            sums.held_out,
+            sums.scale * weight_with_bias(module),
+            rank,
+            damped(sensitivity, OUTPUT_DAMPING),
+            RIDGES,
+            module.bias is not None,
+        )
+    bias = None if low.bias is None else low.bias / sums.scale[:, 0]
+    return LowRank(low.expand / sums.scale, low.reduce, bias), before, after
+
+
+def _token_weights(moments: LayerMoments) -> Tensor:
+    """What the logits feel of each place among the tokens, (T,), with a mean of 1."""
+    relative = moments.token_sensitivity / moments.token_sensitivity.mean().clamp_min(1e-300)
+    return LEAST_TOKEN_WEIGHT + (1 - LEAST_TOKEN_WEIGHT) * relative
+
+
 def _log_if_few_tokens(layers: Sequence[LayerSpec], moments: Mapping[str, LayerMoments]) -> None:
-    """Says from how many images on the inputs of all layers can be spanned, where the images are fewer."""
-    needed = {layer.name: -(-(layer.in_features + 1) // layer.tokens) for layer in layers}
-    worst = max(needed, key=needed.__getitem__)
-    images = next(iter(moments.values())).images
-    if images < needed[worst]:
+    """Says from how many images on the inputs of all layers can be spanned, where there are fewer images."""
+    images = moments[layers[0].name].images
+    widest = max(layers, key=lambda layer: (layer.in_features + 1) / layer.tokens)
+    needed = -(-(widest.in_features + 1) // widest.tokens)
+    if images < needed:
         _logger.warning(
             "%s: %d calibration images do not span its %d inputs, so that damping and ridge decide; from %d images on "
             "they need not",
-            *(worst, images, next(layer.in_features for layer in layers if layer.name == worst), needed[worst]),
+            *(widest.name, images, widest.in_features, needed),
         )

@@ -4,8 +4,7 @@ O, I = output and input features of a layer (of a convolution: output channels, 
 it multiplies); r = rank.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from scipy.linalg import qr
@@ -13,32 +12,8 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import MatrixLayer, weight_matrix
-
-Form = Literal["plain", "pivoted"]
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The weights of a factorised layer.
-
-    Attributes:
-        expand: B, (O, r).
-        reduce: A, (r, I).
-        bias: (O,), or None.
-    """
-
-    expand: Tensor
-    reduce: Tensor
-    bias: Tensor | None
-
-    @property
-    def rank(self) -> int:
-        return len(self.reduce)
-
-    @property
-    def weight(self) -> Tensor:
-        """B A, (O, I)."""
-        return self.expand @ self.reduce
+from lpvit.refitting.truncation import LowRank
+from lpvit.structures.factors.ranks import Form
 
 
 class FactorisedLinear(nn.Module):
@@ -66,10 +41,10 @@ class FactorisedLinear(nn.Module):
         return new.train(layer.training)
 
     @torch.no_grad()
-    def store(self, factors: Factors) -> None:
+    def store(self, low: LowRank) -> None:
         """Takes the weights of the same rank."""
-        _fill(self.reduce, factors.reduce, None)
-        _fill(self.expand, factors.expand, factors.bias)
+        _fill(self.reduce, low.reduce, None)
+        _fill(self.expand, low.expand, low.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., I) -> (..., O); of a convolution, channels first."""
@@ -114,14 +89,14 @@ class PivotedLinear(nn.Module):
         return new.train(layer.training)
 
     @torch.no_grad()
-    def store(self, factors: Factors) -> None:
+    def store(self, low: LowRank) -> None:
         """Takes the weights of the same rank; pivots by QR with column pivoting, so that the others stay small."""
-        pivots, others = _pivots(factors)
-        mixing = torch.linalg.solve(factors.expand[pivots], factors.expand[others], left=False)
-        bias = factors.bias
+        pivots, others = _pivots(low)
+        mixing = torch.linalg.solve(low.expand[pivots], low.expand[others], left=False)
+        bias = low.bias
         of_pivots = None if bias is None else bias[pivots]
         of_others = None if bias is None or of_pivots is None else bias[others] - mixing @ of_pivots
-        _fill(self.reduce, factors.expand[pivots] @ factors.reduce, of_pivots)
+        _fill(self.reduce, low.expand[pivots] @ low.reduce, of_pivots)
         _fill(self.expand, mixing, of_others)
         self.order.copy_(torch.cat([pivots, others]).argsort())
 
@@ -171,15 +146,15 @@ def _fill(layer: MatrixLayer, matrix: Tensor, bias: Tensor | None) -> None:
         layer.bias.copy_(bias)
 
 
-def _pivots(factors: Factors) -> tuple[Tensor, Tensor]:
+def _pivots(low: LowRank) -> tuple[Tensor, Tensor]:
     """Outputs whose rows of B A are far from dependent, (r,), and the others, (O - r,), both by rising number.
 
     They are chosen among the rows of B times a root of A A^T, whose lengths and angles are those of the rows of B A.
     """
-    gram = factors.reduce @ factors.reduce.T
+    gram = low.reduce @ low.reduce.T
     energy, vectors = torch.linalg.eigh(gram)
-    rows = factors.expand @ (vectors * energy.clamp_min(0).sqrt())
+    rows = low.expand @ (vectors * energy.clamp_min(0).sqrt())
     _, _, by_importance = qr(rows.T.cpu().numpy(), mode="economic", pivoting=True)
     chosen = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    chosen[torch.from_numpy(by_importance[: factors.rank].copy()).to(rows.device).long()] = True
+    chosen[torch.from_numpy(by_importance[: low.rank].copy()).to(rows.device).long()] = True
     return chosen.nonzero().flatten(), (~chosen).nonzero().flatten()

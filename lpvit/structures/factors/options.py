@@ -8,33 +8,33 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, weight_matrix
 from lpvit.models.analysis.passes import Batches
 from lpvit.moments.moments import LayerMoments
 from lpvit.moments.parts import Parts, distortion_of_tails, part_moments
+from lpvit.refitting.truncation import damped, decompose
 from lpvit.structures.factors.ranks import ladder, weights_of_units
-from lpvit.structures.factors.settings import Factors
-from lpvit.refitting.truncation import Decomposition, damped, decompose
+from lpvit.structures.factors.settings import Factors, Metric
 
 OUTPUT_DAMPING = 1e-2  # identity in the metric of the outputs, as a share of its mean diagonal
 INPUT_DAMPING = 1e-4  # the same of the inputs
 
 
-def decompositions(
-    model: nn.Module, moments: Mapping[str, LayerMoments], settings: Factors
-) -> dict[str, tuple[Decomposition, Tensor]]:
-    """Parts of the weight of every layer in the metric of the settings, and the mean input that the bias makes up for."""
+def parts_of_layers(model: nn.Module, moments: Mapping[str, LayerMoments], metric: Metric) -> dict[str, Parts]:
+    """The weight of every layer as rank-one parts, the most important first in a metric."""
     found = {}
     for layer, of_layer in moments.items():
         weight = weight_matrix(model.get_submodule(layer)).detach().to(of_layer.output_sensitivity)
-        outputs, inputs, mean = metrics(of_layer, settings.metric)
-        found[layer] = decompose(weight, outputs, inputs), mean
+        outputs, inputs, mean = _metrics(of_layer, metric)
+        decomposed = decompose(weight, outputs, inputs)
+        found[layer] = Parts(decomposed.left, decomposed.right, mean)
     return found
 
 
-def metrics(moments: LayerMoments, metric: str) -> tuple[Tensor | None, Tensor | None, Tensor]:
+def _metrics(moments: LayerMoments, metric: Metric) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Metrics of outputs (O, O) and inputs (I, I), None for the identity, and the mean input (I,)."""
     sensitivity = damped(moments.output_sensitivity, OUTPUT_DAMPING)
     if metric == "two_sided":
@@ -49,7 +49,7 @@ def options(
     model: nn.Module,
     loader: Batches,
     layers: Sequence[LayerSpec],
-    decomposed: Mapping[str, tuple[Decomposition, Tensor]],
+    parts: Mapping[str, Parts],
     settings: Factors,
     device: torch.device | str,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -59,7 +59,7 @@ def options(
         model: Dense model; moved to the device, otherwise left as it is.
         loader: Calibration images.
         layers: Layers to describe.
-        decomposed: From `decompositions`.
+        parts: From `parts_of_layers`.
         settings: Ranks, form and probes.
         device: Where to compute.
 
@@ -70,18 +70,13 @@ def options(
     Raises:
         LpvitError: As `lpvit.moments.parts.part_moments`.
     """
-    parts = {layer: Parts(found.left, found.right, mean) for layer, (found, mean) in decomposed.items()}
     found = part_moments(model, loader, parts, settings.probes, device)
-    tables = [
-        _tables(layer, decomposed[layer.name][0], distortion_of_tails(found[layer.name]), settings) for layer in layers
-    ]
+    tables = [_tables(layer, parts[layer.name], distortion_of_tails(found[layer.name]), settings) for layer in layers]
     units, curves = (pd.concat(frames, ignore_index=True) for frames in zip(*tables, strict=True))
     return units, curves
 
 
-def _tables(
-    layer: LayerSpec, decomposed: Decomposition, by_rank: Tensor, settings: Factors
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tables(layer: LayerSpec, parts: Parts, by_rank: Tensor, settings: Factors) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Units and curve of a layer, from the distortion at every rank, (R + 1,)."""
     ranks = ladder(layer.shape, settings.rank_multiple, settings.form)
     weights = weights_of_units(layer.shape, settings.rank_multiple, settings.form)
@@ -94,7 +89,7 @@ def _tables(
             "column": np.arange(count, dtype=np.int32),
             "weights": weights.astype(np.int32),
             "saliency": np.maximum.accumulate(distortion[1:]),
-            "squared_norm": np.maximum(np.diff(_lost_norms(decomposed, ranks), prepend=0.0), 0.0),
+            "squared_norm": np.maximum(np.diff(_lost_norms(parts, ranks), prepend=0.0), 0.0),
         }
     )
     curve = pd.DataFrame(
@@ -109,8 +104,8 @@ def _tables(
     return units, curve
 
 
-def _lost_norms(decomposed: Decomposition, ranks: Sequence[int]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def _lost_norms(parts: Parts, ranks: Sequence[int]) -> NDArray[np.float64]:
     """Squared norm of the weights without their first r parts, for every rank."""
-    grams = (decomposed.left.T @ decomposed.left) * (decomposed.right @ decomposed.right.T)
-    norms: np.ndarray[tuple[int], np.dtype[np.float64]] = distortion_of_tails(grams).cpu().numpy()[list(ranks)]
+    grams = (parts.left.T @ parts.left) * (parts.right @ parts.right.T)
+    norms: NDArray[np.float64] = distortion_of_tails(grams).cpu().numpy()[list(ranks)]
     return norms

@@ -5,6 +5,7 @@ and at last 0. A *unit* is what a step takes away, so that allocators treat rank
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -30,7 +31,7 @@ def ladder(shape: tuple[int, int], rank_multiple: int, form: Form) -> list[int]:
 def weights_of_units(shape: tuple[int, int], rank_multiple: int, form: Form) -> NDArray[np.int64]:
     """Weights that go with every step down the ladder, (units,); they sum to O * I."""
     kept = [shape[0] * shape[1], *(products(rank, shape, form) for rank in ladder(shape, rank_multiple, form))]
-    return -np.diff(np.array(kept, dtype=np.int64))
+    return np.array([before - after for before, after in pairwise(kept)], dtype=np.int64)
 
 
 def allocated_ranks(allocation: pd.DataFrame, rank_multiple: int) -> dict[str, int]:

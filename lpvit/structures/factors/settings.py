@@ -5,18 +5,21 @@ from typing import Literal
 from pydantic import Field
 
 from lpvit.settings import Section
+from lpvit.structures.factors.ranks import Form
+
+Metric = Literal["two_sided", "activations", "fisher", "weights"]
 
 
 class Factors(Section):
     """How layers become two thinner ones."""
 
     rank_multiple: int = Field(8, gt=0, description="ranks are multiples of it; 64 suits a GPU")
-    form: Literal["plain", "pivoted"] = Field(
+    form: Form = Field(
         "plain",
         description="`plain`: two products, r (I + O) multiply-adds; `pivoted`: r outputs as they are and the others "
         "from them, r (I + O - r), whose outputs are then put in order",
     )
-    metric: Literal["two_sided", "activations", "fisher", "weights"] = Field(
+    metric: Metric = Field(
         "two_sided",
         description="what a truncation keeps: by covariance of the inputs and sensitivity of the logits; by the inputs "
         "alone (AAFM); by rows weighted with their sensitivity (FWSVD); or plain singular values of the weights",
