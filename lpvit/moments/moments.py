@@ -23,35 +23,22 @@ from lpvit.progress import bar
 
 
 @dataclass(frozen=True)
-class InputMoments:
-    """Mean and covariance of the input tokens of a layer, each counted with a weight.
-
-    Attributes:
-        mean: (I,), float64.
-        covariance: About the mean, (I, I), float64.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-
-
-@dataclass(frozen=True)
 class LayerMoments:
     """What one pass over the images says about a layer; on the device of the model, in float64.
 
     Attributes:
         images: Number of images.
         tokens: Of all images together.
-        plain: Of the inputs, every token alike.
-        weighted: Of the inputs, a token counted by the squared length of the gradient at its output.
+        input_mean: (I,); tokens count by the squared length of the gradient at their output, or all alike.
+        input_covariance: C, about that mean and counted likewise, (I, I).
         output_sensitivity: S, sum over tokens of g g^T, mean over images, (O, O), in squared logits per squared output.
         token_sensitivity: Sum over outputs of g^2, mean over images, for every place among the tokens, (T,).
     """
 
     images: int
     tokens: int
-    plain: InputMoments
-    weighted: InputMoments
+    input_mean: Tensor
+    input_covariance: Tensor
     output_sensitivity: Tensor
     token_sensitivity: Tensor
 
@@ -63,10 +50,12 @@ def collect_moments(
     probes: int,
     device: torch.device | str,
     seed: int = 0,
+    *,
+    weighted: bool = True,
 ) -> dict[str, LayerMoments]:
     """Moments of layers from one forward pass and ``probes`` backward passes per image.
 
-    What is kept does not grow with the images: 8 bytes * (2 I^2 + O^2) a layer, beside the activations of a batch.
+    What is kept does not grow with the images: 8 bytes * (I^2 + O^2) a layer, beside the activations of a batch.
     Products are taken in the precision of the model and summed in float64, about the mean of the first batch, so that
     inputs far from 0 lose nothing.
 
@@ -77,6 +66,7 @@ def collect_moments(
         probes: Random projections of the logits per image.
         device: Where to compute.
         seed: Of the probes, which depend neither on the batches nor on the device.
+        weighted: Whether tokens count by their gradients in the moments of the inputs.
 
     Raises:
         LpvitError: There are no images, or an output or a moment is not finite.
@@ -90,65 +80,55 @@ def collect_moments(
             for layer, inputs, gradients in layer_gradients(model, batch.to(device), layers, probes, generator):
                 of_batch.setdefault(layer, (inputs, []))[1].append(gradients)
             for layer, (inputs, by_probe) in of_batch.items():
-                sums.setdefault(layer, _Sums(inputs, by_probe[0])).add(inputs, by_probe)
+                sums.setdefault(layer, _Sums(inputs, by_probe[0], weighted)).add(inputs, by_probe)
     if not sums:
         raise LpvitError("calibration: there are no images")
     return {layer: sums.pop(layer).moments(layer) for layer in layers}
 
 
-class _InputSums:
-    """Weighted sums of tokens about an origin."""
-
-    def __init__(self, origin: Tensor) -> None:
-        self.origin = origin
-        self.weight = origin.new_zeros((), dtype=torch.float64)
-        self.first = torch.zeros_like(origin, dtype=torch.float64)
-        self.second = origin.new_zeros(len(origin), len(origin), dtype=torch.float64)
-
-    def add(self, tokens: Tensor, weights: Tensor) -> None:
-        """Takes in tokens less the origin, (T, I), with their weights, (T,)."""
-        weighted = tokens * weights[:, None]
-        self.weight += weights.sum(dtype=torch.float64)
-        self.first += weighted.sum(dim=0, dtype=torch.float64)
-        self.second += weighted.T @ tokens
-
-    def moments(self) -> InputMoments:
-        weight = self.weight.clamp_min(torch.finfo(torch.float64).tiny)
-        offset = self.first / weight
-        return InputMoments(self.origin.double() + offset, self.second / weight - offset.outer(offset))
-
-
 class _Sums:
-    """Of one layer, over the images so far."""
+    """Of one layer, over the images so far; those of inputs about an origin."""
 
-    def __init__(self, inputs: Tensor, gradients: Tensor) -> None:
+    def __init__(self, inputs: Tensor, gradients: Tensor, weighted: bool) -> None:
         """Sums of nothing, for inputs (N, T, I) and gradients (N, T, O) such as these."""
+        features, (_, tokens, outputs) = inputs.shape[2], gradients.shape
+        self.weighted = weighted
         self.images = 0
         self.origin = inputs.mean(dim=(0, 1))
-        self.plain, self.weighted = _InputSums(self.origin), _InputSums(self.origin)
-        _, tokens, outputs = gradients.shape
-        self.sensitivity = gradients.new_zeros(outputs, outputs, dtype=torch.float64)
-        self.by_place = gradients.new_zeros(tokens, dtype=torch.float64)
+        self.weight, self.first, self.second, self.sensitivity, self.by_place = (
+            gradients.new_zeros(shape, dtype=torch.float64)
+            for shape in ((), (features,), (features, features), (outputs, outputs), (tokens,))
+        )
 
     def add(self, inputs: Tensor, by_probe: Sequence[Tensor]) -> None:
         """Takes in a batch: inputs (N, T, I) and, for every probe, gradients (N, T, O)."""
         self.images += len(inputs)
         strength = torch.stack([gradients.square().sum(dim=-1) for gradients in by_probe]).mean(dim=0)
         self.by_place += strength.sum(dim=0, dtype=torch.float64)
-        tokens = inputs.flatten(0, 1) - self.origin
-        self.plain.add(tokens, torch.ones_like(strength).flatten())
-        self.weighted.add(tokens, strength.flatten())
         for gradients in by_probe:
             flat = gradients.flatten(0, 1)
             self.sensitivity += (flat.T @ flat) / len(by_probe)
+        weights = (strength if self.weighted else torch.ones_like(strength)).flatten()
+        tokens = inputs.flatten(0, 1) - self.origin
+        scaled = tokens * weights[:, None]
+        self.weight += weights.sum(dtype=torch.float64)
+        self.first += scaled.sum(dim=0, dtype=torch.float64)
+        self.second += scaled.T @ tokens
 
     def moments(self, layer: str) -> LayerMoments:
-        plain, weighted = self.plain.moments(), self.weighted.moments()
-        sensitivity, by_place = self.sensitivity / self.images, self.by_place / self.images
-        for moment in (plain.covariance, weighted.covariance, sensitivity):
-            if not moment.isfinite().all():
-                raise LpvitError(
-                    f"{layer}: the moments of its inputs and gradients on the calibration images are NaN or infinite; "
-                    "check the dense weights"
-                )
-        return LayerMoments(self.images, self.images * len(by_place), plain, weighted, sensitivity, by_place)
+        weight = self.weight.clamp_min(torch.finfo(torch.float64).tiny)
+        offset = self.first / weight
+        covariance = self.second / weight - offset.outer(offset)
+        if not (covariance.isfinite().all() and self.sensitivity.isfinite().all()):
+            raise LpvitError(
+                f"{layer}: the moments of its inputs and gradients on the calibration images are NaN or infinite; "
+                "check the dense weights"
+            )
+        return LayerMoments(
+            self.images,
+            self.images * len(self.by_place),
+            self.origin.double() + offset,
+            covariance,
+            self.sensitivity / self.images,
+            self.by_place / self.images,
+        )

@@ -123,7 +123,7 @@ class Place:
     """
 
     layer: str
-    rows: Tensor | slice = slice(None)
+    rows: Tensor | slice
     token_weights: Tensor | None = None
 
 

@@ -34,8 +34,8 @@ def names(model: nn.Module) -> list[str]:
     return [layer.name for layer in matrix_layers(model)]
 
 
-def moments_of(model: nn.Module, images: Tensor, size: int) -> dict[str, LayerMoments]:
-    return collect_moments(model, batches(images, size), names(model), PROBES, "cpu")
+def moments_of(model: nn.Module, images: Tensor, size: int, weighted: bool = True) -> dict[str, LayerMoments]:
+    return collect_moments(model, batches(images, size), names(model), PROBES, "cpu", weighted=weighted)
 
 
 def tokens(model: nn.Module, images: Tensor, layer: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -46,10 +46,11 @@ def tokens(model: nn.Module, images: Tensor, layer: str) -> Iterator[tuple[Tenso
             yield inputs.double(), gradients.double()
 
 
+@pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("kind", ["vit", "swin"])
-def test_moments_are_those_of_a_loop_over_tokens(kind: str) -> None:
+def test_moments_are_those_of_a_loop_over_tokens(kind: str, weighted: bool) -> None:
     model, images = dense_model(kind).double(), photographs(kind, 3).double()
-    for layer, found in moments_of(model, images, 3).items():
+    for layer, found in moments_of(model, images, 3, weighted).items():
         (inputs, first), (_, second) = tokens(model, images, layer)
         weights = (first.square().sum(-1) + second.square().sum(-1)) / PROBES
         rows = inputs.flatten(0, 1)
@@ -59,12 +60,12 @@ def test_moments_are_those_of_a_loop_over_tokens(kind: str) -> None:
                 expected += gradient.outer(gradient) / (PROBES * len(images))
         torch.testing.assert_close(found.output_sensitivity, expected)
         torch.testing.assert_close(found.token_sensitivity, weights.mean(dim=0))
-        for part, counted in ((found.plain, torch.ones_like(weights)), (found.weighted, weights)):
-            shares = counted.flatten() / counted.sum()
-            mean = sum(share * row for share, row in zip(shares, rows, strict=True))
-            covariance = sum(share * (row - mean).outer(row - mean) for share, row in zip(shares, rows, strict=True))
-            torch.testing.assert_close(part.mean, mean)
-            torch.testing.assert_close(part.covariance, covariance)
+        counted = weights if weighted else torch.ones_like(weights)
+        shares = counted.flatten() / counted.sum()
+        mean = sum(share * row for share, row in zip(shares, rows, strict=True))
+        covariance = sum(share * (row - mean).outer(row - mean) for share, row in zip(shares, rows, strict=True))
+        torch.testing.assert_close(found.input_mean, mean)
+        torch.testing.assert_close(found.input_covariance, covariance)
 
 
 def test_moments_do_not_depend_on_the_batches() -> None:
@@ -72,18 +73,17 @@ def test_moments_do_not_depend_on_the_batches() -> None:
     whole, parts = moments_of(model, images, 7), moments_of(model, images, 2)
     for layer, found in parts.items():
         assert (found.images, found.tokens) == (whole[layer].images, whole[layer].tokens)
-        for name in ("output_sensitivity", "token_sensitivity"):
+        for name in ("input_mean", "input_covariance", "output_sensitivity", "token_sensitivity"):
             torch.testing.assert_close(getattr(found, name), getattr(whole[layer], name))
-        torch.testing.assert_close(found.plain.covariance, whole[layer].plain.covariance)
-        torch.testing.assert_close(found.weighted.mean, whole[layer].weighted.mean)
 
 
 def test_inputs_far_from_zero_lose_nothing_in_single_precision() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4))
     images = 1000 + torch.randn(64, 1, 1, 6)
-    (found,) = collect_moments(model, batches(images, 8), ["1"], 1, "cpu").values()
-    torch.testing.assert_close(found.plain.covariance, images.double().flatten(1).T.cov(correction=0), rtol=1e-5, atol=0)
+    (found,) = collect_moments(model, batches(images, 8), ["1"], 1, "cpu", weighted=False).values()
+    expected = images.double().flatten(1).T.cov(correction=0)
+    torch.testing.assert_close(found.input_covariance, expected, rtol=1e-5, atol=0)
 
 
 def test_what_is_kept_does_not_grow_with_the_images() -> None:

@@ -37,7 +37,7 @@ from lpvit.structures.factors.ranks import Form, allocated_ranks
 from lpvit.structures.factors.settings import Factors
 
 RIDGES = (1.0, 0.3, 0.1, 0.03, 1e-2, 1e-3)
-LEAST_TOKEN_WEIGHT = 0.1  # of a token that the logits do not feel, where the mean is 1
+LEAST_TOKEN_WEIGHT = 0.01  # of a token that the logits do not feel, where the mean is 1
 
 _logger = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ def measure(model: nn.Module, loader: Batches, settings: Factors, device: torch.
         LpvitError: A layer cannot be replaced, or something is not finite.
     """
     layers = prunable_layers(matrix_layers(model), settings.layers)
-    moments = collect_moments(model, loader, [layer.name for layer in layers], settings.probes, device)
+    names, weighted = [layer.name for layer in layers], settings.metric == "two_sided"
+    moments = collect_moments(model, loader, names, settings.probes, device, weighted=weighted)
     _log_if_few_tokens(layers, moments)
     parts = parts_of_layers(model, moments, settings.metric)
     units, curves = options(model, loader, layers, parts, settings, device)
@@ -117,7 +118,7 @@ def factorised(
     network = understand(model)
     branches = network.branches | attention_branches(network)
     places = [
-        Place(layer.name, token_weights=_token_weights(measured.moments[layer.name]))
+        Place(layer.name, slice(None), _token_weights(measured.moments[layer.name]))
         for layer in measured.layers
         if layer.name in ranks
     ]

@@ -38,10 +38,10 @@ def _metrics(moments: LayerMoments, metric: Metric) -> tuple[Tensor | None, Tens
     """Metrics of outputs (O, O) and inputs (I, I), None for the identity, and the mean input (I,)."""
     sensitivity = damped(moments.output_sensitivity, OUTPUT_DAMPING)
     if metric == "two_sided":
-        return sensitivity, damped(moments.weighted.covariance, INPUT_DAMPING), moments.weighted.mean
+        return sensitivity, damped(moments.input_covariance, INPUT_DAMPING), moments.input_mean
     if metric == "activations":
-        return None, damped(moments.plain.covariance, INPUT_DAMPING), moments.plain.mean
-    no_mean = torch.zeros_like(moments.plain.mean)
+        return None, damped(moments.input_covariance, INPUT_DAMPING), moments.input_mean
+    no_mean = torch.zeros_like(moments.input_mean)
     return (sensitivity.diagonal().diag() if metric == "fisher" else None), None, no_mean
 
 
