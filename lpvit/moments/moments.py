@@ -56,8 +56,8 @@ def collect_moments(
     """Moments of layers from one forward pass and ``probes`` backward passes per image.
 
     What is kept does not grow with the images: 8 bytes * (I^2 + O^2) a layer, beside the activations of a batch.
-    Products are taken in the precision of the model and summed in float64, about the mean of the first batch, so that
-    inputs far from 0 lose nothing.
+    Products are taken in single precision, or the model's if that is higher, and summed in float64, about the mean of
+    the first batch, so that inputs far from 0 lose nothing.
 
     Args:
         model: Moved to the device, otherwise left as it is.
@@ -78,7 +78,8 @@ def collect_moments(
         for batch, _ in bar(loader, "moments", "batch"):
             of_batch: dict[str, tuple[Tensor, list[Tensor]]] = {}
             for layer, inputs, gradients in layer_gradients(model, batch.to(device), layers, probes, generator):
-                of_batch.setdefault(layer, (inputs, []))[1].append(gradients)
+                wide = torch.promote_types(inputs.dtype, torch.float32)
+                of_batch.setdefault(layer, (inputs.to(wide), []))[1].append(gradients.to(wide))
             for layer, (inputs, by_probe) in of_batch.items():
                 sums.setdefault(layer, _Sums(inputs, by_probe[0], weighted)).add(inputs, by_probe)
     if not sums:

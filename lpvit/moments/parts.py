@@ -39,6 +39,8 @@ class Parts:
 
     def products(self, inputs: Tensor, gradients: Tensor) -> Tensor:
         """The c of images, (N, R), in logits, from their inputs (N, T, I) and gradients (N, T, O)."""
+        wide = torch.promote_types(inputs.dtype, torch.float32)
+        inputs, gradients = inputs.to(wide), gradients.to(wide)
         left, right, mean = (tensor.to(inputs) for tensor in (self.left, self.right, self.mean))
         return ((gradients @ left) * ((inputs - mean) @ right.T)).sum(dim=1)
 

@@ -35,6 +35,11 @@ class LowRank:
     def rank(self) -> int:
         return len(self.reduce)
 
+    def balanced(self) -> "LowRank":
+        """The same layer with factors of equal length, row by column: for what rounds, decays or trains them."""
+        ratio = (self.expand.norm(dim=0) / self.reduce.norm(dim=1).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+        return LowRank(self.expand / ratio, self.reduce * ratio[:, None], self.bias)
+
     @property
     def weight(self) -> Tensor:
         """(O, J), the bias as last column."""

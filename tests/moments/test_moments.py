@@ -138,3 +138,12 @@ def test_gradients_that_overflow_name_their_layer() -> None:
 def test_no_images_are_an_error_of_one_line() -> None:
     with pytest.raises(LpvitError, match=r"^calibration: there are no images$"):
         collect_moments(dense_model("vit"), [], ["head"], 1, "cpu")
+
+
+def test_a_model_in_half_precision_is_measured_in_single_precision() -> None:
+    model, images = dense_model("vit").double(), photographs("vit", 6)
+    exact = moments_of(model, images.double(), 6)
+    for layer, found in moments_of(model.bfloat16(), images.bfloat16(), 2).items():
+        assert found.input_covariance.dtype == torch.float64
+        error = (found.input_covariance - exact[layer].input_covariance).norm()
+        assert error < 0.1 * exact[layer].input_covariance.norm()

@@ -191,27 +191,29 @@ def attention_branches(network: Network) -> dict[str, Branch]:
     In a timm block that is the output projection of the attention, and the second norm. Proved as `understand` proves
     `Network.branches`, which has the last layer of every block instead.
     """
-    model = network.model
+    model, branches = network.model, {}
     traced = trace(model)
     body = Body.of(model, traced)
-    branches = {}
     with quiet(model):
         for block, (arguments, options) in _recorded_calls(model, body.blocks).items():
-            for layer in network.layers:
-                amid = layer.name.startswith(f"{block}.") and layer.name not in network.branches
-                if not amid or layer.obstacle or layer.out_features != body.blocks[block].width:
+            inside = [layer for layer in network.layers if layer.name.startswith(f"{block}.") and not layer.obstacle]
+            for layer in inside:
+                if layer.name in network.branches or layer.out_features != body.blocks[block].width:
                     continue
-                ended = traced.spans[layer.name].end
-                later = [
-                    name for name, span in traced.spans.items() if name.startswith(f"{block}.") and span.start > ended
-                ]
-                for reader in sorted(later, key=lambda name: traced.spans[name].start):
+                for reader in _modules_after(layer.name, block, traced):
                     block_with = _Block(model, block, layer.name, arguments, options, reader)
                     scale = _scale(block_with, layer.out_features)
                     if scale is not None and scale.any() and block_with(torch.zeros_like).any():
                         branches[layer.name] = Branch(reader, scale, at_input=True)
                         break
     return branches
+
+
+def _modules_after(layer: str, block: str, traced: Trace) -> list[str]:
+    """Modules within a transformer block that begin after a layer has ended, in order of execution."""
+    ended = traced.spans[layer].end
+    later = {name: span.start for name, span in traced.spans.items() if name.startswith(f"{block}.")}
+    return sorted((name for name, start in later.items() if start > ended), key=later.__getitem__)
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,37 @@ def run_until(
     return reached[0], residual, paused if len(outputs) == len(forwards) else _pause(paused.images, outputs)
 
 
+def run_through(
+    model: nn.Module, units: Iterable[str], paused: PausedPass, unit: str, device: torch.device | str
+) -> tuple[Tensor, PausedPass]:
+    """Goes on with a pass to the end of a unit, with gradients where they are enabled.
+
+    Args:
+        model: On the device; left as it is.
+        units: Of the model.
+        paused: A pass of this model that has not come to the end of the unit.
+        unit: One of the units.
+        device: Of the model.
+
+    Returns:
+        The unit's output, on the device, and the pass paused behind it.
+    """
+    forwards = {ended: constant(output.to(device)) for ended, output in paused.outputs.items()}
+
+    def stop(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        raise _ReachedError(output)
+
+    with recorded_units(model, units) as outputs, replaced_forwards(model, forwards):
+        handle = model.get_submodule(unit).register_forward_hook(stop)  # after the recording, which sees the output
+        try:
+            model(paused.images.to(device))
+        except _ReachedError:
+            return outputs[unit], _pause(paused.images, {name: each.detach() for name, each in outputs.items()})
+        finally:
+            handle.remove()
+    raise AssertionError(f"{unit}: the model ended without running it")
+
+
 class _ReachedError(Exception):
     def __init__(self, output: Tensor | None = None) -> None:
         self.output = output

@@ -16,7 +16,7 @@ from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.costs.cost import measure_costs
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
-from lpvit.models.analysis.network import attention_branches, understand
+from lpvit.models.analysis.network import Network, attention_branches, understand
 from lpvit.models.analysis.passes import Batches
 from lpvit.moments.moments import LayerMoments, collect_moments
 from lpvit.moments.parts import Parts
@@ -30,6 +30,7 @@ from lpvit.refitting.reconstruction import (
     weight_with_bias,
 )
 from lpvit.refitting.reduced_rank import fit_reduced_rank
+from lpvit.refitting.refinement import BlockTarget, refine
 from lpvit.refitting.truncation import LowRank, damped, truncated
 from lpvit.structures.factors.layers import CLASSES
 from lpvit.structures.factors.options import OUTPUT_DAMPING, options, parts_of_layers
@@ -128,32 +129,55 @@ def factorised(
         replace(compressed, sums.layer, low, settings.form)
         errors.append(shares)
     log_errors(errors)
+    if settings.refine_steps:
+        targets = _block_targets(compressed, network, measured)
+        refine(model, compressed, targets, loader, settings.refine_steps, device)
     return compressed
 
 
 def replace(model: nn.Module, layer: str, low: LowRank, form: Form) -> None:
     """Puts factors in the place of a layer."""
     module = CLASSES[form].like(matrix_layer(model, layer), low.rank)
-    module.store(low)
+    module.store(low.balanced())
     model.set_submodule(layer, module)
 
 
 def _fitted(model: nn.Module, sums: LayerSums, moments: LayerMoments, rank: int) -> tuple[LowRank, float, float]:
     """Factors of a layer for its sums, and the relative errors that `fit_reduced_rank` gives."""
     module = matrix_layer(model, sums.layer)
-    sensitivity = moments.output_sensitivity / (sums.scale * sums.scale.T)
     with named_if_singular(sums.layer):
         low, before, after = fit_reduced_rank(
             sums.fitted,
             sums.held_out,
             sums.scale * weight_with_bias(module),
             rank,
-            damped(sensitivity, OUTPUT_DAMPING),
+            _output_metric(moments, sums.scale[:, 0]),
             RIDGES,
             module.bias is not None,
         )
     bias = None if low.bias is None else low.bias / sums.scale[:, 0]
     return LowRank(low.expand / sums.scale, low.reduce, bias), before, after
+
+
+def _block_targets(compressed: nn.Module, network: Network, measured: Measured) -> dict[str, BlockTarget]:
+    """The factors of every transformer block, and what the logits feel of its output."""
+    targets = {}
+    for layer, branch in network.branches.items():
+        if layer in measured.moments:
+            moments = measured.moments[layer]
+            inside = compressed.get_submodule(branch.block).modules()
+            factors = [module for module in inside if isinstance(module, tuple(CLASSES.values()))]
+            parameters = [parameter for module in factors for parameter in module.parameters()]
+            if parameters:
+                root = torch.linalg.cholesky(_output_metric(moments, branch.scale.to(moments.output_sensitivity)))
+                targets[branch.block] = BlockTarget(parameters, root, _token_weights(moments))
+    return targets
+
+
+def _output_metric(moments: LayerMoments, scale: Tensor) -> Tensor:
+    """Sensitivity of the logits to the outputs times their scale (O,), damped, (O, O)."""
+    scale = scale.where(scale != 0, 1.0)
+    return damped(moments.output_sensitivity / scale.outer(scale), OUTPUT_DAMPING)
 
 
 def _token_weights(moments: LayerMoments) -> Tensor:

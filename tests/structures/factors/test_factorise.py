@@ -195,3 +195,16 @@ def test_images_that_are_not_finite_are_an_error_of_one_line() -> None:
     images[0, 0, 0, 0] = math.nan
     with pytest.raises(LpvitError, match=r"its output on the calibration images is NaN"):
         factorise(dense_model(), batches(images), Budget(macs=0.5), Factors())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_refining_lowers_the_distortion_of_images_that_it_has_not_seen(form: Form) -> None:
+    model, images, unseen = dense_model(), batches(photographs("vit", 96)), photographs("vit", 128)[96:]
+    settings = Factors(form=form, rank_multiple=1)
+    measured = measure(model, images, settings, "cpu")
+    ranks = allocated_ranks(allocate(measured.tables, Budget(macs=0.3)), 1)
+    found = {}
+    for steps in (0, 60):
+        refined = settings.model_copy(update={"refine_steps": steps})
+        found[steps] = distortion(factorised(model, images, measured, ranks, refined, "cpu"), model, unseen)
+    assert found[60] < found[0]
