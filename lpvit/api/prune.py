@@ -1,37 +1,35 @@
-"""Pruning in one call, without the workflow and by the same functions.
+"""Pruning in one call, with the functions of the workflow.
 
 N = images of a batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lpvit.allocation.allocate import allocate
-from lpvit.allocation.feasibility import Shapes, require_reachable
+from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
-from lpvit.allocation.settings import Budget
-from lpvit.allocation.tables import LayerTables
+from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
-from lpvit.benchmark.settings import Benchmark
 from lpvit.costs.cost import measure_costs
+from lpvit.costs.energy import HOROWITZ
+from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
-from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.analysis.network import require_plain_module, understand
+from lpvit.models.analysis.layers import matrix_layers
+from lpvit.models.analysis.network import analyse, require_plain_module
 from lpvit.models.sources.families import call_modules
-from lpvit.pruning.steps import before_last_step, scores_and_curves
-from lpvit.structures.blocks.grid import BlockGrid
-from lpvit.structures.blocks.masks import build_keep_masks
-from lpvit.structures.blocks.settings import Pruning
-from lpvit.structures.blocks.weights import pruned_weights
-
-STEPS = 4  # to a budget that is given as a number
+from lpvit.pruning.prune import prune as prune_to_budget
+from lpvit.schemes.edit import add_scheme
+from lpvit.schemes.settings import Scheme
+from lpvit.structures.blocks.settings import Blocks
+from lpvit.structures.settings import StructureSettings
+from lpvit.structures.structure import ModelStructure, Structure, structure_of
 
 
 def prune(
@@ -40,20 +38,26 @@ def prune(
     *,
     budget: float | Budget,
     block_shape: tuple[int, int] | None = None,
-    pruning: Pruning | None = None,
+    pruning: StructureSettings | None = None,
+    schemes: Sequence[Scheme] = (),
+    energy: Energy = HOROWITZ,
 ) -> Pruned:
-    """Prunes a timm model (ViT, DeiT, Swin) to a budget, on the device that it is on.
+    """Prunes a timm model (ViT, DeiT, Swin) to a budget, on its device.
 
     Args:
-        model: Dense; left as it is, a copy is pruned.
+        model: Dense; not modified, a copy is pruned.
         loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
-            width), or tuples that begin with one. Read several times; order and
-            batches may change, the images should not.
-        budget: What may stay; a number is the share of MACs, reached in `STEPS` steps, with the weights that stay
-            fitted by least squares.
-        block_shape: Rows (output features) and columns (input features) of a block, which Gauss-Newton products score
-            and predict curves for. For anything else give `pruning` instead.
-        pruning: How blocks are scored and curves measured; ``batch_size`` is that of the loader.
+            width), or tuples that start with one. Read several times; order and
+            batches may change, the images must not.
+        budget: Share of MACs to keep, with the remaining weights refitted by least squares, blocks in four rounds; or
+            an `lpvit.Budget`.
+        block_shape: Rows (output features) and columns (input features) of a block, with Gauss-Newton saliencies
+            and curves. For other methods give `pruning` instead.
+        pruning: What is removed and how that is measured, `lpvit.Blocks` or `lpvit.Width`; its ``batch_size`` is
+            ignored.
+        schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
+            them.
+        energy: Constants of the energy model, for a budget in energy.
 
     Returns:
         The pruned model with masks and report.
@@ -62,48 +66,76 @@ def prune(
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
             budget cannot be met, or something is not finite.
     """
-    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
-        return _prune(model, loader, _as_budget(budget), _as_pruning(block_shape, pruning))
+    pruning = _as_pruning(block_shape, pruning)
+    budget = _as_budget(budget, pruning.rounds)
+    try:
+        pruning.require_budget(budget)
+    except ValueError as error:
+        raise LpvitError(f"budget: {error}") from None
+    with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
+        pruned = _prune(model, loader, budget, structure_of(pruning), _CostModel(schemes, energy))
+        for scheme in schemes:
+            add_scheme(pruned.model, scheme)
+    return pruned
 
 
-def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Pruning) -> Pruned:
+class _CostModel(NamedTuple):
+    """What a budget counts by."""
+
+    schemes: Sequence[Scheme]
+    energy: Energy
+
+    def shapes(self, model: nn.Module, structure: Structure | ModelStructure, budget: Budget) -> Shapes:
+        with_schemes = deepcopy(model) if self.schemes else model
+        for scheme in self.schemes:
+            add_scheme(with_schemes, scheme)
+        costs = measure_costs(with_schemes)
+        if isinstance(structure, ModelStructure):
+            return Shapes(costs, {}, self.energy)
+        return Shapes(costs, structure.counts(model), self.energy, _latency(budget, costs, structure, model))
+
+
+def _prune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    budget: Budget,
+    structure: Structure | ModelStructure,
+    cost_model: _CostModel,
+) -> Pruned:
     require_plain_module(model)
     model = call_modules(deepcopy(model).eval())
-    batches = UserBatches(loader, next(model.parameters()).dtype)
     device = next(model.parameters()).device
+    batches = UserBatches(loader, next(model.parameters()).dtype)
     adopt_input_size(model, batches.first())
-    prunable = prunable_layers(understand(model.to(device)).layers, pruning.layers)
-    counts = {layer.name: BlockGrid(layer.shape, pruning.block_shape).count for layer in prunable}
-    costs = measure_costs(model)
-    latency = _latency(budget, costs, pruning.block_shape, model)
-    require_reachable(Shapes(costs, counts, latency=latency), budget)  # before the long part
-    blocks, curves = scores_and_curves(model, batches, pruning, device)
-    tables = LayerTables(curves, blocks, costs, latency=latency)
-    tables = before_last_step(model, batches, pruning, tables, budget, device)
-    keep_masks = build_keep_masks(tables.blocks, allocate(tables, budget))
-    calibration = None if budget.reconstruction == "none" else batches
-    model.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, calibration, device))
-    return Pruned(model, keep_masks, pruning.block_shape, budget)
+    analyse(model.to(device))
+    shapes = cost_model.shapes(model, structure, budget)
+    compressed = prune_to_budget(model, batches, structure, budget, shapes, device)
+    masks, block_shape = dict(compressed.keep_masks), compressed.block_shape or (1, 1)
+    return Pruned(compressed.model.to(device), masks, block_shape, budget, shapes.costs)
 
 
-def _latency(
-    budget: Budget, costs: pd.DataFrame, block_shape: tuple[int, int], model: nn.Module
-) -> pd.DataFrame | None:
-    """Milliseconds of the layers where the budget counts them: from its table, or measured with the model's dtype."""
+def _latency(budget: Budget, costs: pd.DataFrame, structure: Structure, model: nn.Module) -> pd.DataFrame | None:
+    """Milliseconds of the layers for a latency budget: from its table, or measured in the model's dtype."""
     if budget.latency is None:
         return None
+    if structure.block_shape is None:
+        raise LpvitError("budget: latency: layers are timed in blocks only; use 'macs', or structure 'blocks'")
     if budget.latency_table is not None:
-        return read_latency(budget.latency_table, block_shape)
-    weight = next(model.parameters())
-    images = Benchmark().layer_batch_size
-    return measure_latency(costs, block_shape, batch_size=images, dtype=weight.dtype, device=weight.device)
+        return read_latency(budget.latency_table, structure.block_shape)
+    parameter = next(model.parameters())
+    return measure_latency(
+        *(costs, structure.block_shape),
+        batch_size=LATENCY_BATCH_SIZE,
+        dtype=parameter.dtype,
+        device=parameter.device,
+    )
 
 
 def adopt_input_size(model: nn.Module, images: Tensor) -> None:
-    """Lets the model's data config say the size of the images that it is given; timm leaves it at the default.
+    """Sets the size of the given images in the model's data config, which timm leaves at the default.
 
     Raises:
-        LpvitError: The model does not take images of this size.
+        LpvitError: The model does not accept images of this size.
     """
     size = tuple(images.shape[1:])
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -113,29 +145,27 @@ def adopt_input_size(model: nn.Module, images: Tensor) -> None:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise LpvitError(
-            f"loader: the model does not take its images of {'x'.join(map(str, size))} ({reason})"
+            f"loader: the model does not accept its images of {'x'.join(map(str, size))} ({reason})"
         ) from None
 
 
-def _as_budget(budget: float | Budget) -> Budget:
+def _as_budget(budget: float | Budget, rounds: int) -> Budget:
     if isinstance(budget, Budget):
-        if budget.structure == "width":
-            raise LpvitError("budget: structure 'width' prunes no blocks; use lpvit.structures.width.narrowing.narrow")
         return budget
     try:
-        return Budget(macs=budget, reconstruction="least_squares", steps=STEPS)
+        return Budget(macs=budget, reconstruction="least_squares", steps=rounds)
     except LpvitError:
         raise LpvitError(
-            f"budget: found {budget!r}, expected the share of MACs that stays, above 0 and up to 1, or an lpvit.Budget"
+            f"budget: found {budget!r}, expected the share of MACs to keep, above 0 and up to 1, or an lpvit.Budget"
         ) from None
 
 
-def _as_pruning(block_shape: tuple[int, int] | None, pruning: Pruning | None) -> Pruning:
+def _as_pruning(block_shape: tuple[int, int] | None, pruning: StructureSettings | None) -> StructureSettings:
     if (block_shape is None) == (pruning is None):
-        raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Pruning(...)")
+        raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Blocks(...)")
     if pruning is not None:
         return pruning
     try:
-        return Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
+        return Blocks(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
     except LpvitError:
         raise LpvitError(f"block_shape: found {block_shape!r}, expected two positive whole numbers") from None

@@ -1,8 +1,9 @@
-"""Other engines that run a model: OpenVINO and onnxruntime, at their own precisions, with threads pinned alike.
+"""Other inference engines: OpenVINO and onnxruntime, in their own precisions, with threads pinned in the same way.
 
 N = images of a pass; K = classes.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -12,11 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.export.onnx import write_onnx
+from lpvit.export.onnx_int8 import saturation_test
 from lpvit.training.evaluation import Accuracy, evaluate
 
 PACKAGES = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnxruntime",)}
@@ -25,7 +28,7 @@ Run = Callable[[Tensor], Tensor]  # images (N, channels, height, width), float32
 
 
 def require_engines(engines: Iterable[str]) -> None:
-    """Makes sure that engines can run here.
+    """Checks that engines can run here.
 
     Raises:
         LpvitError: A package is not installed.
@@ -39,11 +42,11 @@ def require_engines(engines: Iterable[str]) -> None:
 
 
 def openvino_options(threads: int, *, bfloat16: bool) -> dict[str, Any]:
-    """What OpenVINO compiles a model with, for one pass at a time.
+    """OpenVINO's compile options, for one pass at a time.
 
     Args:
         threads: CPU threads of a pass.
-        bfloat16: Whether what the model has in float32 is computed in that.
+        bfloat16: Whether float32 operations of the model are computed in bfloat16.
     """
     return {
         "INFERENCE_NUM_THREADS": threads,
@@ -55,11 +58,11 @@ def openvino_options(threads: int, *, bfloat16: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Exported:
-    """A model as engines read it.
+    """A model in the format of the engines.
 
     Attributes:
-        model: In float32 on the CPU, dense or with zeros; left as it is.
-        calibration: Batches of images (N, channels, height, width) that OpenVINO's int8 takes its scales from.
+        model: In float32 on the CPU, dense or with zeros; not modified.
+        calibration: Batches of images (N, channels, height, width) for the scales of OpenVINO's int8.
     """
 
     model: nn.Module
@@ -68,11 +71,11 @@ class Exported:
     _made: dict[str, Any] = field(default_factory=dict)
 
     def run_by(self, engine: str, batch_size: int, threads: int) -> Run:
-        """The model made ready by an engine.
+        """Compiles the model with an engine.
 
         Args:
             engine: Of `lpvit.benchmark.settings.ENGINES`.
-            batch_size: N of most passes; in one of fewer images, others fill it up.
+            batch_size: N of most passes; smaller batches are padded.
             threads: CPU threads of a pass.
 
         Raises:
@@ -106,7 +109,7 @@ class Exported:
             model = self._made["int8"].clone()
         else:
             model = core.read_model(self._file)
-        model.reshape({"images": [batch_size, *self.calibration[0].shape[1:]]})  # what it does best is a fixed shape
+        model.reshape({"images": [batch_size, *self.calibration[0].shape[1:]]})  # a fixed shape is fastest
         options = openvino_options(threads, bfloat16=engine.endswith("bfloat16"))
         request = core.compile_model(model, "CPU", options).create_infer_request()
         return lambda images: request.infer({0: images})[0].copy()
@@ -119,7 +122,10 @@ class Exported:
         if engine.endswith("int8"):
             file = file.with_name("dynamic.onnx")
             if not file.exists():
-                quantize_dynamic(self._file, file, weight_type=QuantType.QInt8, per_channel=True)
+                seven_bits = saturates_in_onnxruntime()  # as its documentation advises there
+                quantize_dynamic(
+                    self._file, file, weight_type=QuantType.QInt8, per_channel=True, reduce_range=seven_bits
+                )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.add_free_dimension_override_by_name("batch", batch_size)
@@ -128,12 +134,51 @@ class Exported:
 
 
 def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
-    """NNCF's post-training quantisation, with the preset for transformers."""
+    """NNCF's post-training quantisation, with the preset for transformers; weights of 7 bits where 8 saturate."""
     import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
     nncf.set_log_level(logging.ERROR)
     images = [image[None].float().numpy() for batch in calibration for image in batch]
-    return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), model_type=nncf.ModelType.TRANSFORMER)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(images),
+        subset_size=len(images),
+        model_type=nncf.ModelType.TRANSFORMER,
+        advanced_parameters=AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE if saturates_in_openvino() else None
+        ),
+    )
+
+
+@functools.cache
+def saturates_in_openvino() -> bool:
+    """Whether OpenVINO adds products of unsigned by signed bytes in 16 bits here, as it does on x86 without VNNI."""
+    import openvino
+    from openvino import opset13 as op
+
+    inputs = op.parameter([16, 16], np.float32)
+    unsigned = op.fake_quantize(inputs, np.float32(0), np.float32(255), np.float32(0), np.float32(255), 256)
+    signed = op.convert(op.constant(np.full((16, 16), 127, np.int8)), np.float32)
+    weight = op.multiply(signed, op.constant(np.ones((16, 1), np.float32)))  # as NNCF stores it
+    model = openvino.Model([op.matmul(unsigned, weight, False, True)], [inputs])
+    compiled = openvino.Core().compile_model(model, "CPU", openvino_options(1, bfloat16=False))
+    sums = compiled(np.full((16, 16), 255, np.float32))[0]
+    return bool((sums != 16 * 255 * 127).any())
+
+
+@functools.cache
+def saturates_in_onnxruntime() -> bool:
+    """Whether onnxruntime adds products of unsigned by signed bytes in 16 bits here, as it does on x86 without VNNI."""
+    import onnx_ir
+    import onnxruntime
+
+    nodes = saturation_test()
+    exact = nodes[-1].outputs[0]
+    exact.dtype, exact.shape = onnx_ir.DataType.BOOL, onnx_ir.Shape([])
+    graph = onnx_ir.Graph([], [exact], nodes=nodes, opset_imports={"": 18}, name="saturation")
+    content = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=10)).SerializeToString()
+    return not onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {})[0]
 
 
 @dataclass(frozen=True)
@@ -143,7 +188,7 @@ class Rivals:
     Attributes:
         engines: Of `lpvit.benchmark.settings.ENGINES`.
         calibration: As for `Exported`.
-        validation: Labelled images that tell the accuracy of an engine in int8, as for `evaluate`.
+        validation: Labelled images for the accuracy of engines in int8, as for `evaluate`.
     """
 
     engines: Sequence[str]
@@ -151,7 +196,7 @@ class Rivals:
     validation: Sequence[tuple[Tensor, Tensor]]
 
     def export(self, models: Mapping[str, nn.Module]) -> dict[str, Exported]:
-        """The models as the engines read them; copied before they are cast or moved, if there is an engine."""
+        """The models in the format of the engines; copied before they are cast or moved, if there is an engine."""
         if not self.engines:
             return {}
         return {
@@ -159,7 +204,7 @@ class Rivals:
         }
 
     def runs(self, exported: Mapping[str, Exported], batch_size: int, threads: int) -> dict[str, Run]:
-        """Arm, the name of the model and that of the engine -> the one run by the other."""
+        """Configuration (model and engine) -> function that runs it."""
         return {
             f"{name}_{engine}": model.run_by(engine, batch_size, threads)
             for name, model in exported.items()
@@ -167,7 +212,7 @@ class Rivals:
         }
 
     def accuracy(self, run: Run) -> Accuracy:
-        """Of an arm, on the validation images."""
+        """Accuracy of a configuration on the validation images."""
         return evaluate(_Called(run), self.validation, torch.device("cpu"))
 
 
@@ -175,7 +220,7 @@ NO_RIVALS = Rivals((), (), ())
 
 
 class _Called(nn.Module):
-    """A function as a model to evaluate."""
+    """Wraps a function as a model to evaluate."""
 
     def __init__(self, run: Run) -> None:
         super().__init__()

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lpvit.models.analysis.network import understand
-from lpvit.models.analysis.passes import Batches, PausedPass, evaluation_mode, run_through
+from lpvit.models.analysis.network import analyse
+from lpvit.models.analysis.passes import Batches, CachedPass, evaluation_mode, run_through
 from lpvit.progress import bar
 from lpvit.refitting.reconstruction import HELD_OUT
 
@@ -65,21 +65,21 @@ def refine(
         steps: Of a batch each, for every block.
         device: Where to compute.
     """
-    units, shares = understand(model).units, []
+    resume_points, shares = analyse(model).resume_points, []
     with evaluation_mode(model), evaluation_mode(compressed), torch.enable_grad():
-        dense = [PausedPass(images.cpu()) for images, _ in bar(loader, "calibration images", "batch")]
+        dense = [CachedPass(images.cpu()) for images, _ in bar(loader, "calibration images", "batch")]
         passes = list(dense)
-        for unit in bar(units, "refinement", "transformer block"):
+        for point in bar(resume_points, "refinement", "transformer block"):
             outputs = []
-            for number, paused in enumerate(dense):
+            for number, cached in enumerate(dense):
                 with torch.no_grad():
-                    output, dense[number] = run_through(model, units, paused, unit, device)
+                    output, dense[number] = run_through(model, resume_points, cached, point, device)
                 outputs.append(output.cpu())
-            if unit in targets and steps:
-                block = _Refined(compressed, units, unit, targets[unit], device)
+            if point in targets and steps:
+                block = _Refined(compressed, resume_points, point, targets[point], device)
                 shares.append(block.train(list(zip(passes, outputs, strict=True)), steps))
             with torch.no_grad():
-                passes = [run_through(compressed, units, paused, unit, device)[1] for paused in passes]
+                passes = [run_through(compressed, resume_points, cached, point, device)[1] for cached in passes]
     if shares:
         _logger.info("refinement: error on held-out images falls to %.1f %% (mean of %d blocks)", *_mean(shares))
 
@@ -93,12 +93,12 @@ class _Refined:
     """A transformer block in training."""
 
     model: nn.Module
-    units: Sequence[str]
-    unit: str
+    resume_points: Sequence[str]
+    point: str
     target: BlockTarget
     device: torch.device | str
 
-    def train(self, batches: Sequence[tuple[PausedPass, Tensor]], steps: int) -> float:
+    def train(self, batches: Sequence[tuple[CachedPass, Tensor]], steps: int) -> float:
         """Takes the steps; the error on held-out images that is left, as a share of that of before, at most 1."""
         parameters = self.target.parameters
         start = [parameter.detach().clone() for parameter in parameters]
@@ -127,10 +127,10 @@ class _Refined:
         return 1.0
 
     @torch.no_grad()
-    def _held_out(self, batches: Sequence[tuple[PausedPass, Tensor]]) -> float:
+    def _held_out(self, batches: Sequence[tuple[CachedPass, Tensor]]) -> float:
         return sum(float(self._error(*batch, held_out=True)) * len(batch[1]) for batch in batches)
 
-    def _error(self, paused: PausedPass, target: Tensor, *, held_out: bool) -> Tensor:
-        output, _ = run_through(self.model, self.units, paused, self.unit, self.device)
+    def _error(self, cached: CachedPass, target: Tensor, *, held_out: bool) -> Tensor:
+        output, _ = run_through(self.model, self.resume_points, cached, self.point, self.device)
         chosen = (torch.arange(len(target)) % HELD_OUT == 0) == held_out
         return self.target.error(output[chosen.to(output.device)], target[chosen].to(output.device))

@@ -16,7 +16,7 @@ from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.costs.cost import measure_costs
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
-from lpvit.models.analysis.network import Network, attention_branches, understand
+from lpvit.models.analysis.network import Network, analyse, attention_branches
 from lpvit.models.analysis.passes import Batches
 from lpvit.moments.moments import LayerMoments, collect_moments
 from lpvit.moments.parts import Parts
@@ -116,7 +116,7 @@ def factorised(
             low = truncated(measured.parts[layer], rank, matrix_layer(model, layer).bias)
             replace(compressed, layer, low, settings.form)
         return compressed
-    network = understand(model)
+    network = analyse(model)
     branches = network.branches | attention_branches(network)
     places = [
         Place(layer.name, slice(None), _token_weights(measured.moments[layer.name]))

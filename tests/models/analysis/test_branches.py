@@ -5,14 +5,14 @@ import torch
 from families import images_for, member
 from torch import Tensor, nn
 
-from lpvit.models.analysis.network import attention_branches, understand
-from lpvit.models.analysis.passes import Halt, PausedPass, run_until
+from lpvit.models.analysis.network import analyse, attention_branches
+from lpvit.models.analysis.passes import CachedPass, StopPoint, run_until
 from lpvit.models.sources.families import call_modules
 
 
 @pytest.mark.parametrize("family", ["ViT", "DeiT-III", "DINOv2", "BEiT"])
 def test_the_second_norm_reads_the_residual_stream_and_the_scaled_output_of_the_attention(family: str) -> None:
-    network = understand(call_modules(member(family)))
+    network = analyse(call_modules(member(family)))
     branches = attention_branches(network)
     assert set(branches) == {layer.name for layer in network.layers if layer.role == "proj"}
     images = images_for(network.model, 3)
@@ -20,14 +20,14 @@ def test_the_second_norm_reads_the_residual_stream_and_the_scaled_output_of_the_
         assert branch.at_input
         assert branch.block.endswith(".norm2")
         outputs, read = observed(network.model, images, layer, branch.block)
-        halt = Halt(layer, branch.block, branch.at_input)
-        _, residual, _ = run_until(network.model, network.units, PausedPass(images), halt, "cpu")
+        halt = StopPoint(layer, branch.block, branch.at_input)
+        _, residual, _ = run_until(network.model, network.resume_points, CachedPass(images), halt, "cpu")
         torch.testing.assert_close(residual + branch.scale * outputs, read, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["SwinV2", "Swin"])
 def test_where_the_sum_cannot_be_proved_the_layer_is_left_out(family: str) -> None:
-    assert attention_branches(understand(call_modules(member(family)))) == {}
+    assert attention_branches(analyse(call_modules(member(family)))) == {}
 
 
 @torch.no_grad()
