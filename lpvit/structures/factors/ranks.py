@@ -4,7 +4,6 @@ A layer (O, I) goes down a ladder: dense, then the ranks that cost less, largest
 and at last 0. A *unit* is what a step takes away, so that allocators treat ranks as they treat blocks.
 """
 
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
 
@@ -45,12 +44,4 @@ def allocated_ranks(allocation: pd.DataFrame, rank_multiple: int) -> dict[str, i
     return {
         str(layer): rank_multiple * int(kept)
         for layer, kept in zip(reduced["layer"], reduced["blocks_kept"], strict=True)
-    }
-
-
-def kept_weights(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, int]], form: Form) -> dict[str, int]:
-    """Layer -> weights of every layer, dense where it has no rank."""
-    return {
-        layer: products(ranks[layer], shape, form) if layer in ranks else shape[0] * shape[1]
-        for layer, shape in shapes.items()
     }
