@@ -1,0 +1,121 @@
+"""A model in aligned bases: the same function in other weights, of which blocks can be pruned at a smaller loss."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from lpvit.bases import centre, hidden, queries, residual, values
+from lpvit.bases.folding import drop_idle_biases, folding, give_biases, layers_to_bias, linear
+from lpvit.bases.moments import Moments, moments_of
+from lpvit.bases.proof import Change, Proof, make_proved
+from lpvit.bases.wiring import Wiring, wiring_of
+from lpvit.errors import LpvitError
+from lpvit.models.families import call_modules
+from lpvit.models.network import require_plain_module
+from lpvit.models.passes import Batches
+
+FREEDOMS: Mapping[str, ModuleType] = {  # in the order in which they are used: moments are those of the folded model
+    "centre": centre,
+    "residual": residual,
+    "values": values,
+    "queries": queries,
+    "hidden": hidden,
+}
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What `align` did.
+
+    Attributes:
+        report: A row for every freedom that was asked for: ``freedom``, ``used`` (whether anywhere), ``places`` at
+            which it is used, ``candidates`` where it might have been, ``reason`` why not at all of them.
+        biases: Layers that have a bias now and had none.
+    """
+
+    report: pd.DataFrame
+    biases: tuple[str, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `reshaped` needs to build a model of these shapes again, as plain data."""
+        return {"biases": list(self.biases)}
+
+
+def align(
+    model: nn.Module,
+    loader: Batches,
+    freedoms: Iterable[str] = tuple(FREEDOMS),
+    device: torch.device | str = "cpu",
+) -> tuple[nn.Module, Alignment]:
+    """Writes a model down in other bases, as far as that is proved to leave it the same function.
+
+    Affine parts of norms and LayerScale are folded into the layers beside them first. Every freedom is tried in float64
+    on random images, at all places at once and, where logits change by more than 1e-9 of the largest, at halves of
+    them; in the model's own dtype they may change by 1e-4 (`lpvit.bases.proof`).
+
+    Args:
+        model: A transformer of timm; left as it is.
+        loader: Calibration images, read once.
+        freedoms: Which of `FREEDOMS` to use.
+        device: Where to compute; the result stays there.
+
+    Returns:
+        A model of the same class, in the dtype of the given one and in evaluation mode; and what was done.
+
+    Raises:
+        LpvitError: There is no such freedom, or something is not finite.
+    """
+    freedoms = list(freedoms)
+    if unknown := [freedom for freedom in freedoms if freedom not in FREEDOMS]:
+        raise LpvitError(f"basis: there is no freedom '{unknown[0]}'; there are {', '.join(FREEDOMS)}")
+    require_plain_module(model)
+    aligned = call_modules(deepcopy(model)).to(device).eval()
+    dtype = next(model.parameters()).dtype
+    wiring = wiring_of(aligned)
+    proof = Proof.of(aligned.double(), dtype)
+    bare = [name for name in layers_to_bias(wiring) if linear(aligned, name).bias is None]
+    give_biases(aligned, bare)
+    for change in make_proved(aligned, folding(aligned, wiring), proof):
+        _logger.info("aligned bases: %s cannot be folded into the layer beside it", change.place)
+    moments = moments_of(deepcopy(aligned).to(dtype), wiring, loader, device)
+    used = {name: _use(name, aligned, wiring, moments, proof) for name in FREEDOMS if name in freedoms}
+    biases = drop_idle_biases(aligned, bare)
+    for parameter, given in zip(aligned.parameters(), model.parameters(), strict=False):
+        parameter.requires_grad_(given.requires_grad)
+    return aligned.to(dtype), Alignment(pd.DataFrame([used[name] for name in freedoms]), tuple(biases))
+
+
+def reshaped(model: nn.Module, settings: Mapping[str, Sequence[str]]) -> nn.Module:
+    """Gives a model the shapes of an aligned one, in place; the weights are to follow.
+
+    Args:
+        model: As it was before it was aligned.
+        settings: From `Alignment.settings`.
+    """
+    give_biases(model, settings["biases"])
+    return model
+
+
+def _use(name: str, model: nn.Module, wiring: Wiring, moments: Moments, proof: Proof) -> dict[str, Any]:
+    """Makes what is proved of a freedom, and says what is not."""
+    freedom = FREEDOMS[name]
+    reasons: dict[str, str] = freedom.obstacles(model, wiring)
+    changes: list[Change] = freedom.changes(model, wiring, moments)
+    for change in make_proved(model, changes, proof):
+        reasons[change.place] = "the model is not the same function afterwards"
+    places, candidates = len({change.place for change in changes} - reasons.keys()), len(changes)
+    candidates = len({change.place for change in changes} | reasons.keys())
+    reason = "; ".join(f"{place}: {why}" for place, why in reasons.items())
+    if reasons:
+        _logger.info("aligned bases: %s left out at %d of %d places: %s", name, len(reasons), candidates, reason)
+    return {"freedom": name, "used": places > 0, "places": places, "candidates": candidates, "reason": reason}
