@@ -19,14 +19,14 @@ import torch
 from memory import measured_peak
 from torch import Tensor, nn
 
-from lpvit.curves.curve import pruning_ranks
-from lpvit.curves.masking import MeasuredModel, masked_curves
-from lpvit.curves.products import block_products, statistics_with_products
-from lpvit.curves.rate_distortion import rate_distortion_curves
-from lpvit.curves.scores import block_table
-from lpvit.curves.settings import Pruning
+from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.architecture import create_model
-from lpvit.models.layers import LayerSpec, matrix_layers, prunable_layers
+from lpvit.structures.blocks.curve import pruning_ranks
+from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
+from lpvit.structures.blocks.products import block_products, statistics_with_products
+from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.scores import block_table
+from lpvit.structures.blocks.settings import Pruning
 
 Result = TypeVar("Result")
 

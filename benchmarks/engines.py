@@ -24,14 +24,14 @@ import torch
 from torch import Tensor, nn
 
 import lpvit
-from lpvit.measure.engines import Exported, Rivals
-from lpvit.measure.settings import ENGINES
-from lpvit.measure.speed import require_equal
+from lpvit.benchmark.engines import Exported, Rivals
+from lpvit.benchmark.settings import ENGINES
+from lpvit.benchmark.speed import require_equal
 from lpvit.measure.timing import calm_clock, time_in_turns
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.architecture import create_model, input_size
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.layers import matrix_layers, prunable_layers
-from lpvit.weights.masks import expand_keep_masks, zero_pruned
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 
 BLOCK_SHAPE = (32, 32)
 PRECISIONS = ("float32", "bfloat16", "int8")

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from subject import add_arguments, read_subject
 from tqdm import tqdm
 
-from lpvit.curves.masking import MeasuredModel, masked_curves
-from lpvit.curves.products import statistics_with_products
-from lpvit.curves.rate_distortion import rate_distortion_curves
-from lpvit.curves.scores import block_table
-from lpvit.curves.settings import Pruning
-from lpvit.models.layers import LayerSpec
+from lpvit.models.analysis.layers import LayerSpec
+from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
+from lpvit.structures.blocks.products import statistics_with_products
+from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.scores import block_table
+from lpvit.structures.blocks.settings import Pruning
 
 PROBES = (1, 2, 4, 8)
 CORRECTION_IMAGES = (0, 32, 64)

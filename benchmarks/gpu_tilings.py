@@ -15,7 +15,7 @@ from torch import nn
 from triton import Config
 from triton.runtime.errors import OutOfResources
 
-from lpvit.models.layers import LayerSpec
+from lpvit.models.analysis.layers import LayerSpec
 from lpvit.sparse import BlockSparseLinear, triton_kernel
 
 PROCESSES = 14

@@ -21,7 +21,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from sparse_linear import random_mask
 from torch import Tensor, nn
 
-from lpvit.measure.speed import require_equal
+from lpvit.benchmark.speed import require_equal
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.sparse import BlockSparseLinear, build
 

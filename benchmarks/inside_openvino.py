@@ -22,8 +22,8 @@ from engines import CALIBRATION, PRECISIONS, at_random, build_arms
 from torch import Tensor
 
 import lpvit
-from lpvit.measure.engines import Exported, openvino_options
-from lpvit.measure.speed import require_equal
+from lpvit.benchmark.engines import Exported, openvino_options
+from lpvit.benchmark.speed import require_equal
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.architecture import create_model, input_size
 

@@ -39,12 +39,12 @@ from lpvit.allocation.knapsack import Curve, least_distortion
 from lpvit.allocation.latency import milliseconds
 from lpvit.allocation.priority import blocks_always_kept
 from lpvit.allocation.tables import FEMTOSECONDS
-from lpvit.curves.settings import Pruning
+from lpvit.costs.cost import measure_costs
 from lpvit.measure.timing import calm_clock, time_in_turns
-from lpvit.models.cost import measure_costs
-from lpvit.weights.masks import build_keep_masks, expand_keep_masks, zero_pruned
-from lpvit.weights.reconstruction import Fit, fit_in_order, matrix_layer, weight_with_bias
-from lpvit.weights.steps import scores_and_curves
+from lpvit.pruning.steps import scores_and_curves
+from lpvit.refitting.reconstruction import Fit, fit_in_order, matrix_layer, weight_with_bias
+from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks, zero_pruned
+from lpvit.structures.blocks.settings import Pruning
 
 ARMS = {**{precision: (precision,) for precision in PRECISIONS}, "mixed": PRECISIONS}
 BATCH = 32  # images per pass, for the memory

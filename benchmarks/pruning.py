@@ -37,23 +37,23 @@ from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.api.pruned import Pruned
 from lpvit.api.sparsify import sparsify
-from lpvit.curves.products import block_products
-from lpvit.curves.rate_distortion import rate_distortion_curves
-from lpvit.curves.scores import block_table
-from lpvit.curves.settings import Pruning
-from lpvit.curves.statistics import Statistics, collect_statistics
+from lpvit.costs.cost import measure_costs
 from lpvit.data.preprocessing import Preprocessing
 from lpvit.measure.timing import time_in_turns
-from lpvit.models.cost import measure_costs
+from lpvit.pruning.steps import before_last_step
 from lpvit.settings import Section
+from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks
+from lpvit.structures.blocks.products import block_products
+from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.scores import block_table
+from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.statistics import Statistics, collect_statistics
+from lpvit.structures.blocks.weights import pruned_weights, reconstruct
+from lpvit.structures.width.narrowing import narrow
 from lpvit.training.job import Training
 from lpvit.training.settings import Recipe
 from lpvit.training.splits import SplitLoaders
 from lpvit.training.train import train
-from lpvit.weights.masks import build_keep_masks, expand_keep_masks
-from lpvit.weights.narrowing import narrow
-from lpvit.weights.reconstruction import pruned_weights, reconstruct
-from lpvit.weights.steps import before_last_step
 
 KEY = ["arm", "reconstruction", "macs", "block_shape", "seed"]
 MEASURED = ["achieved", "dense_top1", "top1", "distortion", "seconds", "peak_mib"]
@@ -61,7 +61,7 @@ FINETUNED = ["finetuned_top1", "speed_up"]
 
 
 class Arm(Section):
-    """A way of pruning, by options of `lpvit.curves.settings.Pruning` and `lpvit.allocation.settings.Budget`."""
+    """A way of pruning, by options of `lpvit.Pruning` and `lpvit.Budget`."""
 
     pruning: dict[str, Any] = Field({})
     budget: dict[str, Any] = Field({})

@@ -10,15 +10,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lpvit.models.blocks import BlockGrid
-from lpvit.weights.least_squares import Moments
-from lpvit.weights.reconstruction import Choice
+from lpvit.refitting.least_squares import Moments
+from lpvit.refitting.reconstruction import Choice
+from lpvit.structures.blocks.grid import BlockGrid
 
 RIDGE = 1e-2  # of the Hessian, relative to the mean square of an input, as in SparseGPT
 
 
 def chooser(name: str, block_shape: tuple[int, int]) -> tuple[Choice, tuple[int, int]]:
-    """A rival by its name, as `lpvit.weights.reconstruction.reconstruct` takes it, and the shape of its blocks."""
+    """A rival by its name, as `lpvit.refitting.reconstruction.reconstruct` takes it, and the shape of its blocks."""
     if name == "two_of_four":
         return two_of_four, (1, 1)
     return partial(optimal_brain_blocks, block_shape=block_shape), block_shape

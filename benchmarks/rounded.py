@@ -14,13 +14,13 @@ from subject import Batches, logits_of, squared_change
 from torch import Tensor, nn
 
 import lpvit
-from lpvit.curves.products import change_products
 from lpvit.measure.timing import calm_clock, time_in_turns
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.quantised import QuantisedLinear, rounded_tokens
+from lpvit.quantisation.layers import QuantisedLinear, rounded_tokens
+from lpvit.refitting.reconstruction import matrix_layer
 from lpvit.sparse import BlockSparseLinear
 from lpvit.sparse.int8 import quantise_weight
-from lpvit.weights.reconstruction import matrix_layer
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.products import change_products
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 PRUNED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # shares of the blocks that layers are timed without

@@ -16,14 +16,14 @@ import torch
 from sparse_linear import random_mask, require_equal, speedup
 from torch import nn
 
-from lpvit.measure.sparsify import sparsify_layers
+from lpvit.costs.cost import count_macs
+from lpvit.inference.sparsify import sparsify_layers
 from lpvit.measure.timing import calm_clock, time_in_turns
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.architecture import create_model, input_size
-from lpvit.models.cost import count_macs
-from lpvit.models.layers import matrix_layers, prunable_layers
-from lpvit.models.scheme import add_scheme
-from lpvit.models.settings import Scheme
-from lpvit.weights.masks import expand_keep_masks, zero_pruned
+from lpvit.schemes.scheme import add_scheme
+from lpvit.schemes.settings import Scheme
+from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 
 ROLES = ("qkv", "proj", "fc1", "fc2")
 

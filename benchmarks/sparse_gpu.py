@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 from tqdm import tqdm
 
-from lpvit.measure.sparsify import sparsify_layers
+from lpvit.inference.sparsify import sparsify_layers
+from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.architecture import input_size
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.sparse import BlockSparseLinear
-from lpvit.weights.masks import expand_keep_masks, load_masks, zero_pruned
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.masks import expand_keep_masks, load_masks, zero_pruned
 
 Replay = Callable[[], None]
 ROLES = ("qkv", "proj", "fc1", "fc2")

@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
 
-from lpvit.measure.sparsify import sparsify_layers
-from lpvit.measure.speed import TOLERANCE
+from lpvit.benchmark.speed import TOLERANCE
+from lpvit.inference.sparsify import sparsify_layers
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.architecture import create_model, input_size, load_model
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.layers import matrix_layers, prunable_layers
 from lpvit.sparse import BlockSparseLinear
 from lpvit.sparse.linear import PRECISIONS
-from lpvit.weights.masks import expand_keep_masks, load_masks, zero_pruned
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.masks import expand_keep_masks, load_masks, zero_pruned
 
 WIDTHS = {"DeiT-T": 192, "DeiT-S": 384, "DeiT-B": 768}
 TOKENS = 197

@@ -15,8 +15,8 @@ from lpvit.data.calibration import sample_calibration
 from lpvit.data.index import usable_images
 from lpvit.data.loading import evaluation_loader
 from lpvit.errors import LpvitError
+from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.architecture import Architecture, load_model
-from lpvit.models.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.settings import Compute
 from lpvit.store.schemas import IMAGES, read_parquet
 

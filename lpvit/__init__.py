@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from lpvit.api.quantise import quantise
     from lpvit.api.sparsify import sparsify
     from lpvit.api.training import evaluate, finetune
-    from lpvit.curves.settings import Pruning
     from lpvit.errors import LpvitError
-    from lpvit.models.scheme import add_scheme
-    from lpvit.models.settings import Scheme
     from lpvit.progress import show_progress
+    from lpvit.quantisation.settings import Quantisation
+    from lpvit.schemes.scheme import add_scheme
+    from lpvit.schemes.settings import Scheme
+    from lpvit.structures.blocks.settings import Pruning
     from lpvit.training.evaluation import Accuracy
     from lpvit.training.settings import Recipe
-    from lpvit.weights.settings import Quantisation
 
 __version__ = "0.1.0"
 
@@ -56,11 +56,11 @@ _MODULES = {
     "Budget": "allocation.settings",
     "LpvitError": "errors",
     "Pruned": "api.pruned",
-    "Pruning": "curves.settings",
-    "Quantisation": "weights.settings",
+    "Pruning": "structures.blocks.settings",
+    "Quantisation": "quantisation.settings",
     "Recipe": "training.settings",
-    "Scheme": "models.settings",
-    "add_scheme": "models.scheme",
+    "Scheme": "schemes.settings",
+    "add_scheme": "schemes.scheme",
     "evaluate": "api.training",
     "export_onnx": "api.export",
     "export_openvino": "api.export",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lpvit.config.reference import update
 from lpvit.errors import LpvitError
-from lpvit.models.layers import matrix_layers, prunable_layers
-from lpvit.models.network import understand
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers
+from lpvit.models.analysis.network import understand
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "families.md"
 

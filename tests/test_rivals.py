@@ -5,7 +5,7 @@ import torch
 from rivals import RIDGE, chooser, keep_masks_of
 from torch import Tensor
 
-from lpvit.weights.least_squares import Moments, fit_rows
+from lpvit.refitting.least_squares import Moments, fit_rows
 
 OUTPUTS, INPUTS, TOKENS = 4, 8, 60
 BLOCK = (2, 2)

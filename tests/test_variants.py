@@ -15,7 +15,7 @@ ADDED = {"deepest": "shallowest", "l2": None, "power": "exponent", "noise": None
 USE = """
 import pandas as pd, tiny, lpvit
 from lpvit.allocation.settings import Budget
-from lpvit.curves.settings import Pruning
+from lpvit.structures.blocks.settings import Pruning
 from lpvit.data.epochs import EpochPlan
 from lpvit.data.loading import ImageFiles, make_loader
 from lpvit.data.preprocessing import Preprocessing

@@ -10,10 +10,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lpvit.curves.rate_distortion import rate_distortion_curves
-from lpvit.curves.settings import Pruning
-from lpvit.curves.statistics import Statistics
-from lpvit.models.trace import IMAGES
+from lpvit.models.analysis.trace import IMAGES
+from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.statistics import Statistics
 
 VIT = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 20, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2)}

@@ -11,9 +11,9 @@ from lpvit.allocation.latency import milliseconds
 from lpvit.allocation.priority import blocks_always_kept
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import WHOLE_MODEL
+from lpvit.costs.energy import HOROWITZ, layer_energy
+from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
-from lpvit.models.energy import HOROWITZ, layer_energy
-from lpvit.models.settings import Energy
 
 
 @dataclass(frozen=True)

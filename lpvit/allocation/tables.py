@@ -15,11 +15,11 @@ from lpvit.allocation import allocators
 from lpvit.allocation.latency import milliseconds
 from lpvit.allocation.priority import blocks_always_kept
 from lpvit.allocation.problem import Integers, Layer, Requirement, as_fraction
+from lpvit.allocation.ranking import in_pruning_order
 from lpvit.allocation.settings import Budget
-from lpvit.curves.ranking import in_pruning_order
+from lpvit.costs.energy import HOROWITZ, energy_per_weight, fixed_energy
+from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
-from lpvit.models.energy import HOROWITZ, energy_per_weight, fixed_energy
-from lpvit.models.settings import Energy
 from lpvit.variants import variant
 
 WHOLE_MODEL = ("macs", "energy")  # budgets that count all layers with a weight matrix; others, the prunable ones

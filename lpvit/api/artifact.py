@@ -6,7 +6,7 @@ from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import load_model
 from lpvit.store.artifacts import header
-from lpvit.weights.masks import load_masks
+from lpvit.structures.blocks.masks import load_masks
 
 KINDS = ("pruned", "finetuned")
 

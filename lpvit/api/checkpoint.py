@@ -22,15 +22,15 @@ from lpvit import __version__
 from lpvit.allocation.settings import Budget
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError, one_line
+from lpvit.models.analysis.layers import weight_matrix
 from lpvit.models.architecture import Architecture, input_size, outline
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.checkpoints import load_weights, require_one_type, require_same_architecture
-from lpvit.models.families import call_modules
-from lpvit.models.layers import weight_matrix
+from lpvit.models.sources.checkpoints import load_weights, require_one_type, require_same_architecture
+from lpvit.models.sources.families import call_modules
 from lpvit.sparse.storage import PARTS, compress, decompress, indexed_keep_mask
 from lpvit.store.artifacts import replace_atomically
 from lpvit.store.digest import BLANK, seal, verify
-from lpvit.weights.masks import expand_keep_masks, verify_pruned
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned
 
 FORMAT_VERSION = 1
 

@@ -10,13 +10,13 @@ from tempfile import TemporaryDirectory
 from lpvit.api.pruned import Pruned
 from lpvit.api.sparsify import in_precision
 from lpvit.errors import LpvitError
-from lpvit.measure.sparsify import sparsify_layers
+from lpvit.export.onnx import write_onnx
+from lpvit.export.openvino import converted
+from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.architecture import input_size
-from lpvit.models.families import call_modules
-from lpvit.models.onnx import write_onnx
+from lpvit.models.sources.families import call_modules
 from lpvit.sparse.build import openvino_library
 from lpvit.sparse.linear import PRECISIONS
-from lpvit.sparse.openvino import converted
 from lpvit.store.artifacts import replace_atomically
 
 

@@ -18,18 +18,18 @@ from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
-from lpvit.curves.settings import Pruning
+from lpvit.benchmark.settings import Benchmark
+from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError
-from lpvit.measure.layer_latency import measure_latency
-from lpvit.measure.settings import Benchmark
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.cost import measure_costs
-from lpvit.models.families import call_modules
-from lpvit.models.layers import matrix_layers, prunable_layers
-from lpvit.models.network import require_plain_module, understand
-from lpvit.weights.masks import build_keep_masks
-from lpvit.weights.reconstruction import pruned_weights
-from lpvit.weights.steps import before_last_step, scores_and_curves
+from lpvit.inference.layer_latency import measure_latency
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers
+from lpvit.models.analysis.network import require_plain_module, understand
+from lpvit.models.sources.families import call_modules
+from lpvit.pruning.steps import before_last_step, scores_and_curves
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.masks import build_keep_masks
+from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.weights import pruned_weights
 
 STEPS = 4  # to a budget that is given as a number
 
@@ -120,7 +120,7 @@ def adopt_input_size(model: nn.Module, images: Tensor) -> None:
 def _as_budget(budget: float | Budget) -> Budget:
     if isinstance(budget, Budget):
         if budget.structure == "width":
-            raise LpvitError("budget: structure 'width' prunes no blocks; use lpvit.weights.narrowing.narrow")
+            raise LpvitError("budget: structure 'width' prunes no blocks; use lpvit.structures.width.narrowing.narrow")
         return budget
     try:
         return Budget(macs=budget, reconstruction="least_squares", steps=STEPS)

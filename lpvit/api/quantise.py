@@ -8,9 +8,9 @@ import torch
 
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
-from lpvit.models.quantised import int8_layers
-from lpvit.weights.quantisation import quantise_model
-from lpvit.weights.settings import Quantisation
+from lpvit.quantisation.layers import int8_layers
+from lpvit.quantisation.quantise import quantise_model
+from lpvit.quantisation.settings import Quantisation
 
 
 def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: Quantisation | None = None) -> Pruned:

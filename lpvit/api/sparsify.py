@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
-from lpvit.measure.sparsify import sparsify_layers
-from lpvit.models.families import call_modules
+from lpvit.inference.sparsify import sparsify_layers
+from lpvit.models.sources.families import call_modules
 from lpvit.sparse.linear import PRECISIONS
 from lpvit.sparse.operator import path_for
 

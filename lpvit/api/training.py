@@ -18,8 +18,8 @@ from lpvit.api.prune import adopt_input_size
 from lpvit.api.pruned import Pruned
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
-from lpvit.models.network import require_plain_module
-from lpvit.models.quantised import int8_layers
+from lpvit.models.analysis.network import require_plain_module
+from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
 from lpvit.training.job import Training

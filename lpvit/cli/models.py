@@ -11,9 +11,9 @@ from lpvit.api.artifact import KINDS, read_artifact
 from lpvit.api.checkpoint import load, save
 from lpvit.api.export import export_onnx, export_openvino
 from lpvit.api.pruned import Pruned
+from lpvit.benchmark.settings import Benchmark
+from lpvit.benchmark.speed import benchmark
 from lpvit.errors import LpvitError
-from lpvit.measure.settings import Benchmark
-from lpvit.measure.speed import benchmark
 from lpvit.models.architecture import load_model
 from lpvit.report.tables import markdown
 from lpvit.store.artifacts import header

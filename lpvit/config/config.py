@@ -11,14 +11,16 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from lpvit.allocation.settings import Budget
-from lpvit.curves.settings import Pruning
+from lpvit.benchmark.settings import Benchmark
+from lpvit.costs.settings import Energy
 from lpvit.data.settings import Calibration, Dataset
 from lpvit.errors import LpvitError
-from lpvit.measure.settings import Benchmark
-from lpvit.models.settings import Energy, Model, Scheme
+from lpvit.models.settings import Model
+from lpvit.quantisation.settings import Quantisation
+from lpvit.schemes.settings import Scheme
 from lpvit.settings import Compute, Name, Section, mistakes, nearest
+from lpvit.structures.blocks.settings import Pruning
 from lpvit.training.settings import Recipe
-from lpvit.weights.settings import Quantisation
 
 
 class Published(Section):

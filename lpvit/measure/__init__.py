@@ -1,3 +1,5 @@
+"""Timing and power meters."""
+
 from lpvit.lazy import modules_of
 
 __getattr__ = modules_of(__name__)

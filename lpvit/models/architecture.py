@@ -21,12 +21,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from lpvit.errors import LpvitError, one_line
-from lpvit.models.arguments import DATA_CONFIG, require_plain
-from lpvit.models.checkpoints import require_one_type, require_same_architecture
-from lpvit.models.families import call_modules
-from lpvit.models.quantised import int8_layers, make_int8
-from lpvit.models.scheme import add_scheme, schemes_of
-from lpvit.models.settings import Scheme
+from lpvit.models.sources.arguments import DATA_CONFIG, require_plain
+from lpvit.models.sources.checkpoints import require_one_type, require_same_architecture
+from lpvit.models.sources.families import call_modules
+from lpvit.quantisation.layers import int8_layers, make_int8
+from lpvit.schemes.scheme import add_scheme, schemes_of
+from lpvit.schemes.settings import Scheme
 from lpvit.store.artifacts import load, save
 
 LARGEST_BUFFERS = 2**26  # numbers that a model may keep beside its weights: masks and indices of windows

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.quantised import LARGEST, quantise_tokens
+from lpvit.quantisation.layers import quantise_tokens
+from lpvit.quantisation.rounding import LARGEST
 from lpvit.sparse.operator import LIBRARY, SURROUNDINGS, Surroundings, define, implement, log_once, path_of
 from lpvit.sparse.storage import decompress
+from lpvit.structures.blocks.grid import BlockGrid
 
 TOGETHER = 4  # columns
 MOST_INPUTS = 2**15  # whose sums surely fit int32 on the way

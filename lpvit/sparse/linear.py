@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from lpvit.errors import LpvitError
-from lpvit.models.blocks import BlockGrid
 from lpvit.sparse.int8 import (
     MOST_INPUTS,
     QuantisedLayer,
@@ -24,6 +23,7 @@ from lpvit.sparse.int8 import (
 )
 from lpvit.sparse.operator import SparseLayer, Surroundings, block_sparse_linear, path_of
 from lpvit.sparse.storage import compress, decompress, indexed_keep_mask
+from lpvit.structures.blocks.grid import BlockGrid
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from lpvit.models.blocks import BlockGrid
 from lpvit.sparse.build import cpu_kernel
 from lpvit.sparse.storage import decompress
+from lpvit.structures.blocks.grid import BlockGrid
 
 _logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lpvit.errors import LpvitError
-from lpvit.models.blocks import BlockGrid
+from lpvit.structures.blocks.grid import BlockGrid
 
 PARTS = ("values", "crow_indices", "col_indices")  # what `compress` returns, by their names in files
 

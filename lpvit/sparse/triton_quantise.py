@@ -1,4 +1,4 @@
-"""Inputs of int8 layers as whole numbers, on a GPU, in Triton: what `lpvit.models.quantised.quantise_tokens` computes.
+"""Inputs of int8 layers as whole numbers, on a GPU, in Triton: what `quantise_tokens` computes.
 
 M = tokens; I = input features.
 """
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lpvit.models import quantised
+from lpvit.quantisation import layers as quantised
 
 SHIFT = tl.constexpr(128)  # from 0 ... 255 to int8
 LEVELS = tl.constexpr(float(quantised.LEVELS))

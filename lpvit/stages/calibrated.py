@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from lpvit.curves.settings import Pruning
 from lpvit.data.loading import evaluation_loader
+from lpvit.models.analysis.passes import Batches
 from lpvit.models.architecture import Architecture, load_model
-from lpvit.models.passes import Batches
 from lpvit.settings import Compute
 from lpvit.store.schemas import SAMPLES, read_parquet
+from lpvit.structures.blocks.settings import Pruning
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
-from lpvit.models.settings import Energy
+from lpvit.costs.settings import Energy
 from lpvit.store.schemas import BLOCKS, COSTS, CURVES, read_parquet
 
 

@@ -16,20 +16,21 @@ from lpvit.allocation.feasibility import Shapes, dense_and_least, require_reacha
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.config.config import Config, Experiment
+from lpvit.costs.cost import measure_costs
+from lpvit.costs.settings import Energy
 from lpvit.data.index import list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.architecture import create_model, nearest_model
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.checkpoints import read_checkpoint
-from lpvit.models.checkpoints import require_same_architecture as require_same
-from lpvit.models.cost import measure_costs
-from lpvit.models.layers import matrix_layers, prunable_layers
-from lpvit.models.pretrained import require_fetchable
-from lpvit.models.scheme import add_scheme
-from lpvit.models.settings import Energy, Model
+from lpvit.models.settings import Model
+from lpvit.models.sources.checkpoints import read_checkpoint
+from lpvit.models.sources.checkpoints import require_same_architecture as require_same
+from lpvit.models.sources.pretrained import require_fetchable
+from lpvit.schemes.scheme import add_scheme
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.width.narrowing import require_narrowable
 from lpvit.training.settings import Recipe
-from lpvit.weights.narrowing import require_narrowable
 
 LARGEST_BLOCK_PRODUCTS = 8 * 2**30  # bytes
 

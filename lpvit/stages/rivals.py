@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import nn
 
+from lpvit.benchmark.engines import NO_RIVALS, Rivals, require_engines
+from lpvit.benchmark.settings import Benchmark
 from lpvit.data.index import usable_images
 from lpvit.data.loading import evaluation_loader
-from lpvit.measure.engines import NO_RIVALS, Rivals, require_engines
-from lpvit.measure.settings import Benchmark
 from lpvit.settings import Compute
 from lpvit.store.schemas import IMAGES, SAMPLES, read_parquet
 

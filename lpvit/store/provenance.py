@@ -120,7 +120,7 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             for name in names[1:]:  # a package taken by its name holds variants, of which any may be used
                 if name.startswith(f"{package.name}."):
-                    yield from package.joinpath(*name.split(".")[1:]).glob("*.py")
+                    yield from package.joinpath(*name.split(".")[1:]).rglob("*.py")
         else:
             continue
         for name in names:

@@ -10,8 +10,8 @@ is gone, those of the least mean abs(w) first. With blocks of 1 x 1 these are si
 import torch
 from torch import Tensor, nn
 
-from lpvit.models.blocks import BlockGrid, KeepMasks
-from lpvit.models.layers import weight_matrix
+from lpvit.models.analysis.layers import weight_matrix
+from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
 
 UPDATES = 100  # of the masks, over the time given
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lpvit.data.loading import Loader
-from lpvit.models.blocks import KeepMasks
+from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.training.nodes import Nodes
 from lpvit.training.settings import Recipe
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from lpvit.models.architecture import create_model, load_model
-from lpvit.models.checkpoints import load_weights, read_checkpoint
+from lpvit.models.sources.checkpoints import load_weights, read_checkpoint
 from lpvit.training.settings import Recipe
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lpvit.errors import LpvitError
-from lpvit.models.blocks import KeepMasks
 from lpvit.store.artifacts import load
+from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.training.course import resumed_course, seed_generators
 from lpvit.training.events import Events, require_tensorboard
 from lpvit.training.job import Training

@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
-from lpvit.models.blocks import KeepMasks
-from lpvit.models.scheme import anneal
 from lpvit.progress import bar
+from lpvit.schemes.scheme import anneal
+from lpvit.structures.blocks.grid import KeepMasks
+from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.training.augmentation import BatchAugmentation
 from lpvit.training.course import Course
 from lpvit.training.evaluation import Accuracy, evaluation_sums
@@ -26,7 +27,6 @@ from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
 from lpvit.training.loss import TrainingLoss
 from lpvit.training.settings import Recipe
-from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
 
 
 class Trainer:

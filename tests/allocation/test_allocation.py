@@ -20,13 +20,13 @@ from lpvit.allocation.latency import milliseconds
 from lpvit.allocation.priority import blocks_always_kept
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
+from lpvit.costs.energy import HOROWITZ, layer_energy
+from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.energy import HOROWITZ, layer_energy
-from lpvit.models.settings import Energy
 from lpvit.store.schemas import ALLOCATION, FRONTIER, read_parquet, write_parquet
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.masks import build_keep_masks
 from lpvit.variants import variants
-from lpvit.weights.masks import build_keep_masks
 
 ALLOCATORS = list(variants("lpvit.allocation.allocators"))
 HEAD = {

@@ -26,13 +26,13 @@ from tiny import MODELS, SWIN, VIT, dense_model, photographs
 from torch import Tensor, nn
 
 import lpvit
+from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.cost import measure_costs
-from lpvit.models.layers import weight_matrix
+from lpvit.models.analysis.layers import weight_matrix
 from lpvit.sparse import BlockSparseLinear
 from lpvit.store.digest import BLANK, seal
-from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 
 BLOCK_SHAPE = (8, 4)
 
@@ -376,7 +376,7 @@ def test_the_exported_model_gives_the_same_logits_for_any_number_of_images(kind:
 def test_without_its_packages_onnx_says_what_to_install(
     pruned: lpvit.Pruned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lpvit.models.onnx.find_spec", lambda package: None if package == "onnxscript" else package)
+    monkeypatch.setattr("lpvit.export.onnx.find_spec", lambda package: None if package == "onnxscript" else package)
     with pytest.raises(lpvit.LpvitError, match=r"needs the package 'onnxscript'; pip install 'lpvit\[onnx\]'"):
         lpvit.export_onnx(pruned, tmp_path / "model.onnx")
 
@@ -458,7 +458,7 @@ def test_what_openvino_cannot_be_given_is_refused(
 def test_a_pruned_model_becomes_block_sparse_in_one_line_and_stays_as_it_was(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lpvit.measure.sparsify._timed", lambda *_: {"dense": 2.0, "float32": 1.0})
+    monkeypatch.setattr("lpvit.inference.sparsify._timed", lambda *_: {"dense": 2.0, "float32": 1.0})
     pruned = random_prune(dense_model(kind), BLOCK_SHAPE)
     images = photographs(kind)
     before = logits(pruned.model, images)
@@ -526,12 +526,12 @@ def test_the_calls_in_the_readme_fit_the_functions() -> None:
 # --- what people meet first ------------------------------------------------------------------------------------------
 
 
-def test_the_package_shows_its_public_names_and_opens_its_rooms() -> None:
+def test_the_package_shows_its_public_names_and_imports_its_packages_when_first_used() -> None:
     assert dir(lpvit) == sorted(lpvit.__all__)
-    code = "import lpvit; lpvit.weights.masks, lpvit.curves.products; lpvit.weights.narrowing.narrow"
+    code = "import lpvit; lpvit.structures.blocks.masks; lpvit.structures.width.narrowing.narrow"
     subprocess.run([sys.executable, "-c", code], check=True)
-    with pytest.raises(AttributeError, match=r"module 'lpvit\.weights' has no attribute 'mask'"):
-        _ = lpvit.weights.mask
+    with pytest.raises(AttributeError, match=r"module 'lpvit\.pruning' has no attribute 'mask'"):
+        _ = lpvit.pruning.mask
 
 
 def test_a_pruned_model_tells_what_stays_in_a_few_lines(pruned: lpvit.Pruned) -> None:

@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 from tiny import VIT
 
 import lpvit
-from lpvit.curves.statistics import load_statistics
 from lpvit.models.architecture import Architecture, create_model, load_model, save_model
 from lpvit.store.artifacts import load, save
 from lpvit.store.digest import BLANK, seal
 from lpvit.store.schemas import BLOCKS, IMAGES, read_parquet, write_parquet
-from lpvit.weights.masks import load_masks, save_masks
+from lpvit.structures.blocks.masks import load_masks, save_masks
+from lpvit.structures.blocks.statistics import load_statistics
 
 ATTACKS = int(os.environ.get("LPVIT_ATTACKS", "0"))
 MANY = pytest.mark.skipif(ATTACKS == 0, reason="set LPVIT_ATTACKS to the number of attacks")

@@ -7,8 +7,8 @@ import yaml
 
 from lpvit.allocation.settings import Budget
 from lpvit.config.config import Config, parse_config
-from lpvit.curves.settings import Pruning
 from lpvit.errors import LpvitError
+from lpvit.structures.blocks.settings import Pruning
 
 VALID = yaml.safe_load("""
 datasets:

@@ -13,12 +13,12 @@ from lpvit.allocation.settings import Budget
 from lpvit.config import reference
 from lpvit.config.config import Config, Experiment
 from lpvit.config.files import read_yaml
-from lpvit.curves.settings import Pruning
 from lpvit.data.settings import Calibration, Dataset
 from lpvit.errors import LpvitError
 from lpvit.models.settings import Model
 from lpvit.settings import Compute
 from lpvit.store.schemas import ALL
+from lpvit.structures.blocks.settings import Pruning
 from lpvit.training.settings import Recipe
 
 README = """# A title

@@ -11,15 +11,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import lpvit
-from lpvit.curves.products import block_products
-from lpvit.measure.sparsify import sparsify_layers
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.cost import count_macs
-from lpvit.models.families import call_modules
-from lpvit.models.layers import prunable_layers
-from lpvit.models.network import understand
-from lpvit.models.passes import Halt, PausedPass, run_until
-from lpvit.weights.masks import expand_keep_masks, zero_pruned
+from lpvit.costs.cost import count_macs
+from lpvit.inference.sparsify import sparsify_layers
+from lpvit.models.analysis.layers import prunable_layers
+from lpvit.models.analysis.network import understand
+from lpvit.models.analysis.passes import Halt, PausedPass, run_until
+from lpvit.models.sources.families import call_modules
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
+from lpvit.structures.blocks.products import block_products
 
 ROLES = ("qkv", "proj", "fc1", "fc2")
 BLOCK_SHAPE = (8, 8)

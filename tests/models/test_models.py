@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from lpvit.errors import LpvitError
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers, transformer_blocks, weight_matrix
 from lpvit.models.architecture import Architecture, create_model, input_size, load_model, save_model
-from lpvit.models.checkpoints import load_weights, read_checkpoint
-from lpvit.models.layers import matrix_layers, prunable_layers, transformer_blocks, weight_matrix
+from lpvit.models.sources.checkpoints import load_weights, read_checkpoint
 from lpvit.store.artifacts import load
 from lpvit.training.settings import Recipe
 from lpvit.training.teacher import load_teacher

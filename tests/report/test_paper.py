@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 
-from lpvit.models.cost import layer_table, measure_costs
+from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.report.paper import DISTILLED, PROXY, paper_macs, paper_markdown, paper_table, plot_paper
 
 
@@ -22,7 +22,7 @@ def test_macs_as_the_published_code_counts_them(name: str, window_tokens: int | 
     with torch.device("meta"):
         model = timm.create_model(name)
     costs = measure_costs(model)
-    counted = paper_macs(layer_table("dense", costs, {}, None), costs, window_tokens)
+    counted = paper_macs(layer_table("dense", costs), costs, window_tokens)
     by_hand = 0
     tokens = dict(zip(costs["layer"], costs["tokens"], strict=True))
     for layer, module in model.named_modules():

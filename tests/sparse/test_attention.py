@@ -13,12 +13,12 @@ from torch import Tensor, library, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lpvit.errors import LpvitError
-from lpvit.measure import fusion
-from lpvit.measure.fusion import FusedAttention, FusedWindowAttention, fuse_attention
-from lpvit.measure.sparsify import sparsify_layers
+from lpvit.inference import fusion
+from lpvit.inference.fusion import FusedAttention, FusedWindowAttention, fuse_attention
+from lpvit.inference.sparsify import sparsify_layers
+from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.architecture import create_model
-from lpvit.models.layers import matrix_layers
-from lpvit.models.quantised import quantise_tokens
+from lpvit.quantisation.layers import quantise_tokens
 from lpvit.sparse import build
 from lpvit.sparse.attention import attention, attention_path
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
-from lpvit.measure import sparsify as sparse_model
-from lpvit.measure.sparsify import sparsify_layers
+from lpvit.inference import sparsify as sparse_model
+from lpvit.inference.sparsify import sparsify_layers
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.architecture import create_model
-from lpvit.models.blocks import BlockGrid
-from lpvit.models.layers import matrix_layers, prunable_layers
 from lpvit.sparse import BlockSparseLinear, build, compress, decompress
 from lpvit.sparse import operator as sparse_operator
-from lpvit.weights.masks import expand_keep_masks, zero_pruned
+from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 
 
 def random_mask(shape: tuple[int, int], block_shape: tuple[int, int], sparsity: float, seed: int = 0) -> Tensor:

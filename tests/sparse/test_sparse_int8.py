@@ -13,12 +13,12 @@ from tiny import SWIN
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
-from lpvit.measure import sparsify as sparse_model
-from lpvit.measure.joining import JoinedBlock
-from lpvit.measure.sparsify import sparsify_layers
+from lpvit.inference import sparsify as sparse_model
+from lpvit.inference.joining import JoinedBlock
+from lpvit.inference.sparsify import sparsify_layers
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.architecture import create_model
-from lpvit.models.layers import matrix_layers, prunable_layers
-from lpvit.models.quantised import QuantisedLinear, quantise_tokens
+from lpvit.quantisation.layers import QuantisedLinear, quantise_tokens
 from lpvit.sparse import BlockSparseLinear, build
 from lpvit.sparse.int8 import quantise_weight
 from lpvit.sparse.linear import Int8BlockSparseLinear

@@ -87,7 +87,7 @@ def tiled(tiling: tuple[int, int, bool, bool] | None) -> Iterator[None]:
 
 def int8_mismatch(case: Case) -> tuple[float, float]:
     """Largest errors over the largest output: of sums of whole numbers, and of a layer against `QuantisedLinear`."""
-    from lpvit.models.quantised import quantise_tokens
+    from lpvit.quantisation.layers import quantise_tokens
     from lpvit.sparse import triton_kernel, triton_quantise
     from lpvit.sparse.int8 import unpack
     from lpvit.sparse.linear import BlockSparseLinear

@@ -9,7 +9,7 @@ import torch
 
 from lpvit.config.config import parse_config
 from lpvit.errors import LpvitError
-from lpvit.models.pretrained import require_fetchable
+from lpvit.models.sources.pretrained import require_fetchable
 from lpvit.stages.plan import plan_experiments
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lpvit.errors import LpvitError
 from lpvit.store.artifacts import load
 from lpvit.store.schemas import HISTORY, write_parquet
+from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.training.augmentation import BatchAugmentation
 from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
@@ -26,7 +27,6 @@ from lpvit.training.nodes import Nodes
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
 from lpvit.training.trainer import learning_rate_schedule
-from lpvit.weights.masks import expand_keep_masks, verify_pruned, zero_pruned
 
 CPU = torch.device("cpu")
 CLASSES = 4

@@ -34,7 +34,7 @@ def test_a_second_folder_takes_from_the_cache_what_has_not_changed(
     dense, statistics, curves = made(first, config, DENSE, STATISTICS, CURVES)
     assert dense.parent == statistics.parent == curves.parent == cache
 
-    edited = second.folder / "lpvit/curves/rate_distortion.py"
+    edited = second.folder / "lpvit/structures/blocks/rate_distortion.py"
     original = edited.read_text()
     edited.write_text(original + "\nEDITED = True\n")
     found = made(second, config, DENSE, STATISTICS, CURVES)

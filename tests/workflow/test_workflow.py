@@ -16,7 +16,6 @@ from conftest import Run, Workflow
 from lpvit.allocation.settings import Budget
 from lpvit.api.checkpoint import load as load_pruned
 from lpvit.api.prune import prune
-from lpvit.curves.settings import Pruning
 from lpvit.data.loading import evaluation_loader
 from lpvit.models.architecture import load_model
 from lpvit.settings import Compute
@@ -37,7 +36,8 @@ from lpvit.store.schemas import (
     SPEED,
     read_parquet,
 )
-from lpvit.weights.masks import expand_keep_masks, load_masks, verify_pruned
+from lpvit.structures.blocks.masks import expand_keep_masks, load_masks, verify_pruned
+from lpvit.structures.blocks.settings import Pruning
 
 AFTER_ALLOCATION = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
 AFTER_CURVES = {"measure_rate_distortion"} | AFTER_ALLOCATION
@@ -225,7 +225,7 @@ def test_schemes_are_added_to_the_pruned_model_trained_and_counted(tiny_config: 
     costs = read_parquet(folder.parents[1] / "costs@rows@tokens.parquet", COSTS)
     assert both["macs"] / costs["macs"].sum() == pytest.approx(tiny_config["budgets"]["half"]["macs"], abs=0.01)
     assert plain["macs_all"] - both["macs_all"] > plain["macs"] - both["macs"]  # of attention too
-    file = workflow.folder / "lpvit/models/schemes/token_merging.py"
+    file = workflow.folder / "lpvit/schemes/kinds/token_merging/__init__.py"
     file.write_text(file.read_text() + "\nEDITED = True\n")
     assert stages(workflow.would_run(config)) == stages(run.jobs)
 

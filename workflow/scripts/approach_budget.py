@@ -1,10 +1,10 @@
 """The dense model's scores and curves in, those of what the steps towards the budget leave of it out."""
 
+from lpvit.pruning.steps import before_last_step
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.inputs import allocation_inputs
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import BLOCKS, CURVES, write_parquet
-from lpvit.weights.steps import before_last_step
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)

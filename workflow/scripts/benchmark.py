@@ -1,12 +1,12 @@
 """A dense model, a pruned one and its masks in, their speed and energy on this machine out."""
 
-from lpvit.measure.settings import Benchmark
-from lpvit.measure.speed import benchmark
+from lpvit.benchmark.settings import Benchmark
+from lpvit.benchmark.speed import benchmark
 from lpvit.models.architecture import load_model
 from lpvit.stages.rivals import read_rivals
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import CHOICES, ENERGY, SPEED, write_parquet
-from lpvit.weights.masks import load_masks
+from lpvit.structures.blocks.masks import load_masks
 
 with stage(snakemake) as compute:
     name = snakemake.params.stage

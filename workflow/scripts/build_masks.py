@@ -4,8 +4,8 @@ from lpvit.data.loading import evaluation_loader
 from lpvit.models.architecture import load_model, save_model, with_schemes
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import ALLOCATION, BLOCKS, SAMPLES, read_parquet
-from lpvit.weights.masks import build_keep_masks, save_masks
-from lpvit.weights.reconstruction import pruned_weights
+from lpvit.structures.blocks.masks import build_keep_masks, save_masks
+from lpvit.structures.blocks.weights import pruned_weights
 
 with stage(snakemake) as compute:
     block_shape = tuple(snakemake.params.pruning["block_shape"])

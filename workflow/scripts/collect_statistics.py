@@ -1,10 +1,10 @@
 """A dense model and calibration images in, block statistics of every prunable layer out."""
 
-from lpvit.curves.products import statistics_with_products
-from lpvit.models.layers import matrix_layers, prunable_layers
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import save
+from lpvit.structures.blocks.products import statistics_with_products
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)

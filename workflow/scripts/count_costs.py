@@ -1,8 +1,8 @@
 """The dense model in, what its layers cost once schemes are added to it out."""
 
-from lpvit.models import schemes as _  # noqa: F401 - this stage depends on all of them
+from lpvit.costs.cost import measure_costs
 from lpvit.models.architecture import load_model, with_schemes
-from lpvit.models.cost import measure_costs
+from lpvit.schemes import kinds as _  # noqa: F401 - this stage depends on all of them
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import COSTS, write_parquet
 

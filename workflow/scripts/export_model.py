@@ -6,7 +6,7 @@ from lpvit.api.export import export_onnx
 from lpvit.api.pruned import Pruned
 from lpvit.models.architecture import load_model
 from lpvit.stages.stage import stage
-from lpvit.weights.masks import load_masks
+from lpvit.structures.blocks.masks import load_masks
 
 with stage(snakemake):
     architecture, state = load_model(snakemake.input.model, snakemake.params.stage)

@@ -6,10 +6,10 @@ from lpvit.models.architecture import load_model, save_model
 from lpvit.stages.stage import stage
 from lpvit.stages.training import read_training
 from lpvit.store.schemas import HISTORY, write_parquet
+from lpvit.structures.blocks.masks import load_masks, save_masks
 from lpvit.training.settings import Recipe
 from lpvit.training.teacher import load_teacher
 from lpvit.training.train import train
-from lpvit.weights.masks import load_masks, save_masks
 
 with stage(snakemake) as compute:
     architecture, pruned = load_model(snakemake.input.pruned, "pruned")

@@ -1,10 +1,10 @@
 """Block products and masks in, what pairs of layers share of their distortion out."""
 
-from lpvit.curves.interactions import layer_interactions
-from lpvit.curves.statistics import load_statistics
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import INTERACTIONS, write_parquet
-from lpvit.weights.masks import load_masks
+from lpvit.structures.blocks.interactions import layer_interactions
+from lpvit.structures.blocks.masks import load_masks
+from lpvit.structures.blocks.statistics import load_statistics
 
 with stage(snakemake):
     statistics = load_statistics(snakemake.input.statistics)

@@ -2,7 +2,7 @@
 
 import torch
 
-from lpvit.measure.layer_latency import measure_latency
+from lpvit.inference.layer_latency import measure_latency
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import COSTS, LATENCY, read_parquet, write_parquet
 

@@ -1,13 +1,13 @@
 """Block statistics in, scores of the blocks and one rate-distortion curve per layer out."""
 
-from lpvit.curves.rate_distortion import rate_distortion_curves
-from lpvit.curves.scores import block_table
-from lpvit.curves.settings import Pruning
-from lpvit.curves.statistics import load_statistics
 from lpvit.data.loading import evaluation_loader
 from lpvit.models.architecture import load_model
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import BLOCKS, CURVES, SAMPLES, read_parquet, write_parquet
+from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.scores import block_table
+from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.statistics import load_statistics
 
 with stage(snakemake) as compute:
     pruning = Pruning.model_validate(snakemake.params.pruning)

@@ -1,11 +1,11 @@
 """The dense model and calibration images in, a narrower dense model out, with no layer masked."""
 
-from lpvit.models import schemes as _  # noqa: F401 - this stage depends on all of them
 from lpvit.models.architecture import save_model, with_schemes
+from lpvit.schemes import kinds as _  # noqa: F401 - this stage depends on all of them
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.stage import stage
-from lpvit.weights.masks import save_masks
-from lpvit.weights.narrowing import narrow
+from lpvit.structures.blocks.masks import save_masks
+from lpvit.structures.width.narrowing import narrow
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)

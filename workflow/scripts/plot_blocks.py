@@ -4,7 +4,7 @@ from lpvit.report.figures import plot_blocks
 from lpvit.report.looks import save_figure
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import COSTS, read_parquet
-from lpvit.weights.masks import load_masks
+from lpvit.structures.blocks.masks import load_masks
 
 with stage(snakemake):
     keep_masks, _ = load_masks(snakemake.input.masks)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from lpvit.costs.cost import measure_costs
 from lpvit.models.architecture import save_model
-from lpvit.models.cost import measure_costs
-from lpvit.models.dense import dense_model
 from lpvit.models.settings import Model
+from lpvit.models.sources.dense import dense_model
 from lpvit.stages.stage import stage
 from lpvit.stages.training import read_training
 from lpvit.store.schemas import COSTS, HISTORY, IMAGES, empty_frame, read_parquet, write_parquet

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from lpvit.data.loading import evaluation_loader
 from lpvit.models.architecture import load_model, save_model
-from lpvit.models.quantised import int8_layers
+from lpvit.quantisation.layers import int8_layers
+from lpvit.quantisation.quantise import quantise_model
+from lpvit.quantisation.settings import Quantisation
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import SAMPLES, read_parquet
-from lpvit.weights.masks import load_masks
-from lpvit.weights.quantisation import quantise_model
-from lpvit.weights.settings import Quantisation
+from lpvit.structures.blocks.masks import load_masks
 
 with stage(snakemake) as compute:
     before, after = snakemake.params.stages

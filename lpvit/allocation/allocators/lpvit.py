@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from lpvit.allocation.problem import Floats, Layer, Requirement
-from lpvit.models.energy import power_term
+from lpvit.costs.energy import power_term
 from lpvit.settings import Fraction, Section
 
 

@@ -1,0 +1,5 @@
+"""Speed and energy of whole models, next to other inference engines."""
+
+from lpvit.lazy import modules_of
+
+__getattr__ = modules_of(__name__)

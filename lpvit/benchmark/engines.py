@@ -1,0 +1,185 @@
+"""Other engines that run a model: OpenVINO and onnxruntime, at their own precisions, with threads pinned alike.
+
+N = images of a pass; K = classes.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpvit.errors import LpvitError
+from lpvit.export.onnx import write_onnx
+from lpvit.training.evaluation import Accuracy, evaluate
+
+PACKAGES = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnxruntime",)}
+
+Run = Callable[[Tensor], Tensor]  # images (N, channels, height, width), float32 -> logits (N, K)
+
+
+def require_engines(engines: Iterable[str]) -> None:
+    """Makes sure that engines can run here.
+
+    Raises:
+        LpvitError: A package is not installed.
+    """
+    for engine in engines:
+        for package in ("onnx", "onnxscript", *PACKAGES[engine.partition("_")[0]]):
+            if find_spec(package) is None:
+                raise LpvitError(
+                    f"benchmark.engines: '{engine}' needs the package '{package}'; pip install 'lpvit[engines]'"
+                )
+
+
+def openvino_options(threads: int, *, bfloat16: bool) -> dict[str, Any]:
+    """What OpenVINO compiles a model with, for one pass at a time.
+
+    Args:
+        threads: CPU threads of a pass.
+        bfloat16: Whether what the model has in float32 is computed in that.
+    """
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model as engines read it.
+
+    Attributes:
+        model: In float32 on the CPU, dense or with zeros; left as it is.
+        calibration: Batches of images (N, channels, height, width) that OpenVINO's int8 takes its scales from.
+    """
+
+    model: nn.Module
+    calibration: Sequence[Tensor]
+    _folder: TemporaryDirectory[str] = field(default_factory=TemporaryDirectory)
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    def run_by(self, engine: str, batch_size: int, threads: int) -> Run:
+        """The model made ready by an engine.
+
+        Args:
+            engine: Of `lpvit.benchmark.settings.ENGINES`.
+            batch_size: N of most passes; in one of fewer images, others fill it up.
+            threads: CPU threads of a pass.
+
+        Raises:
+            LpvitError: A package is not installed.
+        """
+        require_engines([engine])
+        compiled = self._by_openvino if engine.startswith("openvino") else self._by_onnxruntime
+        run = compiled(engine, batch_size, threads)
+
+        def padded(images: Tensor) -> Tensor:
+            images = images.float()
+            filled = torch.cat([images, images[:1].expand(batch_size - len(images), *images.shape[1:])])
+            return torch.from_numpy(run(filled.numpy()))[: len(images)]
+
+        return padded
+
+    @property
+    def _file(self) -> Path:
+        file = Path(self._folder.name, "model.onnx")
+        if not file.exists():
+            write_onnx(self.model, file)
+        return file
+
+    def _by_openvino(self, engine: str, batch_size: int, threads: int) -> Callable[[Any], Any]:
+        import openvino
+
+        core = openvino.Core()
+        if engine.startswith("openvino_int8"):
+            if "int8" not in self._made:
+                self._made["int8"] = _quantised(core.read_model(self._file), self.calibration)
+            model = self._made["int8"].clone()
+        else:
+            model = core.read_model(self._file)
+        model.reshape({"images": [batch_size, *self.calibration[0].shape[1:]]})  # what it does best is a fixed shape
+        options = openvino_options(threads, bfloat16=engine.endswith("bfloat16"))
+        request = core.compile_model(model, "CPU", options).create_infer_request()
+        return lambda images: request.infer({0: images})[0].copy()
+
+    def _by_onnxruntime(self, engine: str, batch_size: int, threads: int) -> Callable[[Any], Any]:
+        import onnxruntime
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        file = self._file
+        if engine.endswith("int8"):
+            file = file.with_name("dynamic.onnx")
+            if not file.exists():
+                quantize_dynamic(self._file, file, weight_type=QuantType.QInt8, per_channel=True)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.add_free_dimension_override_by_name("batch", batch_size)
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return lambda images: session.run(None, {"images": images})[0]
+
+
+def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
+    """NNCF's post-training quantisation, with the preset for transformers."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    images = [image[None].float().numpy() for batch in calibration for image in batch]
+    return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), model_type=nncf.ModelType.TRANSFORMER)
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """The engines of a benchmark, and the images that they need.
+
+    Attributes:
+        engines: Of `lpvit.benchmark.settings.ENGINES`.
+        calibration: As for `Exported`.
+        validation: Labelled images that tell the accuracy of an engine in int8, as for `evaluate`.
+    """
+
+    engines: Sequence[str]
+    calibration: Sequence[Tensor]
+    validation: Sequence[tuple[Tensor, Tensor]]
+
+    def export(self, models: Mapping[str, nn.Module]) -> dict[str, Exported]:
+        """The models as the engines read them; copied before they are cast or moved, if there is an engine."""
+        if not self.engines:
+            return {}
+        return {
+            name: Exported(deepcopy(model).cpu().float().eval(), self.calibration) for name, model in models.items()
+        }
+
+    def runs(self, exported: Mapping[str, Exported], batch_size: int, threads: int) -> dict[str, Run]:
+        """Arm, the name of the model and that of the engine -> the one run by the other."""
+        return {
+            f"{name}_{engine}": model.run_by(engine, batch_size, threads)
+            for name, model in exported.items()
+            for engine in self.engines
+        }
+
+    def accuracy(self, run: Run) -> Accuracy:
+        """Of an arm, on the validation images."""
+        return evaluate(_Called(run), self.validation, torch.device("cpu"))
+
+
+NO_RIVALS = Rivals((), (), ())
+
+
+class _Called(nn.Module):
+    """A function as a model to evaluate."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.run(images)

@@ -1,0 +1,293 @@
+"""Speed and energy of a pruned model beside the dense one, on the machine at hand.
+
+N = images of a pass; K = classes.
+"""
+
+import logging
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lpvit.benchmark.engines import NO_RIVALS, Rivals, Run
+from lpvit.benchmark.settings import Benchmark
+from lpvit.errors import LpvitError
+from lpvit.inference.choice import Choice, name_of
+from lpvit.inference.sparsify import sparsify_layers
+from lpvit.measure.power import measure_energy
+from lpvit.measure.timing import Interval, median_interval, time_in_turns
+from lpvit.models.architecture import input_size
+from lpvit.quantisation.layers import int8_layers
+from lpvit.sparse.operator import path_for
+from lpvit.store.schemas import CHOICES
+from lpvit.structures.blocks.grid import KeepMasks
+from lpvit.training.evaluation import Accuracy
+
+logger = logging.getLogger(__name__)
+
+# Of the largest logit; in int8, an input may be rounded to the next step elsewhere than where torch imitates it.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.int8: 5e-2}
+LARGEST_BATCH = {"cpu": 128, "cuda": 1024}  # larger ones hardly raise the throughput
+
+Models = Mapping[str, nn.Module]  # dense, masked, sparse
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What `benchmark` returns.
+
+    Attributes:
+        speed: Schema ``SPEED`` without ``stage``.
+        choices: Schema ``CHOICES``; no rows where no arm is block-sparse.
+        energy: Schema ``ENERGY``.
+    """
+
+    speed: pd.DataFrame
+    choices: pd.DataFrame
+    energy: pd.DataFrame
+
+
+@torch.no_grad()
+def benchmark(
+    dense: nn.Module,
+    pruned: nn.Module,
+    keep_masks: KeepMasks,
+    block_shape: tuple[int, int],
+    settings: Benchmark,
+    device: torch.device | str,
+    rivals: Rivals = NO_RIVALS,
+) -> Measurements:
+    """Times a dense and a pruned model against each other at several batch sizes; their energy at the largest.
+
+    Args:
+        dense: The model before pruning; it and ``pruned`` are moved and cast in place.
+        pruned: The same with zeros for pruned weights; or in int8, without ``masked`` arms, which torch only imitates.
+        keep_masks: One keep mask (R, C) per layer.
+        block_shape: Rows and columns of a block.
+        settings: Arms, batch sizes, dtype and durations.
+        device: Where to run.
+        rivals: Engines that run both models too, in float32 on the CPU; but none that is in int8 already.
+
+    Raises:
+        LpvitError: An arm gives other logits than it should, or cannot be compiled here.
+    """
+    in_torch = {"dense": dense} | ({} if int8_layers(pruned) else {"masked": pruned})
+    arms = [arm for arm in settings.arms if arm.startswith(("sparse", *in_torch))]
+    exported = rivals.export(in_torch)
+    accuracies: dict[str, Accuracy] = {}
+    device, dtype = torch.device(device), getattr(torch, settings.dtype)
+    models = {"dense": dense.to(device, dtype).eval(), "masked": pruned.to(device, dtype).eval()}
+    speed, choices = [], []
+    for batch_size in _batch_sizes(settings.batch_sizes, models):
+        torch.compiler.reset()  # what was compiled for another batch size
+        if any(arm.startswith("sparse") for arm in arms):
+            models["sparse"] = deepcopy(models["masked"])
+            chosen = sparsify_layers(models["sparse"], keep_masks, block_shape, batch_size)
+            choices += [{"batch_size": batch_size, **_choice(choice)} for choice in chosen]
+        images = _random_images(dense, batch_size)
+        functions = build_arms(arms, models, images)
+        runs = rivals.runs(exported, batch_size, torch.get_num_threads())
+        functions |= engine_arms(runs, {name: export.model for name, export in exported.items()}, images)
+        new = (arm for arm in runs if "int8" in arm and arm not in accuracies)
+        accuracies |= {arm: rivals.accuracy(runs[arm]) for arm in new}
+        times = time_in_turns(functions, device=device, seconds=settings.seconds)
+        speed.append(_logged(speed_table(times, batch_size)))
+    energy = measure_energy(functions, batch_size, device=device, seconds=settings.energy_seconds)
+    return Measurements(
+        speed=with_accuracy(pd.concat(speed, ignore_index=True), accuracies).assign(**facts(device, dtype)),
+        choices=pd.DataFrame(choices, columns=[column.name for column in CHOICES.columns]),
+        energy=energy,
+    )
+
+
+def build_arms(arms: Iterable[str], models: Models, images: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """One forward pass for each arm, whose logits have been compared with those of the model without any kernel.
+
+    Args:
+        arms: ``dense``, ``masked``, ``sparse``, and with ``_compiled`` the same through torch.compile.
+        models: By the names of the arms; ``sparse`` should do what ``masked`` does.
+        images: Shape (N, channels, height, width), on the device and in the dtype of the models.
+
+    Raises:
+        LpvitError: As `benchmark`.
+    """
+    functions: dict[str, Callable[[], Tensor]] = {}
+    for arm in arms:
+        name = arm.removesuffix("_compiled")
+        model = models[name] if name == arm else torch.compile(models[name], dynamic=False)
+        reference = models["dense" if name == "dense" else "masked"]
+        try:
+            logits = model(images)
+        except torch._dynamo.exc.TorchDynamoException as error:  # of all that torch.compile may do
+            reason = str(error).strip().partition("\n")[0]
+            raise LpvitError(f"benchmark.arms: '{arm}' cannot be compiled here ({reason}); leave it out") from None
+        require_equal(arm, logits, reference(images), torch.int8 if int8_layers(reference) else logits.dtype)
+        functions[arm] = partial(model, images)
+    return functions
+
+
+def engine_arms(runs: Mapping[str, Run], models: Models, images: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """One pass for each engine; those that do not round to int8 by themselves are compared with torch.
+
+    Args:
+        runs: Arm -> engine, as `lpvit.benchmark.engines.Rivals.runs` gives them.
+        models: In torch, in float32 on the CPU, by the first word of the arms.
+        images: Shape (N, channels, height, width).
+
+    Raises:
+        LpvitError: As `benchmark`.
+    """
+    images = images.cpu().float()
+    for arm, run in runs.items():
+        if "int8" not in arm:
+            name, _, engine = arm.partition("_")
+            expected = models[name](images)
+            dtype = torch.bfloat16 if engine.endswith("bfloat16") else torch.float32
+            require_equal(arm, run(images), expected, dtype)
+    return {arm: partial(run, images) for arm, run in runs.items()}
+
+
+def with_accuracy(speed: pd.DataFrame, accuracies: Mapping[str, Accuracy]) -> pd.DataFrame:
+    """Adds the columns ``top1`` and ``images`` of ``SPEED``: of the arms whose accuracy was measured."""
+    columns = {name: {arm: getattr(of, name) for arm, of in accuracies.items()} for name in ("top1", "images")}
+    return speed.join(pd.DataFrame(columns, dtype="float64"), on="arm")
+
+
+def require_equal(arm: str, logits: Tensor, expected: Tensor, precision: torch.dtype) -> None:
+    """Refuses an arm whose logits are off by more than rounding.
+
+    Args:
+        arm: For the message.
+        logits: Shape (N, K).
+        expected: Shape (N, K).
+        precision: Of the numbers that the arm multiplies.
+
+    Raises:
+        LpvitError: The greatest difference, over the greatest expected logit, is above `TOLERANCE`, or no number.
+    """
+    error = float((logits.double() - expected.double()).abs().max() / expected.double().abs().max())
+    tolerance = TOLERANCE[precision]
+    if not error <= tolerance:  # not: NaN fails too
+        raise LpvitError(
+            f"benchmark: '{arm}' is off by {error:.2g} of the largest logit, more than {tolerance:g} in "
+            f"{str(precision).removeprefix('torch.')}; it is not timed, please report this"
+        )
+
+
+def speed_table(times: Mapping[str, NDArray[np.float64]], batch_size: int) -> pd.DataFrame:
+    """Medians and quotients of arms that took turns.
+
+    Args:
+        times: Arm -> seconds of every round; ``dense`` is among them.
+        batch_size: Images of a pass.
+
+    Returns:
+        Schema ``SPEED`` without ``stage`` and what is known of the machine; the speed-up is over the faster dense arm,
+        taken round by round, so that a disturbance of the machine cancels.
+    """
+    dense = [arm for arm in times if arm.startswith("dense")]
+    reference = min(dense, key=lambda arm: median_interval(times[arm]).median)
+    rows = []
+    for arm, seconds in times.items():
+        milliseconds, speed_up = median_interval(1e3 * seconds), median_interval(times[reference] / seconds)
+        rows.append(
+            {
+                "arm": arm,
+                "batch_size": batch_size,
+                "rounds": len(seconds),
+                **_columns("milliseconds", milliseconds),
+                "images_per_second": 1e3 * batch_size / milliseconds.median,
+                "reference": reference,
+                **_columns("speed_up", speed_up),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def facts(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
+    """What times depend on beside the models: columns of ``SPEED``."""
+    return {
+        "kernel": path_for(device, dtype).name,
+        "dtype": name_of(dtype),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+def largest_batch(runs: Callable[[int], object], most: int) -> int:
+    """The largest power of two, up to ``most``, with which something runs without being out of GPU memory.
+
+    Args:
+        runs: Takes the number of images.
+        most: Where to stop.
+    """
+    size = 1
+    while 2 * size <= most:
+        try:
+            runs(2 * size)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        size *= 2
+    return size
+
+
+def _batch_sizes(asked: Sequence[int | str], models: Models) -> list[int]:
+    """The batch sizes asked for, rising, with ``largest`` as a number."""
+    device = next(models["dense"].parameters()).device
+    most = LARGEST_BATCH[device.type]
+
+    def forward(size: int) -> None:
+        for model in models.values():
+            model(_random_images(model, size))
+
+    # A CPU has no such end: the system would swap, or kill the process.
+    largest = most if device.type == "cpu" or "largest" not in asked else largest_batch(forward, most)
+    return sorted({largest if size == "largest" else int(size) for size in asked})
+
+
+def _random_images(model: nn.Module, batch_size: int) -> Tensor:
+    """Shape (N, channels, height, width), for the model's device and dtype; always the same ones."""
+    parameter = next(model.parameters())
+    images = torch.randn(batch_size, *input_size(model), generator=torch.Generator().manual_seed(0))
+    return images.to(parameter.device, parameter.dtype)
+
+
+def _choice(choice: Choice) -> dict[str, object]:
+    columns = asdict(choice)
+    for form in ("torch", "kernel"):
+        seconds = columns.pop(f"{form}_seconds")
+        columns[f"{form}_milliseconds"] = None if seconds is None else 1e3 * seconds
+    return columns
+
+
+def _columns(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.median, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _logged(speed: pd.DataFrame) -> pd.DataFrame:
+    for row in speed.itertuples():
+        logger.info(
+            "batch size %d: %s: %.3f ms, %.2f times as fast as %s",
+            *(row.batch_size, row.arm, row.milliseconds, row.speed_up, row.reference),
+        )
+    return speed

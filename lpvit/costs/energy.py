@@ -1,0 +1,81 @@
+"""What computing with blocks costs in energy: an analytic model and the paper's term. Plain arithmetic, no torch.
+
+The model is separable: what a layer costs is a fixed part plus a part for every weight that stays, whichever weights
+these are. So a pruned block saves its arithmetic and its weights; the activations of a layer count as dense, also where
+a whole row or column of blocks is gone.
+
+| what | pJ | source |
+| --- | --- | --- |
+| multiply and add, float32 | 3.7 + 0.9 | Horowitz, ISSCC 2014, figure 1.1.9 (45 nm, 0.9 V) |
+| multiply and add, float16; taken for bfloat16 too | 1.1 + 0.4 | the same |
+| multiply and add, int8 | 0.2 + 0.03 | the same |
+| 64 bits from 8 kB of SRAM | 10 | the same |
+| 64 bits from 1 MB of SRAM | 100 | the same |
+| 64 bits from DRAM | 1300 to 2600 | the same; the lower end is the default |
+
+Of a chip of today every constant is smaller, but their ratios, on which an allocation depends, have changed less.
+"""
+
+from lpvit.costs.settings import Energy
+
+HOROWITZ = Energy()
+PICOJOULE = 1e-12  # J
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+PICOJOULES_PER_MAC = {"float32": 3.7 + 0.9, "float16": 1.1 + 0.4, "bfloat16": 1.1 + 0.4, "int8": 0.2 + 0.03}
+POWER_TERM_LANES = 16  # input features that the paper's accelerator takes in at once
+
+
+def energy_per_weight(tokens: int, model: Energy) -> float:
+    """Energy that a weight costs for an image if it stays.
+
+    ``tokens * (mac + 2 * bytes * buffer / reuse) + bytes * (dram / batch_size + sram)``: a multiply-accumulate for each
+    token, whose two operands come from the buffers, and the way of the weight to them.
+
+    Args:
+        tokens: Vectors that the layer multiplies for an image.
+        model: Constants.
+
+    Returns:
+        In J per image.
+    """
+    size = BYTES[model.dtype]
+    mac = PICOJOULES_PER_MAC[model.dtype] if model.mac is None else model.mac
+    operands = 2 * size * model.buffer / model.reuse
+    fetch = size * (model.dram / model.batch_size + model.sram)
+    return PICOJOULE * (tokens * (mac + operands) + fetch)
+
+
+def fixed_energy(out_features: int, in_features: int, tokens: int, model: Energy) -> float:
+    """Energy of a layer for an image that pruning does not lower: its activations.
+
+    ``tokens * (in_features + out_features) * bytes * sram``: inputs are read from and outputs written to the on-chip
+    memory, where those of one image have their place. Biases are not counted.
+
+    Args:
+        out_features: Rows of the weight matrix.
+        in_features: Columns of the weight matrix.
+        tokens: Vectors that the layer multiplies for an image.
+        model: Constants.
+
+    Returns:
+        In J per image.
+    """
+    return PICOJOULE * tokens * (in_features + out_features) * BYTES[model.dtype] * model.sram
+
+
+def layer_energy(out_features: int, in_features: int, tokens: int, weights: float, model: Energy) -> float:
+    """Modelled energy of a layer that keeps some of its weights, in J per image."""
+    return fixed_energy(out_features, in_features, tokens, model) + weights * energy_per_weight(tokens, model)
+
+
+def power_term(blocks_kept: float, in_features: int) -> float:
+    """LPViT's power term of a layer: surviving blocks * in_features / 16 (arXiv 2407.02068, power constraint).
+
+    Args:
+        blocks_kept: Blocks that stay.
+        in_features: Columns of the weight matrix.
+
+    Returns:
+        In block rows: proportional to power, without a physical unit. Pruning lowers it.
+    """
+    return blocks_kept * in_features / POWER_TERM_LANES

@@ -1,7 +1,0 @@
-"""Saliencies, one file each: scores of blocks, of which the lowest are pruned first.
-
-A file defines
-
-- ``saliency(tables)``: from a layer's statistics (`lpvit.curves.statistics`) to scores of its blocks, shape (R, C);
-- ``needs()``: what it looks at besides sums of weights: ``averaged_gradients`` or ``block_products``.
-"""

@@ -1,0 +1,43 @@
+"""Models as ONNX files."""
+
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lpvit.errors import LpvitError
+from lpvit.export.onnx_int8 import replace_for_export, translations
+from lpvit.models.architecture import input_size
+
+
+def write_onnx(model: nn.Module, path: str | Path) -> None:
+    """Writes a model in float32, its layers in int8 as such, for any number of images at once.
+
+    Input ``images`` (N, channels, height, width), float32; output ``logits`` (N, classes).
+
+    Args:
+        model: Left as it is.
+        path: Target, overwritten.
+
+    Raises:
+        LpvitError: The packages that write ONNX are not installed.
+    """
+    missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
+    if missing:
+        raise LpvitError(f"{path}: writing ONNX needs the package '{missing[0]}'; pip install 'lpvit[onnx]'")
+    model = deepcopy(model).cpu().float().eval()
+    replace_for_export(model)
+    program = torch.onnx.export(
+        model,
+        (torch.zeros(2, *input_size(model)),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["images"],
+        output_names=["logits"],
+        custom_translation_table=translations(),
+        verbose=False,
+    )
+    assert program is not None  # as it is with dynamo
+    program.save(path)

@@ -1,0 +1,96 @@
+"""What stands around block-sparse layers of timm's models becomes a part of them: LayerNorm, LayerScale, sums."""
+
+from typing import TypeGuard
+
+import torch
+from timm.layers import Mlp
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.vision_transformer import Block, LayerScale
+from torch import Tensor, nn
+
+from lpvit.inference.fusion import FusedAttention
+from lpvit.sparse.linear import BlockSparseLinear
+from lpvit.sparse.operator import path_of
+
+# Type of block -> (norm, the only module that it feeds, that module's first layer). The first norm of Swin is none:
+# windows are padded with zeros after it.
+_FEEDS: dict[type[nn.Module], tuple[tuple[str, str, str], ...]] = {
+    Block: (("norm1", "attn", "qkv"), ("norm2", "mlp", "fc1")),
+    SwinTransformerBlock: (("norm2", "mlp", "fc1"),),
+}
+_ADDED = (("attn.proj", "ls1"), ("mlp.fc2", "ls2"))  # layers of a block whose outputs are added, by way of what
+
+
+class JoinedBlock(nn.Module):
+    """timm's ``Block`` for inference, whose last layers add what they give to the residual."""
+
+    norm1: nn.Module
+    attn: FusedAttention
+    norm2: nn.Module
+    mlp: Mlp
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        for name in ("norm1", "attn", "norm2", "mlp"):
+            self.add_module(name, getattr(block, name))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(N, T, features) -> the same shape, as timm's."""
+        x = self.attn(self.norm1(x), attn_mask, is_causal, residual=x)
+        hidden = self.mlp.norm(self.mlp.act(self.mlp.fc1(self.norm2(x))))
+        outputs: Tensor = self.mlp.fc2(hidden, residual=x)
+        return outputs
+
+
+@torch.no_grad()
+def join_surroundings(model: nn.Module) -> None:
+    """Has block-sparse layers of a timm model do what stands around them too, in place, for inference on a CPU.
+
+    That is LayerNorm before ``qkv`` and ``fc1``, and, where attention is fused, LayerScale and the sum with the
+    residual after ``proj`` and ``fc2``. What has hooks stays as it is.
+
+    Args:
+        model: Its layers are block-sparse already, and its attention fused.
+    """
+    for name, block in list(model.named_modules()):
+        for norm, fed, layer in _FEEDS.get(type(block), ()):
+            _join_norm(block, norm, fed, layer)
+        if type(block) is Block and _can_add(block):
+            for layer, scale in _ADDED:
+                if isinstance(block.get_submodule(scale), LayerScale):
+                    block.get_submodule(layer).take_scale(block.get_submodule(scale).gamma)
+            model.set_submodule(name, JoinedBlock(block))
+
+
+def _join_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
+    before, module, first = (block.get_submodule(name) for name in (norm, fed, f"{fed}.{layer}"))
+    takes_alone = getattr(module, "gate", None) is None  # a gate takes the same inputs
+    if takes_alone and _is_norm(before) and _can_join(first) and not _has_hooks(before, module, first):
+        first.take_norm(before)
+        block.set_submodule(norm, nn.Identity())
+
+
+def _can_add(block: Block) -> bool:
+    scales = [block.ls1, block.ls2]
+    layers = [block.get_submodule(layer) for layer, _ in _ADDED] if type(block.mlp) is Mlp else [block.mlp]
+    around = (block, block.attn, block.mlp, block.drop_path1, block.drop_path2)
+    return (
+        isinstance(block.attn, FusedAttention)
+        and all(_can_join(layer) for layer in layers)
+        and all(isinstance(scale, nn.Identity | LayerScale) for scale in scales)
+        and not _has_hooks(*around, *layers, *scales)
+    )
+
+
+def _is_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm]:
+    return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine
+
+
+def _can_join(layer: nn.Module) -> TypeGuard[BlockSparseLinear]:
+    return (
+        isinstance(layer, BlockSparseLinear) and layer.values.device.type == "cpu" and not path_of(layer.values).reason
+    )
+
+
+def _has_hooks(*modules: nn.Module) -> bool:
+    return any(module._forward_pre_hooks or module._forward_hooks for module in modules)

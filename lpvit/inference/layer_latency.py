@@ -1,0 +1,100 @@
+"""Measured milliseconds of single layers, dense and block-sparse: the latency table of a machine."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lpvit.measure.timing import time_in_turns
+from lpvit.progress import bar
+from lpvit.sparse import BlockSparseLinear
+from lpvit.store.schemas import LATENCY
+from lpvit.structures.blocks.grid import BlockGrid
+
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+SECONDS = 0.1  # for a layer at a sparsity, and as much for its dense form
+_SHAPE = ["out_features", "in_features", "tokens"]
+
+
+@torch.no_grad()
+def measure_latency(
+    costs: pd.DataFrame,
+    block_shape: tuple[int, int],
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    sparsities: Iterable[float] = SPARSITIES,
+    seconds: float = SECONDS,
+) -> pd.DataFrame:
+    """Times linear layers of every shape of a model, dense and with random blocks pruned, in turns.
+
+    Patch embeddings are convolutions and have no block-sparse form, so they are not timed; nor are layers smaller than
+    a block. Where the block-sparse layer is the slower one its time stands in the table all the same;
+    `lpvit.allocation.latency.milliseconds` counts such a layer as dense.
+
+    Args:
+        costs: Layers of the model, schema ``COSTS``.
+        block_shape: Rows and columns of a block.
+        batch_size: Images per pass.
+        dtype: Of weights and activations.
+        device: Where to run.
+        sparsities: Shares of the blocks to prune.
+        seconds: For each layer and sparsity.
+
+    Returns:
+        Schema ``LATENCY``, with the shares of the weights that were pruned.
+    """
+    linear = costs[costs["role"] != "patch_embed"]
+    shapes = [
+        (rows, columns, tokens)
+        for rows, columns, tokens in linear[_SHAPE].drop_duplicates().itertuples(index=False, name=None)
+        if rows >= block_shape[0] and columns >= block_shape[1]
+    ]
+    rows = []
+    for out_features, in_features, tokens in bar(shapes, f"latency {block_shape[0]}x{block_shape[1]}", "shape"):
+        dense = nn.Linear(in_features, out_features).to(device, dtype)
+        inputs = torch.randn(batch_size, tokens, in_features, device=device).to(dtype)
+        layers = _block_sparse(dense, BlockGrid((out_features, in_features), block_shape), sparsities)
+        for sparsity, milliseconds in _milliseconds(dense, layers, inputs, seconds).items():
+            place = (out_features, in_features, tokens, *block_shape, sparsity)
+            rows.append((*place, milliseconds / batch_size))
+    return pd.DataFrame(rows, columns=[column.name for column in LATENCY.columns])
+
+
+def _milliseconds(
+    dense: nn.Module, layers: Mapping[float, nn.Module], inputs: Tensor, seconds: float
+) -> dict[float, float]:
+    """Sparsity -> time of a pass, 0 for the dense layer.
+
+    Each block-sparse layer takes turns with the dense one alone: between other block-sparse layers its code would stay
+    in the caches, as it does not in a model, and that of the dense one would not.
+    """
+    pairs = {
+        sparsity: time_in_turns(
+            {"dense": partial(dense, inputs), "sparse": partial(layer, inputs)}, device=inputs.device, seconds=seconds
+        )
+        for sparsity, layer in layers.items()
+    }
+    of_dense = 1e3 * float(np.median(np.concatenate([times["dense"] for times in pairs.values()])))
+    shares = {sparsity: float(np.median(times["sparse"] / times["dense"])) for sparsity, times in pairs.items()}
+    return {0.0: of_dense, **{sparsity: of_dense * share for sparsity, share in shares.items()}}
+
+
+def _block_sparse(dense: nn.Linear, grid: BlockGrid, sparsities: Iterable[float]) -> dict[float, nn.Module]:
+    """Share of the weights pruned -> the layer without random blocks, for the shares that its blocks can give."""
+    layers: dict[float, nn.Module] = {}
+    for pruned in sorted({round(sparsity * grid.count) for sparsity in sparsities} - {0}):
+        keep_mask = _random_keep_mask(grid, pruned)
+        sparsity = float(grid.sizes()[~keep_mask].sum()) / (grid.shape[0] * grid.shape[1])
+        layers[sparsity] = BlockSparseLinear.from_linear(dense, keep_mask, grid.block_shape)
+    return layers
+
+
+def _random_keep_mask(grid: BlockGrid, pruned: int) -> Tensor:
+    """Shape (R, C), bool, False for as many blocks as are pruned; always the same ones."""
+    order = torch.randperm(grid.count, generator=torch.Generator().manual_seed(0))
+    return (order >= pruned).view(grid.rows, grid.columns)

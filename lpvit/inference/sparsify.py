@@ -1,0 +1,146 @@
+"""Block-sparse layers in place of the pruned linear layers of a timm model, where and in the form that is fastest."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from lpvit.inference.choice import Choice, name_of, slower
+from lpvit.inference.fusion import fuse_attention
+from lpvit.inference.joining import join_surroundings
+from lpvit.measure.timing import calm_clock, time_in_turns
+from lpvit.models.analysis.layers import matrix_layers
+from lpvit.quantisation.layers import QuantisedLinear
+from lpvit.sparse.linear import BlockSparseLinear
+from lpvit.sparse.operator import path_of
+from lpvit.structures.blocks.grid import KeepMasks
+from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
+
+_logger = logging.getLogger(__name__)
+
+_measured: dict[tuple[object, ...], dict[str, float]] = {}  # what was timed -> form -> seconds
+
+
+@torch.no_grad()
+def sparsify_layers(
+    model: nn.Module,
+    keep_masks: KeepMasks,
+    block_shape: tuple[int, int],
+    batch_size: int = 8,
+    only_faster: bool = True,
+    precision: str | None = None,
+) -> list[Choice]:
+    """Makes the masked linear layers of a timm model block-sparse, in place, for inference.
+
+    A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
+    embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
+    dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
+    become block-sparse in int8 or in the model's dtype, whichever is faster. Then attention becomes that of
+    `lpvit.inference.fusion.fuse_attention`, of the same precisions, and layers also do what `lpvit.inference.joining`
+    lists.
+
+    Args:
+        model: Dense or masked; the pruned weights become zero.
+        keep_masks: One keep mask (R, C) per layer.
+        block_shape: (r, c).
+        batch_size: Images per pass that the choice is made for.
+        only_faster: False makes every linear layer sparse, untimed, in ``precision``.
+        precision: The least precise numbers that a layer may multiply: int8; by default those of the model.
+
+    Returns:
+        One choice per masked layer and per attention; those that stayed as they were are logged too.
+
+    Raises:
+        LpvitError: A mask does not fit its layer.
+    """
+    zero_pruned(dict(model.named_parameters()), expand_keep_masks(model, keep_masks, block_shape))
+    tokens = {layer.name: layer.tokens for layer in matrix_layers(model)}
+    choices = []
+    for layer, keep_mask in keep_masks.items():
+        forms = _forms(model, layer, keep_mask, block_shape, precision)
+        choices.append(_replace(model, layer, forms, tokens[layer] * batch_size, only_faster))
+    choices += fuse_attention(model, tokens, batch_size, only_faster, int8=precision == "int8")
+    join_surroundings(model)
+    for choice in choices:
+        if not choice.by_kernel:
+            pruned = "" if choice.sparsity is None else f", {choice.sparsity:.0%} pruned,"
+            _logger.info("%s%s stays as it was: %s", choice.module, pruned, choice.reason)
+    return choices
+
+
+def _forms(
+    model: nn.Module, layer: str, keep_mask: Tensor, block_shape: tuple[int, int], precision: str | None
+) -> list[BlockSparseLinear]:
+    """The block-sparse forms that a layer may take, the one that was asked for first; none of a convolution."""
+    dense = model.get_submodule(layer)
+    if not isinstance(dense, nn.Linear):
+        return []
+    gelu = _gelu_after(model, layer) is not None
+    if isinstance(dense, QuantisedLinear):  # to whole numbers that were chosen with care
+        scaled = (dense.dense(), keep_mask, block_shape, gelu, "int8", dense.scales)
+        return [BlockSparseLinear.from_linear(*scaled)]
+    precisions = [precision, None] if precision == "int8" else [precision]
+    return [BlockSparseLinear.from_linear(dense, keep_mask, block_shape, gelu, form) for form in precisions]
+
+
+def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], tokens: int, only_faster: bool) -> Choice:
+    """Swaps one layer for the fastest of its forms, or for the first of them without asking for speed."""
+    dense = model.get_submodule(layer)
+    weight: Tensor = dense.weight  # type: ignore[assignment]
+    if not forms:
+        sparsity = 1 - weight.count_nonzero().item() / weight.numel()
+        reason = f"{type(dense).__name__} has no block-sparse form"
+        return Choice(layer, "layer", False, name_of(weight.dtype), sparsity, reason=reason)
+    activation, sparse = _gelu_after(model, layer), forms[0]
+    seconds = kernel_seconds = None
+    if only_faster:
+        with_kernel = [form for form in forms if not path_of(form.values).reason]
+        reason = path_of(sparse.values).reason
+        if with_kernel:
+            times = _timed(nn.Sequential(dense, *([activation] if activation else [])), with_kernel, tokens)
+            sparse = min(with_kernel, key=lambda form: times[_form(form)])
+            seconds, kernel_seconds = times["dense"], times[_form(sparse)]
+            reason = slower(seconds, kernel_seconds)
+        if seconds is None or kernel_seconds is None or kernel_seconds >= seconds:
+            precision = name_of(weight.dtype)
+            return Choice(layer, "layer", False, precision, sparse.sparsity, seconds, kernel_seconds, reason)
+    model.set_submodule(layer, sparse)
+    if activation is not None:
+        model.set_submodule(f"{_parent(layer)}.act", nn.Identity())
+    return Choice(layer, "layer", True, _form(sparse), sparse.sparsity, seconds, kernel_seconds)
+
+
+def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:
+    """The exact GELU that alone follows a layer: that of timm's Mlp after ``fc1``."""
+    parent = model.get_submodule(_parent(layer))
+    if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1":
+        return None
+    activation = parent.act
+    return activation if isinstance(activation, nn.GELU) and activation.approximate == "none" else None
+
+
+def _parent(layer: str) -> str:
+    return layer.rpartition(".")[0]
+
+
+def _form(sparse: BlockSparseLinear) -> str:
+    return name_of(sparse.values.dtype)
+
+
+def _timed(dense: nn.Sequential, forms: Sequence[BlockSparseLinear], tokens: int) -> dict[str, float]:
+    """Median seconds of the dense and of each sparse form, taking turns on one random input; measured once per key."""
+    weight: Tensor = dense[0].weight  # type: ignore[assignment]
+    first = forms[0]
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    kinds = (weight.dtype, weight.device, torch.get_num_threads(), *map(_form, forms))
+    key = (first.grid, len(first.values), first.gelu, tokens, *kinds)
+    if key not in _measured:
+        inputs = torch.randn(tokens, first.in_features, device=weight.device).to(dtype)
+        arms = {_form(sparse): partial(sparse, inputs) for sparse in forms} | {"dense": partial(dense, inputs)}
+        times = time_in_turns(arms, device=weight.device, seconds=0, clock=calm_clock(weight.device))
+        _measured[key] = {form: float(np.median(seconds)) for form, seconds in times.items()}
+    return _measured[key]

@@ -1,0 +1,254 @@
+"""A model that is understood: its layers, where its passes can resume, and what its blocks add to; checked, or refused.
+
+N = images; O = output features of a layer.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpvit.errors import LpvitError
+from lpvit.models.analysis.layers import Body, LayerSpec, traced_layers
+from lpvit.models.analysis.passes import constant, recorded_units, replaced_forwards
+from lpvit.models.analysis.trace import IMAGES, Trace, quiet, random_images, trace
+
+_logger = logging.getLogger(__name__)
+
+_MORE_UNITS = ("patch_embed", "downsample")  # beside transformer blocks and stages, where a model has them
+
+
+@dataclass(frozen=True)
+class Branch:
+    """How the output y of the last layer of a transformer block enters the block's output: r + scale * y.
+
+    Attributes:
+        block: Name of the transformer block.
+        scale: LayerScale and the like, (O,), float32 or wider; 1 where y is added as it is.
+    """
+
+    block: str
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class Network:
+    """What `understand` found out about a model.
+
+    Attributes:
+        model: As given.
+        layers: All that multiply tokens by a weight matrix, in order of execution.
+        units: Modules after which a pass can resume from their output alone, in order of execution.
+        branches: Last layer of a transformer block -> how its output is added; without those where it is not.
+        macs: Multiply-accumulates of all products for one image, attention included.
+    """
+
+    model: nn.Module
+    layers: list[LayerSpec]
+    units: list[str]
+    branches: dict[str, Branch]
+    macs: int
+
+
+@torch.no_grad()
+def understand(model: nn.Module) -> Network:
+    """Looks at a model and proves on two random images what everything else relies on.
+
+    All linear products are made by layers that are known; a pass that resumes after a unit gives the logits of a plain
+    one (a unit after which it does not is left out, and passes resume earlier); and the output of the last layer of a
+    transformer block is added to the rest of it, scaled by one number a feature, or it is not listed as a branch.
+
+    Args:
+        model: Not on the meta device; left as it is.
+
+    Raises:
+        LpvitError: The model gives no logits, or makes products that cannot be ascribed to a layer.
+    """
+    require_plain_module(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise LpvitError("model: is on the meta device, so it has no weights; load them, or move it with to_empty")
+    traced = trace(model)
+    layers = traced_layers(model, traced)
+    _require_all_products(model, traced, layers)
+    body = Body.of(model, traced)
+    with quiet(model):
+        units = _units(model, traced, body)
+        branches = _branches(model, traced, body, layers)
+    return Network(model, layers, units, branches, traced.macs)
+
+
+def require_plain_module(model: object) -> None:
+    """Makes sure that something is a model that can be copied and watched.
+
+    Raises:
+        LpvitError: It is no module, compiled already, or spread over devices.
+    """
+    if not isinstance(model, nn.Module):
+        raise LpvitError(f"model: found {type(model).__name__}, expected a model of timm")
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        raise LpvitError("model: is compiled; give the model that went into torch.compile, and compile what comes out")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise LpvitError(f"model: is wrapped in {type(model).__name__}; give its 'module'")
+
+
+def _require_all_products(model: nn.Module, traced: Trace, layers: Sequence[LayerSpec]) -> None:
+    known = sum(layer.macs for layer in layers)
+    for name, span in traced.spans.items():  # for one image as for many, such as the MLP of a position bias
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Linear | nn.Conv2d) and not span.grows:
+            known += span.numbers * module.weight[0].numel()
+    missing = traced.linear_macs - known
+    if missing:
+        places = ", ".join(f"'{owner}' in '{place}'" for owner, place in list(traced.by_function.items())[:2])
+        reason = f"functions use the weights of {places}" if places else "no module makes them"
+        raise LpvitError(
+            f"model: {type(model).__name__}: {missing:,} of its {traced.linear_macs:,} multiply-adds in linear "
+            f"products are not those of a layer ({reason}), so it cannot be pruned to a budget"
+        )
+
+
+def _units(model: nn.Module, traced: Trace, body: Body) -> list[str]:
+    """The candidates from which a pass resumes rightly, proved from the last to the first.
+
+    One that gives the output of a later unit that was proved need not run to the end.
+    """
+    candidates = {*body.spans, *body.blocks}
+    candidates |= {name for name in traced.spans if name.rpartition(".")[2] in _MORE_UNITS}
+    ended = sorted(
+        (name for name in candidates if traced.spans[name].calls == 1 and traced.spans[name].numbers),
+        key=lambda name: traced.spans[name].end,
+    )
+    images = random_images(model, IMAGES)
+    with recorded_units(model, ended) as outputs:
+        logits = model(images)
+    _require_logits(logits)
+    outputs = {unit: output for unit, output in outputs.items() if output.shape[0] == IMAGES}
+    ended = [unit for unit in ended if unit in outputs]
+    proved: list[str] = []
+    for number, unit in reversed(list(enumerate(ended))):
+        forwards = {before: constant(torch.full_like(outputs[before], torch.nan)) for before in ended[:number]}
+        forwards[unit] = constant(outputs[unit])
+        goal = proved[0] if proved else None
+        found = _run_to(model, forwards, torch.full_like(images, torch.nan), goal)
+        if _equal(found, logits if goal is None else outputs[goal]):
+            proved.insert(0, unit)
+        else:
+            _logger.info("%s: passes do not resume after it, as more than its output is used later", unit)
+    return proved
+
+
+class _GoalError(Exception):
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+def _run_to(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]], images: Tensor, goal: str | None) -> Any:
+    def reached(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        raise _GoalError(output)
+
+    hook = None if goal is None else model.get_submodule(goal).register_forward_hook(reached)
+    try:
+        with replaced_forwards(model, forwards):
+            return model(images)
+    except _GoalError as stopped:
+        return stopped.output
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def _require_logits(logits: Any) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != IMAGES:
+        found = f"a tensor of {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise LpvitError(f"model: gives {found} for {IMAGES} images, expected logits ({IMAGES}, classes)")
+
+
+def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[LayerSpec]) -> dict[str, Branch]:
+    calls = _recorded_calls(model, body.blocks)
+    branches = {}
+    for block, (arguments, options) in calls.items():
+        inside = [layer for layer in layers if layer.name.startswith(f"{block}.") and not layer.obstacle]
+        if not inside:
+            continue
+        layer = max(inside, key=lambda layer: traced.spans[layer.name].end)
+        if isinstance(model.get_submodule(layer.name), nn.Conv2d):  # fitted to its own output
+            continue
+        scale = _scale(_Block(model, block, layer.name, arguments, options), layer.out_features)
+        if scale is not None:
+            branches[layer.name] = Branch(block, scale)
+    return branches
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A transformer block, called as the model calls it, with another output of one of its layers."""
+
+    model: nn.Module
+    name: str
+    layer: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def __call__(self, output: Callable[[Tensor], Tensor]) -> Any:
+        hook = self.model.get_submodule(self.layer).register_forward_hook(lambda _, __, found: output(found))
+        try:
+            return self.model.get_submodule(self.name)(*_copied(self.arguments), **_copied(self.options))
+        finally:
+            hook.remove()
+
+
+def _scale(block_with: _Block, features: int) -> Tensor | None:
+    """The numbers s in r + s * y, for a block's output as a function of the output y of its last layer."""
+    residual = block_with(torch.zeros_like)
+    random = torch.randn(features, generator=torch.Generator().manual_seed(1))
+    draws: list[Tensor] = []
+
+    def drawn(output: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(2)
+        draws.append(torch.randn(output.shape, generator=generator).to(output) + random.to(output))
+        return draws[0]
+
+    found = block_with(drawn)
+    with_ones = block_with(torch.ones_like)
+    if not isinstance(residual, Tensor) or residual.shape[-1] != features or residual.numel() != draws[0].numel():
+        return None
+    scale: Tensor = (with_ones - residual).reshape(-1, features).double().mean(dim=0)
+    expected = residual.double() + scale * draws[0].reshape(residual.shape).double()
+    if not _equal(found.double(), expected):
+        return None
+    rounded = scale.float()
+    return torch.ones_like(rounded) if torch.allclose(rounded, torch.ones_like(rounded), rtol=1e-3) else rounded
+
+
+def _recorded_calls(model: nn.Module, modules: Mapping[str, Any]) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Arguments and options that modules are called with in a pass."""
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, arguments, options, name=name: calls.update({name: (_copied(arguments), _copied(options))}),
+            with_kwargs=True,
+        )
+        for name in modules
+    ]
+    try:
+        model(random_images(model, IMAGES))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _copied(value: Any) -> Any:
+    """A copy of tensors in tuples, lists and dicts, safe from changes in place."""
+    return torch.utils._pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _equal(found: Any, expected: Tensor) -> bool:
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    scale = float(expected.abs().max()) or 1.0
+    coarse = expected.dtype in (torch.bfloat16, torch.float16)
+    return bool(((found - expected).abs() <= scale * (3e-2 if coarse else 1e-4)).all())

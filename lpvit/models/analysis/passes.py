@@ -1,0 +1,214 @@
+"""Forward passes that begin or end in the middle of a model.
+
+Units are the parts that a model runs one after the other, each on the output of the one before: patch embedding,
+transformer blocks, Swin's downsampling. `lpvit.models.analysis.network.Network` knows those of a model. A pass begins
+after a unit by giving the units up to it constant outputs.
+
+N = images of a batch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lpvit.errors import LpvitError
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, channels, height, width), labels (N,)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the mode of before outside."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def require_finite_logits(logits: Tensor, model: nn.Module, images: Tensor) -> None:
+    """Makes sure that a forward pass went well.
+
+    Args:
+        logits: What the model made of the images, (N, K).
+        model: Asked again, only after a failure, to find where it began.
+        images: (N, channels, height, width).
+
+    Raises:
+        LpvitError: A logit is NaN or infinite; the first module whose output is so is named.
+    """
+    if not logits.isfinite().all():
+        raise LpvitError(
+            f"{_first_non_finite_module(model, images)}: its output on the calibration images is NaN or infinite; "
+            "check the dense weights and the mean and std of the images"
+        )
+
+
+@torch.no_grad()
+def _first_non_finite_module(model: nn.Module, images: Tensor) -> str:
+    found = []
+
+    def look(name: str, output: object) -> None:
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
+        for name, module in model.named_modules()
+        if not any(module.children())
+    ]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next(iter(found), "the model")
+
+
+def constant(output: Tensor) -> Callable[..., Tensor]:
+    """A forward that ignores its input."""
+    return lambda *_, **__: output
+
+
+@contextmanager
+def recorded_units(model: nn.Module, units: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Yields unit -> its output (images first), filled in order of execution as the model runs."""
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(unit).register_forward_hook(lambda _, __, output, unit=unit: outputs.update({unit: output}))
+        for unit in units
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+    """Lets modules run other forwards; on leaving, the attribute goes and that of their class is back."""
+    modules = {model.get_submodule(name): forward for name, forward in forwards.items()}
+    try:
+        for module, forward in modules.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+
+
+@dataclass(frozen=True)
+class PausedPass:
+    """The pass of a batch that waits between two units, in main memory.
+
+    Attributes:
+        images: (N, channels, height, width); a placeholder as soon as a unit has ended.
+        outputs: unit -> its output (images first) of the units that have ended, in order of execution; placeholders
+            but for the last.
+    """
+
+    images: Tensor
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Halt:
+    """Where a pass stops.
+
+    Attributes:
+        layer: A linear layer or convolution; the pass stops where it begins.
+        block: A transformer block around the layer: the pass goes on to the end of it, with an output of the layer that
+            is zero, and so gives what the layer's output is added to. None stops at the layer.
+    """
+
+    layer: str
+    block: str | None = None
+
+
+def run_until(
+    model: nn.Module, units: Iterable[str], paused: PausedPass, halt: Halt, device: torch.device | str
+) -> tuple[Tensor, Tensor | None, PausedPass]:
+    """Goes on with a pass as far as a layer.
+
+    Args:
+        model: On the device; left as it is.
+        units: Of the model.
+        paused: A pass of this model that has not come to the layer.
+        halt: Where to stop.
+        device: Of the model.
+
+    Returns:
+        The layer's input, on the device; what the block made of a zero output of the layer, if asked for; and the pass
+        paused after the last unit that ended before the layer.
+    """
+    forwards = {unit: constant(output.to(device)) for unit, output in paused.outputs.items()}
+    reached: list[Tensor] = []
+    residual = None
+    with _halted(model, halt, reached), recorded_units(model, units) as outputs, replaced_forwards(model, forwards):
+        try:
+            model(paused.images.to(device))
+        except _ReachedError as stopped:
+            residual = stopped.output
+    if not reached:
+        raise AssertionError(f"{halt.layer}: the model ended without running it")
+    return reached[0], residual, paused if len(outputs) == len(forwards) else _pause(paused.images, outputs)
+
+
+class _ReachedError(Exception):
+    def __init__(self, output: Tensor | None = None) -> None:
+        self.output = output
+
+
+@contextmanager
+def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[None]:
+    """Lets a pass end in `_ReachedError` where it shall stop; the list gets the layer's input."""
+
+    def before_layer(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        reached.append(inputs[0])
+        if halt.block is None:
+            raise _ReachedError
+
+    def after_layer(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.zeros_like(output)
+
+    def after_block(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        if reached:
+            raise _ReachedError(output)
+
+    layer = model.get_submodule(halt.layer)
+    handles = [layer.register_forward_pre_hook(before_layer)]
+    if halt.block is not None:  # registered before the recording of units, which must not see this output
+        handles.append(layer.register_forward_hook(after_layer))
+        handles.append(model.get_submodule(halt.block).register_forward_hook(after_block))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pause(images: Tensor, outputs: Mapping[str, Tensor]) -> PausedPass:
+    *ended, last = outputs
+    placeholders = {unit: _placeholder(outputs[unit]) for unit in ended}
+    return PausedPass(_placeholder(images), {**placeholders, last: outputs[last].cpu()})
+
+
+def _placeholder(tensor: Tensor) -> Tensor:
+    """Zeros of the same shape in the memory of one: what computes on it goes before a unit with a constant output."""
+    return tensor.new_zeros(()).expand(tensor.shape)
+
+
+def first_images(batches: Batches, count: int) -> list[tuple[Tensor, Tensor]]:
+    """The first ``count`` images and labels, in batches."""
+    first = []
+    for images, labels in batches:
+        first.append((images[:count], labels[:count]))
+        count -= len(images)
+        if count <= 0:
+            break
+    return first

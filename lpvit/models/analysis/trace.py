@@ -1,0 +1,215 @@
+"""A forward pass that is watched: which modules run, in which order, where attention is, and what no module makes.
+
+N = images of the pass.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+IMAGES = 2  # of the pass that is watched; what does not grow with them is no work on tokens
+
+_ATTENTION = (
+    functional.scaled_dot_product_attention,
+    functional.softmax,
+    torch.softmax,
+    Tensor.softmax,
+    functional.multi_head_attention_forward,
+)
+_PRODUCTS_OF_LAYERS = ("mm", "addmm", "convolution", "_convolution")  # of the counter; attention is bmm
+
+
+@dataclass
+class Span:
+    """When a module ran, and what came out.
+
+    Attributes:
+        start: Moment at which it began.
+        end: Moment at which it ended.
+        calls: How often it ran.
+        numbers: Elements of its outputs, all calls together, with N images.
+        width: Size of the last dimension of its output; 0 where the output is no tensor.
+        grows: Whether its output is larger for N images than for one.
+        mismatch: What is wrong with the output of a linear layer or convolution; empty if it is input times weight.
+    """
+
+    start: int
+    end: int = -1
+    calls: int = 1
+    numbers: int = 0
+    width: int = 0
+    grows: bool = True
+    mismatch: str = ""
+
+
+@dataclass
+class Trace:
+    """What `trace` saw.
+
+    Attributes:
+        images: N.
+        spans: Name of a module -> when it ran.
+        attention: Moment and the modules around, outermost first, of every softmax or attention product.
+        macs: Multiply-accumulates of all products for one image.
+        linear_macs: Those of linear products and convolutions alone.
+        by_function: Module whose weight a function multiplied with -> the module in which that happened.
+    """
+
+    images: int
+    spans: dict[str, Span] = field(default_factory=dict)
+    attention: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    macs: int = 0
+    linear_macs: int = 0
+    by_function: dict[str, str] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def trace(model: nn.Module) -> Trace:
+    """Watches one pass over ``IMAGES`` random images, and counts the products of another over one image.
+
+    Args:
+        model: Left as it is. On the meta device nothing is computed, and so no product is checked.
+    """
+    traced = Trace(IMAGES)
+    with quiet(model):
+        with _watched(model, traced):
+            model(random_images(model, IMAGES))
+        numbers: dict[str, int] = {}
+        # Fused attention kernels differ by device and not all are counted; the plain one is two matrix products.
+        with _sized(model, numbers), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(random_images(model, 1))
+    for name, span in traced.spans.items():
+        span.grows = span.numbers > numbers.get(name, 0)
+    counts = counter.get_flop_counts()["Global"]
+    traced.macs = int(counter.get_total_flops()) // 2
+    traced.linear_macs = sum(count for product, count in counts.items() if _is_of_layers(product)) // 2
+    return traced
+
+
+def random_images(model: nn.Module, count: int) -> Tensor:
+    """Images as the model takes them, always the same, (count, channels, height, width)."""
+    parameter = next(model.parameters())
+    size: tuple[int, ...] = tuple(model.pretrained_cfg["input_size"])  # type: ignore[index]
+    if parameter.device.type == "meta":
+        return torch.empty(count, *size, device="meta", dtype=parameter.dtype)
+    images = torch.randn(count, *size, generator=torch.Generator().manual_seed(0))
+    return images.to(parameter)
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no parameter that asks for gradients: torch's counter stumbles over those."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def hooks(handles: Iterator[Any] | list[Any]) -> Iterator[None]:
+    """Removes hooks on leaving."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+class _Functions(TorchFunctionMode):
+    """Notes attention, and linear products with the weight of a module that is not running."""
+
+    def __init__(self, traced: Trace, stack: list[str], clock: Iterator[int], owners: Mapping[int, str]) -> None:
+        super().__init__()
+        self.traced, self.stack, self.clock, self.owners = traced, stack, clock, owners
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        arguments = dict(kwargs or {})
+        if function in _ATTENTION:
+            self.traced.attention.append((next(self.clock), tuple(self.stack)))
+        elif function in (functional.linear, functional.conv2d):
+            weight = arguments.get("weight", args[1] if len(args) > 1 else None)
+            owner = self.owners.get(id(weight))
+            if owner is not None and owner not in self.stack:
+                self.traced.by_function[owner] = self.stack[-1] if self.stack else "the model"
+        return function(*args, **arguments)
+
+
+@contextmanager
+def _watched(model: nn.Module, traced: Trace) -> Iterator[None]:
+    stack: list[str] = []
+    clock = itertools.count()
+    owners = {
+        id(module.weight): name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+    def begin(name: str) -> None:
+        stack.append(name)
+        if name in traced.spans:
+            traced.spans[name].calls += 1
+        else:
+            traced.spans[name] = Span(next(clock))
+
+    def end(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        stack.pop()
+        span = traced.spans[name]
+        span.end = next(clock)
+        if isinstance(output, Tensor):
+            span.numbers += output.numel()
+            span.width = output.shape[-1] if output.dim() else 0
+            if isinstance(module, nn.Linear | nn.Conv2d) and not output.is_meta:
+                span.mismatch = _mismatch(module, inputs[0], output)
+
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            handles.append(module.register_forward_pre_hook(lambda _, __, name=name: begin(name)))
+            handles.append(module.register_forward_hook(lambda *call, name=name: end(name, *call)))
+    with hooks(handles), _Functions(traced, stack, clock, owners):
+        yield
+
+
+@contextmanager
+def _sized(model: nn.Module, numbers: dict[str, int]) -> Iterator[None]:
+    def note(name: str, output: Any) -> None:
+        numbers[name] = numbers.get(name, 0) + (output.numel() if isinstance(output, Tensor) else 0)
+
+    modules = model.named_modules()
+    with hooks(
+        [module.register_forward_hook(lambda _, __, out, name=name: note(name, out)) for name, module in modules]
+    ):
+        yield
+
+
+def _mismatch(module: nn.Linear | nn.Conv2d, inputs: Tensor, output: Tensor) -> str:
+    """Compares the output with the plain product; empty where they agree."""
+    if not module.weight.is_floating_point():  # an int8 layer multiplies by it, up to what it rounds
+        return ""
+    if isinstance(module, nn.Linear):
+        expected = functional.linear(inputs, module.weight, module.bias)
+    else:
+        expected = nn.Conv2d._conv_forward(module, inputs, module.weight, module.bias)
+    if expected.shape == output.shape and torch.allclose(expected, output, rtol=1e-3, atol=1e-4, equal_nan=True):
+        return ""
+    return f"what {type(module).__name__} gives is not its input times its weight"
+
+
+def _is_of_layers(product: Any) -> bool:
+    return str(product).rpartition(".")[2] in _PRODUCTS_OF_LAYERS

@@ -1,0 +1,5 @@
+"""Where models come from: architectures, checkpoints and pretrained weights."""
+
+from lpvit.lazy import modules_of
+
+__getattr__ = modules_of(__name__)

@@ -1,0 +1,24 @@
+"""The dense model that the config names."""
+
+from torch import nn
+
+from lpvit.models.architecture import Architecture
+from lpvit.models.settings import Model
+from lpvit.models.sources.checkpoints import load_weights, read_checkpoint
+
+
+def dense_model(settings: Model, num_classes: int) -> tuple[Architecture, nn.Module]:
+    """A timm model with timm's weights, those of a checkpoint, or random ones that are to be trained.
+
+    Args:
+        settings: Of the config.
+        num_classes: Outputs.
+
+    Raises:
+        LpvitError: timm does not know the model, or the weights are not there or do not fit.
+    """
+    architecture = Architecture(settings.timm, num_classes, settings.options, settings.data_config)
+    model = architecture.build(pretrained=settings.weights == "pretrained", seed=settings.seed)
+    if settings.checkpoint is not None:
+        load_weights(model, read_checkpoint(settings.checkpoint), settings.checkpoint)
+    return architecture, model

@@ -1,0 +1,5 @@
+"""int8 layers, rounding of weights, calibration."""
+
+from lpvit.lazy import modules_of
+
+__getattr__ = modules_of(__name__)

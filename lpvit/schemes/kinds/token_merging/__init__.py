@@ -1,0 +1,33 @@
+"""Token merging (ToMe; Bolya et al., ICLR 2023): after every transformer block, tokens with similar keys become one.
+
+Without training. The patches are dealt alternately into two sets; each of the first looks for the most similar of the
+second, by the mean key over the heads, and the ``merged_tokens`` most similar pairs are averaged, weighted by how many
+patches each stands for. Attention counts a token as often as it stands for patches: log(size) is added to its scores.
+Differs from the paper in that tokens merge at the end of a block and not between its attention and its MLP.
+"""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from lpvit.settings import Section
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Settings(Section):
+    merged_tokens: int = Field(8, gt=0, description="tokens fewer after every transformer block (`token_merging`)")
+
+
+def add(model: "nn.Module", settings: Settings) -> None:
+    from lpvit.schemes.attention import attention_modules, take_over
+    from lpvit.schemes.kinds.token_merging.merger import TokenMerger
+    from lpvit.schemes.scheme import require_chain
+
+    vit = require_chain(model, "token_merging")
+    vit.token_merger = TokenMerger(vit.num_prefix_tokens, settings.merged_tokens)
+    take_over(attention_modules(vit.blocks), vit.token_merger.attention)
+    vit.blocks[0].register_forward_pre_hook(vit.token_merger.begin)
+    for block in vit.blocks[1:]:
+        block.register_forward_pre_hook(vit.token_merger.merge_tokens)

@@ -1,0 +1,48 @@
+"""Token selection: before some transformer blocks a learned scorer drops the patches that matter least.
+
+A linear scorer rates every patch token. In training, Gumbel noise is added to the scores, and the share of a token in
+the relaxed choice, K softmax((score + noise) / temperature), is the gradient's way to the scorer (straight through: the
+value of the factor is 1). At inference the K best stay. Class, distillation and register tokens always stay. What is
+dropped is gone, in training too, so that both take less time.
+
+N = images; T = tokens; P = patch tokens; K = those that stay; C = features.
+"""
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field
+
+from lpvit.settings import Fraction, Section
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _falling(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] >= bounds[1] > 0:
+        raise ValueError(f"found {list(bounds)}, expected two positive numbers that do not rise")
+    return bounds
+
+
+class Settings(Section):
+    keep_tokens: Fraction = Field(0.7, description="share of the patch tokens that stay, each time (`token_selection`)")
+    before_blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (3, 6, 9), min_length=1, description="transformer blocks, counted from 0, before which tokens go"
+    )
+    temperatures: Annotated[tuple[float, float], AfterValidator(_falling)] = Field(
+        (10.0, 0.1), description="of the relaxed choice, at the start and the end of the training"
+    )
+
+
+def add(model: "nn.Module", settings: Settings) -> None:
+    from lpvit.errors import LpvitError
+    from lpvit.schemes.kinds.token_selection.scorer import TokenScorer
+    from lpvit.schemes.scheme import require_chain
+
+    vit = require_chain(model, "token_selection")
+    if beyond := [number for number in settings.before_blocks if number >= len(vit.blocks)]:
+        raise LpvitError(f"schemes: before_blocks: {beyond[0]} found, the model has blocks 0 to {len(vit.blocks) - 1}")
+    for block in (vit.blocks[number] for number in settings.before_blocks):
+        scorer = TokenScorer(vit.num_features, vit.num_prefix_tokens, settings.keep_tokens, settings.temperatures)
+        block.token_scorer = scorer.to(next(block.parameters()))
+        block.register_forward_pre_hook(scorer.drop_tokens)

@@ -1,0 +1,83 @@
+"""Predicted from the gradients of every image.
+
+R, C = rows and columns of a grid of blocks; B = R * C; S = samples of the block products.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from lpvit.settings import Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from lpvit.structures.blocks.rate_distortion import CurveInputs
+
+UNIT = "logit² per image"
+CUMULATIVE_NUMBERS = 2**18  # of running sums held at once: 2 MiB in float64, for the cache
+
+
+class Settings(Section):
+    form: Literal["cumulative", "diagonal"] = Field(
+        "cumulative", description="with or without the interaction of blocks (`distortion: gauss_newton`)"
+    )
+    correction_images: int = Field(
+        0,
+        ge=0,
+        description="images on which predicted curves are corrected for the finite size of the change "
+        "(`distortion: gauss_newton`); 0 is off",
+    )
+
+
+def needs(settings: Settings) -> set[str]:
+    return {"block_products", "images"} if settings.correction_images else {"block_products"}
+
+
+def curves(inputs: "CurveInputs", settings: Settings) -> "pd.DataFrame":
+    from lpvit.structures.blocks.correction import corrected_curves
+
+    predicted = inputs.predicted(
+        lambda tables, ranks: gauss_newton_distortion(tables["block_products"], ranks, settings.form)
+    )
+    if settings.correction_images == 0:
+        return predicted
+    return corrected_curves(predicted, inputs.measured_model(settings.correction_images), inputs.blocks)
+
+
+def gauss_newton_distortion(
+    block_products: "Tensor", ranks: "Tensor", form: Literal["cumulative", "diagonal"]
+) -> "Tensor":
+    r"""Distortion of zeroing the first n blocks of the pruning order, for every n, to first order in the weights.
+
+    With c the block products of a sample (`lpvit.structures.blocks.products`) and the mean over the S samples,
+
+    .. math::
+        D_{cumulative}(n) = E \Big( \sum_{b \le n} c_b \Big)^2, \qquad D_{diagonal}(n) = \sum_{b \le n} E \, c_b^2.
+
+    The first is an unbiased estimate of the linearised change of the logits. The second leaves out the products of
+    different blocks, and with them most of the noise of few samples.
+
+    Args:
+        block_products: c, (S, B).
+        ranks: Place of every block in the pruning order, (R, C).
+        form: Which of the two.
+
+    Returns:
+        Shape (B + 1,), float64, in squared logits per image; 0 where nothing is pruned.
+    """
+    import torch
+    from torch import nn
+
+    from lpvit.structures.blocks.statistics import mean_squared_products
+
+    pruned_first = ranks.flatten().argsort()
+    if form == "diagonal":
+        return nn.functional.pad(mean_squared_products(block_products)[pruned_first].cumsum(dim=0), (1, 0))
+    distortion = torch.zeros(len(pruned_first) + 1, dtype=torch.float64)
+    for samples in torch.split(block_products, max(1, CUMULATIVE_NUMBERS // len(pruned_first))):
+        sums = samples.T[pruned_first].double()
+        torch.cumsum(sums, dim=0, out=sums)
+        distortion[1:] += torch.linalg.vector_norm(sums, dim=1).square_()
+    return distortion / len(block_products)

@@ -1,0 +1,195 @@
+"""Curves measured by masking one layer at a time.
+
+N = images of a batch; K = logits; P = pruned copies of a layer that run side by side; O, I = output and input features
+of a layer.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lpvit.models.analysis.layers import LayerSpec, MatrixLayer, weight_matrix
+from lpvit.models.analysis.network import understand
+from lpvit.models.analysis.passes import (
+    Batches,
+    constant,
+    evaluation_mode,
+    recorded_units,
+    replaced_forwards,
+    require_finite_logits,
+)
+from lpvit.progress import bar
+from lpvit.structures.blocks.curve import blocks_pruned_at, pruning_ranks, sampled_curve
+from lpvit.structures.blocks.grid import BlockGrid
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model, its images and what of it is pruned, to measure.
+
+    Attributes:
+        model: Dense; moved to the device, otherwise left as it is.
+        images: The images X and labels, in batches.
+        layers: Layers to measure.
+        block_shape: Rows and columns of a block.
+        device: Where to compute.
+        images_per_pass: Bound of N * P, and so of memory; never less than one batch.
+    """
+
+    model: nn.Module
+    images: Batches
+    layers: Sequence[LayerSpec]
+    block_shape: tuple[int, int]
+    device: torch.device | str
+    images_per_pass: int = 256
+
+
+@torch.no_grad()
+def masked_curves(measured: MeasuredModel, blocks: pd.DataFrame, points: int, share: float = 1.0) -> pd.DataFrame:
+    r"""Curves measured by masking one layer at a time: the mean over the images of the squared change of the logits.
+
+    .. math:: D = \frac{1}{|X|} \sum_{x \in X} \lVert f(x; W) - f(x; \tilde W) \rVert^2
+
+    A batch passes through the dense model once. Every pruned pass resumes where the layer's transformer block begins,
+    from the dense activations, with several sparsities side by side as one larger batch.
+
+    Args:
+        measured: The dense model.
+        blocks: Scores, schema ``BLOCKS``.
+        points: Sparsities of a curve, evenly from 0 to 1.
+        share: Of the pruned weights that is taken away; the distortion is divided by its square.
+
+    Returns:
+        Schema ``CURVES``; exactly 0 where nothing is pruned.
+
+    Raises:
+        LpvitError: A block is larger than a layer, or the dense model's output is not finite.
+    """
+    model = measured.model.to(measured.device)
+    of_layer = {str(layer): frame for layer, frame in blocks.groupby("layer", sort=False)}
+    pending = {layer.name: _Pending(layer, of_layer[layer.name], points, measured) for layer in measured.layers}
+    units = understand(model).units
+    images_seen = 0
+    with evaluation_mode(model):
+        for images, _ in bar(measured.images, "empirical curves", "batch"):
+            dense = _record_dense_pass(model, units, images.to(measured.device), pending)
+            copies = max(1, measured.images_per_pass // len(images))
+            for layer, curve in bar(pending.items(), "layers of a batch", "layer", leave=False):
+                for pruned in torch.split(curve.counts, copies):
+                    scales = 1 - share * curve.gone_at(pruned).to(dense.logits)
+                    curve.sums[pruned] += _squared_changes(model, dense, layer, scales) / share**2
+            images_seen += len(images)
+    means = {layer: curve.sums.cpu() / images_seen for layer, curve in pending.items()}
+    return pd.concat([sampled_curve(of_layer[layer], points, means[layer]) for layer in means], ignore_index=True)
+
+
+class _Pending:
+    """The curve of a layer while it is measured.
+
+    Attributes:
+        counts: Numbers of blocks to prune, rising, without 0.
+        sums: Squared changes of the logits, by the number of blocks pruned, shape (B + 1,).
+    """
+
+    def __init__(self, layer: LayerSpec, blocks: pd.DataFrame, points: int, measured: MeasuredModel) -> None:
+        grid = BlockGrid(layer.shape, measured.block_shape)
+        self._ranks = grid.expand(pruning_ranks(blocks).to(measured.device))
+        self.counts = torch.from_numpy(np.unique(blocks_pruned_at(grid.count, points))[1:]).to(measured.device)
+        self.sums = torch.zeros(grid.count + 1, dtype=torch.float64, device=measured.device)
+
+    def gone_at(self, counts: Tensor) -> Tensor:
+        """Whether each weight is gone when so many blocks are, (P,) -> (P, O, I)."""
+        return self._ranks < counts[:, None, None]
+
+
+@dataclass(frozen=True)
+class _DensePass:
+    """What the dense model made of a batch.
+
+    Attributes:
+        images: (N, channels, height, width).
+        logits: (N, K).
+        outputs: Of `lpvit.models.analysis.passes.recorded_units`.
+        units_before: layer -> number of units (see `lpvit.models.analysis.passes`) that had ended when it ran.
+    """
+
+    images: Tensor
+    logits: Tensor
+    outputs: dict[str, Tensor]
+    units_before: dict[str, int]
+
+
+def _record_dense_pass(model: nn.Module, units: Sequence[str], images: Tensor, layers: Iterable[str]) -> _DensePass:
+    units_before: dict[str, int] = {}
+    with recorded_units(model, units) as outputs:
+        hooks = [
+            model.get_submodule(layer).register_forward_pre_hook(
+                lambda _, __, layer=layer: units_before.update({layer: len(outputs)})
+            )
+            for layer in layers
+        ]
+        try:
+            logits = model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    require_finite_logits(logits, model, images)
+    return _DensePass(images, logits, outputs, units_before)
+
+
+def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Tensor) -> Tensor:
+    """Squared change of the logits, summed over the batch, for each way to scale the weights of a layer.
+
+    Args:
+        model: Left as it is.
+        dense: Of this model.
+        layer: The layer that is pruned.
+        scales: Factors of its weights, (P, O, I); 0 where a weight is pruned.
+
+    Returns:
+        Shape (P,), float64.
+    """
+    copies = len(scales)
+    done = list(dense.outputs)[: dense.units_before[layer]]
+    forwards = {unit: constant(dense.outputs[unit]) for unit in done}
+    images = dense.images
+    if done:
+        forwards[done[-1]] = constant(_repeat(dense.outputs[done[-1]], copies))
+    else:
+        images = _repeat(images, copies)
+    pruned_layer = model.get_submodule(layer)
+    assert isinstance(pruned_layer, MatrixLayer)
+    forwards[layer] = _scaled_side_by_side(pruned_layer, scales)
+    with replaced_forwards(model, forwards):
+        pruned: Tensor = model(images)
+    change = pruned.view(copies, *dense.logits.shape) - dense.logits
+    return change.double().square().sum(dim=(1, 2))
+
+
+def _scaled_side_by_side(layer: MatrixLayer, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """A forward of P versions of a layer, each on its share of the batch, copy after copy.
+
+    The copies differ only from this layer on, so that one product of the first copy's input with the stacked weights
+    (P * O, I) serves all.
+    """
+    copies = len(scales)
+    weight = (weight_matrix(layer) * scales).reshape(-1, *layer.weight.shape[1:])
+    bias = None if layer.bias is None else layer.bias.repeat(copies)
+
+    def forward(inputs: Tensor) -> Tensor:
+        first = inputs[: len(inputs) // copies]
+        if isinstance(layer, nn.Conv2d):
+            outputs, axis = nn.functional.conv2d(first, weight, bias, layer.stride, layer.padding), 1
+        else:
+            outputs, axis = nn.functional.linear(first, weight, bias), inputs.dim() - 1
+        return torch.cat(outputs.chunk(copies, dim=axis))
+
+    return forward
+
+
+def _repeat(batch: Tensor, copies: int) -> Tensor:
+    return batch.repeat(copies, *[1] * (batch.dim() - 1))

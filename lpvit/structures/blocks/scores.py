@@ -1,0 +1,42 @@
+"""Scores of blocks: the least salient are pruned first.
+
+R, C = rows and columns of a grid of blocks.
+"""
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from lpvit.structures.blocks import saliencies
+from lpvit.structures.blocks.statistics import Statistics
+from lpvit.variants import variant
+
+
+def block_table(statistics: Statistics, saliency: str) -> pd.DataFrame:
+    """Scores of all blocks.
+
+    Args:
+        statistics: From `lpvit.structures.blocks.products.statistics_with_products`, with what the saliency needs.
+        saliency: Name of one of the `lpvit.structures.blocks.saliencies`.
+
+    Returns:
+        Schema ``BLOCKS``; layers as in the statistics, blocks of a layer row by row.
+    """
+    score = variant(saliencies, saliency).saliency
+    return pd.concat(
+        [_layer_table(layer, tables, score(tables)) for layer, tables in statistics.items()], ignore_index=True
+    )
+
+
+def _layer_table(layer: str, tables: dict[str, Tensor], saliency: Tensor) -> pd.DataFrame:
+    rows, columns = np.indices(saliency.shape, dtype=np.int32)
+    return pd.DataFrame(
+        {
+            "layer": layer,
+            "row": rows.ravel(),
+            "column": columns.ravel(),
+            "weights": tables["weights"].numpy().ravel().astype(np.int32),
+            "saliency": saliency.numpy().ravel(),
+            "squared_norm": tables["squared_weight_sum"].numpy().ravel(),
+        }
+    )

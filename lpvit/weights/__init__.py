@@ -1,3 +1,0 @@
-from lpvit.lazy import modules_of
-
-__getattr__ = modules_of(__name__)

@@ -1,0 +1,78 @@
+"""Models run by OpenVINO and onnxruntime, against torch."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from tiny import dense_model, photographs
+
+from lpvit.benchmark import engines
+from lpvit.benchmark.engines import Exported, Rivals
+from lpvit.benchmark.settings import ENGINES
+from lpvit.benchmark.speed import engine_arms, speed_table, with_accuracy
+from lpvit.errors import LpvitError
+from lpvit.training.evaluation import Accuracy
+
+needs_engines = pytest.mark.skipif(
+    any(find_spec(package) is None for package in ("openvino", "nncf", "onnxruntime", "onnxscript")),
+    reason="needs OpenVINO, NNCF and onnxruntime (pip install 'lpvit[engines]')",
+)
+
+
+@pytest.fixture(scope="module")
+def exported() -> Exported:
+    model = dense_model("vit").eval()
+    embedding = model.patch_embed
+    model.pretrained_cfg["input_size"] = (embedding.proj.in_channels, *embedding.img_size)
+    return Exported(model, photographs("vit").split(8))
+
+
+@needs_engines
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_gives_torchs_logits_up_to_its_precision_for_any_number_of_images(
+    exported: Exported, engine: str
+) -> None:
+    images = photographs("vit")
+    with torch.no_grad():
+        expected = exported.model(images)
+    tolerance = 0.25 if "int8" in engine else 0.03 if "bfloat16" in engine else 1e-5
+    run = exported.run_by(engine, batch_size=5, threads=1)
+    for count in (1, 5):
+        error = (run(images[:count]) - expected[:count]).abs().max() / expected.abs().max()
+        assert error < tolerance
+
+
+@needs_engines
+def test_the_benchmark_refuses_an_engine_with_other_logits_and_takes_one_in_int8(exported: Exported) -> None:
+    images = photographs("vit", 2)
+    wrong = {"dense_onnxruntime_float32": lambda images: exported.model(images) + 1}
+    with pytest.raises(LpvitError, match="'dense_onnxruntime_float32' is off by"):
+        engine_arms(wrong, {"dense": exported.model}, images)
+    rounded = {name.replace("float32", "int8"): run for name, run in wrong.items()}
+    assert engine_arms(rounded, {"dense": exported.model}, images).keys() == {"dense_onnxruntime_int8"}
+
+
+def test_the_fastest_dense_arm_is_the_reference_whichever_engine_it_is() -> None:
+    times = {"dense": 4.0, "dense_openvino_int8": 2.0, "masked_openvino_int8": 1.9, "sparse": 1.0}
+    table = speed_table({arm: np.full(9, seconds) for arm, seconds in times.items()}, 8).set_index("arm")
+    assert set(table["reference"]) == {"dense_openvino_int8"}
+    assert table.loc["sparse", "speed_up"] == 2
+    accuracies = {"dense_openvino_int8": Accuracy(images=200, top1=70.5, top5=90.0, loss=1.0)}
+    told = with_accuracy(table.reset_index(), accuracies).set_index("arm")[["top1", "images"]]
+    assert told.loc["dense_openvino_int8"].tolist() == [70.5, 200]
+    assert told.loc[["dense", "sparse"]].isna().all(axis=None)
+
+
+def test_accuracy_is_counted_on_the_validation_images() -> None:
+    labels = torch.tensor([0, 1, 1, 0])
+    rivals = Rivals((), (), [(torch.eye(2)[[0, 1, 0, 0]], labels)])
+    accuracy = rivals.accuracy(lambda images: images)
+    assert (accuracy.top1, accuracy.images) == (75, 4)
+
+
+def test_an_engine_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda package: None if package == "nncf" else package)
+    engines.require_engines(["onnxruntime_int8"])
+    with pytest.raises(LpvitError, match=r"'openvino_int8' needs the package 'nncf'; pip install 'lpvit\[engines\]'"):
+        engines.require_engines(["openvino_int8"])

@@ -1,0 +1,128 @@
+"""A narrower model: within its budget, the better channels stay, and it can be built again from what is kept of it."""
+
+import copy
+
+import pytest
+import timm
+import torch
+
+import lpvit
+from lpvit.allocation.settings import Budget
+from lpvit.costs.cost import measure_costs
+from lpvit.errors import LpvitError
+from lpvit.models.architecture import Architecture, load_model, save_model
+from lpvit.structures.width.narrowing import narrow
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture(scope="module", params=["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def model(request):
+    torch.manual_seed(0)
+    model = timm.create_model(request.param, num_classes=7, pretrained_cfg_overlay={"input_size": (3, 32, 32)}, **SMALL)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return [(images[:4], torch.zeros(4)), (images[4:], torch.zeros(4))]
+
+
+@pytest.fixture(scope="module")
+def narrower(model, calibration):
+    return narrow(model, calibration, 0.5)
+
+
+def macs(model) -> int:
+    return int(measure_costs(model)["macs"].sum())
+
+
+def test_the_widest_model_within_the_budget(model, calibration):
+    dense = {name: value.clone() for name, value in model.state_dict().items()}
+    narrower = narrow(model, calibration, 0.4)
+    assert 0.35 < macs(narrower) / macs(model) <= 0.4
+    assert narrower(calibration[0][0]).shape == (4, 7)
+    attention = narrower.blocks[1].attn
+    assert attention.num_heads == 3
+    assert attention.head_dim < model.blocks[1].attn.head_dim
+    assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items())
+
+
+def test_reconstructed_it_is_as_wide_and_nearer_to_the_dense_model_on_other_images(model):
+    torch.manual_seed(2)
+    images = torch.randn(96, 3, 32, 32)
+    calibration = [(images[:32], None), (images[32:64], None)]
+    dense = model(images[64:])
+    distortions = []
+    for reconstruct in (False, True):
+        narrower = narrow(model, calibration, 0.5, reconstruct)
+        distortions.append((macs(narrower), (narrower(images[64:]) - dense).square().sum().item()))
+    (before, plain), (after, fitted) = distortions
+    assert after == before
+    assert fitted < 0.5 * plain
+
+
+def test_channels_that_do_nothing_go_first(model, calibration):
+    model = copy.deepcopy(model)
+    mlp = model.blocks[0].mlp
+    idle = torch.arange(mlp.fc1.out_features) % 2 == 0
+    with torch.no_grad():
+        for parameter in (mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight.T):
+            parameter[idle] = 0.0
+    narrower = narrow(model, calibration, 0.5)
+    kept = narrower.blocks[0].mlp.fc1.weight.abs().sum(dim=1) > 0
+    assert kept.sum() == (~idle).sum()
+    assert len(kept) < len(idle)
+
+
+def test_it_is_built_again_from_its_artifact(model, narrower, calibration, tmp_path):
+    architecture = Architecture.of(model, {**SMALL}).narrowed_to(narrower)
+    save_model(architecture, narrower.state_dict(), tmp_path / "narrower.pt", "pruned")
+    read, state = load_model(tmp_path / "narrower.pt", "pruned")
+    assert torch.equal(read.build(state)(calibration[0][0]), narrower(calibration[0][0]))
+    assert macs(read.build(state)) == macs(narrower)
+
+    lpvit.save(lpvit.Pruned(narrower, {}, (8, 8), None, architecture), tmp_path / "narrower.safetensors")
+    again = lpvit.load(tmp_path / "narrower.safetensors").model
+    assert torch.equal(again(calibration[0][0]), narrower(calibration[0][0]))
+
+
+def test_it_trains(narrower, calibration):
+    narrower = copy.deepcopy(narrower).train()
+    narrower(calibration[0][0]).square().mean().backward()
+    assert all(parameter.grad is not None for name, parameter in narrower.named_parameters() if "head" not in name)
+
+
+def test_shapes_of_another_model_are_refused(model):
+    architecture = Architecture.of(model, {**SMALL})
+    other = Architecture(architecture.timm, 7, architecture.options, {}, {"blocks.7.mlp.fc1.weight": (3, 4)})
+    with pytest.raises(LpvitError, match=r"no parameter 'blocks\.7\.mlp\.fc1\.weight'"):
+        other.build()
+
+
+def test_what_cannot_be_narrowed_is_told(model, calibration, monkeypatch):
+    swin = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1), num_heads=(1, 1))
+    with pytest.raises(LpvitError, match="narrows ViT and DeiT, not SwinTransformer"):
+        narrow(swin, calibration, 0.5)
+    with pytest.raises(LpvitError, match="no width of this model is within macs 1e-09"):
+        narrow(model, calibration, 1e-9)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(LpvitError, match=r"pip install 'lpvit\[width\]'"):
+        narrow(model, calibration, 0.5)
+
+
+def test_a_budget_of_width_takes_macs_and_a_reconstruction():
+    assert Budget(macs=0.5, structure="width") == Budget.model_validate(
+        Budget(macs=0.5, structure="width").model_dump()
+    )
+    for other in ({"steps": 4}, {"energy": 0.5}, {"allocator": "exact"}):
+        with pytest.raises(LpvitError, match=f"'width' takes 'macs' and 'reconstruction', not '{next(iter(other))}'"):
+            Budget(macs=0.5, structure="width", **other)
+    with pytest.raises(LpvitError, match="'width' takes 'macs' and 'reconstruction', not 'sparsity'"):
+        Budget(sparsity=0.5, structure="width")
+
+
+def test_the_library_prunes_blocks_only(model, calibration):
+    with pytest.raises(LpvitError, match=r"use lpvit\.weights\.narrowing\.narrow"):
+        lpvit.prune(model, calibration, budget=Budget(macs=0.5, structure="width"), block_shape=(8, 8))
