@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from lpvit.bases import centre, hidden, queries, residual, values
-from lpvit.bases.folding import drop_idle_biases, folding, give_biases, layers_to_bias, linear
+from lpvit.bases.folding import drop_idle_biases, folding, give_biases, has_bias, layers_to_bias, linear
 from lpvit.bases.moments import Moments, moments_of
 from lpvit.bases.proof import Change, Proof, make_proved
 from lpvit.bases.wiring import Wiring, wiring_of
 from lpvit.errors import LpvitError
-from lpvit.models.families import call_modules
-from lpvit.models.network import require_plain_module
-from lpvit.models.passes import Batches
+from lpvit.models.analysis.network import require_plain_module
+from lpvit.models.analysis.passes import Batches
+from lpvit.models.sources.families import call_modules
 
 FREEDOMS: Mapping[str, ModuleType] = {  # in the order in which they are used: moments are those of the folded model
     "centre": centre,
@@ -83,10 +83,12 @@ def align(
     dtype = next(model.parameters()).dtype
     wiring = wiring_of(aligned)
     proof = Proof.of(aligned.double(), dtype)
-    bare = [name for name in layers_to_bias(wiring) if linear(aligned, name).bias is None]
+    bare = [name for name in layers_to_bias(wiring) if not has_bias(linear(aligned, name))]
     give_biases(aligned, bare)
-    for change in make_proved(aligned, folding(aligned, wiring), proof):
-        _logger.info("aligned bases: %s cannot be folded into the layer beside it", change.place)
+    unfolded = make_proved(aligned, folding(aligned, wiring), proof)
+    for place in unfolded:
+        _logger.info("aligned bases: '%s' cannot be folded into a layer", place)
+    wiring = wiring.without(unfolded)
     moments = moments_of(deepcopy(aligned).to(dtype), wiring, loader, device)
     used = {name: _use(name, aligned, wiring, moments, proof) for name in FREEDOMS if name in freedoms}
     biases = drop_idle_biases(aligned, bare)
@@ -111,11 +113,19 @@ def _use(name: str, model: nn.Module, wiring: Wiring, moments: Moments, proof: P
     freedom = FREEDOMS[name]
     reasons: dict[str, str] = freedom.obstacles(model, wiring)
     changes: list[Change] = freedom.changes(model, wiring, moments)
-    for change in make_proved(model, changes, proof):
-        reasons[change.place] = "the model is not the same function afterwards"
-    places, candidates = len({change.place for change in changes} - reasons.keys()), len(changes)
-    candidates = len({change.place for change in changes} | reasons.keys())
-    reason = "; ".join(f"{place}: {why}" for place, why in reasons.items())
+    for place, error in make_proved(model, changes, proof).items():
+        reasons[place] = f"logits change by {error:.0e} times what is tolerated"
+    candidates = {change.place for change in changes} | reasons.keys()
+    places = len(candidates - reasons.keys())
+    reason = _grouped(reasons)
     if reasons:
-        _logger.info("aligned bases: %s left out at %d of %d places: %s", name, len(reasons), candidates, reason)
-    return {"freedom": name, "used": places > 0, "places": places, "candidates": candidates, "reason": reason}
+        _logger.info("aligned bases: %s left out at %d of %d places: %s", name, len(reasons), len(candidates), reason)
+    return {"freedom": name, "used": places > 0, "places": places, "candidates": len(candidates), "reason": reason}
+
+
+def _grouped(reasons: Mapping[str, str]) -> str:
+    """Every reason once, behind the first place that it holds for."""
+    first: dict[str, str] = {}
+    for place, why in reasons.items():
+        first.setdefault(why.replace(place, "*"), f"{place}: {why}")
+    return "; ".join(first.values())

@@ -6,10 +6,12 @@ What a block is charged for is then what it does to the differences between toke
 Norms have such a bias, and so have values: the weights of attention add up to 1.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from lpvit.bases.folding import linear
+from lpvit.bases.folding import add_, affine_part, linear
 from lpvit.bases.moments import Moments
 from lpvit.bases.proof import Change
 from lpvit.bases.wiring import Heads, Norm, Wiring
@@ -18,12 +20,12 @@ from lpvit.bases.wiring import Heads, Norm, Wiring
 def changes(model: nn.Module, wiring: Wiring, moments: Moments) -> list[Change]:
     """One for every norm that has a bias and every attention that reads mixed values as they are."""
     norms = [
-        Change(norm.name, lambda model, norm=norm: _centre_norm(model, norm, moments.norms[norm.name].mean))
+        Change(norm.name, partial(_centre_norm, norm=norm, mean=moments.norms[norm.name].mean))
         for norm in wiring.norms
         if norm.readers and not _lacks_bias(model, norm)
     ]
     values = [
-        Change(heads.name, lambda model, heads=heads: _centre_values(model, heads, moments.mixed[heads.name].mean))
+        Change(heads.name, partial(_centre_values, heads=heads, mean=moments.mixed[heads.name].mean))
         for heads in wiring.heads
         if not heads.between_values
     ]
@@ -37,24 +39,25 @@ def obstacles(model: nn.Module, wiring: Wiring) -> dict[str, str]:
 
 
 def _lacks_bias(model: nn.Module, norm: Norm) -> bool:
-    return getattr(model.get_submodule(norm.name), "bias", None) is None
+    return affine_part(model, norm.name)[1] is None
 
 
 @torch.no_grad()
 def _centre_norm(model: nn.Module, norm: Norm, mean: Tensor) -> None:
-    """Args: mean: of what the first reader multiplies, (1, width)."""
-    bias = model.get_submodule(norm.name).bias
-    mean = mean.flatten().to(bias)
-    bias -= mean
+    """Takes away the mean of what the first reader multiplies, (1, width)."""
+    _, bias = affine_part(model, norm.name)
+    mean = mean.flatten().to(linear(model, norm.readers[0]).weight)
+    add_(bias, -mean)
     for name in norm.readers:
         layer = linear(model, name)
-        layer.bias += layer.weight @ mean
+        add_(layer.bias, layer.weight @ mean)
 
 
 @torch.no_grad()
 def _centre_values(model: nn.Module, heads: Heads, mean: Tensor) -> None:
-    """Args: mean: of the mixed values, (H, d)."""
+    """Takes away the mean of the mixed values, (H, d)."""
     values, output = linear(model, heads.values.layer), linear(model, heads.output)
     mean = mean.flatten().to(values.weight)
+    assert values.bias is not None
     values.bias[heads.values.slice] -= mean
-    output.bias += output.weight @ mean
+    add_(output.bias, output.weight @ mean)

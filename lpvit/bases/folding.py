@@ -9,6 +9,7 @@ O, I = output and input features of a layer.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,12 @@ def give_biases(model: nn.Module, layers: Iterable[str]) -> None:
     """Gives layers that have none a bias of zeros, in place."""
     for name in layers:
         layer = linear(model, name)
-        if layer.bias is None:
+        if not has_bias(layer):
             layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+
+
+def has_bias(layer: nn.Module) -> bool:
+    return getattr(layer, "bias", None) is not None
 
 
 def layers_to_bias(wiring: Wiring) -> list[str]:
@@ -41,20 +46,19 @@ def drop_idle_biases(model: nn.Module, layers: Iterable[str]) -> list[str]:
     """
     kept = []
     for name in layers:
-        bias = linear(model, name).bias
-        if bias is not None and bias.any():
+        if linear(model, name).bias.any():
             kept.append(name)
         else:
-            linear(model, name).bias = None
+            linear(model, name).register_parameter("bias", None)
     return kept
 
 
 def folding(model: nn.Module, wiring: Wiring) -> list[Change]:
     """All that can be folded; independent of each other."""
-    norms = [Change(norm.name, lambda model, norm=norm: _fold_norm(model, norm)) for norm in wiring.norms if norm.readers]
-    scales = [Change(scale.parameter, lambda model, scale=scale: _fold_scale(model, scale)) for scale in wiring.scales]
+    norms = [Change(norm.name, partial(_fold_norm, norm=norm)) for norm in wiring.norms if norm.readers]
+    scales = [Change(scale.parameter, partial(_fold_scale, scale=scale)) for scale in wiring.scales]
     parts = [
-        Change(name, lambda model, name=name: _fold_bias_parts(model, name))
+        Change(name, partial(_fold_bias_parts, attention=name))
         for name, module in model.named_modules()
         if isinstance(getattr(module, "q_bias", None), Tensor) and isinstance(getattr(module, "qkv", None), nn.Linear)
     ]
@@ -63,14 +67,13 @@ def folding(model: nn.Module, wiring: Wiring) -> list[Change]:
 
 @torch.no_grad()
 def _fold_norm(model: nn.Module, norm: Norm) -> None:
-    module = model.get_submodule(norm.name)
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    weight, bias = affine_part(model, norm.name)
     for name in norm.readers:
         layer = linear(model, name)
         if bias is not None:
-            layer.bias += layer.weight @ bias
+            add_(layer.bias, layer.weight @ bias)
         if weight is not None:
-            layer.weight *= weight
+            layer.weight.mul_(weight)
     if weight is not None:
         weight.fill_(1.0)
     if bias is not None:
@@ -80,20 +83,31 @@ def _fold_norm(model: nn.Module, norm: Norm) -> None:
 @torch.no_grad()
 def _fold_scale(model: nn.Module, scale: Scale) -> None:
     factors, layer = model.get_parameter(scale.parameter), linear(model, scale.layer)
-    layer.weight *= factors[:, None]
+    layer.weight.mul_(factors[:, None])
     if layer.bias is not None:
-        layer.bias *= factors
+        layer.bias.mul_(factors)
     factors.fill_(1.0)
 
 
 @torch.no_grad()
 def _fold_bias_parts(model: nn.Module, attention: str) -> None:
     """BEiT, EVA and SwinV2 add a bias of queries and one of values to what `qkv` gives."""
-    module = model.get_submodule(attention)
-    queries, values = module.q_bias, module.v_bias
-    linear(model, f"{attention}.qkv").bias += torch.cat([queries, torch.zeros_like(queries), values])
+    queries, values = (model.get_parameter(f"{attention}.{name}") for name in ("q_bias", "v_bias"))
+    add_(linear(model, f"{attention}.qkv").bias, torch.cat([queries, torch.zeros_like(queries), values]))
     queries.zero_()
     values.zero_()
+
+
+def add_(bias: Tensor | None, change: Tensor) -> None:
+    """Adds to a bias that `give_biases` made sure of."""
+    assert bias is not None
+    bias += change
+
+
+def affine_part(model: nn.Module, norm: str) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a norm, as far as it has them."""
+    module = model.get_submodule(norm)
+    return getattr(module, "weight", None), getattr(module, "bias", None)
 
 
 def linear(model: nn.Module, name: str) -> nn.Linear:

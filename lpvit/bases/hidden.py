@@ -1,5 +1,7 @@
 """Hidden units of an MLP by what they add to the residual stream: variance times the squared column that reads them."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from lpvit.bases.wiring import Hidden, Wiring
 def changes(model: nn.Module, wiring: Wiring, moments: Moments) -> list[Change]:
     """One for every MLP."""
     return [
-        Change(hidden.reader, lambda model, hidden=hidden: _sort(model, hidden, moments.hidden[hidden.reader]))
+        Change(hidden.reader, partial(_sort, hidden=hidden, units=moments.hidden[hidden.reader]))
         for hidden in wiring.hidden
     ]
 

@@ -16,4 +16,6 @@ def roots(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 def sorted_axes(moment: Tensor) -> Tensor:
     """Eigenvectors as rows, by falling eigenvalue, (..., d, d)."""
-    return torch.linalg.eigh(moment).eigenvectors.flip(-1).mT
+    _, vectors = torch.linalg.eigh(moment)
+    axes: Tensor = vectors.flip(-1).mT
+    return axes

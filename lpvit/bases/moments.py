@@ -6,14 +6,15 @@ d = features of a group.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lpvit.bases.wiring import Heads, Rows, Wiring
 from lpvit.errors import LpvitError
-from lpvit.models.passes import Batches, evaluation_mode
-from lpvit.models.trace import hooks
+from lpvit.models.analysis.passes import Batches, evaluation_mode
+from lpvit.models.analysis.trace import hooks
 from lpvit.progress import bar
 
 
@@ -111,16 +112,16 @@ def _handles(model: nn.Module, wiring: Wiring, moments: Moments) -> list[torch.u
     for norm in wiring.norms:
         if norm.readers:
             spread = moments.norms[norm.name] = Spread()
-            handles.append(_on_input(model, norm.readers[0], spread, lambda inputs: inputs.unsqueeze(-2)))
+            handles.append(_on_input(model, norm.readers[0], spread, partial(torch.unsqueeze, dim=-2)))
     for heads in wiring.heads:
         spread = moments.mixed[heads.name] = Spread()
-        handles.append(_on_input(model, heads.output, spread, lambda inputs, heads=heads: _split(inputs, heads)))
+        handles.append(_on_input(model, heads.output, spread, partial(_split, heads=heads)))
         moments.queries[heads.name], moments.keys[heads.name] = Spread(), Spread()
         handles.append(_on_rows(model, heads, heads.queries, moments.queries[heads.name], centred=False))
         handles.append(_on_rows(model, heads, heads.keys, moments.keys[heads.name], centred=True))
     for hidden in wiring.hidden:
         spread = moments.hidden[hidden.reader] = Spread()
-        handles.append(_on_input(model, hidden.reader, spread, lambda inputs: inputs.unsqueeze(-1)))
+        handles.append(_on_input(model, hidden.reader, spread, partial(torch.unsqueeze, dim=-1)))
     return handles
 
 
@@ -144,4 +145,4 @@ def _on_rows(
 
 def _split(vectors: Tensor, heads: Heads) -> Tensor:
     """(..., H * d) -> (..., H, d)."""
-    return vectors.unflatten(-1, (heads.heads, -1))
+    return vectors.reshape(*vectors.shape[:-1], heads.heads, -1)

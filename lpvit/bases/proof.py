@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lpvit.models.trace import IMAGES, random_images
+from lpvit.models.analysis.trace import IMAGES, random_images
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 6e-2}
 
@@ -43,7 +43,11 @@ class Proof:
 
     @torch.no_grad()
     def error(self, model: nn.Module) -> float:
-        """The largest change of a logit over the largest logit, in units of what is tolerated: proved up to 1."""
+        """The largest change of a logit over the largest logit, in units of what is tolerated: proved up to 1.
+
+        Args:
+            model: In float64.
+        """
         errors = []
         for kind, expected in self.expected.items():
             change = (_logits(model, kind) - expected).abs().max() / expected.abs().max()
@@ -57,7 +61,7 @@ def _logits(model: nn.Module, dtype: torch.dtype) -> Tensor:
     return logits
 
 
-def make_proved(model: nn.Module, changes: Sequence[Change], proof: Proof) -> list[Change]:
+def make_proved(model: nn.Module, changes: Sequence[Change], proof: Proof) -> dict[str, float]:
     """Makes all changes or, if the model is no longer the same then, every one that leaves it so.
 
     Args:
@@ -66,15 +70,15 @@ def make_proved(model: nn.Module, changes: Sequence[Change], proof: Proof) -> li
         proof: Of the model as it shall be.
 
     Returns:
-        The changes that were not made.
+        The places that were left as they were -> the error of changing them, by `Proof.error`.
     """
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for change in changes:
         change.make(model)
-    if not changes or proof.error(model) <= 1:
-        return []
+    if not changes or (error := proof.error(model)) <= 1:
+        return {}
     model.load_state_dict(before)
     if len(changes) == 1:
-        return list(changes)
+        return {changes[0].place: error}
     half = len(changes) // 2
-    return [*make_proved(model, changes[:half], proof), *make_proved(model, changes[half:], proof)]
+    return make_proved(model, changes[:half], proof) | make_proved(model, changes[half:], proof)

@@ -12,6 +12,8 @@ each of unit trace.
 d = features of a head.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -27,8 +29,11 @@ def changes(model: nn.Module, wiring: Wiring, moments: Moments) -> list[Change]:
     return [
         Change(
             heads.name,
-            lambda model, heads=heads: _map_queries(
-                model, heads, moments.queries[heads.name].second_moment, moments.keys[heads.name].second_moment
+            partial(
+                _map_queries,
+                heads=heads,
+                queries=moments.queries[heads.name].second_moment,
+                keys=moments.keys[heads.name].second_moment,
             ),
         )
         for heads in wiring.heads
@@ -43,7 +48,7 @@ def obstacles(model: nn.Module, wiring: Wiring) -> dict[str, str]:
 
 @torch.no_grad()
 def _map_queries(model: nn.Module, heads: Heads, queries: Tensor, keys: Tensor) -> None:
-    """Args: queries, keys: second moments, (H, d, d)."""
+    """Maps by second moments (H, d, d) of queries and keys."""
     weight = linear(model, heads.queries.layer).weight
     for_queries, for_keys = (_orthogonal if heads.cosine else _balanced)(queries.to(weight), keys.to(weight))
     _map_rows(model, heads.queries, for_queries)
@@ -54,10 +59,10 @@ def _map_queries(model: nn.Module, heads: Heads, queries: Tensor, keys: Tensor) 
 
 
 def _balanced(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    (root_q, inverse_q), (root_k, inverse_k) = roots(queries), roots(keys)
-    left, strengths, right = torch.linalg.svd(root_q @ root_k)
+    root, inverse = roots(queries)
+    left, strengths, _ = torch.linalg.svd(root @ roots(keys)[0])
     balance = strengths.clamp_min(strengths[:, :1] * 1e-6).sqrt()[:, :, None]
-    forth = balance * (left.mT @ inverse_q)
+    forth = balance * (left.mT @ inverse)
     return forth, torch.linalg.inv(forth).mT
 
 
@@ -70,7 +75,7 @@ def _orthogonal(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 def _map_rows(model: nn.Module, rows: Rows, maps: Tensor) -> None:
     """Multiplies the outputs of every head by its map (H, d, d)."""
     layer = linear(model, rows.layer)
-    apart = layer.weight[rows.slice].unflatten(0, (len(maps), -1))
+    apart = layer.weight[rows.slice].view(*maps.shape[:2], -1)
     layer.weight[rows.slice] = (maps @ apart).flatten(0, 1)
     if layer.bias is not None:
         layer.bias[rows.slice] = (maps @ layer.bias[rows.slice].view(len(maps), -1, 1)).flatten()

@@ -16,9 +16,12 @@ Since LayerNorm subtracts the mean, what is added to the stream along the ones i
 D = width of the stream.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+from lpvit.bases.folding import affine_part, linear
 from lpvit.bases.maps import sorted_axes
 from lpvit.bases.moments import Moments
 from lpvit.bases.proof import Change
@@ -28,7 +31,7 @@ from lpvit.bases.wiring import Stream, Wiring, subtracts_mean
 def changes(model: nn.Module, wiring: Wiring, moments: Moments) -> list[Change]:
     """One for every stream that nothing is known to stand in."""
     return [
-        Change(stream.name, lambda model, stream=stream: turn(model, stream, rotation(stream, moments)))
+        Change(stream.name, partial(turn, stream=stream, rotation=rotation(stream, moments)))
         for stream in wiring.streams
         if not obstacle(model, stream)
     ]
@@ -42,8 +45,7 @@ def obstacles(model: nn.Module, wiring: Wiring) -> dict[str, str]:
 def obstacle(model: nn.Module, stream: Stream) -> str:
     """What keeps a stream as it is; empty where nothing is known to."""
     for name in (*stream.others, *(norm.name for norm in stream.norms)):
-        module = model.get_submodule(name)
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        weight, bias = affine_part(model, name)
         scales = weight is not None and not bool((weight == 1).all())
         if scales or (name in stream.others and bias is not None and bool(bias.any())):
             return f"'{name}' scales features of the residual stream itself"
@@ -55,8 +57,9 @@ def rotation(stream: Stream, moments: Moments) -> Tensor:
     total = torch.zeros(stream.width, stream.width, dtype=torch.float64)
     for norm in stream.norms:
         covariance = moments.norms[norm.name].covariance[0].cpu()
-        pieces = covariance.unflatten(0, (-1, stream.width)).unflatten(2, (-1, stream.width))
-        own = torch.einsum("piqj,pq->ij", pieces, torch.eye(len(pieces), dtype=torch.float64))
+        side_by_side = len(covariance) // stream.width  # of patch merging, each on the diagonal
+        pieces = covariance.view(side_by_side, stream.width, side_by_side, stream.width)
+        own = pieces.diagonal(dim1=0, dim2=2).sum(dim=-1)
         total += own / own.trace().clamp_min(torch.finfo(torch.float64).tiny)
     contrasts = helmert(stream.width)
     within = contrasts @ total @ contrasts.T  # coordinates of a space without the ones
@@ -76,20 +79,22 @@ def turn(model: nn.Module, stream: Stream, rotation: Tensor) -> None:
     """Writes the stream in other coordinates, in place."""
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     turned = rotation.to(device, dtype)
-    norms = [model.get_submodule(norm.name) for norm in stream.norms]
-    written = turned - 1 / stream.width if all(map(subtracts_mean, norms)) else turned
+    means_are_lost = all(subtracts_mean(model.get_submodule(norm.name)) for norm in stream.norms)
+    written = turned - 1 / stream.width if means_are_lost else turned
     for name in stream.writers:
         layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
         layer.weight.copy_((written @ layer.weight.flatten(1)).view_as(layer.weight))
         if layer.bias is not None:
             layer.bias.copy_(written @ layer.bias)
     for name in stream.parameters:
         parameter = model.get_parameter(name)
         parameter.copy_(parameter @ written.T)
-    for norm, module in zip(stream.norms, norms, strict=True):
-        repeated = torch.block_diag(*[turned] * (norm.width // stream.width))
-        if getattr(module, "bias", None) is not None:
-            module.bias.copy_(repeated @ module.bias)
+    for norm in stream.norms:
+        repeated = torch.kron(torch.eye(norm.width // stream.width).to(turned), turned)
+        _, bias = affine_part(model, norm.name)
+        if bias is not None:
+            bias.copy_(repeated @ bias)
         for name in norm.readers:
-            layer = model.get_submodule(name)
-            layer.weight.copy_(layer.weight @ repeated.T)
+            weight = linear(model, name).weight
+            weight.copy_(weight @ repeated.T)

@@ -10,6 +10,8 @@ the features of a head fall by what they add to the residual stream, and both la
 d = features of a head.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ from lpvit.bases.wiring import Heads, Wiring
 def changes(model: nn.Module, wiring: Wiring, moments: Moments) -> list[Change]:
     """One for every attention that reads mixed values as they are."""
     return [
-        Change(heads.name, lambda model, heads=heads: _map_values(model, heads, moments.mixed[heads.name]))
+        Change(heads.name, partial(_map_values, heads=heads, mixed=moments.mixed[heads.name]))
         for heads in wiring.heads
         if not heads.between_values
     ]

@@ -4,15 +4,15 @@ What is found here are candidates, by shared memory and order of execution; `lpv
 D = width of the residual stream; H = heads; d = features of a head.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpvit.models.layers import Body, LayerSpec, traced_layers
-from lpvit.models.trace import IMAGES, Span, Trace, hooks, quiet, random_images, trace
+from lpvit.models.analysis.layers import Body, LayerSpec, traced_layers
+from lpvit.models.analysis.trace import IMAGES, Span, Trace, hooks, quiet, random_images, trace
 
 _READING = {"qkv", "fc1", "head", "reduction"}  # roles of what reads the stream through a norm
 
@@ -76,7 +76,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Hidden units of an MLP: rows of one or, with a gate, two layers or halves; columns of the layer that reads them."""
+    """Hidden units of an MLP: rows of one layer, or with a gate of two or of its halves; columns of their reader."""
 
     rows: tuple[Rows, ...]
     reader: str
@@ -112,6 +112,22 @@ class Wiring:
     heads: tuple[Heads, ...]
     hidden: tuple[Hidden, ...]
     streams: tuple[Stream, ...]
+
+    def without(self, unread: Collection[str]) -> "Wiring":
+        """Some norms turned out to feed other layers than was thought, or none: then they stand in the stream."""
+
+        def checked(norm: Norm) -> Norm:
+            return replace(norm, readers=(), reads_stream=False) if norm.name in unread else norm
+
+        streams = [
+            replace(
+                stream,
+                norms=tuple(norm for norm in stream.norms if norm.name not in unread),
+                others=(*stream.others, *(norm.name for norm in stream.norms if norm.name in unread)),
+            )
+            for stream in self.streams
+        ]
+        return replace(self, norms=tuple(map(checked, self.norms)), streams=tuple(streams))
 
 
 def wiring_of(model: nn.Module) -> Wiring:
@@ -154,7 +170,11 @@ class _Look:
 
     @property
     def _last_block_end(self) -> int:
-        return max(span.end for span in self.body.blocks.values())
+        return max(span.end for span in self.body.spans.values())
+
+    def _is_inside(self, name: str) -> bool:
+        """Whether something is a part of the body: of a transformer block or a stage."""
+        return any(name.startswith(f"{part}.") for part in self.body.spans)
 
     def norms(self) -> tuple[Norm, ...]:
         """Every norm that ran once, in order of execution.
@@ -171,9 +191,9 @@ class _Look:
         known = {layer for layers in readers.values() for layer in layers}
         for name, layer in self.layers.items():
             before = [norm for norm in names if self.spans[norm].end < self.spans[name].start]
-            if name not in known and layer.role in _READING and before and before[-1] in free:
-                if self.spans[before[-1]].width == layer.in_features:
-                    readers[before[-1]].append(name)
+            reads = name not in known and layer.role in _READING
+            if reads and before and before[-1] in free and self.spans[before[-1]].width == layer.in_features:
+                readers[before[-1]].append(name)
         return tuple(
             Norm(norm, self.spans[norm].width, tuple(readers[norm]), self._reads_stream(norm, readers[norm]))
             for norm in names
@@ -191,17 +211,15 @@ class _Look:
         scales = []
         for name, parameter in self.model.named_parameters():
             place, _, last = name.rpartition(".")
-            if parameter.dim() != 1 or not last.startswith("gamma"):
+            if parameter.dim() != 1 or not last.startswith("gamma") or not self._is_inside(name):
                 continue
-            block = next((block for block in self.body.blocks if f"{name}.".startswith(f"{block}.")), None)
-            if block is None:
-                continue
-            inside = [layer for layer in self._writers(len(parameter)) if layer.startswith(f"{block}.")]
-            if place != block:
-                inside = [layer for layer in inside if self.spans[layer].end < self.spans[place].start][-1:]
-            number = 0 if place != block else _number_among(self.model.get_submodule(block), last)
-            if number < len(inside):
-                scales.append(Scale(name, inside[number]))
+            layers = self._writers(len(parameter))
+            if place in self.body.blocks:
+                number = _number_among(self.model.get_submodule(place), last)
+                layers = [layer for layer in layers if layer.startswith(f"{place}.")][number : number + 1]
+            else:
+                layers = [layer for layer in layers if self.spans[layer].end < self.spans[place].start][-1:]
+            scales += [Scale(name, layer) for layer in layers]
         return tuple(scales)
 
     def _writers(self, width: int) -> list[str]:
@@ -209,9 +227,7 @@ class _Look:
         return [
             name
             for name, layer in self.layers.items()
-            if layer.role in ("proj", "fc2")
-            and layer.out_features == width
-            and any(name.startswith(f"{block}.") for block in self.body.blocks)
+            if layer.role in ("proj", "fc2") and layer.out_features == width and self._is_inside(name)
         ]
 
     def heads(self, norms: Sequence[Norm]) -> tuple[Heads, ...]:
@@ -221,21 +237,22 @@ class _Look:
     def _heads(self, name: str, module: nn.Module, norms: Sequence[Norm]) -> Heads | None:
         heads = getattr(module, "num_heads", None) or getattr(module, "heads", None)
         output = self.layers.get(f"{name}.proj")
-        inside = any(name.startswith(f"{block}.") for block in self.body.blocks)
-        if not isinstance(heads, int) or output is None or not inside:
+        if not isinstance(heads, int) or output is None or not self._is_inside(name):
             return None
         rows = self._query_key_value(name, output.in_features)
         if rows is None or output.in_features % heads:
             return None
         norm = next((norm.name for norm in norms if output.name in norm.readers and not norm.reads_stream), None)
         gated = getattr(module, "gate", None) is not None
-        values = f"'{norm}' stands before '{output.name}'" if norm else "a gate weighs the mixed values" if gated else ""
+        values = (
+            f"'{norm}' stands before '{output.name}'" if norm else "a gate weighs the mixed values" if gated else ""
+        )
         cosine = hasattr(module, "logit_scale")
         return Heads(name, heads, *rows, output.name, cosine, values, _between_queries(self.model, module))
 
     def _query_key_value(self, name: str, width: int) -> tuple[Rows, Rows, Rows] | None:
         """Rows of queries, keys and values; None where they are not ``width`` each, or not by these names."""
-        for names in (("qkv",), ("qk", "v"), ("q_proj", "k_proj", "v_proj"), ("q", "k", "v")):
+        for names in (("qkv",), ("qk", "v"), ("q", "kv"), ("q_proj", "k_proj", "v_proj"), ("q", "k", "v")):
             layers = [self.layers.get(f"{name}.{part}") for part in names]
             rows = [
                 Rows(layer.name, start, width)
@@ -251,7 +268,7 @@ class _Look:
         found = []
         for name, layer in self.layers.items():
             place = name.rpartition(".")[0]
-            if layer.role != "fc2" or not any(name.startswith(f"{block}.") for block in self.body.blocks):
+            if layer.role != "fc2" or not self._is_inside(name):
                 continue
             feeders = [
                 other
@@ -276,14 +293,14 @@ class _Look:
         return tuple(self._stream(width, widths[width], width == first, norms) for width in reversed(widths))
 
     def _stream(self, width: int, block: str, first: bool, norms: Sequence[Norm]) -> Stream:
-        entries = [layer.name for layer in self.layers.values() if layer.role == ("patch_embed" if first else "reduction")]
+        entries = [
+            layer.name for layer in self.layers.values() if layer.role == ("patch_embed" if first else "reduction")
+        ]
         entries = [name for name in entries if self.layers[name].out_features == width][-1:]
         reading = [norm for norm in norms if norm.reads_stream and self._is_of(norm, width)]
         others = [norm.name for norm in norms if norm.width == width and not norm.readers]
         parameters = tuple(self._parameters(width)) if first else ()
-        return Stream(
-            block, width, (*entries, *self._writers(width)), parameters, tuple(reading), tuple(others)
-        )
+        return Stream(block, width, (*entries, *self._writers(width)), parameters, tuple(reading), tuple(others))
 
     def _is_of(self, norm: Norm, width: int) -> bool:
         """Of that width, or a patch merging's of four times that, before a reduction."""
@@ -296,11 +313,10 @@ class _Look:
             place = name.rpartition(".")[0]
             span = self.spans.get(place)
             behind = span is not None and span.start > self._last_block_end
-            inside = any(f"{name}.".startswith(f"{block}.") for block in self.body.spans)
             own = isinstance(self.model.get_submodule(place), nn.Linear | nn.Conv2d) or is_norm(
                 self.model.get_submodule(place)
             )
-            if parameter.dim() > 1 and parameter.shape[-1] == width and not (behind or inside or own):
+            if parameter.dim() > 1 and parameter.shape[-1] == width and not (behind or own or self._is_inside(name)):
                 yield name
 
 
@@ -330,6 +346,10 @@ def _number_among(block: nn.Module, parameter: str) -> int:
     """Place of a block's own LayerScale in order of names, which is that of execution in timm but for XCiT."""
     names = sorted(name for name, _ in block.named_parameters(recurse=False) if name.startswith("gamma"))
     return names.index(parameter)
+
+
+def _gate(attention: nn.Module) -> str:
+    return "a gate weighs the mixed values" if getattr(attention, "gate", None) is not None else ""
 
 
 def _between_queries(model: nn.Module, attention: nn.Module) -> str:
