@@ -60,8 +60,8 @@ def align(
     """Writes a model down in other bases, as far as that is proved to leave it the same function.
 
     Affine parts of norms and LayerScale are folded into the layers beside them first. Every freedom is tried in float64
-    on random images, at all places at once and, where logits change by more than 1e-9 of the largest, at halves of
-    them; in the model's own dtype they may change by 1e-4 (`lpvit.bases.proof`).
+    on random images, at all places at once and, where logits change by more than 1e-10 of the largest, at halves of
+    them; in the model's own dtype they may change by 5e-5 (`lpvit.bases.proof`).
 
     Args:
         model: A transformer of timm; left as it is.

@@ -15,7 +15,12 @@ def roots(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sorted_axes(moment: Tensor) -> Tensor:
-    """Eigenvectors as rows, by falling eigenvalue, (..., d, d)."""
+    """Eigenvectors as rows, by falling eigenvalue, (..., d, d), signed by `as_they_stand`."""
     _, vectors = torch.linalg.eigh(moment)
     axes: Tensor = vectors.flip(-1).mT
-    return axes
+    return as_they_stand(axes) * axes
+
+
+def as_they_stand(axes: Tensor) -> Tensor:
+    """Signs (..., d, 1) with which axes (rows of (..., d, d)) that are coordinates already stay what they are."""
+    return torch.where(axes.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[..., None].to(axes)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.bases.folding import linear
-from lpvit.bases.maps import roots, sorted_axes
+from lpvit.bases.maps import as_they_stand, roots, sorted_axes
 from lpvit.bases.moments import Moments
 from lpvit.bases.proof import Change
 from lpvit.bases.wiring import Heads, Rows, Wiring
@@ -62,7 +62,7 @@ def _balanced(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     root, inverse = roots(queries)
     left, strengths, _ = torch.linalg.svd(root @ roots(keys)[0])
     balance = strengths.clamp_min(strengths[:, :1] * 1e-6).sqrt()[:, :, None]
-    forth = balance * (left.mT @ inverse)
+    forth = balance * as_they_stand(left.mT) * (left.mT @ inverse)
     return forth, torch.linalg.inv(forth).mT
 
 

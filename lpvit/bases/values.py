@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lpvit.bases.folding import linear
-from lpvit.bases.maps import roots
+from lpvit.bases.maps import as_they_stand, roots
 from lpvit.bases.moments import Moments, Spread
 from lpvit.bases.proof import Change
 from lpvit.bases.wiring import Heads, Wiring
@@ -46,6 +46,7 @@ def _map_values(model: nn.Module, heads: Heads, mixed: Spread) -> None:
         root, inverse = roots(covariance)
         _, strengths, axes = torch.linalg.svd(output.weight[:, columns] @ root, full_matrices=False)
         balance = strengths.clamp_min(strengths[0] * 1e-6).sqrt()
+        axes = as_they_stand(axes) * axes
         forth, back = balance[:, None] * (axes @ inverse), (root @ axes.T) / balance
         values.weight[rows] = forth @ values.weight[rows]
         if values.bias is not None:

@@ -91,7 +91,7 @@ def centred_products(
 
     def products(layer: str, gradients: Tensor) -> Tensor:
         of_weight, of_bias = gradients[:, :, :-1], gradients[:, :, -1:]
-        return grids[layer].reduce((of_weight - of_bias * given[layer]) * weights[layer]).flatten(1)
+        return grids[layer].reduce(of_weight.addcmul_(of_bias, -given[layer]).mul_(weights[layer])).flatten(1)
 
     return gradient_products(model, loader, dict.fromkeys(means, True), products, probes, device, seed)
 
