@@ -113,8 +113,7 @@ def _use(name: str, model: nn.Module, wiring: Wiring, moments: Moments, proof: P
     freedom = FREEDOMS[name]
     reasons: dict[str, str] = freedom.obstacles(model, wiring)
     changes: list[Change] = freedom.changes(model, wiring, moments)
-    for place, error in make_proved(model, changes, proof).items():
-        reasons[place] = f"logits change by {error:.0e} times what is tolerated"
+    reasons |= dict.fromkeys(make_proved(model, changes, proof), "the logits would change")
     candidates = {change.place for change in changes} | reasons.keys()
     places = len(candidates - reasons.keys())
     reason = _grouped(reasons)

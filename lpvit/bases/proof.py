@@ -61,7 +61,7 @@ def _logits(model: nn.Module, dtype: torch.dtype) -> Tensor:
     return logits
 
 
-def make_proved(model: nn.Module, changes: Sequence[Change], proof: Proof) -> dict[str, float]:
+def make_proved(model: nn.Module, changes: Sequence[Change], proof: Proof) -> list[str]:
     """Makes all changes or, if the model is no longer the same then, every one that leaves it so.
 
     Args:
@@ -70,15 +70,15 @@ def make_proved(model: nn.Module, changes: Sequence[Change], proof: Proof) -> di
         proof: Of the model as it shall be.
 
     Returns:
-        The places that were left as they were -> the error of changing them, by `Proof.error`.
+        The places that were left as they were.
     """
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for change in changes:
         change.make(model)
-    if not changes or (error := proof.error(model)) <= 1:
-        return {}
+    if not changes or proof.error(model) <= 1:
+        return []
     model.load_state_dict(before)
     if len(changes) == 1:
-        return {changes[0].place: error}
+        return [changes[0].place]
     half = len(changes) // 2
-    return make_proved(model, changes[:half], proof) | make_proved(model, changes[half:], proof)
+    return [*make_proved(model, changes[:half], proof), *make_proved(model, changes[half:], proof)]

@@ -18,7 +18,7 @@ from lpvit.models.sources.families import call_modules
 NORM = "scales features of the residual stream itself"
 ROTARY = "rotary positions"
 INSIDE = "stands before"
-ANOTHER = "times what is tolerated"
+ANOTHER = "the logits would change"
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "ViT, rotary positions": {"queries": ROTARY},
     "CLIP": {"residual": NORM},
@@ -35,7 +35,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "Hiera": {"residual": ANOTHER, "queries": "max-pooled"},  # at the changes of stage
     "CaiT": {"centre": ANOTHER},  # talking heads: what they mix adds up to something else than 1
     "XCiT": {"residual": NORM, "values": ANOTHER, "queries": ANOTHER, "centre": ANOTHER},  # channels attend
-    "NaFlexViT": {"residual": ANOTHER},  # positions are resized in float32: equal to 1e-7 only
+    "NaFlexViT": {"residual": ANOTHER},  # positions are resized in float32: equal to 1e-9 only
 }
 PARTLY = {("Swin", "residual"), ("Hiera", "residual"), ("Hiera", "queries"), ("BEiT-3", "centre")}
 PARTLY |= {("CaiT", "centre"), ("XCiT", "centre"), ("XCiT", "values"), ("XCiT", "queries")}

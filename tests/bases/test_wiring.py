@@ -50,6 +50,6 @@ def test_only_changes_that_leave_the_function_are_made() -> None:
 
     before = model.blocks[0].mlp.fc1.weight.clone()
     failed = make_proved(model, [Change("swapped", swap), Change("spoilt", spoil)], proof)
-    assert failed.keys() == {"spoilt"}
+    assert failed == ["spoilt"]
     assert proof.error(model) <= 1
     assert torch.equal(model.blocks[0].mlp.fc1.weight[0], before[1])
