@@ -1,4 +1,4 @@
-"""What aligned bases are worth: blocks of one dense model as it is given and in aligned bases, one freedom at a time too.
+"""What aligned bases are worth: blocks of one dense model as it is given, in aligned bases, and with single freedoms.
 
     snakemake --cores all results/cifar10/given/dense.pt --configfile config/cifar10.yaml
     python benchmarks/bases.py --config config/cifar10.yaml --dataset cifar10 --model given
@@ -135,8 +135,8 @@ class Blocks:
         freedoms = ARMS[self.arm]
         if freedoms is None:
             return self.subject.model
-        aligned, found = align(self.subject.model, self.calibration, freedoms, self.device)
-        print(found.report.to_string(index=False), flush=True)
+        aligned, report = align(self.subject.model, self.calibration, freedoms, self.device)
+        print(report.to_string(index=False), flush=True)
         return aligned
 
     @cached_property

@@ -1,12 +1,13 @@
 """Block pruning of Vision Transformers under a compute budget.
 
-The names of ``__all__`` and the rooms below (`lpvit.weights`, ...) are imported when first used, so that what needs no
-torch, such as a dry-run, loads none.
+The names of ``__all__`` and the packages below (`lpvit.pruning`, ...) are imported when first used, so that commands
+without torch, such as a dry run, do not load it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lpvit import moved
 from lpvit.lazy import modules_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lpvit.errors import LpvitError
     from lpvit.progress import show_progress
     from lpvit.quantisation.settings import Quantisation
-    from lpvit.schemes.scheme import add_scheme
+    from lpvit.schemes.edit import add_scheme
     from lpvit.schemes.settings import Scheme
     from lpvit.structures.blocks.settings import Pruning
     from lpvit.training.evaluation import Accuracy
@@ -60,7 +61,7 @@ _MODULES = {
     "Quantisation": "quantisation.settings",
     "Recipe": "training.settings",
     "Scheme": "schemes.settings",
-    "add_scheme": "schemes.scheme",
+    "add_scheme": "schemes.edit",
     "evaluate": "api.training",
     "export_onnx": "api.export",
     "export_openvino": "api.export",
@@ -74,6 +75,7 @@ _MODULES = {
 }
 
 
+moved.install()
 _room = modules_of(__name__)
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.bases.align import FREEDOMS, align
-from lpvit.bases.last_block import drop_unread_tokens
+from lpvit.bases.last_block.unread import drop_unread_tokens
 from lpvit.config.reference import update
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.analysis.network import understand
+from lpvit.models.analysis.network import analyse
+from lpvit.models.edits import edits_of
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "families.md"
 
@@ -97,7 +98,7 @@ def outcome(name: str) -> str:
     try:
         model = timm.create_model(name, num_classes=5).eval()
         prunable_layers(matrix_layers(model), ("qkv", "proj", "fc1", "fc2"))
-        cuts = len(understand(model).units)
+        cuts = len(analyse(model).resume_points)
     except LpvitError as error:
         return f"refused: {error}".replace("|", "\\|")
     return "works" if cuts else "works; every pass starts at the images"
@@ -107,12 +108,13 @@ def bases(family: str) -> str:
     """Row of the table of aligned bases: at how many places a freedom is used, and why not at the others."""
     model = member(family)
     images = images_for(model, 8)
-    report = align(model, [(images, torch.zeros(len(images)))])[1].report
+    _, report = align(model, [(images, torch.zeros(len(images)))])
     counts = [
         "yes" if row.places == row.candidates else f"{row.places} of {row.candidates}" if row.places else "no"
         for row in report.itertuples()
     ]
-    read = drop_unread_tokens(model)[1].get("tokens", "all")
+    narrower, _ = drop_unread_tokens(model)
+    read = next((edit.tokens for edit in edits_of(narrower)), "all")
     reasons = [f"{row.freedom}: {row.reason}" for row in report.itertuples() if row.reason]
     return "| " + " | ".join([family, *counts, str(read), ". ".join(reasons)]) + " |"
 

@@ -1,9 +1,8 @@
 """A model in aligned bases: the same function in other weights, of which blocks can be pruned at a smaller loss."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from lpvit.bases import centre, hidden, queries, residual, values
+from lpvit.bases.edit import AlignedBases
 from lpvit.bases.folding import drop_idle_biases, folding, give_biases, has_bias, layers_to_bias, linear
 from lpvit.bases.moments import Moments, moments_of
 from lpvit.bases.proof import Change, Proof, make_proved
@@ -19,6 +19,7 @@ from lpvit.bases.wiring import Wiring, wiring_of
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.network import require_plain_module
 from lpvit.models.analysis.passes import Batches
+from lpvit.models.edits import record_edit
 from lpvit.models.sources.families import call_modules
 
 FREEDOMS: Mapping[str, ModuleType] = {  # in the order in which they are used: moments are those of the folded model
@@ -29,26 +30,9 @@ FREEDOMS: Mapping[str, ModuleType] = {  # in the order in which they are used: m
     "hidden": hidden,
 }
 
+COLUMNS = ["freedom", "used", "places", "candidates", "reason"]
+
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """What `align` did.
-
-    Attributes:
-        report: A row for every freedom that was asked for: ``freedom``, ``used`` (whether anywhere), ``places`` at
-            which it is used, ``candidates`` where it might have been, ``reason`` why not at all of them.
-        biases: Layers that have a bias now and had none.
-    """
-
-    report: pd.DataFrame
-    biases: tuple[str, ...]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What `reshaped` needs to build a model of these shapes again, as plain data."""
-        return {"biases": list(self.biases)}
 
 
 def align(
@@ -56,7 +40,7 @@ def align(
     loader: Batches,
     freedoms: Iterable[str] = tuple(FREEDOMS),
     device: torch.device | str = "cpu",
-) -> tuple[nn.Module, Alignment]:
+) -> tuple[nn.Module, pd.DataFrame]:
     """Writes a model down in other bases, as far as that is proved to leave it the same function.
 
     Affine parts of norms and LayerScale are folded into the layers beside them first. Every freedom is tried in float64
@@ -70,7 +54,10 @@ def align(
         device: Where to compute; the result stays there.
 
     Returns:
-        A model of the same class, in the dtype of the given one and in evaluation mode; and what was done.
+        A model of the same class, in the dtype of the given one and in evaluation mode, with its edit recorded
+        (`lpvit.bases.edit`); and a row for every freedom that was asked for: ``freedom``, ``used`` (whether anywhere),
+        the number of ``places`` where it is used and of ``candidates`` where it might have been, and the ``reason`` for
+        the others.
 
     Raises:
         LpvitError: There is no such freedom, or something is not finite.
@@ -92,20 +79,11 @@ def align(
     moments = moments_of(deepcopy(aligned).to(dtype), wiring, loader, device)
     used = {name: _use(name, aligned, wiring, moments, proof) for name in FREEDOMS if name in freedoms}
     biases = drop_idle_biases(aligned, bare)
-    for parameter, given in zip(aligned.parameters(), model.parameters(), strict=False):
-        parameter.requires_grad_(given.requires_grad)
-    return aligned.to(dtype), Alignment(pd.DataFrame([used[name] for name in freedoms]), tuple(biases))
-
-
-def reshaped(model: nn.Module, settings: Mapping[str, Sequence[str]]) -> nn.Module:
-    """Gives a model the shapes of an aligned one, in place; the weights are to follow.
-
-    Args:
-        model: As it was before it was aligned.
-        settings: From `Alignment.settings`.
-    """
-    give_biases(model, settings["biases"])
-    return model
+    report = pd.DataFrame([used[name] for name in freedoms], columns=COLUMNS)
+    record_edit(
+        aligned, AlignedBases(freedoms=tuple(name for name in freedoms if used[name]["used"]), biases=tuple(biases))
+    )
+    return aligned.to(dtype), report
 
 
 def _use(name: str, model: nn.Module, wiring: Wiring, moments: Moments, proof: Proof) -> dict[str, Any]:

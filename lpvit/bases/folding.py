@@ -23,7 +23,8 @@ def give_biases(model: nn.Module, layers: Iterable[str]) -> None:
     for name in layers:
         layer = linear(model, name)
         if not has_bias(layer):
-            layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+            zeros = layer.weight.detach().new_zeros(len(layer.weight))
+            layer.bias = nn.Parameter(zeros, requires_grad=layer.weight.requires_grad)
 
 
 def has_bias(layer: nn.Module) -> bool:

@@ -9,9 +9,11 @@ from families import FAMILIES, images_for, member
 from tiny import photographs, sized_model
 from torch import Tensor, nn
 
-from lpvit.bases.align import FREEDOMS, align, reshaped
+from lpvit.bases.align import FREEDOMS, align
+from lpvit.bases.edit import AlignedBases
 from lpvit.costs.cost import count_macs
 from lpvit.errors import LpvitError
+from lpvit.models.edits import apply_edit, edits_of
 from lpvit.models.sources.families import call_modules
 
 # What a family does not have, and why: freedom -> a part of every reason that is given. Anything else is a fault.
@@ -59,13 +61,13 @@ def test_an_aligned_model_is_the_same_function_and_lacks_only_what_the_table_say
     model = member(family)
     before = deepcopy(model.state_dict())
     images = images_for(model, 16)
-    aligned, alignment = align(model, batches(images[:12]))
+    aligned, report = align(model, batches(images[:12]))
     assert type(aligned) is type(model)
     assert change(aligned, model, images[12:]) < 1e-4
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert count_macs(aligned) == count_macs(call_modules(deepcopy(model)))
     expected = EXCEPTIONS.get(family, {})
-    for row in alignment.report.itertuples():
+    for row in report.itertuples():
         if row.freedom not in expected:
             assert row.places == row.candidates > 0, row.reason
             assert not row.reason
@@ -87,11 +89,14 @@ def test_every_freedom_alone_is_exact_in_float64(family: str) -> None:
 @every_family
 def test_an_aligned_model_has_the_parameters_of_its_origin_and_the_biases_that_are_listed(family: str) -> None:
     model = member(family)
-    aligned, alignment = align(model, batches(images_for(model, 8)))
+    aligned, report = align(model, batches(images_for(model, 8)))
     origin, state = model.state_dict(), aligned.state_dict()
-    assert state.keys() - origin.keys() == {f"{layer}.bias" for layer in alignment.biases}
+    (edit,) = edits_of(aligned)
+    assert isinstance(edit, AlignedBases)
+    assert edit.freedoms == tuple(report.loc[report["used"], "freedom"])
+    assert state.keys() - origin.keys() == {f"{layer}.bias" for layer in edit.biases}
     assert all(state[name].shape == value.shape and state[name].dtype == value.dtype for name, value in origin.items())
-    rebuilt = reshaped(call_modules(deepcopy(model)), alignment.settings)
+    rebuilt = apply_edit(call_modules(deepcopy(model)), edit)
     rebuilt.load_state_dict(state)
     images = images_for(model, 2)
     assert change(rebuilt, aligned, images) == 0
@@ -117,9 +122,9 @@ def inputs_of(model: nn.Module, layer: str, images: Tensor) -> Tensor:
 
 def test_aligning_twice_finds_the_same_and_changes_nothing_more() -> None:
     _, once, images = aligned_vit(*FREEDOMS)
-    twice, alignment = align(once, batches(images))
-    assert alignment.report["used"].all()
-    assert alignment.biases == ()
+    twice, report = align(once, batches(images))
+    assert report["used"].all()
+    assert edits_of(twice)[-1] == AlignedBases(freedoms=tuple(FREEDOMS))
     for name, value in once.state_dict().items():
         torch.testing.assert_close(twice.state_dict()[name], value, rtol=1e-2, atol=1e-2)
 
@@ -196,3 +201,8 @@ def test_images_that_are_not_finite_are_refused_in_one_line() -> None:
 def test_no_images_are_refused_in_one_line() -> None:
     with pytest.raises(LpvitError, match="found no images"):
         align(sized_model("vit"), [])
+
+
+def test_a_bias_of_a_layer_that_is_not_there_is_refused_in_one_line() -> None:
+    with pytest.raises(LpvitError, match=r"no linear layer 'blocks\.7\.fc1'"):
+        apply_edit(sized_model("vit"), AlignedBases(freedoms=(), biases=("blocks.7.fc1",)))

@@ -11,10 +11,13 @@ from tiny import photographs, sized_model
 from torch import nn
 
 from lpvit.bases.align import align
-from lpvit.bases.last_block import drop_unread_tokens, give_few_tokens, tokens_read
+from lpvit.bases.last_block.edit import FewTokens
+from lpvit.bases.last_block.unread import drop_unread_tokens, tokens_read
 from lpvit.costs.cost import count_macs, measure_costs
+from lpvit.errors import LpvitError
 from lpvit.export.onnx import write_onnx
-from lpvit.models.analysis.network import understand
+from lpvit.models.analysis.network import analyse
+from lpvit.models.edits import apply_edit, edits_of
 from lpvit.models.sources.families import call_modules
 
 WORKS = {"DeiT": 2, "DeiT-III": 1, "ViT": 1, "CLIP": 1, "DINOv2": 1, "DINOv2, packed SwiGLU": 1}
@@ -26,9 +29,9 @@ def test_the_last_block_computes_what_the_head_reads_or_says_why_not(
 ) -> None:
     model = member(family).double()
     with caplog.at_level(logging.INFO, logger="lpvit"):
-        narrower, settings = drop_unread_tokens(model)
-    assert settings.get("tokens", 0) == WORKS.get(family, 0)
-    assert (not settings) == ("computes all its tokens" in caplog.text)
+        narrower, reason = drop_unread_tokens(model)
+    assert [edit.tokens for edit in edits_of(narrower)] == ([WORKS[family]] if family in WORKS else [])
+    assert bool(reason) == (family not in WORKS) == ("computes all its tokens" in caplog.text)
     images = images_for(model, 3).double()
     with torch.no_grad():
         torch.testing.assert_close(narrower(images), model(images), rtol=1e-9, atol=1e-9)
@@ -54,7 +57,7 @@ def test_it_is_some_seven_percent_of_a_model_of_twelve_blocks() -> None:
 
 
 def test_the_narrower_model_is_understood_and_its_passes_resume() -> None:
-    network = understand(drop_unread_tokens(sized_model("deit"))[0])
+    network = analyse(drop_unread_tokens(sized_model("deit"))[0])
     assert network.units[-1] == "blocks.1"
     assert network.branches["blocks.1.mlp.fc2"].block == "blocks.1"
 
@@ -62,16 +65,18 @@ def test_the_narrower_model_is_understood_and_its_passes_resume() -> None:
 def test_it_goes_together_with_aligned_bases() -> None:
     model, images = sized_model("deit"), photographs("deit")
     narrower, _ = drop_unread_tokens(model)
-    aligned, alignment = align(narrower, [(images, images)])
-    assert (alignment.report["places"] == alignment.report["candidates"]).all()
+    aligned, report = align(narrower, [(images, images)])
+    assert (report["places"] == report["candidates"]).all()
     with torch.no_grad():
         torch.testing.assert_close(aligned(images), model(images), rtol=1e-3, atol=1e-3)
 
 
-def test_settings_rebuild_its_shapes() -> None:
+def test_its_edit_rebuilds_its_shapes() -> None:
     model = sized_model("deit")
-    narrower, settings = drop_unread_tokens(model)
-    rebuilt = give_few_tokens(sized_model("deit"), settings)
+    narrower, _ = drop_unread_tokens(model)
+    (edit,) = edits_of(narrower)
+    assert edit == FewTokens(block="blocks.1", tokens=2)
+    rebuilt = apply_edit(sized_model("deit"), edit)
     rebuilt.load_state_dict(narrower.state_dict())
     images = photographs("deit", 2)
     with torch.no_grad():
@@ -111,3 +116,12 @@ def test_a_mask_of_all_tokens_is_refused() -> None:
     block: nn.Module = narrower.blocks[1]
     with pytest.raises(AssertionError, match="does not fit the few that are read"):
         block(torch.zeros(1, 18, 20), attn_mask=torch.zeros(18, 18))
+
+
+def test_a_block_of_another_form_is_refused_in_one_line() -> None:
+    with pytest.raises(
+        LpvitError, match=r"'layers\.0\.blocks\.0' cannot give fewer tokens: it is a SwinTransformerBlock"
+    ):
+        apply_edit(sized_model("swin"), FewTokens(block="layers.0.blocks.0", tokens=1))
+    with pytest.raises(LpvitError, match=r"no transformer block 'blocks\.7'"):
+        apply_edit(sized_model("vit"), FewTokens(block="blocks.7", tokens=1))

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
+from lpvit.models.edits import edit_modules
 from lpvit.store.provenance import source_digests
 
 
@@ -84,3 +86,12 @@ def test_of_what_handles_files_and_errors_only_the_constants_that_are_imported_c
     errors.write_text("class E(Exception):\n    other = 1\n")
     assert digests("ONE = 1\nTWO = 3\ndef read(): return 1\n") == before
     assert digests("ONE = 2\nTWO = 2\ndef read(): ...\n") != before
+
+
+def test_a_stage_that_reads_edited_models_depends_on_every_edit_and_one_that_trains_dense_ones_on_none() -> None:
+    edits = {f"{module.removeprefix('lpvit.').replace('.', '/')}.py" for module in edit_modules().values()}
+    scripts = REPOSITORY / "workflow" / "scripts"
+    for stage in ("finetune", "evaluate", "benchmark", "quantise", "export_model"):
+        assert edits <= set(source_digests(scripts / f"{stage}.py")), stage
+    for stage in ("prepare_dense", "sample_calibration"):
+        assert not edits & set(source_digests(scripts / f"{stage}.py")), stage

@@ -1,11 +1,12 @@
 """The dense model in, what its layers cost once schemes are added to it out."""
 
 from lpvit.costs.cost import measure_costs
-from lpvit.models.architecture import load_model, with_schemes
-from lpvit.schemes import kinds as _  # noqa: F401 - this stage depends on all of them
+from lpvit.models.architecture import extended, load_model
+from lpvit.schemes.edit import schemes_added
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import COSTS, write_parquet
 
 with stage(snakemake):
-    architecture, state = with_schemes(*load_model(snakemake.input.dense, "dense"), snakemake.params.schemes)
+    schemes = schemes_added(snakemake.params.schemes)
+    architecture, state = extended(*load_model(snakemake.input.dense, "dense"), schemes)
     write_parquet(measure_costs(architecture.build(state)), snakemake.output.costs, COSTS)

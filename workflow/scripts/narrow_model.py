@@ -1,16 +1,17 @@
 """The dense model and calibration images in, a narrower dense model out, with no layer masked."""
 
-from lpvit.models.architecture import save_model, with_schemes
-from lpvit.schemes import kinds as _  # noqa: F401 - this stage depends on all of them
+from lpvit.models.architecture import Architecture, extended, save_model
+from lpvit.schemes.edit import schemes_added
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.stage import stage
 from lpvit.structures.blocks.masks import save_masks
-from lpvit.structures.width.narrowing import narrow
+from lpvit.structures.width.structure import WidthStructure
 
 with stage(snakemake) as compute:
-    dense = read_calibrated(snakemake, compute)
-    narrower = narrow(dense.model, dense.loader, snakemake.params.macs, snakemake.params.reconstruct).cpu()
-    architecture = dense.architecture.narrowed_to(narrower)
-    extended = with_schemes(architecture, narrower.state_dict(), snakemake.params.schemes)
-    save_masks({}, dense.pruning.block_shape, snakemake.output.masks)
-    save_model(*extended, snakemake.output.pruned, "pruned")
+    params, dense = snakemake.params, read_calibrated(snakemake, compute)
+    narrower = WidthStructure().compress_to(
+        dense.model.to(compute.device), dense.images, params.macs, refit=params.refit
+    )
+    save_masks({}, params.block_shape, snakemake.output.masks)
+    model = extended(Architecture.of(narrower.model), narrower.model.state_dict(), schemes_added(params.schemes))
+    save_model(*model, snakemake.output.pruned, "pruned")

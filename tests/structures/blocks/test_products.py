@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, weight_matrix
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.moments import gradients
 from lpvit.store.schemas import BLOCKS, CURVES
 from lpvit.structures.blocks.curve import pruning_ranks

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, weight_matrix
 from lpvit.models.analysis.passes import Batches
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.store.schemas import CURVES
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, weight_matrix
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.store.schemas import BLOCKS
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.scores import block_table

@@ -11,6 +11,7 @@ from lpvit.allocation.settings import Budget
 from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import Architecture, load_model, save_model
+from lpvit.structures.width.edit import NarrowerShapes
 from lpvit.structures.width.narrowing import narrow
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -77,13 +78,13 @@ def test_channels_that_do_nothing_go_first(model, calibration):
 
 
 def test_it_is_built_again_from_its_artifact(model, narrower, calibration, tmp_path):
-    architecture = Architecture.of(model, {**SMALL}).narrowed_to(narrower)
+    architecture = Architecture.of(narrower, {**SMALL})
     save_model(architecture, narrower.state_dict(), tmp_path / "narrower.pt", "pruned")
     read, state = load_model(tmp_path / "narrower.pt", "pruned")
     assert torch.equal(read.build(state)(calibration[0][0]), narrower(calibration[0][0]))
     assert macs(read.build(state)) == macs(narrower)
 
-    lpvit.save(lpvit.Pruned(narrower, {}, (8, 8), None, architecture), tmp_path / "narrower.safetensors")
+    lpvit.save(lpvit.Pruned(narrower, {}, (8, 8)), tmp_path / "narrower.safetensors", options=SMALL)
     again = lpvit.load(tmp_path / "narrower.safetensors").model
     assert torch.equal(again(calibration[0][0]), narrower(calibration[0][0]))
 
@@ -96,7 +97,7 @@ def test_it_trains(narrower, calibration):
 
 def test_shapes_of_another_model_are_refused(model):
     architecture = Architecture.of(model, {**SMALL})
-    other = Architecture(architecture.timm, 7, architecture.options, {}, {"blocks.7.mlp.fc1.weight": (3, 4)})
+    other = architecture.with_edits([NarrowerShapes(shapes={"blocks.7.mlp.fc1.weight": (3, 4)})])
     with pytest.raises(LpvitError, match=r"no parameter 'blocks\.7\.mlp\.fc1\.weight'"):
         other.build()
 
@@ -124,5 +125,5 @@ def test_a_budget_of_width_takes_macs_and_a_reconstruction():
 
 
 def test_the_library_prunes_blocks_only(model, calibration):
-    with pytest.raises(LpvitError, match=r"use lpvit\.weights\.narrowing\.narrow"):
+    with pytest.raises(LpvitError, match=r"use lpvit\.structures\.width\.narrowing\.narrow"):
         lpvit.prune(model, calibration, budget=Budget(macs=0.5, structure="width"), block_shape=(8, 8))
