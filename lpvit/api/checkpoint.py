@@ -12,17 +12,17 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from zipfile import is_zipfile
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lpvit import __version__
-from lpvit.allocation.settings import Budget
+from lpvit.allocation.settings import Budget, budget_of_format_1
 from lpvit.api.format_1 import without_indices
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError, one_line
@@ -59,7 +59,7 @@ class Header(BaseModel):
     version: str = __version__
     architecture: Architecture
     block_shape: tuple[PositiveInt, PositiveInt]
-    budget: Budget | None
+    budget: Annotated[Budget | None, BeforeValidator(budget_of_format_1)]
 
 
 def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = None) -> None:

@@ -20,7 +20,18 @@ BESIDE = ("csrc", "template")  # folders with files that modules use besides Pyt
 FOUND_BY_NAME = {"stages/edited": "**/edit.py"}
 
 # Where files, logs and errors are handled, not results; of these only the constants that are imported count: schemas.
-NEUTRAL = ("__init__", "errors", "lazy", "moved", "progress", "settings", "stages/stage", "store/")
+NEUTRAL = (
+    "__init__",
+    "errors",
+    "lazy",
+    "moved",
+    "mistakes",
+    "progress",
+    "settings",
+    "stages/stage",
+    "store/",
+    "strategies",
+)
 
 
 def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str]:

@@ -20,7 +20,6 @@ from lpvit.schemes.edit import add_scheme
 from lpvit.schemes.kinds.sparse_attention.pattern import PatternAttention, pattern_mask
 from lpvit.schemes.scheme import anneal
 from lpvit.schemes.settings import Scheme
-from lpvit.variants import variants
 
 PATTERNS = ("strided", "fixed", "block")
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -35,7 +34,7 @@ def with_scheme(model: nn.Module, name: str, **settings: Any) -> nn.Module:
 
 
 def test_every_scheme_is_tested() -> None:
-    assert SCHEMES.keys() == variants("lpvit.schemes.kinds").keys()
+    assert SCHEMES.keys() == Scheme.registry.keys()
 
 
 # --- sparse attention ------------------------------------------------------------------------------------------------

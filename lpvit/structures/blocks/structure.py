@@ -17,7 +17,7 @@ from lpvit.structures.blocks.masks import build_keep_masks
 from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.weights import pruned_weights
 from lpvit.structures.structure import Compressed, Options, Statistics
 
@@ -30,7 +30,7 @@ class BlockStructure:
         settings: How blocks are scored and curves measured.
     """
 
-    settings: Pruning
+    settings: Blocks
 
     @property
     def measures_images(self) -> bool:
