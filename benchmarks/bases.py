@@ -27,11 +27,13 @@ from lpvit.bases.align import FREEDOMS, align
 from lpvit.costs.cost import measure_costs
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.structures.blocks.centring import centred_products, input_means
+from lpvit.structures.blocks.distortions.gauss_newton import GaussNewtonDistortion
 from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks
 from lpvit.structures.blocks.products import block_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.saliencies.gauss_newton import GaussNewtonSaliency
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.statistics import collect_statistics
 from lpvit.structures.blocks.weights import pruned_weights
 
@@ -72,11 +74,11 @@ def main() -> None:
     validation = subject.validation(arguments.validation)
     for seed in range(arguments.seeds):
         calibration = subject.calibration(arguments.images, seed)
-        for arm in arguments.arms:
+        for name in arguments.arms:
             for shape in arguments.block_shapes:
-                keys = [Key(arm, arguments.reconstruction, shape, macs, seed) for macs in arguments.macs]
+                keys = [Key(name, arguments.reconstruction, shape, macs, seed) for macs in arguments.macs]
                 if keys := [key for key in keys if key not in done]:
-                    run(subject, Blocks(subject, arm, shape, calibration), keys, validation, file)
+                    run(Arm(subject, name, shape, calibration), keys, validation, file)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,11 +94,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(subject: Subject, blocks: "Blocks", keys: Sequence[Key], validation: Batches, file: Path) -> None:
+def run(arm: "Arm", keys: Sequence[Key], validation: Batches, file: Path) -> None:
     """Prunes to every budget and appends a line for each."""
-    dense = logits_of(subject.model, validation)
+    dense = logits_of(arm.subject.model, validation)
     for key in keys:
-        pruned, achieved, seconds = blocks.pruned(key)
+        pruned, achieved, seconds = arm.pruned(key)
         logits = logits_of(pruned, validation)
         measured = {
             "achieved": achieved,
@@ -104,7 +106,7 @@ def run(subject: Subject, blocks: "Blocks", keys: Sequence[Key], validation: Bat
             "top1": top1(logits, validation),
             "distortion": squared_change(logits, dense),
             "seconds": seconds,
-            "images": sum(len(images) for images, _ in blocks.calibration),
+            "images": sum(len(images) for images, _ in arm.calibration),
             "test_images": len(dense),
         }
         row = pd.DataFrame([asdict(key) | measured])
@@ -113,11 +115,11 @@ def run(subject: Subject, blocks: "Blocks", keys: Sequence[Key], validation: Bat
 
 
 @dataclass
-class Blocks:
+class Arm:
     """A model in the bases of an arm, and curves of its blocks."""
 
     subject: Subject
-    arm: str
+    name: str
     block_shape: str
     calibration: Batches
 
@@ -132,7 +134,7 @@ class Blocks:
 
     @cached_property
     def model(self) -> nn.Module:
-        freedoms = ARMS[self.arm]
+        freedoms = ARMS[self.name]
         if freedoms is None:
             return self.subject.model
         aligned, report = align(self.subject.model, self.calibration, freedoms, self.device)
@@ -141,7 +143,7 @@ class Blocks:
 
     @cached_property
     def means(self) -> dict[str, Tensor] | None:
-        if self.arm == "as given":
+        if self.name == "as given":
             return None
         return input_means(self.model, self.calibration, self.layers, self.device)
 
@@ -158,8 +160,8 @@ class Blocks:
             products = centred_products(*given, self.means, self.shape, PROBES, self.device)
         counted = collect_statistics(*given, self.layers, self.shape, self.device, averaged=False)
         statistics = {layer: tables | {"block_products": products[layer]} for layer, tables in counted.items()}
-        blocks = block_table(statistics, "gauss_newton")
-        pruning = Pruning(block_shape=self.shape, saliency="gauss_newton", distortion="gauss_newton")
+        pruning = Blocks(block_shape=self.shape, saliency=GaussNewtonSaliency(), distortion=GaussNewtonDistortion())
+        blocks = block_table(statistics, pruning.saliency)
         return LayerTables(rate_distortion_curves(statistics, blocks, pruning), blocks, measure_costs(self.model))
 
     def pruned(self, key: Key) -> tuple[nn.Module, float, float]:

@@ -1,1 +1,1 @@
-"""Aligned bases: the same model written down so that few blocks of its matrices matter; each freedom is one file."""
+"""Aligned bases: the same model in other weights, so that few blocks matter; one file per freedom."""

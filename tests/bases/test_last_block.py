@@ -58,7 +58,7 @@ def test_it_is_some_seven_percent_of_a_model_of_twelve_blocks() -> None:
 
 def test_the_narrower_model_is_understood_and_its_passes_resume() -> None:
     network = analyse(drop_unread_tokens(sized_model("deit"))[0])
-    assert network.units[-1] == "blocks.1"
+    assert network.resume_points[-1] == "blocks.1"
     assert network.branches["blocks.1.mlp.fc2"].block == "blocks.1"
 
 
@@ -120,7 +120,7 @@ def test_a_mask_of_all_tokens_is_refused() -> None:
 
 def test_a_block_of_another_form_is_refused_in_one_line() -> None:
     with pytest.raises(
-        LpvitError, match=r"'layers\.0\.blocks\.0' cannot give fewer tokens: it is a SwinTransformerBlock"
+        LpvitError, match=r"'layers\.0\.blocks\.0' cannot give fewer tokens: it is a Swin"
     ):
         apply_edit(sized_model("swin"), FewTokens(block="layers.0.blocks.0", tokens=1))
     with pytest.raises(LpvitError, match=r"no transformer block 'blocks\.7'"):
