@@ -174,7 +174,7 @@ class Body:
 
 
 def _repeated_members(model: nn.Module, with_attention: set[str]) -> list[str]:
-    """Members of lists whose members with attention have the same class; a single member must contain no such list."""
+    """Members of lists whose members with attention are of one's class; a single member must contain no such list."""
     members = [name for name in with_attention if name.rpartition(".")[2].isdigit()]
     repeated = []
     for name in members:
@@ -182,7 +182,8 @@ def _repeated_members(model: nn.Module, with_attention: set[str]) -> list[str]:
         fellows = [other for other in members if other.rpartition(".")[0] == folder]
         classes = {type(model.get_submodule(other)) for other in fellows}
         lone_wrapper = len(fellows) == 1 and any(_is_inside(other, name) for other in members)
-        if len(classes) == 1 and not lone_wrapper:
+        alike = any(all(issubclass(other, one) for other in classes) for one in classes)
+        if alike and not lone_wrapper:
             repeated.append(name)
     return repeated
 
