@@ -325,7 +325,7 @@ def with_header(**entries: Any) -> Callable[[dict[str, Tensor], dict[str, Any]],
         ),
         (with_header(format=99), "format 99, this lpvit .* reads formats 1 and 2"),
         (with_header(block_shape=[8]), "its metadata is damaged"),
-        (with_header(block_shape=[64, 64]), "blocks of 8x4 among its edits, of 64x64 beside them"),
+        (with_header(block_shape=[64, 64]), "blocks of 8x4 in its edits and of 64x64 in its header"),
         (with_header(block_shape=[8, 0]), "its metadata is damaged"),
         (
             lambda _, header: header["architecture"]["source"].update(name="vit_tinny_patch16_224"),
