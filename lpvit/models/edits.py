@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from torch import nn
@@ -26,7 +26,10 @@ class Edit(Section):
 
     Attributes:
         kind: Name of the package that defines the edit.
+        removes: Whether the model costs less after it: what it removed, the model before it still has.
     """
+
+    removes: ClassVar[bool] = False
 
     kind: str
 

@@ -16,6 +16,8 @@ class StructureSettings(Section):
 
     registry: ClassVar = Registry("lpvit.structures", tag="structure", file="settings", default="blocks")
 
+    rounds: ClassVar = 1  # pruning rounds, for a budget given as a number
+
     structure: str
     batch_size: int = Field(64, gt=0, description="images per pass")
 

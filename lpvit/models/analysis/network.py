@@ -30,10 +30,12 @@ class Branch:
     Attributes:
         block: Name of the transformer block.
         scale: LayerScale and the like, (O,), float32 or wider; 1 where y is added unscaled.
+        at_input: Whether ``block`` is a module within it, whose input is r + scale * y (see `attention_branches`).
     """
 
     block: str
     scale: Tensor
+    at_input: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,22 +186,65 @@ def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[Laye
     return branches
 
 
+@torch.no_grad()
+def attention_branches(network: Network) -> dict[str, Branch]:
+    """Layers amid a transformer block whose output y is added to the residual stream r, and who reads r + scale * y.
+
+    In a timm block that is the output projection of the attention, and the second norm. Proved as `analyse` proves
+    `Network.branches`, which has the last layer of every block instead.
+    """
+    model, branches = network.model, {}
+    traced = trace(model)
+    body = Body.of(model, traced)
+    with quiet(model):
+        for block, (arguments, options) in _recorded_calls(model, body.blocks).items():
+            inside = [layer for layer in network.layers if layer.name.startswith(f"{block}.") and not layer.obstacle]
+            for layer in inside:
+                if layer.name in network.branches or layer.out_features != body.blocks[block].width:
+                    continue
+                for reader in _modules_after(layer.name, block, traced):
+                    block_with = _Block(model, block, layer.name, arguments, options, reader)
+                    scale = _scale(block_with, layer.out_features)
+                    if scale is not None and scale.any() and block_with(torch.zeros_like).any():
+                        branches[layer.name] = Branch(reader, scale, at_input=True)
+                        break
+    return branches
+
+
+def _modules_after(layer: str, block: str, traced: Trace) -> list[str]:
+    """Modules within a transformer block that begin after a layer has ended, in order of execution."""
+    ended = traced.spans[layer].end
+    later = {name: span.start for name, span in traced.spans.items() if name.startswith(f"{block}.")}
+    return sorted((name for name, start in later.items() if start > ended), key=later.__getitem__)
+
+
 @dataclass(frozen=True)
 class _Block:
-    """A transformer block, called with its recorded arguments and another output of one of its layers."""
+    """A transformer block, called with its recorded arguments and another output of one of its layers.
+
+    Attributes:
+        reader: A module within it, whose input is asked for; None asks for the output of the block.
+    """
 
     model: nn.Module
     name: str
     layer: str
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+    reader: str | None = None
 
     def __call__(self, output: Callable[[Tensor], Tensor]) -> Any:
-        hook = self.model.get_submodule(self.layer).register_forward_hook(lambda _, __, found: output(found))
+        read: list[Any] = []
+        hooks = [self.model.get_submodule(self.layer).register_forward_hook(lambda _, __, found: output(found))]
+        if self.reader is not None:
+            reader = self.model.get_submodule(self.reader)
+            hooks.append(reader.register_forward_pre_hook(lambda _, inputs: read.extend(_copied(inputs[:1]))))
         try:
-            return self.model.get_submodule(self.name)(*_copied(self.arguments), **_copied(self.options))
+            whole = self.model.get_submodule(self.name)(*_copied(self.arguments), **_copied(self.options))
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+        return whole if self.reader is None else next(iter(read), None)
 
 
 def _scale(block_with: _Block, features: int) -> Tensor | None:

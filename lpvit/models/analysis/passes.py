@@ -126,10 +126,12 @@ class StopPoint:
         layer: A linear layer or convolution; the pass stops where it begins.
         block: A transformer block around the layer: the pass continues to the end of it with a zero output of the
             layer, which gives the residual that the layer's output is added to. None stops at the layer.
+        at_input: Whether ``block`` is a module that runs after the layer, and the pass continues to its beginning.
     """
 
     layer: str
     block: str | None = None
+    at_input: bool = False
 
 
 def run_until(
@@ -165,6 +167,37 @@ def run_until(
     return reached[0], residual, cached if len(outputs) == len(forwards) else _cached(cached.images, outputs)
 
 
+def run_through(
+    model: nn.Module, resume_points: Iterable[str], cached: CachedPass, point: str, device: torch.device | str
+) -> tuple[Tensor, CachedPass]:
+    """Continues a pass to a resume point, with gradients where they are enabled.
+
+    Args:
+        model: On the device; not modified.
+        resume_points: Of the model.
+        cached: A pass of this model that has not reached the resume point.
+        point: One of the resume points.
+        device: Of the model.
+
+    Returns:
+        Its output, on the device, and the pass cached there.
+    """
+    forwards = {ended: constant(output.to(device)) for ended, output in cached.outputs.items()}
+
+    def stop(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        raise _ReachedError(output)
+
+    with recorded_outputs(model, resume_points) as outputs, replaced_forwards(model, forwards):
+        handle = model.get_submodule(point).register_forward_hook(stop)  # after the recording, which sees the output
+        try:
+            model(cached.images.to(device))
+        except _ReachedError:
+            return outputs[point], _cached(cached.images, {name: each.detach() for name, each in outputs.items()})
+        finally:
+            handle.remove()
+    raise AssertionError(f"{point}: the model ended without running it")
+
+
 class _ReachedError(Exception):
     def __init__(self, output: Tensor | None = None) -> None:
         self.output = output
@@ -186,11 +219,21 @@ def _stopped(model: nn.Module, stop: StopPoint, reached: list[Tensor]) -> Iterat
         if reached:
             raise _ReachedError(output)
 
+    def before_reader(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if reached:
+            raise _ReachedError(inputs[0])
+
     layer = model.get_submodule(stop.layer)
     handles = [layer.register_forward_pre_hook(before_layer)]
     if stop.block is not None:  # registered before the recording of resume points, which must not record this output
         handles.append(layer.register_forward_hook(after_layer))
-        handles.append(model.get_submodule(stop.block).register_forward_hook(after_block))
+        block = model.get_submodule(stop.block)
+        hook = (
+            block.register_forward_pre_hook(before_reader)
+            if stop.at_input
+            else block.register_forward_hook(after_block)
+        )
+        handles.append(hook)
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """The edit of a narrower model: shapes of parameters that differ from its source."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from timm.layers import Attention
 from torch import nn
@@ -15,6 +15,8 @@ class NarrowerShapes(Edit):
     Attributes:
         shapes: Parameter name -> shape.
     """
+
+    removes: ClassVar[bool] = True
 
     kind: Literal["width"] = "width"
     shapes: dict[str, tuple[int, ...]]
