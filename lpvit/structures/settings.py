@@ -21,6 +21,11 @@ class StructureSettings(Section):
     structure: str
     batch_size: int = Field(64, gt=0, description="images per pass")
 
+    @property
+    def freedoms(self) -> tuple[str, ...]:
+        """The freedoms of `lpvit.bases.align` that the dense model is first aligned by."""
+        return ()
+
     def require_budget(self, budget: "Budget") -> None:
         """Raises for a budget that this structure does not support.
 

@@ -1,12 +1,14 @@
 """Settings of blocks."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from lpvit.structures.blocks.distortions import Distortion
 from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.settings import StructureSettings
+
+Freedom = Literal["centre", "residual", "values", "queries", "hidden"]  # of `lpvit.bases.align`
 
 
 class Blocks(StructureSettings):
@@ -19,6 +21,11 @@ class Blocks(StructureSettings):
     structure: Literal["blocks"] = Field("blocks", description="what is removed")
     block_shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
         description="rows (output features) and columns (input features) of a block"
+    )
+    basis: Literal["given", "aligned"] | tuple[Freedom, ...] = Field(
+        "given",
+        description="weights as they are, or the same function in aligned bases, where few blocks matter: all freedoms "
+        "of the model (`aligned`) or a list of them (`residual`, `values`, `queries`, `hidden`, `centre`)",
     )
     saliency: Annotated[Saliency, Saliency.registry] = Field(
         "taylor", validate_default=True, description="score of a block; the lowest are pruned first"
@@ -35,6 +42,11 @@ class Blocks(StructureSettings):
         min_length=1,
         description="prunable layers: `qkv`, `proj`, `fc1`, `fc2`, and on request `patch_embed`, `head`, `reduction`",
     )
+
+    @property
+    def freedoms(self) -> tuple[str, ...]:
+        named = get_args(Freedom) if self.basis == "aligned" else self.basis
+        return () if self.basis == "given" else tuple(named)
 
     @property
     def probes_used(self) -> int:
