@@ -2,13 +2,17 @@
 
 Snakemake watches a rule's script, not what the script imports. Every rule therefore carries the digests of the code
 behind its script as a param: an edited module reruns the stages that import it and no others, and is named.
+
+A *strategy* is a module that is chosen by its name in the config (`lpvit.variants`). Code refers to the package that
+holds them, by an import or by its name in a string. Every strategy of a package that is referred to counts, unless the
+caller says which ones are chosen.
 """
 
 import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,14 +20,21 @@ PACKAGE = Path(__file__).parent.parent
 BESIDE = ("csrc", "template")  # folders of what modules use beside Python
 
 
-# Where files, logs and errors are handled, not results; of these only the constants that are imported count: schemas.
-NEUTRAL = ("__init__", "errors", "lazy", "progress", "settings", "stages/stage", "store/")
+# Where files, logs, errors and processes are handled, not results; of these only the constants that are imported count:
+# schemas. How many processes compute a result is no setting of it either.
+NEUTRAL = (
+    *("__init__", "errors", "lazy", "progress", "settings", "stages/stage", "store/"),
+    *("training/launcher", "training/nodes"),
+)
 
 
-def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str]:
+def source_digests(
+    script: str | Path, package: Path = PACKAGE, chosen: Mapping[str, Collection[str]] | None = None
+) -> dict[str, str]:
     """Digests of a script and of all modules of the package that it imports, directly or not, with kernels beside them.
 
-    Of a package that is imported by its name (``from lpvit.data import loaders``), all modules count.
+    Of a package that is imported or spelled in a string by its name (``from lpvit.data import loaders``,
+    ``"lpvit.schemes.kinds"``), the modules that are ``chosen`` count, or all where nothing says which ones are.
 
     Comments, docstrings, layout, the version number and imports for type checkers do not count, nor does what is
     `NEUTRAL`: rewording, a release or another message of an error reruns nothing.
@@ -31,6 +42,7 @@ def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str
     Args:
         script: Python file.
         package: Folder of the package whose imports are followed.
+        chosen: Package of strategies -> the names of those that the script may run, as in the config.
 
     Returns:
         File, as seen from the package's folder, or constant of a neutral module -> eight hexadecimal digits.
@@ -45,6 +57,8 @@ def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str
         seen.add(file)
         module = _read(file, package, file.read_text())
         waiting += module.imported
+        for folder in module.packages:
+            waiting += _strategies(folder, package, chosen or {})
         for source, name in module.constants:
             if value := _assignments(source.read_text()).get(name):
                 digests[f"{_name(source, package)}: {name}"] = value
@@ -71,6 +85,7 @@ def fingerprint(settings: object, *files: str | Path) -> str:
 class _Module(NamedTuple):
     digest: str
     imported: list[Path]
+    packages: list[Path]  # that it refers to as a whole
     constants: list[tuple[Path, str]]  # that it takes from neutral modules
 
 
@@ -79,7 +94,10 @@ def _read(file: Path, package: Path, text: str) -> _Module:
     """One file; parsed once for all scripts."""
     tree = _without_prose(ast.parse(text, str(file)))
     return _Module(
-        _digest(ast.dump(tree).encode()), list(_imported_files(tree, package)), list(_constants(tree, package))
+        _digest(ast.dump(tree).encode()),
+        list(_imported_files(tree, package)),
+        list(_packages(tree, package)),
+        list(_constants(tree, package)),
     )
 
 
@@ -118,15 +136,36 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names[1:]:  # a package taken by its name holds variants, of which any may be used
-                if name.startswith(f"{package.name}."):
-                    yield from package.joinpath(*name.split(".")[1:]).rglob("*.py")
         else:
             continue
         for name in names:
             parts = name.split(".")
             if parts[0] == package.name:
                 yield from _files_of(parts[1:], package)
+
+
+def _packages(tree: ast.Module, package: Path) -> Iterator[Path]:
+    """Folders of packages that are referred to as a whole, by an import or in a string."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value]
+        for name in names:
+            first, *parts = name.split(".")
+            if first == package.name and all(map(str.isidentifier, parts)):
+                yield from (file.parent for file in _existing(package.joinpath(*parts, "__init__.py")) if parts)
+
+
+def _strategies(folder: Path, package: Path, chosen: Mapping[str, Collection[str]]) -> Iterator[Path]:
+    """Files of the strategies of a package that are chosen, or of all; a name may have an underscore more."""
+    name = ".".join(folder.relative_to(package.parent).parts)
+    yield folder / "__init__.py"
+    for file in folder.rglob("*.py"):
+        strategy = file.relative_to(folder).parts[0].removesuffix(".py").rstrip("_")
+        if name not in chosen or strategy in chosen[name]:
+            yield file
 
 
 def _files_of(parts: list[str], package: Path) -> Iterator[Path]:

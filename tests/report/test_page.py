@@ -10,10 +10,10 @@ import pytest
 from test_report import evaluations, series
 
 from lpvit.report.charts import chart_data
-from lpvit.report.facts import commit, durations, machine, versions
+from lpvit.report.environment import commit, durations, machine, versions
 from lpvit.report.page import Report, best, render, up_to_date
-from lpvit.report.speed import read_speed
-from lpvit.report.tables import summary
+from lpvit.report.tables.speed import read_speed
+from lpvit.report.tables.summary import summary
 from lpvit.store.schemas import LAYERS, empty_frame
 
 TIMES = {"half": (2.0, 5.0), "third": (2.5, 4.0)}  # speed-up, milliseconds of the dense model for 2 images
@@ -50,7 +50,7 @@ def page(table: pd.DataFrame, speed: pd.DataFrame, **changes: Any) -> str:
         "summary": table,
         "speed": speed,
         "series": series(evaluations()),
-        "experiments": [{**experiment, "layers": empty_frame(LAYERS), "unit": "", "before": ""}],
+        "experiments": [{**experiment, "layers": empty_frame(LAYERS)}],
         "tradeoff": "",
         "paper": None,
         "facts": {"versions": versions()},

@@ -10,7 +10,7 @@ rule collect_statistics:
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "layers", "batch_size"),
         probes=lambda wildcards: settings.prunings[wildcards.pruning].probes_used,
         averaged=lambda wildcards: settings.prunings[wildcards.pruning].averages_gradients,
-        sources=sources("collect_statistics.py"),
+        sources=sources("collect_statistics.py", SALIENCIES, DISTORTIONS),
     log:
         f"{PRUNING}/statistics.log",
     benchmark:
@@ -73,6 +73,7 @@ rule approach_budget:
         budget=lambda wildcards: chosen(budget_of(wildcards)),
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
         energy=energy_of,
+        given=latency_stamp_of,
         sources=sources("approach_budget.py"),
     log:
         f"{APPROACH}/approach.log",
@@ -102,6 +103,7 @@ rule allocate_sparsity:
         budget=lambda wildcards: chosen(budget_of(wildcards), without="reconstruction"),
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
         energy=energy_of,
+        given=latency_stamp_of,
         sources=sources("allocate_sparsity.py"),
     log:
         f"{BUDGET}/allocation.log",
@@ -157,7 +159,7 @@ rule narrow_model:
         reconstruct=is_reconstructed,
         schemes=schemes_of,
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "batch_size"),
-        sources=sources("narrow_model.py"),
+        sources=sources("narrow_model.py", SALIENCIES, DISTORTIONS, ALLOCATORS),
     log:
         f"{BUDGET}/masks.log",
     benchmark:

@@ -1,23 +1,20 @@
-"""Tables and figures of speed and energy, as measured. Frames in, frames, text or matplotlib figures out.
+"""Tables of speed and energy, as measured. Frames in, frames or text out.
 
 `NAMES` are the columns that say which model a row is of.
 """
 
 from collections.abc import Iterator
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from lpvit.report.looks import GREY, percent, shades, styled
-from lpvit.report.tables import NAMES, markdown, wilson
+from lpvit.report.formats import NAMES, markdown
+from lpvit.report.tables.summary import wilson
 
 _FACTS = ["device_name", "threads", "dtype", "kernel", "torch"]
 _SHAPE = ["out_features", "in_features", "tokens"]
 _LEAST_TO_RANK = 3  # models
-LINES = ("-", "--", "-.", ":")
 
 
 def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFrame) -> pd.DataFrame:
@@ -147,35 +144,6 @@ def break_even(curve: pd.DataFrame) -> float:
     if last == len(gain) - 1:
         return float("nan")
     return float(np.interp(0, gain[last : last + 2], sparsity[last : last + 2]))
-
-
-@styled
-def plot_speed_up(curves: pd.DataFrame) -> Figure:
-    """Speed-up against sparsity: a panel per model, a line per block shape, with a mark at its break-even.
-
-    Args:
-        curves: From `speed_up_by_sparsity`, with the columns ``dataset`` and ``model``.
-    """
-    models = list(curves.groupby(["dataset", "model"], sort=False))
-    blocks = list(curves["block"].unique())
-    lines = dict(zip(blocks, zip(shades(len(blocks)), cycle(LINES), strict=False), strict=False))
-    figure = Figure(figsize=(4.2 * len(models), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
-    for axes, ((dataset, model), of_model) in zip(panels, models, strict=True):
-        for block, curve in of_model.groupby("block", sort=False):
-            at = break_even(curve)
-            always = bool(at == curve["sparsity"].iloc[0])
-            told = "none" if np.isnan(at) else f"{'≤ ' * always}{100 * at:.0f} %"
-            color, line = lines[block]
-            axes.plot(100 * curve["sparsity"], curve["speed_up"], line, color=color, label=f"{block}: {told}")
-            if not always:
-                axes.plot(100 * at, 1, "o", color=color, zorder=3)
-        axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
-        axes.set(title=f"{dataset}, {model}", xlabel="sparsity of the layers", xlim=(0, 100), ylim=(0, None))
-        axes.xaxis.set_major_formatter(percent())
-        axes.legend(loc="lower right", title="blocks, break-even")
-    panels[0].set_ylabel("speed-up over dense layers")
-    return figure
 
 
 def placed(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,19 +1,15 @@
-"""How figures look: one style, one palette of experiments, one way to write them.
+"""How figures look: one style, one palette of experiments.
 
 Colours belong to experiments alone; whatever else a figure tells apart, it does by place, shade, line or label.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-
-from lpvit.store.artifacts import replace_atomically
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -30,15 +26,12 @@ STYLE: dict[Any, Any] = {
     "figure.titlesize": 10,
     "svg.hashsalt": "lpvit",  # the same figure is the same file
 }
-DOTS_PER_INCH = 150
 
 # Okabe and Ito's palette, which people with any form of colour blindness can tell apart, without its black (dense
 # models) and its yellow (lost on white).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v")
 BLACK, DARK, GREY, LIGHT = "black", "0.3", "0.45", "0.65"
-
-styled = matplotlib.rc_context(STYLE)
 
 
 @dataclass(frozen=True)
@@ -74,17 +67,3 @@ def shades(count: int) -> Any:
 
 def percent() -> PercentFormatter:
     return PercentFormatter(symbol=" %")
-
-
-@styled
-def save_figure(figure: Figure, *paths: str | Path) -> None:
-    """Writes a figure in the formats that the names end with (svg, png, pdf), each whole or not at all.
-
-    Raises:
-        LpvitError: The disk is full or the folder cannot be written.
-    """
-    for path in map(Path, paths):
-        kind = path.suffix.removeprefix(".")
-        undated = {"Date": None} if kind == "svg" else None
-        with replace_atomically(path) as partial:
-            figure.savefig(partial, format=kind, dpi=DOTS_PER_INCH, metadata=undated)

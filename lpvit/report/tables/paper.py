@@ -1,14 +1,13 @@
-"""The paper's tables: what it published beside what was reached here. Frames in, frames, text or figures out."""
+"""The paper's tables: what it published beside what was reached here. Frames in, frames or text out."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from lpvit.report.looks import BLACK, GREY, percent, styled
-from lpvit.report.tables import interval, markdown, wilson
+from lpvit.report.formats import interval, markdown
+from lpvit.report.tables.summary import wilson
 
 GIGA = 1e9
 DISTILLED = (
@@ -111,43 +110,21 @@ def paper_shown(table: pd.DataFrame, proxy: bool) -> pd.DataFrame:
     return shown.fillna("-")
 
 
+def read_paper(csv: str | Path) -> pd.DataFrame:
+    """Reads the CSV form of `paper_table`; names stay text."""
+    return pd.read_csv(csv, dtype={"row": str, "experiment": str, "teacher": str}).fillna({"teacher": ""})
+
+
 def paper_of(csv: str | Path, figure: str | Path, proxy: bool) -> dict[str, Any]:
     """What the page shows of the paper's rows: text, table and figure.
 
     Args:
         csv: Of `paper_table`.
-        figure: Of `plot_paper`, as SVG.
+        figure: `lpvit.report.figures.paper`, as SVG.
         proxy: As for `paper_markdown`.
     """
-    table = pd.read_csv(csv, dtype={"row": str, "experiment": str, "teacher": str}).fillna({"teacher": ""})
-    return {"text": paper_note(proxy), "table": paper_shown(table, proxy), "figure": str(figure)}
+    return {"text": paper_note(proxy), "table": paper_shown(read_paper(csv), proxy), "figure": str(figure)}
 
 
 def _giga(value: float) -> str:
     return f"{value:.2f} G" if value >= 0.1 else f"{1e3 * value:.2f} M"
-
-
-@styled
-def plot_paper(table: pd.DataFrame, proxy: bool) -> Figure:
-    """Accuracy of every row: the dense model as a line, published as a hollow mark, ours filled with its 95 % interval.
-
-    Args:
-        table: From `paper_table`.
-        proxy: As for `paper_markdown`: what was published is left out.
-    """
-    figure = Figure(figsize=(8, 0.32 * len(table) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    places = range(len(table))
-    axes.scatter(table["dense_top1"], places, marker="|", s=120, color=GREY, label="dense, ours")
-    if not proxy:
-        axes.scatter(
-            table["published_top1"], places, facecolors="none", edgecolors=BLACK, s=70, zorder=4, label="published"
-        )
-    reach = [table["top1"] - table["top1_low"], table["top1_high"] - table["top1"]]
-    axes.errorbar(table["top1"], places, xerr=reach, fmt="o", color=BLACK, elinewidth=1, capsize=2, label="ours")
-    axes.set_yticks(places, table["experiment"].to_list())
-    axes.invert_yaxis()
-    axes.set(xlabel="top-1 accuracy", title="A proxy: small models on small images" if proxy else "")
-    axes.xaxis.set_major_formatter(percent())
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure

@@ -1,0 +1,3 @@
+from lpvit.lazy import modules_of
+
+__getattr__ = modules_of(__name__)
