@@ -41,10 +41,11 @@ from lpvit.allocation.priority import blocks_always_kept
 from lpvit.allocation.tables import FEMTOSECONDS
 from lpvit.costs.cost import measure_costs
 from lpvit.measure.timing import calm_clock, time_in_turns
-from lpvit.pruning.steps import scores_and_curves
+from lpvit.pruning.rounds import measure
 from lpvit.refitting.reconstruction import Fit, fit_in_order, matrix_layer, weight_with_bias
 from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks, zero_pruned
 from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.structure import BlockStructure
 
 ARMS = {**{precision: (precision,) for precision in PRECISIONS}, "mixed": PRECISIONS}
 BATCH = 32  # images per pass, for the memory
@@ -119,9 +120,9 @@ def describe(given: Subject, images: Batches, block_shape: tuple[int, int]) -> L
     costs = costs[costs["layer"].isin(names)]
     if not file["curves"].exists():
         pruning = Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
-        blocks, curves = scores_and_curves(given.model, images, pruning, "cpu")
-        blocks.to_parquet(file["blocks"])
-        curves.to_parquet(file["curves"])
+        options = measure(given.model, images, BlockStructure(pruning), "cpu")
+        options.blocks.to_parquet(file["blocks"])
+        options.curves.to_parquet(file["curves"])
     if not file["rounding"].exists():
         measure_rounding(given.model, names, images, images[:FEW]).to_parquet(file["rounding"])
     if not file["latency"].exists():

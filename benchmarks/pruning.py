@@ -40,15 +40,16 @@ from lpvit.api.sparsify import sparsify
 from lpvit.costs.cost import measure_costs
 from lpvit.data.preprocessing import Preprocessing
 from lpvit.measure.timing import time_in_turns
-from lpvit.pruning.steps import before_last_step
-from lpvit.refitting.reconstruction import pruned_weights, reconstruct
+from lpvit.pruning.rounds import before_last_round
 from lpvit.settings import Section
-from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks
+from lpvit.structures.blocks.masks import expand_keep_masks
 from lpvit.structures.blocks.products import block_products
-from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.settings import Pruning
-from lpvit.structures.blocks.statistics import Statistics, collect_statistics
+from lpvit.structures.blocks.statistics import collect_statistics
+from lpvit.structures.blocks.structure import BlockStructure
+from lpvit.structures.blocks.weights import reconstruct
+from lpvit.structures.structure import Statistics
 from lpvit.structures.width.narrowing import narrow
 from lpvit.training.job import Training
 from lpvit.training.settings import Recipe
@@ -296,16 +297,16 @@ class Judge:
         meter = Meter()
         model, device = copy.deepcopy(self.subject.model), self.subject.compute.device
         with meter.measured():
-            blocks = block_table(statistics, pruning.saliency)
-            curves = rate_distortion_curves(statistics, blocks, pruning, model, calibrated.images, device)
-            tables = LayerTables(curves, blocks, self.costs)
-            tables = before_last_step(model, calibrated.images, pruning, tables, budget, device)
+            structure = BlockStructure(pruning)
+            options = structure.options(statistics, model, calibrated.images, device)
+            tables = LayerTables(options.curves, options.blocks, self.costs)
+            tables = before_last_round(model, calibrated.images, structure, tables, budget, device)
             allocation = allocate(tables, budget)
             ranked = tables.blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
-            keep_masks, block_shape = build_keep_masks(ranked, allocation), calibrated.shape
-            images = None if key.reconstruction == "none" else calibrated.images
+            keep_masks, block_shape = structure.choose(ranked, allocation), calibrated.shape
             if arm.chosen_by is None:
-                state = pruned_weights(model, keep_masks, block_shape, images, device)
+                images = calibrated.images if budget.refits else None
+                state = structure.compress(model, keep_masks, images, device).model.state_dict()
             else:
                 choose, block_shape = rivals.chooser(arm.chosen_by, block_shape)
                 state = reconstruct(

@@ -62,6 +62,11 @@ class Budget(Section):
         ]
 
     @property
+    def refits(self) -> bool:
+        """Whether remaining weights are refitted on the calibration images."""
+        return self.reconstruction != "none"
+
+    @property
     def targets(self) -> dict[str, float]:
         """Quantity -> target, of the one or two that are given."""
         given = {name: getattr(self, name) for name in TARGETS}

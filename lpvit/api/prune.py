@@ -11,25 +11,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lpvit.allocation.allocate import allocate
-from lpvit.allocation.feasibility import Shapes, require_reachable
+from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
-from lpvit.allocation.tables import LayerTables
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
 from lpvit.benchmark.settings import Benchmark
 from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
-from lpvit.models.analysis.layers import matrix_layers, prunable_layers
+from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.analysis.network import require_plain_module, understand
 from lpvit.models.sources.families import call_modules
-from lpvit.pruning.steps import before_last_step, scores_and_curves
-from lpvit.refitting.reconstruction import pruned_weights
-from lpvit.structures.blocks.grid import BlockGrid
-from lpvit.structures.blocks.masks import build_keep_masks
+from lpvit.pruning.prune import prune as prune_to_budget
 from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.structure import BlockStructure
 
 STEPS = 4  # to a budget that is given as a number
 
@@ -69,21 +65,16 @@ def prune(
 def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Pruning) -> Pruned:
     require_plain_module(model)
     model = call_modules(deepcopy(model).eval())
-    batches = UserBatches(loader, next(model.parameters()).dtype)
     device = next(model.parameters()).device
+    batches = UserBatches(loader, next(model.parameters()).dtype)
     adopt_input_size(model, batches.first())
-    prunable = prunable_layers(understand(model.to(device)).layers, pruning.layers)
-    counts = {layer.name: BlockGrid(layer.shape, pruning.block_shape).count for layer in prunable}
+    understand(model.to(device))
+    structure = BlockStructure(pruning)
     costs = measure_costs(model)
     latency = _latency(budget, costs, pruning.block_shape, model)
-    require_reachable(Shapes(costs, counts, latency=latency), budget)  # before the long part
-    blocks, curves = scores_and_curves(model, batches, pruning, device)
-    tables = LayerTables(curves, blocks, costs, latency=latency)
-    tables = before_last_step(model, batches, pruning, tables, budget, device)
-    keep_masks = build_keep_masks(tables.blocks, allocate(tables, budget))
-    calibration = None if budget.reconstruction == "none" else batches
-    model.load_state_dict(pruned_weights(model, keep_masks, pruning.block_shape, calibration, device))
-    return Pruned(model, keep_masks, pruning.block_shape, budget)
+    shapes = Shapes(costs, structure.counts(model), latency=latency)
+    compressed = prune_to_budget(model, batches, structure, budget, shapes, device)
+    return Pruned(compressed.model.to(device), dict(compressed.keep_masks), pruning.block_shape, budget)
 
 
 def _latency(

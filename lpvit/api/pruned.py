@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lpvit.allocation.settings import Budget
 from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.models.architecture import Architecture
+from lpvit.structures.blocks.masks import kept_blocks
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Pruned:
             ``parameters``, without the pruned ones.
         """
         costs = measure_costs(self.model)
-        layers = layer_table("pruned", costs, self.keep_masks, self.block_shape)
+        layers = layer_table("pruned", costs, kept_blocks(costs, self.keep_masks, self.block_shape))
         columns = ["blocks_kept", "macs", "parameters"]
         report = layers.set_index("layer")[columns]
         parameters = sum(parameter.numel() for parameter in self.model.parameters())

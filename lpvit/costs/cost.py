@@ -1,19 +1,17 @@
-"""What a model costs: multiply-accumulates, parameters, energy and the paper's term, dense and with pruned blocks.
-
-O, I = output and input features of a layer; r, c = rows and columns of a block; R, C = rows and columns of its grid.
-"""
+"""What a model costs: multiply-accumulates, parameters, energy and the paper's term, dense and with pruned weights."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lpvit.costs.energy import HOROWITZ, layer_energy, power_term
 from lpvit.costs.settings import Energy
 from lpvit.models.analysis.layers import MatrixLayer, matrix_layers
 from lpvit.models.analysis.trace import trace
-from lpvit.structures.blocks.grid import BlockGrid
 
 
 def measure_costs(model: nn.Module) -> pd.DataFrame:
@@ -51,23 +49,35 @@ def count_macs(model: nn.Module) -> int:
     return trace(model).macs
 
 
+class Kept(NamedTuple):
+    """What is left of a layer that was pruned.
+
+    Attributes:
+        blocks: Blocks of its weight.
+        blocks_kept: Those that stay.
+        weights_pruned: Weights of the others.
+    """
+
+    blocks: int
+    blocks_kept: int
+    weights_pruned: int
+
+
 def layer_table(
     stage: str,
     costs: pd.DataFrame,
-    keep_masks: Mapping[str, Tensor],
-    block_shape: tuple[int, int] | None,
+    kept: Mapping[str, Kept] = MappingProxyType({}),
     energy: Energy = HOROWITZ,
     dtypes: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """What every layer costs once its pruned blocks are gone; ragged blocks count at their true size.
+    """What every layer costs once its pruned blocks are gone.
 
-    A layer without a mask is dense and has no blocks, hence no power term.
+    A layer that is not among the pruned ones is dense and has no blocks, hence no power term.
 
     Args:
         stage: ``dense``, ``pruned``, ``finetuned``, ``quantised`` or ``finetuned_quantised``.
         costs: Schema ``COSTS``.
-        keep_masks: Layer -> (R, C), bool, True where the block stays; empty for a dense model.
-        block_shape: (r, c) of the masks; None when there are none.
+        kept: Layer -> what is left of it, from `lpvit.structures.blocks.masks.kept_blocks`; empty for a dense model.
         energy: Constants of the energy model.
         dtypes: Layer -> what it multiplies in, where that is not the energy model's ``dtype``, from `narrow_dtypes`.
 
@@ -77,19 +87,14 @@ def layer_table(
     rows = []
     for cost in costs.to_dict("records"):
         shape = cost["out_features"], cost["in_features"]
-        mask = keep_masks.get(cost["layer"])
+        blocks, blocks_kept, pruned = kept.get(cost["layer"], Kept(0, 0, 0))
         constants = energy.of_dtype((dtypes or {}).get(cost["layer"], energy.dtype))
-        blocks, blocks_kept, pruned = 0, 0, 0
-        if mask is not None:
-            assert block_shape is not None, "keep masks need their block shape"
-            sizes = BlockGrid(shape, block_shape).sizes()
-            blocks, blocks_kept, pruned = mask.numel(), int(mask.sum()), int(sizes[~mask.cpu()].sum())
         rows.append(
             {
                 "stage": stage,
                 "layer": cost["layer"],
                 "role": cost["role"],
-                "prunable": mask is not None,
+                "prunable": cost["layer"] in kept,
                 "blocks": blocks,
                 "blocks_kept": blocks_kept,
                 "macs": cost["macs"] - cost["tokens"] * pruned,

@@ -9,7 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-LARGEST = 127  # of a weight; symmetric: -128 is not used
+from lpvit.quantisation.rounding import LARGEST, round_weight
+
 LEVELS = 255  # of an input
 SMALLEST_RANGE = 1e-30  # of a token's inputs; smaller ones count as zeros
 _EXACT_SUMS = 2**24 // (LARGEST * LEVELS)  # products that float32 adds up without rounding
@@ -51,6 +52,15 @@ class QuantisedLinear(nn.Linear):
         self.scales.copy_(scales)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
+
+    def multiplied_inputs(self, inputs: Tensor) -> Tensor:
+        """Inputs (..., I) as they are rounded, in their own dtype."""
+        return rounded_tokens(inputs)
+
+    def store_rounded(self, weight: Tensor, gram: Tensor, keep: Tensor, feedback: bool = True) -> None:
+        """Takes a weight (O, J) as `lpvit.quantisation.rounding.round_weight` rounds it."""
+        rounded = round_weight(weight, gram, keep, feedback)
+        self.store(rounded.values, rounded.scales, rounded.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""

@@ -13,7 +13,6 @@ from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.analysis.passes import Batches
 from lpvit.quantisation.layers import QuantisedLinear, int8_layers, make_int8
-from lpvit.quantisation.rounding import store_rounded
 from lpvit.quantisation.settings import Quantisation
 from lpvit.refitting.reconstruction import Fit, fit_in_order, weight_with_bias
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
@@ -69,7 +68,7 @@ def _round_to_nearest(quantised: nn.Module, fits: Sequence[Fit]) -> None:
     for fit in fits:
         layer = quantised.get_submodule(fit.layer)
         assert isinstance(layer, QuantisedLinear)
-        store_rounded(layer, fit.start, torch.eye(fit.start.shape[1]).to(fit.start), fit.keep, feedback=False)
+        layer.store_rounded(fit.start, torch.eye(fit.start.shape[1]).to(fit.start), fit.keep, feedback=False)
 
 
 def _layers(model: nn.Module, quantisation: Quantisation) -> list[str]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lpvit.quantisation.layers import LARGEST, QuantisedLinear
-
+LARGEST = 127  # of a weight; symmetric: -128 is not used
 DAMPING = 0.01  # of the mean of the Gram matrix's diagonal, added to it: an input that never varies has no inverse
 SHRINKAGES = tuple(1 - step / 50 for step in range(16))  # of the scale that spares all weights: 1 to 0.7
 COLUMNS = 128  # rounded before their errors are spread over all columns that follow
@@ -74,12 +73,6 @@ def round_weight(weight: Tensor, gram: Tensor, keep: Tensor, feedback: bool = Tr
         return rounded
     mean = gram[:in_features, in_features] / gram[in_features, in_features]
     return Rounded(rounded.values, scales, weight[:, in_features] + (matrix - rounded.weight) @ mean)
-
-
-def store_rounded(module: QuantisedLinear, weight: Tensor, gram: Tensor, keep: Tensor, feedback: bool = True) -> None:
-    """Lets a layer take a weight (O, J) as `round_weight` rounds it."""
-    rounded = round_weight(weight, gram, keep, feedback)
-    module.store(rounded.values, rounded.scales, rounded.bias)
 
 
 def output_error(difference: Tensor, gram: Tensor) -> Tensor:

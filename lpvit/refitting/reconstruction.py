@@ -11,27 +11,21 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
-from lpvit.models.analysis.layers import MatrixLayer, matrix_layers, weight_matrix
+from lpvit.models.analysis.layers import MatrixLayer, weight_matrix
 from lpvit.models.analysis.network import Branch, understand
 from lpvit.models.analysis.passes import Batches, Halt, PausedPass, evaluation_mode, run_until
 from lpvit.progress import bar
-from lpvit.quantisation.layers import QuantisedLinear, rounded_tokens
-from lpvit.quantisation.rounding import store_rounded
 from lpvit.refitting.least_squares import Moments, SingularError, fit_layer
-from lpvit.structures.blocks.grid import KeepMasks
-from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 
 RIDGES = (math.inf, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # infinity leaves a layer as it is
 HELD_OUT = 5  # one calibration image in so many chooses the ridge
-
-_ALL = torch.tensor(True)
 
 _logger = logging.getLogger(__name__)
 
@@ -39,81 +33,15 @@ _logger = logging.getLogger(__name__)
 Choice = Callable[[str, Moments, Tensor, Tensor], Tensor]
 
 
-def pruned_weights(
-    model: nn.Module,
-    keep_masks: KeepMasks,
-    block_shape: tuple[int, int],
-    loader: Batches | None,
-    device: torch.device | str,
-) -> dict[str, Tensor]:
-    """Weights of the pruned model: those that stay as they were or, given calibration images, reconstructed.
+@runtime_checkable
+class RoundedLayer(Protocol):
+    """A linear layer that rounds its inputs and weights, as `lpvit.quantisation.layers.QuantisedLinear`."""
 
-    Args:
-        model: Dense model; moved to the device for a reconstruction, otherwise left as it is.
-        keep_masks: Which blocks stay.
-        block_shape: Rows and columns of a block.
-        loader: Calibration images; None leaves the weights that stay as they were.
-        device: Where to reconstruct.
+    def multiplied_inputs(self, inputs: Tensor) -> Tensor:
+        """What its weight multiplies, in the shape and dtype of the inputs."""
 
-    Returns:
-        The state dict, on the CPU; pruned weights are exactly zero.
-
-    Raises:
-        LpvitError: As `reconstruct`.
-    """
-    expanded = {name: keep.cpu() for name, keep in expand_keep_masks(model, keep_masks, block_shape).items()}
-    if loader is None:
-        state = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
-        zero_pruned(state, expanded)
-    else:
-        state = reconstruct(model, keep_masks, block_shape, loader, device=device)
-    verify_pruned(state, expanded)
-    return state
-
-
-@torch.no_grad()
-def reconstruct(
-    model: nn.Module,
-    keep_masks: KeepMasks,
-    block_shape: tuple[int, int],
-    loader: Batches,
-    *,
-    ridges: Sequence[float] = RIDGES,
-    device: torch.device | str,
-    choose: Choice | None = None,
-) -> dict[str, Tensor]:
-    """Weights of the pruned model, fitted layer by layer in order of execution.
-
-    The inputs of a layer are those that reach it in the pruned network, fitted up to there; its targets are the outputs
-    of the dense layer in the dense network. So it makes up for what it and the layers before it lost. The last layer of
-    a transformer block, ``fc2``, aims at the dense block's output r + s y (`lpvit.models.analysis.network.Branch`): it
-    also makes up for what the residual stream r has lost on the way. It is fitted with LayerScale s as a part of its
-    weight, which is then taken out again. Held-out images choose the ridge of every layer, which is then fitted to all
-    images. A layer whose blocks all stay is left alone.
-
-    Args:
-        model: Dense model; moved to the device, otherwise left as it is.
-        keep_masks: Which blocks stay.
-        block_shape: Rows and columns of a block.
-        loader: Calibration images.
-        ridges: Strengths to choose from, as in `fit_rows`; of equals the first.
-        device: Where to compute.
-        choose: Chooses the weights that stay anew when a layer is reached, from its name, moments, dense weight (O, J)
-            and those that would stay (O, I).
-
-    Returns:
-        The state dict, on the CPU; pruned weights are exactly zero.
-
-    Raises:
-        LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
-    """
-    pruned, expanded = _zeroed_copy(model.to(device), keep_masks, block_shape)
-    fits = [
-        Fit(name, slice(None), weight_with_bias(matrix_layer(model, name)), expanded[f"{name}.weight"].flatten(1))
-        for name in (layer.name for layer in matrix_layers(model))
-        if not keep_masks.get(name, _ALL).all()
-    ]
-    return fit_in_order(model, pruned, fits, loader, ridges=ridges, device=device, choose=choose)
+    def store_rounded(self, weight: Tensor, gram: Tensor, keep: Tensor) -> None:
+        """Takes in a fitted weight (O, J), given the Gram matrix (J, J) of its inputs and what is kept, (O, I)."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +72,14 @@ def fit_in_order(
     device: torch.device | str,
     choose: Choice | None = None,
 ) -> dict[str, Tensor]:
-    """As `reconstruct`, of a pruned or narrower model.
+    """Fits layers of a compressed model one after the other, in order of execution.
+
+    The inputs of a layer are those that reach it in the compressed network, fitted up to there; its targets are the
+    outputs of the dense layer in the dense network. So it makes up for what it and the layers before it lost. The last
+    layer of a transformer block, ``fc2``, aims at the dense block's output r + s y
+    (`lpvit.models.analysis.network.Branch`): it also makes up for what the residual stream r has lost on the way. It is
+    fitted with LayerScale s as a part of its weight, which is then taken out again. Held-out images choose the ridge of
+    every layer, which is then fitted to all images.
 
     Args:
         model: Dense, on the device.
@@ -153,7 +88,14 @@ def fit_in_order(
         loader: Calibration images.
         ridges: Strengths to choose from, as in `fit_rows`; of equals the first.
         device: Where to compute.
-        choose: As in `reconstruct`.
+        choose: Chooses the weights that stay anew when a layer is reached, from its name, moments, dense weight (O, J)
+            and those that would stay (O, I).
+
+    Returns:
+        The state dict of the compressed model, on the CPU.
+
+    Raises:
+        LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
     """
     network, errors = understand(model), []
     with evaluation_mode(model), evaluation_mode(pruned):
@@ -173,16 +115,6 @@ def fit_in_order(
             errors.append(shares)
     _log_errors(errors)
     return {name: value.cpu() for name, value in pruned.state_dict().items()}
-
-
-def _zeroed_copy(
-    model: nn.Module, keep_masks: KeepMasks, block_shape: tuple[int, int]
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model without its pruned weights, and which weights stay."""
-    pruned = deepcopy(model)
-    expanded = expand_keep_masks(pruned, keep_masks, block_shape)
-    zero_pruned(pruned.state_dict(), expanded)
-    return pruned, expanded
 
 
 @contextmanager
@@ -267,8 +199,8 @@ def _single(tensor: Tensor) -> Tensor:
 
 def _vectors(module: MatrixLayer, inputs: Tensor) -> Tensor:
     """What the weight matrix multiplies, (..., J), images first: patches of a convolution, and 1 for the bias."""
-    if isinstance(module, QuantisedLinear):
-        inputs = rounded_tokens(inputs)
+    if isinstance(module, RoundedLayer):
+        inputs = module.multiplied_inputs(inputs)
     if isinstance(module, nn.Conv2d):
         padding: tuple[int, ...] = module.padding  # type: ignore[assignment]
         inputs = nn.functional.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride).mT
@@ -297,8 +229,8 @@ def _scale(branch: Branch | None, module: MatrixLayer) -> Tensor:
 
 
 def _store(module: MatrixLayer, weight: Tensor, gram: Tensor, keep: Tensor) -> None:
-    if isinstance(module, QuantisedLinear):
-        store_rounded(module, weight, gram, keep)
+    if isinstance(module, RoundedLayer):
+        module.store_rounded(weight, gram, keep)
         return
     in_features = weight_matrix(module).shape[1]
     module.weight.copy_(weight[:, :in_features].reshape(module.weight.shape))

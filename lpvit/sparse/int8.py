@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from lpvit.quantisation.layers import LARGEST, quantise_tokens
+from lpvit.quantisation.layers import quantise_tokens
+from lpvit.quantisation.rounding import LARGEST
 from lpvit.sparse.operator import LIBRARY, SURROUNDINGS, Surroundings, define, implement, log_once, path_of
 from lpvit.sparse.storage import decompress
 from lpvit.structures.blocks.grid import BlockGrid

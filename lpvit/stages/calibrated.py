@@ -10,36 +10,35 @@ from lpvit.models.analysis.passes import Batches
 from lpvit.models.architecture import Architecture, load_model
 from lpvit.settings import Compute
 from lpvit.store.schemas import SAMPLES, read_parquet
-from lpvit.structures.blocks.settings import Pruning
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The dense model, on its device, and its calibration images.
+    """The dense model and its calibration images.
 
     Attributes:
-        model: In evaluation mode.
+        model: In evaluation mode, on the CPU.
         architecture: Builds it again.
-        loader: Batches of images, normalised, and labels; as many as `pruning` asks for.
-        pruning: Settings of the stage; those that the rule leaves out are defaults.
+        images: Batches of normalised images, and labels; None where the rule has no input ``samples``.
     """
 
     model: nn.Module
     architecture: Architecture
-    loader: Batches
-    pruning: Pruning
+    images: Batches | None
 
 
 def read_calibrated(snakemake: Any, compute: Compute) -> Calibrated:
-    """Reads the inputs ``dense`` and ``samples`` by the params ``dataset`` and ``pruning``.
+    """Reads the inputs ``dense`` and ``samples``, the images by the params ``dataset`` and ``batch_size``.
 
     Args:
-        snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.
+        snakemake: The object that Snakemake gives to the script of a rule with these inputs and params; a rule that may
+            do without images leaves out ``samples``.
         compute: From `lpvit.stages.stage.stage`.
     """
-    pruning = Pruning.model_validate(snakemake.params.pruning)
     architecture, state = load_model(snakemake.input.dense, "dense")
-    model = architecture.build(state).to(compute.device)
-    samples = read_parquet(snakemake.input.samples, SAMPLES)
-    loader = evaluation_loader(samples, snakemake.params.dataset, model, pruning.batch_size, compute)
-    return Calibrated(model, architecture, loader, pruning)
+    model = architecture.build(state)
+    if not snakemake.input.samples:
+        return Calibrated(model, architecture, None)
+    samples, params = read_parquet(snakemake.input.samples, SAMPLES), snakemake.params
+    images = evaluation_loader(samples, params.dataset, model, params.batch_size, compute)
+    return Calibrated(model, architecture, images)

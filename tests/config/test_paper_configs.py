@@ -14,10 +14,11 @@ from lpvit.allocation.allocate import allocate
 from lpvit.allocation.tables import LayerTables
 from lpvit.config.config import Config, Experiment, parse_config
 from lpvit.costs.cost import count_macs, layer_table, measure_costs, model_metrics
-from lpvit.pruning.steps import scores_and_curves
+from lpvit.pruning.rounds import measure
 from lpvit.schemes.scheme import add_scheme
-from lpvit.structures.blocks.masks import build_keep_masks
+from lpvit.structures.blocks.masks import build_keep_masks, kept_blocks
 from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.structure import BlockStructure
 
 PAPER = Path(__file__).parents[2] / "config" / "paper"
 DENSE_GMACS = {
@@ -70,8 +71,8 @@ def random_model(name: str) -> nn.Module:
 def tables_of(name: str, block_shape: tuple[int, int]) -> LayerTables:
     model = random_model(name)
     images = [(torch.randn(1, 3, 224, 224), torch.zeros(1))]
-    blocks, curves = scores_and_curves(model, images, Pruning(block_shape=block_shape), "cpu")  # type: ignore[arg-type]
-    return LayerTables(curves, blocks, measure_costs(model))
+    options = measure(model, images, BlockStructure(Pruning(block_shape=block_shape)), "cpu")
+    return LayerTables(options.curves, options.blocks, measure_costs(model))
 
 
 @pytest.mark.parametrize(("name", "experiment"), BLOCK_ROWS.items(), ids=BLOCK_ROWS)
@@ -86,6 +87,8 @@ def test_rows_have_the_published_macs(name: str, experiment: Experiment) -> None
     tables = replace(tables_of(TABLE1.models[experiment.model].timm, block_shape), costs=costs)
     budget = TABLE1.budgets[experiment.budget].model_copy(update={"steps": 1})
     keep_masks = build_keep_masks(tables.blocks, allocate(tables, budget))
-    metrics = model_metrics(layer_table("pruned", costs, keep_masks, block_shape), costs, model).iloc[0]
+    metrics = model_metrics(
+        layer_table("pruned", costs, kept_blocks(costs, keep_masks, block_shape)), costs, model
+    ).iloc[0]
     assert experiment.published is not None
     assert metrics["macs_all"] / 1e9 == pytest.approx(experiment.published.gmacs, rel=0.01)

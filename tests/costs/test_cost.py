@@ -9,6 +9,7 @@ from lpvit.costs.settings import Energy
 from lpvit.models.architecture import create_model
 from lpvit.store.schemas import COSTS, LAYERS, METRICS, read_parquet, write_parquet
 from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.masks import kept_blocks
 
 VIT = ("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2})
 DEIT = ("deit_tiny_distilled_patch16_224", {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2})
@@ -100,7 +101,7 @@ def test_the_power_term_is_blocks_times_input_features_over_sixteen():
 
 
 def test_the_layers_of_a_dense_model_cost_what_was_measured(costs):
-    layers = layer_table("dense", costs, {}, None)
+    layers = layer_table("dense", costs)
     assert layers["macs"].tolist() == costs["macs"].tolist()
     assert layers["parameters"].tolist() == costs["parameters"].tolist()
     assert not layers["prunable"].any()
@@ -110,7 +111,10 @@ def test_the_layers_of_a_dense_model_cost_what_was_measured(costs):
 def test_the_energy_of_a_pruned_model_is_that_of_its_layers_with_the_weights_that_stay(vit, costs):
     model = Energy(dtype="int8")
     masks = {"blocks.0.attn.qkv": torch.tensor([[True, False], [False, True]])}
-    dense, layers = layer_table("dense", costs, {}, None, model), layer_table("pruned", costs, masks, (50, 20), model)
+    dense, layers = (
+        layer_table("dense", costs, energy=model),
+        layer_table("pruned", costs, kept_blocks(costs, masks, (50, 20)), model),
+    )
     saved = dense.set_index("layer")["energy"] - layers.set_index("layer")["energy"]
     gone = 72 * 24 - (50 * 20 + 22 * 4)
     assert saved["blocks.0.attn.qkv"] == pytest.approx(gone * energy_per_weight(17, model))
@@ -121,7 +125,7 @@ def test_the_energy_of_a_pruned_model_is_that_of_its_layers_with_the_weights_tha
 def test_ragged_blocks_are_counted_at_their_true_size(costs):
     # qkv is 72x24; blocks of 50x20 leave tiles of 50x20, 50x4, 22x20 and 22x4.
     masks = {"blocks.0.attn.qkv": torch.tensor([[True, False], [False, True]])}
-    layers = layer_table("pruned", costs, masks, (50, 20)).set_index("layer")
+    layers = layer_table("pruned", costs, kept_blocks(costs, masks, (50, 20))).set_index("layer")
     kept = 50 * 20 + 22 * 4
     expected = {"prunable": True, "blocks": 4, "blocks_kept": 2, "macs": 17 * kept, "parameters": kept + 72}
     row = layers.loc["blocks.0.attn.qkv"]
@@ -133,7 +137,7 @@ def test_ragged_blocks_are_counted_at_their_true_size(costs):
 @pytest.mark.parametrize("block_shape", [(8, 8), (16, 24), (7, 5)])
 def test_costs_of_a_pruned_model_agree_with_counting_its_weights(vit, costs, block_shape):
     masks = some_masks(costs, block_shape)
-    layers = layer_table("pruned", costs, masks, block_shape).set_index("layer")
+    layers = layer_table("pruned", costs, kept_blocks(costs, masks, block_shape)).set_index("layer")
     for name, mask in masks.items():
         weight = vit.get_submodule(name).weight
         kept = BlockGrid(tuple(weight.shape), block_shape).expand(mask).sum().item()
@@ -143,7 +147,7 @@ def test_costs_of_a_pruned_model_agree_with_counting_its_weights(vit, costs, blo
 
 def test_the_power_term_of_a_model_is_relative_to_all_blocks(vit, costs):
     mask = torch.tensor([[True, False, False], [True, True, False]])
-    layers = layer_table("pruned", costs, {"blocks.0.mlp.fc1": mask}, (48, 8))
+    layers = layer_table("pruned", costs, kept_blocks(costs, {"blocks.0.mlp.fc1": mask}, (48, 8)))
     assert summed_up(vit, costs, layers)["power_term"] == 3 / 6
     assert layers["power_term"].sum() == 3 * 24 / 16
 
@@ -153,7 +157,9 @@ def test_layers_with_many_inputs_weigh_more_in_the_power_term(vit, costs):
     power = {}
     for pruned in grids:
         masks = {name: torch.full(grid, name != pruned) for name, grid in grids.items()}
-        power[pruned] = summed_up(vit, costs, layer_table("pruned", costs, masks, (8, 8)))["power_term"]
+        power[pruned] = summed_up(vit, costs, layer_table("pruned", costs, kept_blocks(costs, masks, (8, 8))))[
+            "power_term"
+        ]
     assert power == {"blocks.0.mlp.fc1": pytest.approx(0.8), "blocks.0.mlp.fc2": pytest.approx(0.2)}
 
 
@@ -164,7 +170,7 @@ def summed_up(model, costs, layers):
 
 
 def test_metrics_of_a_dense_model_are_those_of_the_model(vit, costs):
-    row = summed_up(vit, costs, layer_table("dense", costs, {}, None))
+    row = summed_up(vit, costs, layer_table("dense", costs))
     assert row["stage"] == "dense"
     assert row["macs"] == costs["macs"].sum()
     assert row["macs_all"] == count_macs(vit)
@@ -173,12 +179,12 @@ def test_metrics_of_a_dense_model_are_those_of_the_model(vit, costs):
 
 
 def test_a_model_that_lost_no_blocks_has_no_power_term_unless_it_is_dense(vit, costs):
-    assert pd.isna(summed_up(vit, costs, layer_table("pruned", costs, {}, None))["power_term"])
+    assert pd.isna(summed_up(vit, costs, layer_table("pruned", costs))["power_term"])
 
 
 def test_metrics_of_a_pruned_model_agree_with_counting_zeros(vit, costs):
     masks = some_masks(costs, (7, 5))
-    row = summed_up(vit, costs, layer_table("pruned", costs, masks, (7, 5)))
+    row = summed_up(vit, costs, layer_table("pruned", costs, kept_blocks(costs, masks, (7, 5))))
     zeros, prunable = 0, 0
     for name, mask in masks.items():
         weight = vit.get_submodule(name).weight
@@ -192,7 +198,7 @@ def test_metrics_of_a_pruned_model_agree_with_counting_zeros(vit, costs):
 
 
 def test_tables_fit_their_schemas(vit, costs, tmp_path):
-    layers = layer_table("pruned", costs, some_masks(costs, (7, 5)), (7, 5))
+    layers = layer_table("pruned", costs, kept_blocks(costs, some_masks(costs, (7, 5)), (7, 5)))
     measured = {"images": 100, "images_skipped": 1, "top1": 50.0, "top5": 90.0, "loss": 1.5}
     metrics = summed_up(vit, costs, layers).to_frame().T.assign(**measured)
     for frame, schema in ((costs, COSTS), (layers, LAYERS), (metrics, METRICS)):

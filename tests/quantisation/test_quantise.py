@@ -14,7 +14,7 @@ from lpvit.quantisation.quantise import quantise_model
 from lpvit.quantisation.settings import Quantisation
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.structures.blocks.grid import BlockGrid
-from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
+from lpvit.structures.blocks.masks import expand_keep_masks, kept_blocks, zero_pruned
 
 BLOCK_SHAPE = (8, 4)
 
@@ -118,8 +118,9 @@ def test_a_quantised_model_costs_the_same_products_and_less_energy() -> None:
     costs = measure_costs(model)
     assert costs.equals(measure_costs(found))
     assert count_macs(found) == count_macs(model)
-    before = layer_table("pruned", costs, keep_masks, BLOCK_SHAPE).set_index("layer")["energy"]
-    after = layer_table("quantised", costs, keep_masks, BLOCK_SHAPE, dtypes=narrow_dtypes(found))
+    kept = kept_blocks(costs, keep_masks, BLOCK_SHAPE)
+    before = layer_table("pruned", costs, kept).set_index("layer")["energy"]
+    after = layer_table("quantised", costs, kept, dtypes=narrow_dtypes(found))
     ratio = after.set_index("layer")["energy"] / before
     assert (ratio[list(keep_masks)] < 0.26).all()
     assert (ratio.drop(list(keep_masks)) == 1).all()

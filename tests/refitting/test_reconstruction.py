@@ -14,9 +14,10 @@ from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.architecture import create_model
 from lpvit.refitting.least_squares import Moments, SingularError, fit_layer, fit_rows
-from lpvit.refitting.reconstruction import RIDGES, reconstruct
+from lpvit.refitting.reconstruction import RIDGES
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
+from lpvit.structures.blocks.weights import reconstruct
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4}

@@ -23,7 +23,7 @@ def test_macs_as_the_published_code_counts_them(name: str, window_tokens: int | 
     with torch.device("meta"):
         model = timm.create_model(name)
     costs = measure_costs(model)
-    counted = paper_macs(layer_table("dense", costs, {}, None), costs, window_tokens)
+    counted = paper_macs(layer_table("dense", costs), costs, window_tokens)
     by_hand = 0
     tokens = dict(zip(costs["layer"], costs["tokens"], strict=True))
     for layer, module in model.named_modules():

@@ -106,7 +106,7 @@ def test_the_budget_is_kept_by_what_is_evaluated(finished: tuple[Workflow, Run])
     [
         ("budgets.half.macs", 0.7, AFTER_ALLOCATION),
         ("budgets.half.allocator", "uniform", AFTER_ALLOCATION),
-        ("budgets.half.steps", 2, AFTER_ALLOCATION | {"approach_budget"}),
+        ("budgets.half.steps", 2, AFTER_ALLOCATION | {"prune_iteratively"}),
         ("budgets.half.reconstruction", "least_squares", AFTER_ALLOCATION - {"allocate_sparsity"}),
         ("prunings.b8.order", 1, AFTER_CURVES),
         ("prunings.b8.distortion", "empirical", AFTER_CURVES),

@@ -59,7 +59,7 @@ MODEL = f"{DATASET}/{{model}}"
 CALIBRATION = f"{MODEL}/{{calibration}}"
 PRUNING = f"{CALIBRATION}/{{pruning}}"
 BUDGET = f"{PRUNING}/{{budget}}"
-APPROACH = f"{BUDGET}/approach"
+ROUNDS = f"{BUDGET}/rounds"
 RECIPE = f"{BUDGET}/{{recipe}}"
 # Where a model is saved: `folder` is empty for the dense one, else what a budget or a recipe adds to the path.
 FOLDER = f"{MODEL}{{folder}}"
@@ -236,10 +236,10 @@ def budgets_of(structure: str) -> str:
 
 
 def last_step(file: str) -> Callable:
-    """Scores or curves that a budget's allocation goes by: of the dense model, or of what its steps left."""
+    """Scores or curves that a budget's allocation goes by: of the dense model, or of what its rounds left."""
     return branch(
         lambda wildcards: budget_of(wildcards).steps > 1,
-        then=f"{APPROACH}/{file}",
+        then=f"{ROUNDS}/{file}",
         otherwise=f"{PRUNING}/{file}",
     )
 
@@ -267,12 +267,9 @@ def energy_of(wildcards) -> dict:
     return chosen(settings.energy) if budget_of(wildcards).energy is not None else {}
 
 
-def reconstruction_of(wildcards) -> dict | None:
-    """The params of a reconstruction; without one there are none, and neither images nor batches matter."""
-    if not is_reconstructed(wildcards):
-        return None
-    pruning = chosen(settings.prunings[wildcards.pruning], "batch_size")
-    return {"method": budget_of(wildcards).reconstruction, **images_of(wildcards), **pruning}
+def batch_size_of(wildcards) -> int:
+    """Images per pass of the stages that show calibration images to the model."""
+    return settings.prunings[wildcards.pruning].batch_size
 
 
 def rounds_on_images(wildcards) -> bool:

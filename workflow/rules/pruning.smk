@@ -7,9 +7,8 @@ rule collect_statistics:
         statistics=f"{PRUNING}/statistics.pt",
     params:
         dataset=images_of,
-        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "layers", "batch_size"),
-        probes=lambda wildcards: settings.prunings[wildcards.pruning].probes_used,
-        averaged=lambda wildcards: settings.prunings[wildcards.pruning].averages_gradients,
+        batch_size=batch_size_of,
+        needed=lambda wildcards: settings.prunings[wildcards.pruning].statistics_needed,
         sources=sources("collect_statistics.py", SALIENCIES, DISTORTIONS),
     log:
         f"{PRUNING}/statistics.log",
@@ -38,6 +37,7 @@ rule measure_rate_distortion:
         curves=f"{PRUNING}/curves.parquet",
     params:
         dataset=images_of,
+        batch_size=batch_size_of,
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
         sources=sources("measure_rate_distortion.py"),
     log:
@@ -56,8 +56,8 @@ rule measure_rate_distortion:
         "../scripts/measure_rate_distortion.py"
 
 
-rule approach_budget:
-    """Prunes in steps towards the budget, and scores blocks and draws up curves anew before the last one."""
+rule prune_iteratively:
+    """Runs all pruning rounds of a budget but the last, and measures the model that they leave."""
     input:
         dense=f"{MODEL}/dense.pt",
         samples=f"{CALIBRATION}/samples.parquet",
@@ -66,19 +66,20 @@ rule approach_budget:
         costs=costs_of,
         latency=latency_of,
     output:
-        blocks=f"{APPROACH}/blocks.parquet",
-        curves=f"{APPROACH}/curves.parquet",
+        blocks=f"{ROUNDS}/blocks.parquet",
+        curves=f"{ROUNDS}/curves.parquet",
     params:
         dataset=images_of,
+        batch_size=batch_size_of,
         budget=lambda wildcards: chosen(budget_of(wildcards)),
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
         energy=energy_of,
         given=latency_stamp_of,
-        sources=sources("approach_budget.py"),
+        sources=sources("prune_iteratively.py"),
     log:
-        f"{APPROACH}/approach.log",
+        f"{ROUNDS}/rounds.log",
     benchmark:
-        f"{APPROACH}/approach.time.tsv"
+        f"{ROUNDS}/rounds.time.tsv"
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
@@ -87,7 +88,7 @@ rule approach_budget:
     conda:
         ENVIRONMENT
     script:
-        "../scripts/approach_budget.py"
+        "../scripts/prune_iteratively.py"
 
 
 rule allocate_sparsity:
@@ -124,8 +125,9 @@ rule build_masks:
         masks=f"{BUDGET}/masks.pt",
         pruned=f"{BUDGET}/pruned.pt",
     params:
+        dataset=lambda wildcards: images_of(wildcards) if is_reconstructed(wildcards) else None,
+        batch_size=lambda wildcards: batch_size_of(wildcards) if is_reconstructed(wildcards) else None,
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
-        reconstruction=reconstruction_of,
         schemes=schemes_of,
         sources=sources("build_masks.py"),
     log:
@@ -155,10 +157,11 @@ rule narrow_model:
         pruned=f"{BUDGET}/pruned.pt",
     params:
         dataset=images_of,
+        batch_size=batch_size_of,
         macs=lambda wildcards: budget_of(wildcards).macs,
-        reconstruct=is_reconstructed,
+        refit=is_reconstructed,
         schemes=schemes_of,
-        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "batch_size"),
+        block_shape=lambda wildcards: settings.prunings[wildcards.pruning].block_shape,
         sources=sources("narrow_model.py", SALIENCIES, DISTORTIONS, ALLOCATORS),
     log:
         f"{BUDGET}/masks.log",

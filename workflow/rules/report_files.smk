@@ -10,7 +10,7 @@ TIMED = {
     "dense model": f"{MODEL}/dense.time.tsv",
     "gradients": f"{PRUNING}/statistics.time.tsv",
     "curves": f"{PRUNING}/curves.time.tsv",
-    "steps to the budget": f"{APPROACH}/approach.time.tsv",
+    "pruning rounds": f"{ROUNDS}/rounds.time.tsv",
     "masks and reconstruction": f"{BUDGET}/masks.time.tsv",
     "fine-tuning": f"{RECIPE}/finetuned.time.tsv",
 }

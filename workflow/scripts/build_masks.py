@@ -1,23 +1,18 @@
-"""Scores and an allocation in, keep masks and the pruned model out: fitted to the dense one, with schemes, if asked."""
+"""Options and an allocation in, keep masks and the pruned model out; refitted and with schemes, if asked."""
 
-from lpvit.data.loading import evaluation_loader
-from lpvit.models.architecture import load_model, save_model, with_schemes
-from lpvit.refitting.reconstruction import pruned_weights
+from lpvit.models.architecture import save_model, with_schemes
+from lpvit.stages.calibrated import read_calibrated
+from lpvit.stages.inputs import structure_asked
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import ALLOCATION, BLOCKS, SAMPLES, read_parquet
-from lpvit.structures.blocks.masks import build_keep_masks, save_masks
+from lpvit.store.schemas import ALLOCATION, BLOCKS, read_parquet
+from lpvit.structures.blocks.masks import save_masks
 
 with stage(snakemake) as compute:
-    block_shape = tuple(snakemake.params.pruning["block_shape"])
-    architecture, state = load_model(snakemake.input.dense, "dense")
-    model = architecture.build(state)
-    keep_masks = build_keep_masks(
+    dense, structure = read_calibrated(snakemake, compute), structure_asked(snakemake)
+    choice = structure.choose(
         read_parquet(snakemake.input.blocks, BLOCKS), read_parquet(snakemake.input.allocation, ALLOCATION)
     )
-    loader = None
-    if (reconstruction := snakemake.params.reconstruction) is not None:
-        samples = read_parquet(snakemake.input.samples, SAMPLES)
-        loader = evaluation_loader(samples, reconstruction, model, reconstruction["batch_size"], compute)
-    pruned = pruned_weights(model, keep_masks, block_shape, loader, compute.device)
-    save_masks(keep_masks, block_shape, snakemake.output.masks)
-    save_model(*with_schemes(architecture, pruned, snakemake.params.schemes), snakemake.output.pruned, "pruned")
+    pruned = structure.compress(dense.model, choice, dense.images, compute.device)
+    save_masks(pruned.keep_masks, pruned.block_shape, snakemake.output.masks)
+    extended = with_schemes(dense.architecture, pruned.model.state_dict(), snakemake.params.schemes)
+    save_model(*extended, snakemake.output.pruned, "pruned")

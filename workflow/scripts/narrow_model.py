@@ -5,12 +5,14 @@ from lpvit.schemes import kinds as _  # noqa: F401 - this stage depends on all o
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.stage import stage
 from lpvit.structures.blocks.masks import save_masks
-from lpvit.structures.width.narrowing import narrow
+from lpvit.structures.width.structure import WidthStructure
 
 with stage(snakemake) as compute:
-    dense = read_calibrated(snakemake, compute)
-    narrower = narrow(dense.model, dense.loader, snakemake.params.macs, snakemake.params.reconstruct).cpu()
-    architecture = dense.architecture.narrowed_to(narrower)
-    extended = with_schemes(architecture, narrower.state_dict(), snakemake.params.schemes)
-    save_masks({}, dense.pruning.block_shape, snakemake.output.masks)
+    params, dense = snakemake.params, read_calibrated(snakemake, compute)
+    narrower = WidthStructure().compress_to(
+        dense.model.to(compute.device), dense.images, params.macs, refit=params.refit
+    )
+    architecture = dense.architecture.narrowed_to(narrower.model)
+    extended = with_schemes(architecture, narrower.model.state_dict(), params.schemes)
+    save_masks({}, params.block_shape, snakemake.output.masks)
     save_model(*extended, snakemake.output.pruned, "pruned")

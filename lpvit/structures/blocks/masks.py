@@ -12,11 +12,14 @@ from pydantic import InstanceOf, PositiveInt
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from lpvit.costs.cost import Kept
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import weight_matrix
 from lpvit.store.artifacts import load, save
 from lpvit.structures.blocks.curve import pruning_ranks
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
+
+_SHAPE = ["layer", "out_features", "in_features"]
 
 
 def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str, Tensor]:
@@ -34,6 +37,23 @@ def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str
         str(layer): pruning_ranks(of_layer) >= len(of_layer) - kept[layer]
         for layer, of_layer in blocks.groupby("layer", sort=False)
     }
+
+
+def kept_blocks(costs: pd.DataFrame, keep_masks: KeepMasks, block_shape: tuple[int, int] | None) -> dict[str, Kept]:
+    """Layer -> what its mask leaves, for the costs of a pruned model; ragged blocks count at their true size.
+
+    Args:
+        costs: Schema ``COSTS``.
+        keep_masks: Layer -> (R, C), bool, True where the block stays; of layers that ``costs`` lists.
+        block_shape: Rows and columns of a block; None where there are no masks.
+    """
+    shapes = {layer: (rows, columns) for layer, rows, columns in zip(*(costs[name] for name in _SHAPE), strict=True)}
+    kept = {}
+    for layer, mask in keep_masks.items():
+        assert block_shape is not None, "keep masks need their block shape"
+        sizes = BlockGrid(shapes[layer], block_shape).sizes()
+        kept[layer] = Kept(mask.numel(), int(mask.sum()), int(sizes[~mask.cpu()].sum()))
+    return kept
 
 
 class SavedMasks(TypedDict):

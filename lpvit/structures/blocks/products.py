@@ -17,23 +17,17 @@ N = images of a batch; S = images x probes; K = logits; T = tokens of an image i
 features of a layer; R, C = rows and columns of its grid of blocks; B = R * C; V = changes of a weight.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import functional_call
 
-from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import LayerSpec, weight_matrix
-from lpvit.models.analysis.passes import Batches, evaluation_mode, require_finite_logits
-from lpvit.progress import bar
+from lpvit.models.analysis.passes import Batches
+from lpvit.moments.gradients import gradient_products
 from lpvit.structures.blocks.grid import BlockGrid
-from lpvit.structures.blocks.statistics import Statistics, collect_statistics
-
-GRADIENT_NUMBERS = 2**24  # of per-image weight gradients held at once: 64 MiB in float32
+from lpvit.structures.blocks.statistics import collect_statistics
+from lpvit.structures.structure import Statistics
 
 
 def statistics_with_products(
@@ -79,8 +73,8 @@ def block_products(
     """Products c_b of all blocks, from one forward pass and ``probes`` backward passes per image.
 
     The result takes 4 bytes * S * (blocks of all layers): 1.3 GB for DeiT-B in 32x32 blocks with 2,000 images and two
-    probes. Beside it there are the activations of a batch and, whatever the model, ``GRADIENT_NUMBERS`` of gradients or
-    those of one image.
+    probes. Beside it there are the activations of a batch and the gradients that `lpvit.moments.gradients` holds
+    at once.
 
     Args:
         model: Dense model; moved to the device, otherwise left as it is.
@@ -104,7 +98,7 @@ def block_products(
     def products(layer: str, gradients: Tensor) -> Tensor:
         return grids[layer].reduce(gradients.mul_(weights[layer])).flatten(1)
 
-    return _products(model, loader, dict.fromkeys(grids, False), products, probes, device, seed)
+    return gradient_products(model, loader, dict.fromkeys(grids, False), products, probes, device, seed)
 
 
 def change_products(
@@ -142,133 +136,4 @@ def change_products(
         return gradients.flatten(1) @ flat[layer].T
 
     with_bias = {layer: change.shape[2] > weights[layer].shape[1] for layer, change in changes.items()}
-    return _products(model, loader, with_bias, products, probes, device, seed)
-
-
-def _products(
-    model: nn.Module,
-    loader: Batches,
-    with_bias: Mapping[str, bool],
-    products: Callable[[str, Tensor], Tensor],
-    probes: int,
-    device: torch.device | str,
-    seed: int,
-) -> dict[str, Tensor]:
-    """What a function makes of the gradients of every image and probe: layer and (n, O, I) -> (n, B).
-
-    Layers ``with_bias`` have the gradient of the bias as one more column.
-    """
-    model.to(device)
-    layers = list(with_bias)
-    generator = torch.Generator().manual_seed(seed)
-    found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    with evaluation_mode(model):
-        for batch, _ in bar(loader, "gradients", "batch"):
-            by_probe: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-            for layer, inputs, gradients in _layer_gradients(model, batch.to(device), layers, probes, generator):
-                tokens = nn.functional.pad(inputs, (0, 1), value=1.0) if with_bias[layer] else inputs
-                by_probe[layer].append(
-                    torch.cat([products(layer, chunk) for chunk in _image_gradients(tokens, gradients)])
-                )
-            for layer, parts in by_probe.items():
-                found[layer].append(torch.stack(parts, dim=1).flatten(0, 1).float().cpu())
-    return {layer: _require_finite(layer, torch.cat(found.pop(layer))) for layer in layers}
-
-
-def _layer_gradients(
-    model: nn.Module, images: Tensor, layers: Sequence[str], probes: int, generator: torch.Generator
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Layer, its input tokens (N, T, I) and the gradients of its output tokens (N, T, O), probe after probe."""
-    constants = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    with _recorded_layers(model, layers) as (inputs, outputs):
-        logits = functional_call(model, constants, (images,))
-    require_finite_logits(logits, model, images)
-    for i, projection in enumerate(_probes(logits, probes, generator)):
-        gradients = torch.autograd.grad(
-            logits, [outputs[layer] for layer in layers], projection, retain_graph=i < probes - 1
-        )
-        for layer, gradient in zip(layers, gradients, strict=True):
-            module = model.get_submodule(layer)
-            yield (
-                layer,
-                _input_tokens(module, inputs[layer], len(images)),
-                _output_tokens(module, gradient, len(images)),
-            )
-
-
-def _image_gradients(inputs: Tensor, output_gradients: Tensor) -> Iterator[Tensor]:
-    """Gradients of the weight, ``output_gradients^T inputs`` of every image, (n, O, I), as many as memory allows.
-
-    Args:
-        inputs: (N, T, I).
-        output_gradients: (N, T, O).
-    """
-    images_at_once = max(1, GRADIENT_NUMBERS // (inputs.shape[2] * output_gradients.shape[2]))
-    for tokens, gradients in zip(
-        torch.split(inputs, images_at_once), torch.split(output_gradients, images_at_once), strict=True
-    ):
-        yield gradients.mT @ tokens
-
-
-def _probes(logits: Tensor, probes: int, generator: torch.Generator) -> Tensor:
-    """Random vectors, orthogonal for an image as far as K allows, shape (probes, N, K); E v v^T = I.
-
-    They are drawn image by image so that batches do not matter.
-    """
-    classes = logits.shape[1]
-    of_images = []
-    for _ in logits:
-        frames = torch.split(torch.randn(probes, classes, generator=generator), classes)
-        of_images.append(torch.cat([torch.linalg.qr(frame.T).Q.T for frame in frames]))
-    return math.sqrt(classes) * torch.stack(of_images, dim=1).to(logits)
-
-
-@contextmanager
-def _recorded_layers(
-    model: nn.Module, layers: Sequence[str]
-) -> Iterator[tuple[dict[str, Tensor], dict[str, GradientEdge]]]:
-    """Keeps input and output of layers in a forward pass, and makes the outputs differentiable."""
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, GradientEdge] = {}
-
-    def record(layer: str, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        inputs[layer] = arguments[0].detach()
-        given = output.requires_grad_() if output.grad_fn is None else output
-        outputs[layer] = get_gradient_edge(given)  # of the output as it is now: what follows may change it in place
-        return given.clone() if given.is_leaf else None  # a leaf itself must not be changed in place
-
-    hooks = [
-        model.get_submodule(layer).register_forward_hook(
-            lambda _, arguments, output, layer=layer: record(layer, arguments, output)
-        )
-        for layer in layers
-    ]
-    try:
-        yield inputs, outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _input_tokens(layer: nn.Module, inputs: Tensor, images: int) -> Tensor:
-    """What a layer multiplies with its weight matrix, (N, T, I); windows of an image follow one another."""
-    if isinstance(layer, nn.Conv2d):
-        assert not isinstance(layer.padding, str)
-        patches = nn.functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return patches.transpose(1, 2)
-    return inputs.reshape(images, -1, inputs.shape[-1])
-
-
-def _output_tokens(layer: nn.Module, outputs: Tensor, images: int) -> Tensor:
-    """What a layer makes of its tokens, (N, T, O)."""
-    if isinstance(layer, nn.Conv2d):
-        return outputs.flatten(2).transpose(1, 2)
-    return outputs.reshape(images, -1, outputs.shape[-1])
-
-
-def _require_finite(layer: str, products: Tensor) -> Tensor:
-    if not products.isfinite().all():
-        raise LpvitError(
-            f"{layer}: its block products on the calibration images are NaN or infinite; check the dense weights"
-        )
-    return products
+    return gradient_products(model, loader, with_bias, products, probes, device, seed)

@@ -16,7 +16,7 @@ from lpvit.structures.blocks import distortions
 from lpvit.structures.blocks.curve import pruning_ranks, sampled_curve
 from lpvit.structures.blocks.masking import MeasuredModel
 from lpvit.structures.blocks.settings import Pruning
-from lpvit.structures.blocks.statistics import Statistics
+from lpvit.structures.structure import Statistics
 from lpvit.variants import own_settings, variant
 
 

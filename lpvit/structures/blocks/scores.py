@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from lpvit.structures.blocks import saliencies
-from lpvit.structures.blocks.statistics import Statistics
+from lpvit.structures.structure import Statistics
 from lpvit.variants import variant
 
 

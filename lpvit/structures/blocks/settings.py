@@ -1,6 +1,6 @@
 """Settings of curves: how blocks are scored and how the distortion of pruning them is found."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -53,6 +53,16 @@ class Pruning(Section):
     def measures_images(self) -> bool:
         """Whether curves need another look at the calibration images."""
         return "images" in self._needs
+
+    @property
+    def statistics_needed(self) -> dict[str, Any]:
+        """The settings that the statistics of the layers depend on."""
+        return {
+            "block_shape": list(self.block_shape),
+            "layers": list(self.layers),
+            "probes": self.probes_used,
+            "averaged": self.averages_gradients,
+        }
 
     @property
     def distortion_unit(self) -> str:

@@ -18,8 +18,7 @@ from lpvit.models.analysis.passes import Batches, evaluation_mode, require_finit
 from lpvit.progress import bar
 from lpvit.store.artifacts import load
 from lpvit.structures.blocks.grid import BlockGrid
-
-Statistics = dict[str, dict[str, Tensor]]  # layer -> name of a statistic -> (R, C); block_products are (S, R * C)
+from lpvit.structures.structure import Statistics
 
 
 def collect_statistics(

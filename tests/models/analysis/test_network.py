@@ -14,8 +14,8 @@ import lpvit
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import prunable_layers, transformer_blocks
 from lpvit.models.analysis.network import understand
-from lpvit.refitting.reconstruction import pruned_weights
 from lpvit.structures.blocks.products import block_products
+from lpvit.structures.blocks.weights import pruned_weights
 
 ROLES = ("qkv", "proj", "fc1", "fc2")
 

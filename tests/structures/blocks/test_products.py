@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, weight_matrix
 from lpvit.models.architecture import create_model
+from lpvit.moments import gradients
 from lpvit.store.schemas import BLOCKS, CURVES
-from lpvit.structures.blocks import products as gauss_newton
 from lpvit.structures.blocks.curve import pruning_ranks
 from lpvit.structures.blocks.distortions.gauss_newton import gauss_newton_distortion
 from lpvit.structures.blocks.grid import BlockGrid
@@ -93,7 +93,7 @@ def test_products_do_not_depend_on_the_batches_nor_on_how_many_images_are_done_a
     model = tiny("swin")
     images, layers = photographs(model), matrix_layers(model)
     whole = block_products(model, batches(images, 5), layers, BLOCK_SHAPE, 3, "cpu")
-    monkeypatch.setattr(gauss_newton, "GRADIENT_NUMBERS", 200)
+    monkeypatch.setattr(gradients, "GRADIENT_NUMBERS", 200)
     parts = block_products(model, batches(images, 2), layers, BLOCK_SHAPE, 3, "cpu")
     for layer, products in whole.items():
         torch.testing.assert_close(parts[layer], products, rtol=1e-5, atol=1e-6 * float(products.abs().max()))

@@ -124,5 +124,5 @@ def test_a_budget_of_width_takes_macs_and_a_reconstruction():
 
 
 def test_the_library_prunes_blocks_only(model, calibration):
-    with pytest.raises(LpvitError, match=r"use lpvit\.weights\.narrowing\.narrow"):
+    with pytest.raises(LpvitError, match=r"use lpvit\.structures\.width\.narrowing\.narrow"):
         lpvit.prune(model, calibration, budget=Budget(macs=0.5, structure="width"), block_shape=(8, 8))

@@ -1,4 +1,4 @@
-"""Pruning in steps."""
+"""Pruning in rounds."""
 
 from typing import Any, get_args
 
@@ -14,10 +14,12 @@ from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.costs.cost import measure_costs
 from lpvit.models.analysis.passes import Batches
-from lpvit.pruning.steps import before_last_step, scores_and_curves
+from lpvit.pruning.rounds import before_last_round, measure
 from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.structure import BlockStructure
 
 PRUNING = Pruning(block_shape=(4, 4), saliency="gauss_newton", distortion="gauss_newton")
+BLOCKS = BlockStructure(PRUNING)
 ALLOCATORS = get_args(Budget.model_fields["allocator"].annotation)
 
 
@@ -35,16 +37,16 @@ def images() -> Batches:
 
 @pytest.fixture(scope="module")
 def described(model: nn.Module, images: Batches) -> dict[str, pd.DataFrame]:
-    blocks, curves = scores_and_curves(model, images, PRUNING, "cpu")
-    return {"blocks": blocks, "curves": curves, "costs": measure_costs(model)}
+    options = measure(model, images, BLOCKS, "cpu")
+    return {"blocks": options.blocks, "curves": options.curves, "costs": measure_costs(model)}
 
 
 def before_last(model: nn.Module, images: Batches, described: dict[str, Any], budget: Budget) -> Any:
-    tables = before_last_step(model, images, PRUNING, LayerTables(**described), budget, "cpu")
+    tables = before_last_round(model, images, BLOCKS, LayerTables(**described), budget, "cpu")
     return tables.blocks, tables.curves
 
 
-def test_every_step_keeps_the_same_share_of_what_the_one_before_kept() -> None:
+def test_every_round_keeps_the_same_share_of_what_the_one_before_kept() -> None:
     budget = Budget(macs=0.25, energy=0.81, steps=2)
     assert [step.targets for step in budget.on_the_way] == [{"macs": 0.5, "energy": pytest.approx(0.9)}]
     thirds = Budget(sparsity=0.488, steps=3).on_the_way
@@ -52,14 +54,14 @@ def test_every_step_keeps_the_same_share_of_what_the_one_before_kept() -> None:
     assert Budget(macs=0.5).on_the_way == []
 
 
-def test_one_step_goes_by_the_dense_model(model: nn.Module, images: Batches, described: dict[str, Any]) -> None:
+def test_one_round_goes_by_the_dense_model(model: nn.Module, images: Batches, described: dict[str, Any]) -> None:
     blocks, curves = before_last(model, images, described, Budget(macs=0.5))
     assert blocks is described["blocks"]
     assert curves is described["curves"]
 
 
 @pytest.mark.parametrize("reconstruction", ["none", "least_squares"])
-def test_blocks_that_went_in_the_first_step_score_and_cost_nothing_in_the_second(
+def test_blocks_that_went_in_the_first_round_score_and_cost_nothing_in_the_second(
     model: nn.Module, images: Batches, described: dict[str, Any], reconstruction: Any
 ) -> None:
     budget = Budget(macs=0.5, reconstruction=reconstruction, steps=2)
@@ -74,7 +76,7 @@ def test_blocks_that_went_in_the_first_step_score_and_cost_nothing_in_the_second
         assert curve["distortion"].iloc[-1] > 0
 
 
-def test_steps_lose_less_than_a_leap(model: nn.Module, images: Batches) -> None:
+def test_several_rounds_lose_less_than_one(model: nn.Module, images: Batches) -> None:
     every = torch.cat([batch for batch, _ in images])
 
     def distortion(steps: int) -> float:
@@ -87,6 +89,6 @@ def test_steps_lose_less_than_a_leap(model: nn.Module, images: Batches) -> None:
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
-def test_every_allocator_meets_its_budget_in_steps(model: nn.Module, images: Batches, allocator: Any) -> None:
+def test_every_allocator_meets_its_budget_in_rounds(model: nn.Module, images: Batches, allocator: Any) -> None:
     pruned = lpvit.prune(model, images, budget=Budget(macs=0.6, allocator=allocator, steps=3), pruning=PRUNING)
     assert 0.59 < pruned.report.loc["(model)", "keep_ratio"] <= 0.6

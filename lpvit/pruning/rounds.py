@@ -1,0 +1,77 @@
+"""Pruning in rounds, each on scores and curves of the model that the rounds before left.
+
+A curve of the dense model is right near its start and wrong far from it: it does not know how the remaining weights,
+once they are refitted, make up for the pruned ones. In rounds, every curve is followed only a short way, as in gradual
+magnitude pruning (Zhu and Gupta, 2017), here between calibration and refitting, without training.
+"""
+
+import logging
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from lpvit.allocation.allocate import allocate
+from lpvit.allocation.settings import Budget
+from lpvit.allocation.tables import LayerTables
+from lpvit.models.analysis.passes import Batches
+from lpvit.progress import labelled
+from lpvit.structures.structure import Options, Structure
+
+_logger = logging.getLogger(__name__)
+
+
+def measure(model: nn.Module, images: Batches, structure: Structure, device: torch.device | str) -> Options:
+    """What an allocation needs to know of the layers of a model.
+
+    Args:
+        model: Dense, or pruned already: what is gone costs nothing; moved to the device.
+        images: Calibration images.
+        structure: What may be removed.
+        device: Where to compute.
+
+    Raises:
+        LpvitError: A layer does not fit the structure, or something is not finite.
+    """
+    statistics = structure.statistics(model, images, structure.statistics_needed, device)
+    return structure.options(statistics, model, images, device)
+
+
+def before_last_round(
+    model: nn.Module,
+    images: Batches,
+    structure: Structure,
+    tables: LayerTables,
+    budget: Budget,
+    device: torch.device | str,
+) -> LayerTables:
+    """Runs all rounds of a budget but the last, and measures the options of the model that they leave.
+
+    Every round prunes the dense model anew, by the options that the round before left: what is gone costs nothing
+    there, and so goes again, unless an allocator asks less of its layer.
+
+    Args:
+        model: Dense; moved to the device, otherwise left as it is.
+        images: Calibration images.
+        structure: What is removed.
+        tables: Of the dense model's layers.
+        budget: Says how many rounds, and whether weights are refitted in each.
+        device: Where to compute.
+
+    Returns:
+        With the options of the model that the rounds left; of one round, those given.
+
+    Raises:
+        LpvitError: As `lpvit.allocation.allocate`, `measure` and `Structure.compress`.
+    """
+    if budget.steps > 1:
+        allocate(tables, budget)  # a budget that cannot be met is refused before the first round
+    for number, interim in enumerate(budget.on_the_way, start=1):
+        choice = structure.choose(tables.blocks, allocate(tables, interim))
+        with labelled(f"round {number} of {budget.steps}"):
+            pruned = structure.compress(model, choice, images if budget.refits else None, device).model
+            options = measure(pruned, images, structure, device)
+        tables = replace(tables, blocks=options.blocks, curves=options.curves)
+        targets = ", ".join(f"{quantity} {target:.3f}" for quantity, target in interim.targets.items())
+        _logger.info("round %d of %d: %s", number, budget.steps, targets)
+    return tables

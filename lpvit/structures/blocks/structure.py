@@ -1,0 +1,75 @@
+"""Blocks of weight matrices as a structure."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
+from lpvit.models.analysis.passes import Batches
+from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
+from lpvit.structures.blocks.masks import build_keep_masks
+from lpvit.structures.blocks.products import statistics_with_products
+from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.scores import block_table
+from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.weights import pruned_weights
+from lpvit.structures.structure import Compressed, Options, Statistics
+
+
+@dataclass(frozen=True)
+class BlockStructure:
+    """Blocks are scored, pruned from the least salient on, and those that stay are refitted by least squares.
+
+    Attributes:
+        settings: How blocks are scored and curves measured.
+    """
+
+    settings: Pruning
+
+    @property
+    def measures_images(self) -> bool:
+        return self.settings.measures_images
+
+    def layers(self, model: nn.Module) -> list[LayerSpec]:
+        return prunable_layers(matrix_layers(model), self.settings.layers)
+
+    def counts(self, model: nn.Module) -> dict[str, int]:
+        shape = self.settings.block_shape
+        return {layer.name: BlockGrid(layer.shape, shape).count for layer in self.layers(model)}
+
+    @property
+    def statistics_needed(self) -> Mapping[str, Any]:
+        return self.settings.statistics_needed
+
+    @staticmethod
+    def statistics(
+        model: nn.Module, images: Batches, needed: Mapping[str, Any], device: torch.device | str
+    ) -> Statistics:
+        layers, block_shape = prunable_layers(matrix_layers(model), needed["layers"]), tuple(needed["block_shape"])
+        return statistics_with_products(
+            model, images, layers, block_shape, needed["probes"], device, averaged=needed["averaged"]
+        )
+
+    def options(
+        self, statistics: Statistics, model: nn.Module | None, images: Batches | None, device: torch.device | str
+    ) -> Options:
+        blocks = block_table(statistics, self.settings.saliency)
+        return Options(blocks, rate_distortion_curves(statistics, blocks, self.settings, model, images, device))
+
+    def choose(self, blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str, Tensor]:
+        return build_keep_masks(blocks, allocation)
+
+    def compress(
+        self, model: nn.Module, choice: KeepMasks, images: Batches | None, device: torch.device | str
+    ) -> Compressed:
+        pruned = deepcopy(model).cpu()
+        pruned.load_state_dict(pruned_weights(model, choice, self.settings.block_shape, images, device))
+        return Compressed(pruned, choice, self.settings.block_shape)
+
+
+STRUCTURE = BlockStructure

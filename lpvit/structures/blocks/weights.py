@@ -1,0 +1,96 @@
+"""Weights of a block-pruned model: as they were, or refitted by least squares."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from lpvit.models.analysis.layers import matrix_layers
+from lpvit.models.analysis.passes import Batches
+from lpvit.refitting.reconstruction import RIDGES, Choice, Fit, fit_in_order, matrix_layer, weight_with_bias
+from lpvit.structures.blocks.grid import KeepMasks
+from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
+
+_ALL = torch.tensor(True)
+
+
+def pruned_weights(
+    model: nn.Module,
+    keep_masks: KeepMasks,
+    block_shape: tuple[int, int],
+    loader: Batches | None,
+    device: torch.device | str,
+) -> dict[str, Tensor]:
+    """Weights of the pruned model: those that stay as they were or, given calibration images, reconstructed.
+
+    Args:
+        model: Dense model; moved to the device for a reconstruction, otherwise left as it is.
+        keep_masks: Which blocks stay.
+        block_shape: Rows and columns of a block.
+        loader: Calibration images; None leaves the weights that stay as they were.
+        device: Where to reconstruct.
+
+    Returns:
+        The state dict, on the CPU; pruned weights are exactly zero.
+
+    Raises:
+        LpvitError: As `reconstruct`.
+    """
+    expanded = {name: keep.cpu() for name, keep in expand_keep_masks(model, keep_masks, block_shape).items()}
+    if loader is None:
+        state = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
+        zero_pruned(state, expanded)
+    else:
+        state = reconstruct(model, keep_masks, block_shape, loader, device=device)
+    verify_pruned(state, expanded)
+    return state
+
+
+@torch.no_grad()
+def reconstruct(
+    model: nn.Module,
+    keep_masks: KeepMasks,
+    block_shape: tuple[int, int],
+    loader: Batches,
+    *,
+    ridges: Sequence[float] = RIDGES,
+    device: torch.device | str,
+    choose: Choice | None = None,
+) -> dict[str, Tensor]:
+    """Weights of the pruned model, fitted layer by layer in order of execution.
+
+    See `lpvit.refitting.reconstruction.fit_in_order`. A layer whose blocks all stay is left alone.
+
+    Args:
+        model: Dense model; moved to the device, otherwise left as it is.
+        keep_masks: Which blocks stay.
+        block_shape: Rows and columns of a block.
+        loader: Calibration images.
+        ridges: Strengths to choose from, as in `fit_rows`; of equals the first.
+        device: Where to compute.
+        choose: As in `fit_in_order`.
+
+    Returns:
+        The state dict, on the CPU; pruned weights are exactly zero.
+
+    Raises:
+        LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
+    """
+    pruned, expanded = _zeroed_copy(model.to(device), keep_masks, block_shape)
+    fits = [
+        Fit(name, slice(None), weight_with_bias(matrix_layer(model, name)), expanded[f"{name}.weight"].flatten(1))
+        for name in (layer.name for layer in matrix_layers(model))
+        if not keep_masks.get(name, _ALL).all()
+    ]
+    return fit_in_order(model, pruned, fits, loader, ridges=ridges, device=device, choose=choose)
+
+
+def _zeroed_copy(
+    model: nn.Module, keep_masks: KeepMasks, block_shape: tuple[int, int]
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model without its pruned weights, and which weights stay."""
+    pruned = deepcopy(model)
+    expanded = expand_keep_masks(pruned, keep_masks, block_shape)
+    zero_pruned(pruned.state_dict(), expanded)
+    return pruned, expanded

@@ -1,0 +1,102 @@
+"""The interface of a structure: what may be removed from a model, at which distortion, and how the rest is refitted.
+
+A structure either offers options layer by layer, among which an allocator chooses (`Structure`), or makes one choice
+for the whole model (`ModelStructure`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lpvit.models.analysis.layers import LayerSpec
+from lpvit.models.analysis.passes import Batches
+from lpvit.settings import Section
+
+Statistics = dict[str, dict[str, Tensor]]  # layer -> name of a statistic -> tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be removed from every layer, and the distortion of removing it.
+
+    Attributes:
+        blocks: What goes piece by piece, schema ``BLOCKS``.
+        curves: Distortion of every layer by how many pieces have gone, schema ``CURVES``.
+    """
+
+    blocks: pd.DataFrame
+    curves: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model.
+
+    Attributes:
+        model: In evaluation mode.
+        keep_masks: Layer -> (R, C), bool, True where a block stays; empty where no blocks were pruned.
+        block_shape: Rows and columns of a block; None where no blocks were pruned.
+    """
+
+    model: nn.Module
+    keep_masks: Mapping[str, Tensor]
+    block_shape: tuple[int, int] | None
+
+
+class Structure(Protocol):
+    """Options of every layer: measured, offered to an allocator, applied and refitted."""
+
+    @property
+    def measures_images(self) -> bool:
+        """Whether `options` needs the model and the calibration images."""
+
+    def layers(self, model: nn.Module) -> list[LayerSpec]:
+        """The layers that have options, in order of execution."""
+
+    def counts(self, model: nn.Module) -> dict[str, int]:
+        """Layer -> pieces that it can lose, in order of execution."""
+
+    @property
+    def statistics_needed(self) -> Mapping[str, Any]:
+        """The settings that statistics depend on, as plain values; other settings reuse the same statistics."""
+
+    @staticmethod
+    def statistics(
+        model: nn.Module, images: Batches, needed: Mapping[str, Any], device: torch.device | str
+    ) -> Statistics:
+        """What the calibration images say about the layers of a model."""
+
+    def options(
+        self, statistics: Statistics, model: nn.Module | None, images: Batches | None, device: torch.device | str
+    ) -> Options:
+        """The options that follow from the statistics; model and images are needed if `measures_images`."""
+
+    def choose(self, blocks: pd.DataFrame, allocation: pd.DataFrame) -> Any:
+        """What an allocation (schema ``ALLOCATION``) leaves of every layer, in the terms of this structure."""
+
+    def compress(self, model: nn.Module, choice: Any, images: Batches | None, device: torch.device | str) -> Compressed:
+        """A compressed copy of a dense model, on the CPU; weights are refitted where calibration images are given."""
+
+
+@runtime_checkable
+class ModelStructure(Protocol):
+    """One choice for the whole model."""
+
+    def compress_to(self, model: nn.Module, images: Batches, macs: float, *, refit: bool) -> Compressed:
+        """A compressed copy of a dense model that keeps at most a share of its MACs in linear layers."""
+
+
+def structure_class(name: str) -> Any:
+    """The class of a structure, made from its settings: ``STRUCTURE`` of `lpvit.structures.<name>.structure`."""
+    return import_module(f"lpvit.structures.{name}.structure").STRUCTURE
+
+
+def structure_of(pruning: Section) -> Structure | ModelStructure:
+    """The structure that the settings of a pruning ask for."""
+    structure: Structure | ModelStructure = structure_class(getattr(pruning, "structure", "blocks"))(pruning)
+    return structure

@@ -1,0 +1,23 @@
+"""A narrower dense model as a structure."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lpvit.models.analysis.passes import Batches
+from lpvit.settings import Section
+from lpvit.structures.structure import Compressed
+from lpvit.structures.width.narrowing import narrow
+
+
+@dataclass(frozen=True)
+class WidthStructure:
+    """Whole features of the model go, at one ratio for embedding, heads and MLP."""
+
+    settings: Section | None = None
+
+    def compress_to(self, model: nn.Module, images: Batches, macs: float, *, refit: bool) -> Compressed:
+        return Compressed(narrow(model, images, macs, refit).cpu(), {}, None)
+
+
+STRUCTURE = WidthStructure
