@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
 from lpvit.data.index import count_skipped, usable_images
 from lpvit.data.loading import evaluation_loader
 from lpvit.models.architecture import load_model

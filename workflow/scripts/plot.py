@@ -2,6 +2,7 @@
 
 import json
 
+import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
 from lpvit.report.artifacts import read_artifact
 from lpvit.report.drawing import draw, save_figure
 from lpvit.report.interactive import interactive

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
 from lpvit.data.loading import evaluation_loader
 from lpvit.models.architecture import load_model, save_model
 from lpvit.quantisation.layers import int8_layers

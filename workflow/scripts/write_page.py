@@ -4,6 +4,7 @@ from datetime import datetime
 
 import yaml
 
+import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
 from lpvit.report.environment import commit, durations, machine, versions
 from lpvit.report.page import Report, render
 from lpvit.report.tables.paper import paper_of
