@@ -1,4 +1,4 @@
-"""How true rate-distortion curves are: predicted against measured by masking, on the same images.
+"""Accuracy of rate-distortion curves: predicted against measured by masking, on the same images.
 
     python benchmarks/fidelity.py --config config/cifar10.yaml --dataset cifar10 --model given
 
@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def predictions(shape: tuple[int, int], points: int) -> Iterator[Pruning]:
-    """The predicted curves that are compared; all rank blocks alike."""
+    """The predicted curves that are compared; all with the same ranking of blocks."""
     common = {"block_shape": shape, "points": points}
     for probes in PROBES:
         for images in CORRECTION_IMAGES:
@@ -106,7 +106,7 @@ def markdown(rows: pd.DataFrame) -> str:
 
 
 def plot(curves: dict[str, pd.DataFrame], measured: pd.DataFrame) -> Figure:
-    """Predicted over measured distortion, a line per layer, for the plain and the corrected curves."""
+    """Predicted over measured distortion, a line per layer, for uncorrected and corrected curves."""
     figure = Figure(figsize=(3.2 * len(curves) ** 0.5 + 3, 9), layout="constrained")
     panels = figure.subplots(-(-len(curves) // 3), 3, sharex=True, sharey=True, squeeze=False).ravel()
     for panel, (title, predicted) in zip(panels, curves.items(), strict=False):

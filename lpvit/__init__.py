@@ -1,7 +1,7 @@
 """Block pruning of Vision Transformers under a compute budget.
 
-The names of ``__all__`` and the rooms below (`lpvit.weights`, ...) are imported when first used, so that what needs no
-torch, such as a dry-run, loads none.
+The names of ``__all__`` and the packages below (`lpvit.pruning`, ...) are imported when first used, so that commands
+without torch, such as a dry run, do not load it.
 """
 
 from importlib import import_module

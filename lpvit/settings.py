@@ -1,4 +1,4 @@
-"""What all sections of the configuration are made of. Imports no torch, so that a dry-run stays fast."""
+"""Base classes of the configuration's sections. Imports no torch, so a dry run is fast."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -54,23 +54,22 @@ class Section(BaseModel):
 
 
 class Compute(Section):
-    """Where and how wide the stages run. Changing it reruns nothing."""
+    """Device, threads and processes. Changes rerun nothing."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` uses a GPU if there is one")
     threads: int = Field(8, gt=0, description="CPU threads of a stage and of its loader, at most those of `--cores`")
-    processes: int = Field(1, gt=0, description="processes that train side by side (one per GPU)")
+    processes: int = Field(1, gt=0, description="training processes (one per GPU)")
     nodes: tuple[str, ...] | PositiveInt | Literal["slurm"] = Field(
         (),
-        description="machines that train together: addresses, this one first; how many to ask SLURM for; or `slurm`, "
-        "all of the job that runs the workflow",
+        description="machines of a training: addresses, this one first; a number of nodes from SLURM; or `slurm`: all "
+        "nodes of the job that runs the workflow",
     )
-    node_command: str = Field("ssh {host}", description="what starts a command on another of the `nodes`")
-    checkpoint_minutes: float = Field(10, gt=0, description="between the states that a killed training goes on from")
-    tensorboard: Path | None = Field(None, description="folder for TensorBoard's events of every training; null is off")
+    node_command: str = Field("ssh {host}", description="starts a command on another of the `nodes`")
+    checkpoint_minutes: float = Field(10, gt=0, description="between checkpoints of a training")
+    tensorboard: Path | None = Field(None, description="folder for TensorBoard events of every training; null is off")
     scratch: Path | None = Field(
         None,
-        description="folder on a disk of the machine that computes, with `$VARIABLES`; images are copied there once "
-        "and read from there",
+        description="folder on a local disk, with `$VARIABLES`; images are copied there once and read from there",
     )
     evaluation_batch_size: int = Field(256, gt=0, description="images per pass of an evaluation")
 

@@ -1,7 +1,8 @@
-"""The house rules that can be counted: short modules, functions, scripts and lists of parameters."""
+"""The house rules that can be counted: sizes, the list of packages, and the order of imports between files."""
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,32 @@ def test_a_module_is_short_and_so_are_its_functions(file: Path) -> None:
 def test_a_script_reads_calls_and_writes(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= SCRIPT_LINES
     assert not list(functions(file))
+
+
+def test_contributing_lists_every_package_with_the_first_line_of_its_docstring() -> None:
+    lines = (REPOSITORY / "CONTRIBUTING.md").read_text().splitlines()
+    listed = dict(line.strip("| ").split(" | ") for line in lines if line.startswith("| `"))
+    packages = sorted((REPOSITORY / "lpvit").glob("*/__init__.py"))
+    assert listed == {
+        f"`{file.parent.name}`": str(ast.get_docstring(ast.parse(file.read_text()))).splitlines()[0]
+        for file in packages
+    }
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    names = {".".join(file.relative_to(REPOSITORY).with_suffix("").parts): file for file in MODULES}
+    TopologicalSorter({name: imported(file, names) - {name} for name, file in names.items()}).prepare()
+
+
+def imported(file: Path, known: dict[str, Path]) -> set[str]:
+    """The modules that a file imports when it is loaded, or within functions, but not for type checkers alone."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module)
+    names = {name for node in found for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))}
+    return {name for name in names if name in known}
 
 
 def functions(file: Path) -> Iterator[ast.FunctionDef]:

@@ -1,6 +1,6 @@
-"""How many blocks of every layer stay under a budget, or under two at once. Pure NumPy and pandas.
+"""Allocation: the number of kept blocks of every layer under one budget or two. Pure NumPy and pandas.
 
-Which is for one of the `lpvit.allocation.allocators` to say; every one meets every budget to one block.
+The rule is one of `lpvit.allocation.allocators`; each meets every budget to one block.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def allocate(tables: LayerTables, budget: Budget) -> pd.DataFrame:
-    """Gives every prunable layer its number of blocks under a budget, or under two.
+    """Allocates the number of blocks of every prunable layer under one budget or two.
 
     Args:
-        tables: What is known of the model's layers.
+        tables: Curves, blocks and costs of the model's layers.
         budget: Targets and allocator.
 
     Returns:
@@ -68,7 +68,7 @@ def _reached(requirements: Sequence[Requirement], pruned: Sequence[int]) -> dict
 
 
 def blocks_pruned_under(layers: Sequence[Layer], budget: Budget, requirements: Sequence[Requirement]) -> list[int]:
-    """What the allocator decides: blocks pruned in every layer, which together meet all requirements."""
+    """Calls the allocator: blocks pruned in every layer, which together meet all requirements."""
     allocator = variant(allocators, budget.allocator)
     own = own_settings(allocator, budget)
     if hasattr(allocator, "blocks_pruned"):

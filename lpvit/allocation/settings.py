@@ -1,4 +1,4 @@
-"""Settings of budgets: what may stay, and who decides where."""
+"""Settings of budgets."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ TARGETS = ("macs", "sparsity", "energy", "latency")
 
 @chooses(allocator=ALLOCATORS)
 class Budget(Section):
-    """What may stay, and who decides where."""
+    """Cost that the pruned model may have, and how it is allocated."""
 
     macs: Fraction | None = Field(
         None,
@@ -30,27 +30,27 @@ class Budget(Section):
         None, description="share of the prunable layers' dense milliseconds to keep, as measured in `latency_table`"
     )
     latency_table: Path | None = Field(
-        None, description="`latency.parquet` of the machine that counts (`latency`); null measures it on this one"
+        None, description="`latency.parquet` of the target machine (`latency`); null measures it on this one"
     )
     structure: Literal["blocks", "width"] = Field(
         "blocks",
-        description="what is removed: `blocks` of the prunable layers, or `width`: the whole model made narrower by "
-        "Torch-Pruning and dense as before (`macs`, and a reconstruction; ViT and DeiT)",
+        description="what is removed: `blocks` of the prunable layers, or `width`: a narrower dense model by "
+        "Torch-Pruning (takes `macs` and a reconstruction; ViT and DeiT)",
     )
-    allocator: str = Field("lagrangian", description="rule that gives every layer its sparsity")
-    min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that always stays")
+    allocator: str = Field("lagrangian", description="rule that allocates a sparsity to every layer")
+    min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that is always kept")
     reconstruction: Literal["none", "least_squares"] = Field(
         "none",
-        description="weights that stay: as they were, or fitted layer by layer to the dense outputs on the calibration "
+        description="remaining weights: unchanged, or refitted layer by layer to the dense outputs on the calibration "
         "images",
     )
     steps: int = Field(
-        1, gt=0, description="steps to the budget, each with curves of the model that those before left (reconstructed)"
+        1, gt=0, description="pruning rounds, each with curves of the reconstructed model of the last one"
     )
 
     @property
     def on_the_way(self) -> list["Budget"]:
-        """The budgets of all steps but the last: every step keeps the same share of what the one before kept."""
+        """The budgets of all rounds but the last: every round keeps the same share of what the one before kept."""
 
         def target(name: str, last: float, step: int) -> float:
             kept = math.pow(1 - last if name == "sparsity" else last, step / self.steps)
@@ -68,7 +68,7 @@ class Budget(Section):
 
     @property
     def targets(self) -> dict[str, float]:
-        """Quantity -> target, of the one or two that are given."""
+        """Quantity -> target, for the one or two given."""
         given = {name: getattr(self, name) for name in TARGETS}
         return {name: target for name, target in given.items() if target is not None}
 
@@ -93,6 +93,6 @@ class Budget(Section):
             raise ValueError("latency_table: give the table of measured milliseconds together with 'latency'")
         if self.sparsity is not None and self.sparsity + self.min_keep_ratio > 1 + 1e-9:
             raise ValueError(
-                f"sparsity: {self.sparsity:g} is impossible while min_keep_ratio {self.min_keep_ratio:g} always stays"
+                f"sparsity: {self.sparsity:g} is impossible while min_keep_ratio {self.min_keep_ratio:g} is always kept"
             )
         return self

@@ -1,4 +1,4 @@
-"""Models of the pipeline as `lpvit.prune` would return them."""
+"""Reads models of the pipeline as results of `lpvit.prune`."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ KINDS = ("pruned", "finetuned")
 
 
 def read_artifact(path: str | Path) -> Pruned:
-    """Reads ``pruned.pt`` or ``finetuned.pt`` of a run, with the masks that lie beside it.
+    """Reads ``pruned.pt`` or ``finetuned.pt`` of a run, with its masks in the same folder.
 
     Raises:
-        LpvitError: The file or its masks are missing or damaged, or hold something else.
+        LpvitError: The file or its masks are missing or damaged, or have other content.
     """
     kind = header(path)["kind"]
     if kind not in KINDS:

@@ -1,7 +1,7 @@
-"""A pruned model as one safetensors file that leaves out the pruned blocks and says how to build the model again.
+"""Saves a pruned model as one safetensors file, without pruned blocks and with the arguments to rebuild the model.
 
 A layer with a mask is stored as ``LAYER.values``, ``LAYER.crow_indices`` and ``LAYER.col_indices``
-(`lpvit.sparse.storage`), from which the mask follows; everything else is stored as it stands in the state dict. The
+(`lpvit.sparse.storage`), from which the mask follows; everything else is stored as in the state dict. The
 metadata has two entries: ``lpvit``, a `Header` as JSON, and the digest of the file (`lpvit.store.digest`).
 """
 
@@ -36,14 +36,14 @@ FORMAT_VERSION = 1
 
 
 class Header(BaseModel):
-    """What the file says about its tensors.
+    """Metadata of the tensors.
 
     Attributes:
         format: Version of the layout of the file.
-        version: Of the lpvit that wrote it.
+        version: Of lpvit that wrote it.
         architecture: Builds the model.
         block_shape: Rows and columns of a block.
-        budget: What the model was pruned to, if known.
+        budget: Of the pruned model, if known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,10 +59,10 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
     """Writes a pruned model, fine-tuned or not, without its pruned blocks.
 
     Args:
-        pruned: From `lpvit.prune` or `lpvit.load`; its model may have been trained since, with its masks frozen.
+        pruned: From `lpvit.prune` or `lpvit.load`; its model may have been trained since, with fixed masks.
         path: Target, ``.safetensors``.
-        options: Arguments that ``timm.create_model`` was given beside name, ``pretrained`` and ``num_classes``, where
-            they are more than another image size or number of channels.
+        options: Arguments of ``timm.create_model`` besides name, ``pretrained`` and ``num_classes``, if there are
+            others than image size and number of channels.
 
     Raises:
         LpvitError: A pruned weight is not zero, or name and options build another model than this one.
@@ -78,12 +78,12 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
         partial.touch()
         rights = partial.stat().st_mode
         save_file(_compressed(pruned), partial, metadata)
-        partial.chmod(rights)  # of any new file; safetensors leaves it to its owner alone
+        partial.chmod(rights)  # default permissions; safetensors restricts them to the owner
         seal(partial)
 
 
 def load(path: str | Path) -> Pruned:
-    """Reads what `save` wrote, on the CPU, with the pruned weights back as zeros.
+    """Reads a file of `save`, on the CPU, with zeros for the pruned weights.
 
     Raises:
         LpvitError: The file is missing, damaged, not from `save`, of another format, or does not fit its architecture.
@@ -96,7 +96,7 @@ def load(path: str | Path) -> Pruned:
 
 
 def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
-    """The model, once everything in the file is known to fit together; until then it takes no memory."""
+    """Builds the model after checking that the content of the file is consistent; until then it uses no memory."""
     model = outline(header.architecture, tensors)
     layers = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.endswith(PARTS))
     stored = {layer: [part for part in PARTS if f"{layer}.{part}" in tensors] for layer in layers}
@@ -114,7 +114,7 @@ def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
     require_same_architecture(model, tensors, "its weights")
     require_one_type(model, tensors, "its weights")
     model = _build(header.architecture)
-    model.load_state_dict(tensors, assign=True)  # in the dtype that was saved
+    model.load_state_dict(tensors, assign=True)  # in the saved dtype
     return Pruned(model, keep_masks, header.block_shape, header.budget, header.architecture)
 
 
@@ -123,15 +123,15 @@ def _require_zeros(pruned: Pruned) -> None:
     try:
         verify_pruned(pruned.model.state_dict(), expanded)
     except AssertionError as error:
-        raise LpvitError(f"model: {error}; train it with its masks frozen, or set them to zero") from None
+        raise LpvitError(f"model: {error}; train it with fixed masks, or set them to zero") from None
 
 
 @torch.no_grad()
 def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
-    """Makes sure that an architecture builds the model: same weights, and same logits of a random image."""
+    """Checks that an architecture builds the model: same weights, and same logits of a random image."""
     hint = (
-        f"model: is not what timm builds as '{architecture.timm}' with {architecture.options}; give all arguments that "
-        "made it as 'options'"
+        f"model: is not what timm builds as '{architecture.timm}' with {architecture.options}; pass all arguments "
+        "of timm.create_model as 'options'"
     )
     rebuilt = _build(architecture)
     try:
@@ -145,7 +145,7 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
 
 
 def _build(architecture: Architecture) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # it seeds its initial weights; the user's generator stays as it was
+    with torch.random.fork_rng(devices=[]):  # keeps the state of the user's generator, which building a model changes
         return architecture.build()
 
 
@@ -180,9 +180,9 @@ def _restore(module: nn.Module, parts: Mapping[str, Tensor], block_shape: tuple[
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
     if not path.is_file():
         raise LpvitError(f"{path}: file not found")
-    if is_zipfile(path):  # as torch writes
+    if is_zipfile(path):  # format of torch
         raise LpvitError(
-            f"{path}: is no file of lpvit.save; if the pipeline wrote it, make one with 'lpvit export {path} "
+            f"{path}: is not a file of lpvit.save; if the pipeline wrote it, create one with 'lpvit export {path} "
             f"model.safetensors' or, for all experiments, 'snakemake export'"
         )
     verify(path, "save the model again; for dense weights use timm.create_model")
@@ -190,8 +190,8 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except Exception as error:  # safetensors and torch raise a different type for every kind of damage
-        raise LpvitError(f"{path}: cannot be read as safetensors ({error}); it is another kind of file") from None
+    except Exception as error:  # safetensors and torch raise different types for different damage
+        raise LpvitError(f"{path}: cannot be read as safetensors ({error}); it is another type of file") from None
     if "lpvit" not in metadata:
         raise LpvitError(f"{path}: not written by lpvit.save; for dense weights use timm.create_model")
     return _header(metadata["lpvit"], path), tensors

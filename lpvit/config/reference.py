@@ -1,8 +1,8 @@
 """The documentation's reference of config keys and of artifact columns, generated from `config` and `schemas`.
 
-``python -m lpvit.config.reference`` rewrites what stands between the markers ``<!-- reference:NAME -->`` and
-``<!-- /reference:NAME -->``, and ``config/schema.json``, which editors read; with ``--check`` it only tells whether all
-that is up to date.
+``python -m lpvit.config.reference`` rewrites the text between the markers ``<!-- reference:NAME -->`` and
+``<!-- /reference:NAME -->``, and ``config/schema.json``, which editors read; with ``--check`` it only checks that all
+of this is up to date.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def update(text: str, references: Mapping[str, str], source: str | Path) -> str:
     Args:
         text: Markdown.
         references: Name in the markers -> markdown.
-        source: Where the text comes from, for the message.
+        source: Origin of the text, for the message.
 
     Raises:
         LpvitError: A pair of markers is missing.
@@ -49,7 +49,7 @@ def update(text: str, references: Mapping[str, str], source: str | Path) -> str:
     for name, reference in references.items():
         start, end = f"<!-- reference:{name} -->", f"<!-- /reference:{name} -->"
         if not 0 <= text.find(start) < text.find(end):
-            raise LpvitError(f"{source}: the markers '{start}' and '{end}' are missing; put them where it shall stand")
+            raise LpvitError(f"{source}: the markers '{start}' and '{end}' are missing; add them for the reference")
         before, rest = text.split(start, 1)
         text = f"{before}{start}\n\n{reference}\n\n{end}{rest.split(end, 1)[1]}"
     return text
@@ -114,7 +114,7 @@ def _sections(schema: JsonSchema) -> Iterator[str]:
 
 
 def _reference(field: JsonSchema) -> str | None:
-    """Where the section of a key is defined; None for a key with a plain value."""
+    """The definition of the section of a key; None for a key with a plain value."""
     entries = [field, *field.get("patternProperties", {}).values()]
     return next((entry["$ref"] for entry in entries if "$ref" in entry), None)
 
@@ -173,7 +173,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escape(cell: str) -> str:
-    """A bar would end the cell, and what looks like a tag would not be shown."""
+    """Escapes bars, which would end the cell, and angle brackets, which would be read as tags."""
     return re.sub(r"\||<(?=\w)", r"\\\g<0>", cell)
 
 

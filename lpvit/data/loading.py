@@ -1,4 +1,4 @@
-"""Loaders of images: what they share, and how a stage gets one.
+"""Loaders of images: their base class, and functions that create one.
 
 N = images of a batch; C, H, W = channels, height and width of the model's input.
 """
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Labelled images, and what reads them.
+    """Labelled images and the name of their loader.
 
     Attributes:
         table: Columns ``path`` (see `lpvit.data.encoded`) and ``label``; their order is that of evaluation.
@@ -43,12 +43,12 @@ class ImageFiles:
 
 @dataclass
 class Loader(ABC):
-    """Batches of images and labels; the same epoch comes out the same twice.
+    """Batches of images and labels; an epoch is reproducible.
 
     Attributes:
         files: What to read.
         preprocessing: Of the model.
-        plan: Which image comes when; of training, if there is an augmentation.
+        plan: Order of the images; of training, if there is an augmentation.
         threads: Threads, or worker processes.
         device: Where the batches go.
         augmentation: Random steps of training; None evaluates.
@@ -61,8 +61,8 @@ class Loader(ABC):
     device: torch.device
     augmentation: Augmentation | None = None
 
-    def __post_init__(self) -> None:  # noqa: B027 - most have something to do here
-        """What a loader prepares before the first epoch, or refuses.
+    def __post_init__(self) -> None:  # noqa: B027 - most loaders override it
+        """Prepares the loader before the first epoch.
 
         Raises:
             LpvitError: The loader cannot read these images.
@@ -93,7 +93,7 @@ def make_loader(
     device: torch.device | str,
     augmentation: Augmentation | None = None,
 ) -> Loader:
-    """The loader that the files name; for the arguments, see `Loader`.
+    """Creates the loader that ``files`` names; for the arguments, see `Loader`.
 
     Raises:
         LpvitError: The loader cannot run here or cannot read these images; the message names one that can.
@@ -113,7 +113,7 @@ def make_loader(
 def evaluation_loader(
     images: pd.DataFrame, dataset: Mapping[str, Any], model: nn.Module, batch_size: int, compute: Compute
 ) -> Loader:
-    """The images of a stage in their order, as its model takes them.
+    """The images of a stage in order, preprocessed for its model.
 
     Args:
         images: Columns ``path`` and ``label``.
@@ -131,7 +131,7 @@ def evaluation_loader(
 
 
 def image_files(images: pd.DataFrame, dataset: Mapping[str, Any], scratch: Path | None) -> ImageFiles:
-    """Images of a dataset of the config, or their copies in a folder of this machine; see `evaluation_loader`.
+    """Images of a dataset of the config, or their copies in the scratch folder; see `evaluation_loader`.
 
     Raises:
         LpvitError: They cannot be copied.

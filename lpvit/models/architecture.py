@@ -204,7 +204,7 @@ def with_schemes(
 
 
 def reshape(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Gives parameters other shapes, and layers the numbers that they keep beside them; the weights are lost.
+    """Changes the shapes of parameters and the sizes that layers store; the weights are lost.
 
     Args:
         model: Changed in place.

@@ -1,4 +1,4 @@
-"""Adding schemes to models, and telling them how far a training has come."""
+"""Adds schemes to models, and updates them with the progress of a training."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,18 @@ from lpvit.variants import own_settings, variant
 
 
 def add_scheme(model: nn.Module, scheme: Scheme) -> nn.Module:
-    """Adds a scheme to a model, which remembers it: `lpvit.save` keeps it, and training, benchmarks and export run it.
+    """Adds a scheme to a model. `lpvit.save` stores it, and training, benchmarks and export include it.
 
     Args:
         model: From timm; changed in place.
-        scheme: Which one, with its settings.
+        scheme: Its kind and settings.
 
     Raises:
         LpvitError: The scheme does not fit the model.
     """
     module = variant(SCHEMES, scheme.scheme)
     module.add(model, *own_settings(module, scheme))
-    model.train(model.training)  # new parts too
+    model.train(model.training)  # for the new parts
     model.lpvit_schemes = [*schemes_of(model), scheme]  # type: ignore[assignment]
     return model
 
@@ -33,22 +33,22 @@ def schemes_of(model: nn.Module) -> Sequence[Scheme]:
 
 
 def anneal(model: nn.Module, progress: float) -> None:
-    """Tells the schemes of a model how much of the training is done, from 0 to 1."""
+    """Updates the schemes of a model with the progress of the training, from 0 to 1."""
     for module in model.modules():
         if hasattr(module, "anneal"):
             module.anneal(progress)  # type: ignore[operator]
 
 
 def require_chain(model: nn.Module, scheme: str) -> VisionTransformer:
-    """A model whose tokens may become fewer on the way: a plain ViT or DeiT.
+    """Checks that the number of tokens may change between transformer blocks: a plain ViT or DeiT.
 
     Raises:
         LpvitError: It is another kind of model.
     """
     if not isinstance(model, VisionTransformer) or getattr(model, "rope", None) is not None:
         raise LpvitError(
-            f"schemes: '{scheme}' needs a chain of blocks on tokens that carry their own position (ViT, DeiT), "
-            f"{type(model).__name__} is none; use 'sparse_attention'"
+            f"schemes: '{scheme}' needs a chain of transformer blocks on tokens with absolute positions (ViT, "
+            f"DeiT), not {type(model).__name__}; use 'sparse_attention'"
         )
     return model
 

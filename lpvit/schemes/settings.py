@@ -10,6 +10,6 @@ SCHEMES = "lpvit.schemes.kinds"
 
 @chooses(scheme=SCHEMES)
 class Scheme(Section):
-    """What makes a model compute less beside pruned blocks."""
+    """A scheme that saves computation besides pruning."""
 
-    scheme: str = Field(description="which; the other keys belong to one scheme each")
+    scheme: str = Field(description="kind of scheme; each of the other keys belongs to one of them")

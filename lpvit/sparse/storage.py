@@ -1,4 +1,4 @@
-"""Compressed block rows (BSR): the kept blocks of a weight matrix, and where they lie.
+"""Compressed block rows (BSR): the kept blocks of a weight matrix, and their positions.
 
 O, I = output and input features; r, c = rows and columns of a block; R, C = rows and columns of the grid;
 K = kept blocks.
@@ -10,7 +10,7 @@ from torch import Tensor
 from lpvit.errors import LpvitError
 from lpvit.structures.blocks.grid import BlockGrid
 
-PARTS = ("values", "crow_indices", "col_indices")  # what `compress` returns, by their names in files
+PARTS = ("values", "crow_indices", "col_indices")  # the results of `compress`, by their names in files
 
 
 def compress(weight: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,7 +18,7 @@ def compress(weight: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) ->
 
     Args:
         weight: Shape (O, I).
-        keep_mask: Shape (R, C), bool, True where the block stays.
+        keep_mask: Shape (R, C), bool, True where the block is kept.
         block_shape: (r, c).
 
     Returns:
@@ -45,7 +45,7 @@ def compress(weight: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) ->
 
 
 def decompress(values: Tensor, crow_indices: Tensor, col_indices: Tensor, grid: BlockGrid) -> Tensor:
-    """The weight matrix (O, I) that `compress` took apart, zero where blocks were pruned."""
+    """Inverse of `compress`: the weight matrix (O, I), zero in pruned blocks."""
     (height, width), (out_features, in_features) = grid.block_shape, grid.shape
     rows = torch.arange(grid.rows, device=values.device)
     row_indices = rows.repeat_interleave(crow_indices.diff(), output_size=len(values))
@@ -56,7 +56,7 @@ def decompress(values: Tensor, crow_indices: Tensor, col_indices: Tensor, grid: 
 
 
 def indexed_keep_mask(crow_indices: Tensor, col_indices: Tensor, kept: int, grid: BlockGrid) -> Tensor:
-    """The keep mask that indices from a file spell, checked, since the kernels trust them.
+    """The keep mask of indices from a file. They are checked, because the kernels do not.
 
     Args:
         crow_indices: Shape (R + 1,).

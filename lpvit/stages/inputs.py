@@ -1,4 +1,4 @@
-"""What several stages of the workflow read alike."""
+"""Inputs that several stages of the workflow share."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def structure_asked(snakemake: Any) -> Structure:
 
 
 def allocation_inputs(snakemake: Any) -> tuple[LayerTables, Budget]:
-    """What an allocation goes by.
+    """Reads the inputs of an allocation.
 
     Args:
         snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.

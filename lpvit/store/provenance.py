@@ -1,11 +1,11 @@
-"""Digests of what a result depends on.
+"""Digests of the code and inputs of a result.
 
-Snakemake watches a rule's script, not what the script imports. Every rule therefore carries the digests of the code
-behind its script as a param: an edited module reruns the stages that import it and no others, and is named.
+Snakemake detects changes of a rule's script, not of the modules it imports. Every rule therefore has the digests of
+this code as a param: an edited module reruns the stages that import it and no others, and is named.
 
-A *strategy* is a module that is chosen by its name in the config (`lpvit.variants`). Code refers to the package that
-holds them, by an import or by its name in a string. Every strategy of a package that is referred to counts, unless the
-caller says which ones are chosen.
+A *strategy* is a module that the config chooses by its name (`lpvit.variants`). Code refers to the package of strategies
+by an import, or by a string with its name. All strategies of such a package count, unless the caller names those that
+are chosen.
 """
 
 import ast
@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent.parent
-BESIDE = ("csrc", "template")  # folders of what modules use beside Python
+BESIDE = ("csrc", "template")  # folders with files that modules use besides Python
 
 
-# Where files, logs, errors and processes are handled, not results; of these only the constants that are imported count:
-# schemas. How many processes compute a result is no setting of it either.
+# Modules that handle files, logs, errors and processes, not results; only their imported constants count: schemas.
 NEUTRAL = (
     *("__init__", "errors", "lazy", "progress", "settings", "stages/stage", "store/"),
     *("training/launcher", "training/nodes"),
@@ -31,13 +30,13 @@ NEUTRAL = (
 def source_digests(
     script: str | Path, package: Path = PACKAGE, chosen: Mapping[str, Collection[str]] | None = None
 ) -> dict[str, str]:
-    """Digests of a script and of all modules of the package that it imports, directly or not, with kernels beside them.
+    """Digests of a script and of all modules of the package that it imports, directly or not, including kernels.
 
-    Of a package that is imported or spelled in a string by its name (``from lpvit.data import loaders``,
-    ``"lpvit.schemes.kinds"``), the modules that are ``chosen`` count, or all where nothing says which ones are.
+    Of a package that is imported by its name (``from lpvit.data import loaders``) or named in a string
+    (``"lpvit.schemes.kinds"``), the ``chosen`` modules count; all of them where none are given.
 
-    Comments, docstrings, layout, the version number and imports for type checkers do not count, nor does what is
-    `NEUTRAL`: rewording, a release or another message of an error reruns nothing.
+    Comments, docstrings, formatting, the version number and imports for type checkers do not count, nor do `NEUTRAL`
+    modules: rewording, a release or another error message reruns nothing.
 
     Args:
         script: Python file.
@@ -70,7 +69,7 @@ def source_digests(
 
 
 def fingerprint(settings: object, *files: str | Path) -> str:
-    """Digest of settings and of the content of files: names all that a resumable training depends on.
+    """Digest of settings and file contents: identifies everything that a resumable training depends on.
 
     Args:
         settings: Plain values.
@@ -85,8 +84,8 @@ def fingerprint(settings: object, *files: str | Path) -> str:
 class _Module(NamedTuple):
     digest: str
     imported: list[Path]
-    packages: list[Path]  # that it refers to as a whole
-    constants: list[tuple[Path, str]]  # that it takes from neutral modules
+    packages: list[Path]  # referred to by name
+    constants: list[tuple[Path, str]]  # imported from neutral modules
 
 
 @functools.cache
@@ -111,7 +110,7 @@ def _constants(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
 
 @functools.cache
 def _assignments(text: str) -> dict[str, str]:
-    """Digest of what a module assigns to each of its names."""
+    """Digest of the value that a module assigns to each of its names."""
     tree = ast.parse(text)
     assigned = (node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name))
     return {node.targets[0].id: _digest(ast.dump(node.value).encode()) for node in assigned}  # type: ignore[attr-defined]
@@ -169,7 +168,7 @@ def _strategies(folder: Path, package: Path, chosen: Mapping[str, Collection[str
 
 
 def _files_of(parts: list[str], package: Path) -> Iterator[Path]:
-    """Files that importing ``package.parts`` runs: the ``__init__`` of every folder on the way, and the module."""
+    """Files that importing ``package.parts`` runs: the ``__init__`` of every parent package, and the module."""
     folder = package
     yield from _existing(folder / "__init__.py")
     for part in parts:

@@ -163,7 +163,7 @@ class Endless:
     [
         ({"loader": iter([torch.zeros(1, 1, 16, 16)])}, "loader: found list_iterator, which can be read at most once"),
         ({"loader": None}, "loader: found NoneType, which can be read at most once"),
-        ({"loader": []}, "loader: gives no images"),
+        ({"loader": []}, "loader: yields no images"),
         ({"loader": Endless()}, "loader: found a dict, expected normalised images"),
         ({"loader": [torch.zeros(2, 1, 16, 16, dtype=torch.uint8)]}, "dtype torch.uint8, expected normalised images"),
         ({"loader": [torch.zeros(1, 16, 16)]}, r"loader: found a tensor of shape \(1, 16, 16\)"),
@@ -548,7 +548,7 @@ def test_what_is_no_model_to_prune_is_refused_in_its_own_words() -> None:
     for model, message in (
         ("deit_small_patch16_224", "model: found str, expected a model of timm"),
         (on_meta, "model: is on the meta device"),
-        (torch.compile(dense_model("vit")), "model: is compiled; give the model that went into torch.compile"),
+        (torch.compile(dense_model("vit")), "model: is compiled; give the model before torch.compile"),
         (nn.DataParallel(dense_model("vit")), "model: is wrapped in DataParallel; give its 'module'"),
         (network, "model: is not a ViT, DeiT or Swin: no attention to prune, only layers such as conv1"),
     ):

@@ -1,6 +1,6 @@
 """One threshold on LAMP scores: squared norm over the sum of those not smaller (Lee et al., 2021, equation 1).
 
-The scores decide how many blocks of a layer go; which ones is for the saliency to say, as for all allocators.
+The scores determine how many blocks of a layer are pruned; the saliency determines which, as for all allocators.
 """
 
 from collections.abc import Sequence

@@ -28,7 +28,7 @@ def draw(masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame) -> Figure:
     """Pictures of which blocks stay in the first, middle and last layer of each role, with the share that does.
 
     Args:
-        masks: Layer -> (R, C), True where the block stays; output features are drawn down, input features across.
+        masks: Layer -> (R, C), True where the block is kept; output features are drawn down, input features across.
         costs: Schema ``COSTS``; gives roles and order of execution.
     """
     layers = place_layers(costs, masks)

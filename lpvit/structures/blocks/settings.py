@@ -1,4 +1,4 @@
-"""Settings of curves: how blocks are scored and how the distortion of pruning them is found."""
+"""Settings of saliencies and curves."""
 
 from typing import Annotated, Any
 
@@ -51,7 +51,7 @@ class Pruning(Section):
 
     @property
     def measures_images(self) -> bool:
-        """Whether curves need another look at the calibration images."""
+        """Whether curves need another pass over the calibration images."""
         return "images" in self._needs
 
     @property
@@ -66,7 +66,7 @@ class Pruning(Section):
 
     @property
     def distortion_unit(self) -> str:
-        """Unit of the curves; most distortions only order and compare."""
+        """Unit of the curves; most distortions are only comparable among themselves."""
         return getattr(variant(DISTORTIONS, self.distortion), "UNIT", "arbitrary units")
 
     @property

@@ -23,7 +23,7 @@ from lpvit.structures.structure import Compressed, Options, Statistics
 
 @dataclass(frozen=True)
 class BlockStructure:
-    """Blocks are scored, pruned from the least salient on, and those that stay are refitted by least squares.
+    """Blocks are scored, the least salient are pruned, and the remaining weights are refitted by least squares.
 
     Attributes:
         settings: How blocks are scored and curves measured.

@@ -12,7 +12,7 @@ from lpvit.structures.width.narrowing import narrow
 
 @dataclass(frozen=True)
 class WidthStructure:
-    """Whole features of the model go, at one ratio for embedding, heads and MLP."""
+    """Removes whole features of the model, at one ratio for embedding, heads and MLP."""
 
     settings: Section | None = None
 

@@ -1,9 +1,9 @@
 """Token merging (ToMe; Bolya et al., ICLR 2023): after every transformer block, tokens with similar keys become one.
 
-Without training. The patches are dealt alternately into two sets; each of the first looks for the most similar of the
-second, by the mean key over the heads, and the ``merged_tokens`` most similar pairs are averaged, weighted by how many
-patches each stands for. Attention counts a token as often as it stands for patches: log(size) is added to its scores.
-Differs from the paper in that tokens merge at the end of a block and not between its attention and its MLP.
+Without training. The patches are split alternately into two sets. Each of the first is matched with the most similar of
+the second, by the mean key over the heads, and the ``merged_tokens`` most similar pairs are averaged, weighted by the
+number of patches that each represents (size). Attention adds log(size) to the scores. Differs from the paper: tokens
+merge at the end of a transformer block, not between its attention and its MLP.
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Settings(Section):
-    merged_tokens: int = Field(8, gt=0, description="tokens fewer after every transformer block (`token_merging`)")
+    merged_tokens: int = Field(8, gt=0, description="tokens merged after every transformer block (`token_merging`)")
 
 
 def add(model: "nn.Module", settings: Settings) -> None:

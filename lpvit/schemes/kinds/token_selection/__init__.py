@@ -1,11 +1,11 @@
-"""Token selection: before some transformer blocks a learned scorer drops the patches that matter least.
+"""Token selection: before some transformer blocks a learned scorer drops the least important patches.
 
-A linear scorer rates every patch token. In training, Gumbel noise is added to the scores, and the share of a token in
-the relaxed choice, K softmax((score + noise) / temperature), is the gradient's way to the scorer (straight through: the
-value of the factor is 1). At inference the K best stay. Class, distillation and register tokens always stay. What is
-dropped is gone, in training too, so that both take less time.
+A linear scorer rates every patch token. In training, Gumbel noise is added to the scores, and the relaxed
+choice, K softmax((score + noise) / temperature), passes the gradient to the scorer (straight-through: the value of the
+factor is 1). At inference the K best are kept. Class, distillation and register tokens are always kept. Tokens are
+dropped in training too, so both take less time.
 
-N = images; T = tokens; P = patch tokens; K = those that stay; C = features.
+N = images; T = tokens; P = patch tokens; K = those kept; C = features.
 """
 
 from typing import TYPE_CHECKING, Annotated
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 def _falling(bounds: tuple[float, float]) -> tuple[float, float]:
     if not bounds[0] >= bounds[1] > 0:
-        raise ValueError(f"found {list(bounds)}, expected two positive numbers that do not rise")
+        raise ValueError(f"found {list(bounds)}, expected two positive numbers, the second not larger")
     return bounds
 
 
 class Settings(Section):
-    keep_tokens: Fraction = Field(0.7, description="share of the patch tokens that stay, each time (`token_selection`)")
+    keep_tokens: Fraction = Field(0.7, description="share of the patch tokens kept, each time (`token_selection`)")
     before_blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (3, 6, 9), min_length=1, description="transformer blocks, counted from 0, before which tokens go"
+        (3, 6, 9), min_length=1, description="transformer blocks, counted from 0, before which tokens are dropped"
     )
     temperatures: Annotated[tuple[float, float], AfterValidator(_falling)] = Field(
         (10.0, 0.1), description="of the relaxed choice, at the start and the end of the training"

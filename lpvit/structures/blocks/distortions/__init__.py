@@ -1,11 +1,12 @@
-"""Distortions, one file each: what pruning blocks of a layer does to the model's output.
+"""Registry of distortions, one file each: estimates of the output change by pruning blocks of a layer.
 
 A file defines
 
 - ``curves(inputs)``: from `lpvit.structures.blocks.rate_distortion.CurveInputs` to a curve of every layer, schema
   ``CURVES``;
-- ``needs()``: what of the calibration it looks at: ``averaged_gradients``, ``block_products``, or the ``images`` anew;
+- ``needs()``: the calibration data it uses: ``averaged_gradients``, ``block_products``, or another pass over the
+  ``images``;
 
-where it needs them, ``Settings``, its keys in the config; both functions then take them as last argument; and ``UNIT``
-if its values have one.
+optionally ``Settings``, its keys in the config, which both functions then take as last argument, and ``UNIT`` if its
+values have one.
 """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lpvit.structures.blocks.rate_distortion import CurveInputs
 
 UNIT = "logit² per image"
-CUMULATIVE_NUMBERS = 2**18  # of running sums held at once: 2 MiB in float64, for the cache
+CUMULATIVE_NUMBERS = 2**18  # of cumulative sums in memory at once: 2 MiB in float64, to fit the cache
 
 
 class Settings(Section):
@@ -56,12 +56,12 @@ def gauss_newton_distortion(
     .. math::
         D_{cumulative}(n) = E \Big( \sum_{b \le n} c_b \Big)^2, \qquad D_{diagonal}(n) = \sum_{b \le n} E \, c_b^2.
 
-    The first is an unbiased estimate of the linearised change of the logits. The second leaves out the products of
+    The first is an unbiased estimate of the linearised change of the logits. The second omits the products of
     different blocks, and with them most of the noise of few samples.
 
     Args:
         block_products: c, (S, B).
-        ranks: Place of every block in the pruning order, (R, C).
+        ranks: Position of every block in the pruning order, (R, C).
         form: Which of the two.
 
     Returns:

@@ -41,11 +41,11 @@ def taylor_distortion(tables: "Mapping[str, Tensor]", ranks: "Tensor", order: Li
         D_2 = D_1 + \frac{1}{2} \Delta W^T (g g^T + \epsilon I) \Delta W
             = D_1 + \frac{1}{2} \Big(\sum g w\Big)^2 + \frac{\epsilon}{2} \sum w^2.
 
-    The curvature has rank one, so that cumulative sums over the blocks give all n at once.
+    The curvature has rank one, so cumulative sums over the blocks give all n at once.
 
     Args:
         tables: Statistics of the layer, (R, C) each.
-        ranks: Place of every block in the pruning order, (R, C).
+        ranks: Position of every block in the pruning order, (R, C).
         order: 1 for D_1, 2 for D_2.
 
     Returns:

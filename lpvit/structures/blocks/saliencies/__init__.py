@@ -1,8 +1,8 @@
-"""Saliencies, one file each: scores of blocks, of which the lowest are pruned first.
+"""Registry of saliencies, one file each: scores of blocks, of which the lowest are pruned first.
 
 A file defines
 
 - ``saliency(tables)``: from a layer's statistics (`lpvit.structures.blocks.statistics`) to scores of its blocks, shape
   (R, C);
-- ``needs()``: what it looks at besides sums of weights: ``averaged_gradients`` or ``block_products``.
+- ``needs()``: the data it uses besides sums of weights: ``averaged_gradients`` or ``block_products``.
 """
