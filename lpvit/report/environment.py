@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from lpvit import __version__
+from lpvit.store.records import read_effort
 
 PACKAGES = ("torch", "timm", "torchvision", "nvidia-dali-cuda130", "snakemake", "numpy", "pandas")
 
@@ -46,19 +47,16 @@ def commit(folder: Path = Path(__file__).parent) -> str:
 
 
 def durations(timed: Iterable[Mapping[str, str]]) -> pd.DataFrame:
-    """What stages took, from Snakemake's benchmark files.
+    """What stages took, from the records of their jobs.
 
     Args:
-        timed: ``stage``, ``of`` (whose) and ``file`` of each; files that are not there are left out.
+        timed: ``stage``, ``of`` (whose) and ``log`` of each; jobs that did not run here are left out.
 
     Returns:
-        ``stage``, ``of``, ``seconds`` of wall time and ``mebibytes`` at most, null where that was not seen.
+        ``stage``, ``of``, ``seconds`` of wall time and ``mebibytes`` of the largest process.
     """
-    rows = []
-    for entry in timed:
-        if Path(entry["file"]).is_file():
-            row = pd.read_csv(entry["file"], sep="\t", na_values="-").iloc[-1]
-            rows.append((entry["stage"], entry["of"], float(row["s"]), float(row["max_rss"])))
+    efforts = ((entry, read_effort(entry["log"])) for entry in timed)
+    rows = [(entry["stage"], entry["of"], *effort) for entry, effort in efforts if effort is not None]
     return pd.DataFrame(rows, columns=["stage", "of", "seconds", "mebibytes"])
 
 

@@ -250,4 +250,4 @@ def _time(seconds: float) -> str:
 
 
 def _size(mebibytes: float) -> str:
-    return "\u2013" if math.isnan(mebibytes) else f"{mebibytes / 1024:.1f} GiB"
+    return f"{mebibytes / 1024:.1f} GiB"

@@ -3,9 +3,9 @@
 Snakemake detects changes of a rule's script, not of the modules it imports. Every rule therefore has the digests of
 this code as a param: an edited module reruns the stages that import it and no others, and is named.
 
-A *strategy* is a module that the config chooses by its name (`lpvit.variants`). Code refers to the package of strategies
-by an import, or by a string with its name. All strategies of such a package count, unless the caller names those that
-are chosen.
+A *strategy* is a module that the config chooses by its name (`lpvit.variants`). Code refers to the package of
+strategies by an import, or by a string with its name. All strategies of such a package count, unless the caller names
+those that are chosen.
 """
 
 import ast

@@ -62,8 +62,6 @@ rule train_dense:
         sources=sources("train_dense.py"),
     log:
         f"{MODEL}/dense.log",
-    benchmark:
-        f"{MODEL}/dense.time.tsv"
     cache: CACHED
     wildcard_constraints:
         model=one_of(name for name, model in settings.models.items() if model.recipe is not None),

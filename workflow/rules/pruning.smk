@@ -12,8 +12,6 @@ rule collect_statistics:
         sources=sources("collect_statistics.py", SALIENCIES, DISTORTIONS),
     log:
         f"{PRUNING}/statistics.log",
-    benchmark:
-        f"{PRUNING}/statistics.time.tsv"
     cache: CACHED
     threads: settings.compute.threads
     resources:
@@ -42,8 +40,6 @@ rule measure_rate_distortion:
         sources=sources("measure_rate_distortion.py"),
     log:
         f"{PRUNING}/curves.log",
-    benchmark:
-        f"{PRUNING}/curves.time.tsv"
     cache: CACHED
     threads: settings.compute.threads
     resources:
@@ -78,8 +74,6 @@ rule prune_iteratively:
         sources=sources("prune_iteratively.py"),
     log:
         f"{ROUNDS}/rounds.log",
-    benchmark:
-        f"{ROUNDS}/rounds.time.tsv"
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
@@ -132,8 +126,6 @@ rule build_masks:
         sources=sources("build_masks.py"),
     log:
         f"{BUDGET}/masks.log",
-    benchmark:
-        f"{BUDGET}/masks.time.tsv"
     wildcard_constraints:
         budget=budgets_of("blocks"),
     threads: settings.compute.threads
@@ -165,8 +157,6 @@ rule narrow_model:
         sources=sources("narrow_model.py", SALIENCIES, DISTORTIONS, ALLOCATORS),
     log:
         f"{BUDGET}/masks.log",
-    benchmark:
-        f"{BUDGET}/masks.time.tsv"
     wildcard_constraints:
         budget=budgets_of("width"),
     threads: settings.compute.threads

@@ -6,13 +6,13 @@ from lpvit.allocation.settings import TARGETS
 from lpvit.report.series import series_of
 
 SECTIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe", "quantisation")
-TIMED = {
-    "dense model": f"{MODEL}/dense.time.tsv",
-    "gradients": f"{PRUNING}/statistics.time.tsv",
-    "curves": f"{PRUNING}/curves.time.tsv",
-    "pruning rounds": f"{ROUNDS}/rounds.time.tsv",
-    "masks and reconstruction": f"{BUDGET}/masks.time.tsv",
-    "fine-tuning": f"{RECIPE}/finetuned.time.tsv",
+TIMED = {  # what people wait for -> log of its job, which its record lies beside
+    "dense model": f"{MODEL}/dense.log",
+    "gradients": f"{PRUNING}/statistics.log",
+    "curves": f"{PRUNING}/curves.log",
+    "pruning rounds": f"{ROUNDS}/rounds.log",
+    "masks and reconstruction": f"{BUDGET}/masks.log",
+    "fine-tuning": f"{RECIPE}/finetuned.log",
 }
 series = series_of(
     {
@@ -104,13 +104,13 @@ def told(section: Section) -> str:
 
 
 def timed_stages() -> list[dict]:
-    """The benchmark file of every long stage, and the experiments that it belongs to."""
+    """The log of every long stage, and the experiments that it belongs to."""
     shared: dict[tuple, list[str]] = {}
     for name, experiment in experiments.items():
         for stage, file in TIMED.items():
             if experiment.recipe is not None or "{recipe}" not in file:
                 shared.setdefault((stage, file.format(**names_of(experiment))), []).append(name)
-    return [{"stage": stage, "of": ", ".join(names), "file": file} for (stage, file), names in shared.items()]
+    return [{"stage": stage, "of": ", ".join(names), "log": file} for (stage, file), names in shared.items()]
 
 
 def report_files() -> list[str]:
