@@ -16,10 +16,12 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -32,13 +34,13 @@ LARGEST_REQUEST = 2**20  # bytes
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
-def start() -> None:
+def start(modules: Sequence[str] = MODULES) -> None:
     """Starts the process for the jobs of this run; it ends with the run. It imports when the first job asks."""
     os.environ[ADDRESS] = str(Path(mkdtemp(prefix="lpvit-"), "socket"))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(os.environ[ADDRESS])
     listener.listen(64)
-    command = [sys.executable, "-m", "lpvit.stages.preloaded", str(listener.fileno())]
+    command = [sys.executable, "-m", "lpvit.stages.preloaded", str(listener.fileno()), *modules]
     subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])  # its end of file is the run's end
     listener.close()
 
@@ -62,7 +64,7 @@ def hand_over(script: str) -> None:
     _end_like(int(answer or 1))
 
 
-def serve(listener: socket.socket) -> None:
+def serve(listener: socket.socket, modules: Sequence[str]) -> None:
     """Forks for every script that a job of this run asks for, until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the jobs and the run get it as well
     jobs = selectors.DefaultSelector()
@@ -72,6 +74,7 @@ def serve(listener: socket.socket) -> None:
     while True:
         for key, _ in jobs.select():
             if key.fd == sys.stdin.fileno():
+                shutil.rmtree(Path(listener.getsockname()).parent)
                 return
             if key.fd == listener.fileno():
                 connection, _ = listener.accept()
@@ -80,6 +83,8 @@ def serve(listener: socket.socket) -> None:
                     connection.send(b"refused")
                     connection.close()
                     continue
+                for module in modules:
+                    import_module(module)
                 child = _fork(request, descriptors, listener)
                 job = child, connection, os.pidfd_open(child)
                 for descriptor in (connection.fileno(), job[2]):
@@ -101,8 +106,6 @@ def serve(listener: socket.socket) -> None:
 
 def _fork(request: bytes, descriptors: list[int], listener: socket.socket) -> int:
     """Runs a script in a fork of this process; returns its number."""
-    for module in MODULES:
-        import_module(module)
     child = os.fork()
     if child:
         for descriptor in descriptors:
@@ -141,6 +144,6 @@ def _end_like(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
 elif hasattr(sys.modules["__main__"], "snakemake"):  # a script of the workflow
     hand_over(sys.argv[0])

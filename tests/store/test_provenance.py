@@ -1,10 +1,13 @@
 """Digests follow imports, and only what runs counts."""
 
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
-from lpvit.store.provenance import source_digests
+from lpvit.store.provenance import PACKAGE, source_digests
 
 
 @pytest.fixture
@@ -84,3 +87,54 @@ def test_of_what_handles_files_and_errors_only_the_constants_that_are_imported_c
     errors.write_text("class E(Exception):\n    other = 1\n")
     assert digests("ONE = 1\nTWO = 3\ndef read(): return 1\n") == before
     assert digests("ONE = 2\nTWO = 2\ndef read(): ...\n") != before
+
+
+def registries() -> dict[str, list[str]]:
+    """Packages of strategies -> their strategies: those that a string of the package names."""
+    named = {
+        name
+        for file in PACKAGE.rglob("*.py")
+        for name in re.findall(r'= "(lpvit(?:\.\w+)+)"', file.read_text())
+        if PACKAGE.joinpath(*name.split(".")[1:], "__init__.py").is_file()
+    }
+    folders = {name: PACKAGE.joinpath(*name.split(".")[1:]) for name in named}
+    return {
+        name: sorted(file.stem for file in folder.iterdir() if file.stem[0] != "_" and file.name != "csrc")
+        for name, folder in folders.items()
+    }
+
+
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "workflow/scripts").glob("*.py")), ids=lambda file: file.stem)
+def test_a_script_that_can_run_a_strategy_lists_it_if_it_is_chosen_or_if_nothing_says_which_ones_are(
+    script: Path,
+) -> None:
+    every = source_digests(script)
+    for registry, strategies in registries().items():
+        folder = "/".join(registry.split(".")[1:])
+
+        def listed(digests: dict[str, str], folder: str = folder) -> set[str]:
+            inside = (name.removeprefix(f"{folder}/") for name in digests if name.startswith(f"{folder}/"))
+            return {name.split("/")[0].removesuffix(".py") for name in inside} - {"__init__"}
+
+        if any(
+            f'"{registry}"' in (PACKAGE / name).read_text()
+            for name in every
+            if (PACKAGE / name).suffix == ".py" and (PACKAGE / name).is_file()
+        ):
+            assert listed(every) == set(strategies)
+            for strategy in strategies:
+                chosen = listed(source_digests(script, chosen={registry: [strategy.rstrip("_")]}))
+                assert strategy in chosen
+
+
+def test_a_package_that_is_named_in_a_string_counts_as_far_as_it_is_chosen(project: Path) -> None:
+    kinds = project / "pkg/kinds"
+    kinds.mkdir()
+    for name in ("__init__", "one", "two", "lambda_"):
+        (kinds / f"{name}.py").write_text(f"name = '{name}'\n")
+    (project / "script.py").write_text('KINDS = "pkg.kinds"\n')
+    digests = partial(source_digests, project / "script.py", project / "pkg")
+    assert digests().keys() == {"script.py", "kinds/one.py", "kinds/two.py", "kinds/lambda_.py"}
+    assert digests(chosen={"pkg.kinds": ["two", "lambda"]}).keys() == {"script.py", "kinds/two.py", "kinds/lambda_.py"}
+    assert digests(chosen={"pkg.kinds": []}).keys() == {"script.py"}
+    assert digests(chosen={"pkg.others": []}).keys() == digests().keys()

@@ -1,5 +1,6 @@
 """The workflow as a user meets it: what runs, what reruns, what a kill and a full run leave behind."""
 
+import json
 import os
 import re
 import shutil
@@ -221,9 +222,19 @@ def test_schemes_are_added_to_the_pruned_model_trained_and_counted(tiny_config: 
     costs = read_parquet(folder.parents[1] / "costs@rows@tokens.parquet", COSTS)
     assert both["macs"] / costs["macs"].sum() == pytest.approx(tiny_config["budgets"]["half"]["macs"], abs=0.01)
     assert plain["macs_all"] - both["macs_all"] > plain["macs"] - both["macs"]  # of attention too
-    file = workflow.folder / "lpvit/schemes/kinds/token_merging/__init__.py"
-    file.write_text(file.read_text() + "\nEDITED = True\n")
+    kinds = workflow.folder / "lpvit/schemes/kinds"
+    for record in (folder / f"{main['budget']}@rows@tokens").rglob("*.settings.json"):
+        sources = json.loads(record.read_text())["settings"]["sources"]
+        chosen = {name.split("/")[2] for name in sources if name.startswith("schemes/kinds/")}
+        assert chosen <= {"__init__.py", "token_selection", "sparse_attention"}
+        if "schemes/scheme.py" in sources:  # its script can add schemes to a model
+            assert len(chosen) == 3, record
+    (kinds / "token_merging/__init__.py").open("a").write("\nEDITED = True\n")  # not chosen
+    assert workflow.would_run(config) == {}
+    (kinds / "token_selection/__init__.py").open("a").write("\nEDITED = True\n")
     assert stages(workflow.would_run(config)) == stages(run.jobs)
+    assert workflow.run(config, "--until", "count_costs").code == 0  # as if it was interrupted there
+    assert stages(workflow.would_run(config)) == stages(run.jobs) - {"count_costs"}
 
 
 def test_an_allocation_alone_under_two_budgets_happens_for_real(tiny_config: dict, change, finished) -> None:
