@@ -20,13 +20,14 @@ from memory import measured_peak
 from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.structures.blocks.curve import pruning_ranks
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
 from lpvit.structures.blocks.products import block_products, statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.saliencies.gauss_newton import GaussNewtonSaliency
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 
 Result = TypeVar("Result")
 
@@ -79,7 +80,7 @@ class Case:
     def blocks(self) -> pd.DataFrame:
         images = self._images(FEW)
         arguments = (self.layers, self.block_shape, self.probes, self.device)
-        return block_table(statistics_with_products(self.model, images, *arguments), "gauss_newton")
+        return block_table(statistics_with_products(self.model, images, *arguments), GaussNewtonSaliency())
 
     def gradients(self, images: int) -> tuple[float, dict[str, Tensor]]:
         """Block products of a batch: the first step of every Gauss-Newton curve."""
@@ -91,7 +92,7 @@ class Case:
         """From the products to curves, all ratios at once."""
         blocks, many = self._first_transformer_block(products)
         statistics = {layer: {"block_products": of_layer} for layer, of_layer in many.items()}
-        pruning = Pruning(block_shape=self.block_shape, distortion="gauss_newton", points=self.points)
+        pruning = Blocks(block_shape=self.block_shape, distortion="gauss_newton", points=self.points)
         _, seconds = timed(lambda: rate_distortion_curves(statistics, blocks, pruning))
         return seconds * len(self.layers) / len(many)
 

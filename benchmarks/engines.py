@@ -29,7 +29,7 @@ from lpvit.benchmark.settings import ENGINES
 from lpvit.benchmark.speed import require_equal
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.architecture import create_model, input_size
+from lpvit.models.sources.timm import create_model, input_size
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 

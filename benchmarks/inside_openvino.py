@@ -26,7 +26,7 @@ import lpvit
 from lpvit.benchmark.engines import Exported, openvino_options
 from lpvit.benchmark.speed import require_equal
 from lpvit.measure.timing import calm_clock, time_in_turns
-from lpvit.models.architecture import create_model, input_size
+from lpvit.models.sources.timm import create_model, input_size
 
 ENGINES = {"float32": "openvino_float32", "bfloat16": "openvino_bfloat16", "int8": "openvino_int8_bfloat16"}  # fastest
 

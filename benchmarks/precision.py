@@ -44,7 +44,7 @@ from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.pruning.rounds import measure
 from lpvit.refitting.reconstruction import Fit, fit_in_order, matrix_layer, weight_with_bias
 from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks, zero_pruned
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.structure import BlockStructure
 
 ARMS = {**{precision: (precision,) for precision in PRECISIONS}, "mixed": PRECISIONS}
@@ -119,7 +119,7 @@ def describe(given: Subject, images: Batches, block_shape: tuple[int, int]) -> L
     costs, names = measure_costs(given.model), [layer.name for layer in given.layers]
     costs = costs[costs["layer"].isin(names)]
     if not file["curves"].exists():
-        pruning = Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
+        pruning = Blocks(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
         options = measure(given.model, images, BlockStructure(pruning), "cpu")
         options.blocks.to_parquet(file["blocks"])
         options.curves.to_parquet(file["curves"])

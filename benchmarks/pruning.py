@@ -44,8 +44,9 @@ from lpvit.pruning.rounds import before_last_round
 from lpvit.settings import Section
 from lpvit.structures.blocks.masks import expand_keep_masks
 from lpvit.structures.blocks.products import block_products
+from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.statistics import collect_statistics
 from lpvit.structures.blocks.structure import BlockStructure
 from lpvit.structures.blocks.weights import reconstruct
@@ -62,7 +63,7 @@ FINETUNED = ["finetuned_top1", "speed_up"]
 
 
 class Arm(Section):
-    """A pruning method, by options of `lpvit.Pruning` and `lpvit.Budget`."""
+    """A pruning method, by options of `lpvit.Blocks` and `lpvit.Budget`."""
 
     pruning: dict[str, Any] = Field({})
     budget: dict[str, Any] = Field({})
@@ -80,7 +81,7 @@ class Arm(Section):
 
     @property
     def narrows(self) -> bool:
-        return self.budget.get("structure") == "width"
+        return self.pruning.get("structure") == "width"
 
 
 class Finetuning(Section):
@@ -250,7 +251,7 @@ class Calibrated:
                 subject.model, self.images, subject.layers, self.shape, probes=2, device=subject.compute.device
             )
 
-    def statistics(self, pruning: Pruning) -> tuple[Statistics, Meter]:
+    def statistics(self, pruning: Blocks) -> tuple[Statistics, Meter]:
         if not pruning.probes_used:
             return self.averaged, self.meters["averaged"]
         statistics = {
@@ -291,7 +292,7 @@ class Judge:
         arm = self.plan.arms[key.arm]
         if arm.narrows:
             return self._narrow(calibrated, key)
-        pruning = Pruning.model_validate({"block_shape": calibrated.shape} | arm.pruning)
+        pruning = Blocks.model_validate({"block_shape": calibrated.shape} | arm.pruning)
         budget = Budget.model_validate({"macs": key.macs, "reconstruction": key.reconstruction} | arm.budget)
         statistics, shared = calibrated.statistics(pruning)
         meter = Meter()
@@ -302,7 +303,9 @@ class Judge:
             tables = LayerTables(options.curves, options.blocks, self.costs)
             tables = before_last_round(model, calibrated.images, structure, tables, budget, device)
             allocation = allocate(tables, budget)
-            ranked = tables.blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
+            ranked = tables.blocks
+            if arm.mask_saliency is not None:
+                ranked = block_table(statistics, Saliency.registry[arm.mask_saliency]())
             keep_masks, block_shape = structure.choose(ranked, allocation), calibrated.shape
             if arm.chosen_by is None:
                 images = calibrated.images if budget.refits else None

@@ -20,8 +20,8 @@ from lpvit.costs.cost import count_macs
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.architecture import create_model, input_size
-from lpvit.schemes.scheme import add_scheme
+from lpvit.models.sources.timm import create_model, input_size
+from lpvit.schemes.edit import add_scheme
 from lpvit.schemes.settings import Scheme
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
-from lpvit.models.architecture import input_size
+from lpvit.models.sources.timm import input_size
 from lpvit.sparse import BlockSparseLinear
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import expand_keep_masks, load_masks, zero_pruned

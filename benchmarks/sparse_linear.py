@@ -29,7 +29,8 @@ from tqdm import tqdm
 from lpvit.benchmark.speed import TOLERANCE
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.architecture import create_model, input_size, load_model
+from lpvit.models.architecture import load_model
+from lpvit.models.sources.timm import create_model, input_size
 from lpvit.sparse import BlockSparseLinear
 from lpvit.sparse.linear import PRECISIONS
 from lpvit.structures.blocks.grid import BlockGrid

@@ -1,6 +1,7 @@
 """The house rules that can be counted: sizes, the list of packages, and the order of imports between files."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -29,14 +30,17 @@ def test_a_script_reads_calls_and_writes(file: Path) -> None:
     assert not list(functions(file))
 
 
-def test_contributing_lists_every_package_with_the_first_line_of_its_docstring() -> None:
+def test_contributing_lists_every_package_in_import_order_with_the_first_line_of_its_docstring() -> None:
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [layer.strip("()") for layer in contracts[0]["layers"]]
+    files = {layer: REPOSITORY / "lpvit" / layer / "__init__.py" for layer in layers}
     lines = (REPOSITORY / "CONTRIBUTING.md").read_text().splitlines()
-    listed = dict(line.strip("| ").split(" | ") for line in lines if line.startswith("| `"))
-    packages = sorted((REPOSITORY / "lpvit").glob("*/__init__.py"))
-    assert listed == {
-        f"`{file.parent.name}`": str(ast.get_docstring(ast.parse(file.read_text()))).splitlines()[0]
-        for file in packages
-    }
+    listed = [tuple(line.strip("| ").split(" | ")) for line in lines if line.startswith("| `")]
+    assert listed == [
+        (f"`{layer}`", str(ast.get_docstring(ast.parse(file.read_text()))).splitlines()[0])
+        for layer, file in files.items()
+        if file.exists()
+    ]
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:

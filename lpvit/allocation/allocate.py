@@ -14,11 +14,9 @@ from typing import Any
 import pandas as pd
 
 from lpvit.allocation import allocators
-from lpvit.allocation.priority import prune_by_priority
-from lpvit.allocation.problem import Layer, Requirement
+from lpvit.allocation.problem import Requirement
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables, problem_of
-from lpvit.variants import own_settings, variant
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +35,8 @@ def allocate(tables: LayerTables, budget: Budget) -> pd.DataFrame:
         LpvitError: The budget cannot be met, a layer has not been timed, or a distortion or a score is not finite.
     """
     layers, requirements = problem_of(tables, budget)
-    pruned = blocks_pruned_under(layers, budget, requirements)
+    allocator: allocators.Allocator = budget.allocator
+    pruned = allocator.blocks_pruned(layers, requirements)
     reached = _reached(requirements, pruned)
     rows = [
         {
@@ -53,7 +52,7 @@ def allocate(tables: LayerTables, budget: Budget) -> pd.DataFrame:
     ]
     for each in requirements:
         achieved = each.as_stated(each.gone(pruned))
-        logger.info("%s: %s target %.6g, achieved %.6g", budget.allocator, each.quantity, each.target, achieved)
+        logger.info("%s: %s target %.6g, achieved %.6g", allocator.name, each.quantity, each.target, achieved)
     return pd.DataFrame(rows)
 
 
@@ -65,14 +64,3 @@ def _reached(requirements: Sequence[Requirement], pruned: Sequence[int]) -> dict
     )
     second = others[0] if others else {"budget": None, "target": math.nan, "achieved": math.nan}
     return {**first, **{f"second_{name}": value for name, value in second.items()}}
-
-
-def blocks_pruned_under(layers: Sequence[Layer], budget: Budget, requirements: Sequence[Requirement]) -> list[int]:
-    """Calls the allocator: blocks pruned in every layer, which together meet all requirements."""
-    allocator = variant(allocators, budget.allocator)
-    own = own_settings(allocator, budget)
-    if hasattr(allocator, "blocks_pruned"):
-        pruned: list[int] = allocator.blocks_pruned(layers, requirements, *own)
-        return pruned
-    (only,) = requirements
-    return prune_by_priority(layers, allocator.priorities(layers, only, *own), only)

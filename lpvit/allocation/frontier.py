@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lpvit.allocation.allocate import blocks_pruned_under
+from lpvit.allocation import allocators
 from lpvit.allocation.hull import lagrangian_priorities
 from lpvit.allocation.priority import block_costs, blocks_per_layer, pruning_order, total_distortion
 from lpvit.allocation.problem import Layer, Requirement
@@ -43,7 +43,8 @@ def frontier(
     """
     layers, requirements = problem_of(tables, budget)
     first, second = requirements
-    distortion = total_distortion(layers, blocks_pruned_under(layers, budget, requirements))
+    allocator: allocators.Allocator = budget.allocator
+    distortion = total_distortion(layers, allocator.blocks_pruned(layers, requirements))
     rows = []
     for level in levels:
         for weight in np.linspace(0, 1, points).tolist():

@@ -5,13 +5,29 @@ P = points of its rate-distortion curve.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lpvit.allocation.allocators import Allocator
 from lpvit.allocation.problem import Floats, Layer, Requirement, as_fraction
+
+
+class PriorityAllocator(Allocator):
+    """Prunes blocks by rising priority, over the whole model, until a budget is met to one block."""
+
+    meets_two_budgets: ClassVar[bool] = False
+
+    @abstractmethod
+    def priorities(self, layers: Sequence[Layer], requirement: Requirement) -> list[Floats]:
+        """A priority for each of the first L blocks of every layer, shape (L,), non-decreasing."""
+
+    def blocks_pruned(self, layers: Sequence[Layer], requirements: Sequence[Requirement]) -> list[int]:
+        (only,) = requirements
+        return prune_by_priority(layers, self.priorities(layers, only), only)
 
 
 def prune_by_priority(layers: Sequence[Layer], priorities: Sequence[Floats], *requirements: Requirement) -> list[int]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lpvit.allocation import allocators
 from lpvit.allocation.latency import milliseconds
 from lpvit.allocation.priority import blocks_always_kept
 from lpvit.allocation.problem import Integers, Layer, Requirement, as_fraction
@@ -20,7 +19,6 @@ from lpvit.allocation.settings import Budget
 from lpvit.costs.energy import HOROWITZ, energy_per_weight, fixed_energy
 from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
-from lpvit.variants import variant
 
 WHOLE_MODEL = ("macs", "energy")  # budgets that count all layers with a weight matrix; others, the prunable ones
 FEMTO = 1e15  # femtojoules in a joule
@@ -88,8 +86,7 @@ def _prunable_layers(tables: LayerTables, budget: Budget) -> list[Layer]:
 def _floors(blocks: Sequence[int], budget: Budget) -> list[int]:
     """Minimum number of blocks that every layer keeps, given its number of blocks."""
     floors = [blocks_always_kept(count, budget.min_keep_ratio) for count in blocks]
-    allocator = variant(allocators, budget.allocator)
-    return allocator.raise_floors(floors, blocks) if hasattr(allocator, "raise_floors") else floors
+    return budget.allocator.raise_floors(floors, blocks)
 
 
 def _check_finite(layer: str, *columns: pd.Series) -> None:
@@ -109,10 +106,10 @@ def _check_reachable(layers: Sequence[Layer], requirement: Requirement, budget: 
         found, change = f"at most {math.floor(reachable * 1e4) / 1e4:.4f} can be pruned", "lower"
     else:
         found, change = f"at least {math.ceil(reachable * 1e4) / 1e4:.4f} must be kept", "raise"
-    others = getattr(variant(allocators, budget.allocator), "FLOORS", ())
-    floors = ", ".join([f"min_keep_ratio {budget.min_keep_ratio:g}", *others])
+    allocator = budget.allocator
+    floors = ", ".join([f"min_keep_ratio {budget.min_keep_ratio:g}", *allocator.floors])
     raise LpvitError(
-        f"budget: {quantity} {requirement.target:g} is impossible, {found} ('{budget.allocator}' with {floors}); "
+        f"budget: {quantity} {requirement.target:g} is impossible, {found} ('{allocator.name}' with {floors}); "
         f"{change} '{quantity}', lower 'min_keep_ratio' or prune more 'layers'"
     )
 

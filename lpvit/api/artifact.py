@@ -6,13 +6,17 @@ from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import load_model
 from lpvit.store.artifacts import header
+from lpvit.structures.blocks.edit import kept_blocks_of
 from lpvit.structures.blocks.masks import load_masks
 
 KINDS = ("pruned", "finetuned")
 
 
 def read_artifact(path: str | Path) -> Pruned:
-    """Reads ``pruned.pt`` or ``finetuned.pt`` of a run, with its masks in the same folder.
+    """Reads ``pruned.pt`` or ``finetuned.pt`` of a run.
+
+    Masks are among the edits of the model. A file of format 1 has none, nor has a narrower model: then they are read
+    from ``masks.pt`` beside it.
 
     Raises:
         LpvitError: The file or its masks are missing or damaged, or have other content.
@@ -21,5 +25,6 @@ def read_artifact(path: str | Path) -> Pruned:
     if kind not in KINDS:
         raise LpvitError(f"{path}: holds '{kind}', expected a pruned model: pruned.pt or finetuned.pt")
     architecture, state = load_model(path, kind)
-    keep_masks, block_shape = load_masks(Path(path).parent / "masks.pt")
-    return Pruned(architecture.build(state), keep_masks, block_shape, architecture=architecture)
+    model, kept = architecture.build(state), kept_blocks_of(architecture.edits)
+    masks = (kept.unpacked(), kept.block_shape) if kept is not None else load_masks(Path(path).parent / "masks.pt")
+    return Pruned(model, *masks)

@@ -1,38 +1,45 @@
 """Saves a pruned model as one safetensors file, without pruned blocks and with the arguments to rebuild the model.
 
-A layer with a mask is stored as ``LAYER.values``, ``LAYER.crow_indices`` and ``LAYER.col_indices``
-(`lpvit.sparse.storage`), from which the mask follows; everything else is stored as in the state dict. The
-metadata has two entries: ``lpvit``, a `Header` as JSON, and the digest of the file (`lpvit.store.digest`).
+A layer with a mask is stored as ``LAYER.values``, shape (K, r, c): its kept blocks, row by row, those at ragged edges
+padded with zeros (`lpvit.sparse.storage`). Everything else is stored as it stands in the state dict. The metadata has
+two entries: ``lpvit``, a `Header` as JSON, whose architecture has the masks among its edits, and the digest of the file
+(`lpvit.store.digest`).
+
+K = kept blocks; r, c = rows and columns of a block.
 """
 
 import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from zipfile import is_zipfile
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lpvit import __version__
-from lpvit.allocation.settings import Budget
+from lpvit.allocation.settings import Budget, budget_of_format_1
+from lpvit.api.format_1 import without_indices
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError, one_line
 from lpvit.models.analysis.layers import weight_matrix
-from lpvit.models.architecture import Architecture, input_size, outline
+from lpvit.models.architecture import Architecture, outline
+from lpvit.models.format_1 import architecture_of_format_1
 from lpvit.models.sources.checkpoints import load_weights, require_one_type, require_same_architecture
 from lpvit.models.sources.families import call_modules
-from lpvit.sparse.storage import PARTS, compress, decompress, indexed_keep_mask
+from lpvit.models.sources.timm import input_size
+from lpvit.sparse.storage import block_indices, compress, decompress
 from lpvit.store.artifacts import replace_atomically
 from lpvit.store.digest import BLANK, seal, verify
+from lpvit.structures.blocks.edit import kept_blocks_of, with_keep_masks
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned
 
-FORMAT_VERSION = 1
+FORMAT = 2
 
 
 class Header(BaseModel):
@@ -48,11 +55,11 @@ class Header(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: int = FORMAT_VERSION
+    format: int = FORMAT
     version: str = __version__
     architecture: Architecture
     block_shape: tuple[PositiveInt, PositiveInt]
-    budget: Budget | None
+    budget: Annotated[Budget | None, BeforeValidator(budget_of_format_1)]
 
 
 def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = None) -> None:
@@ -67,9 +74,7 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
     Raises:
         LpvitError: A pruned weight is not zero, or name and options build another model than this one.
     """
-    architecture = pruned.architecture
-    if architecture is None or options is not None:
-        architecture = Architecture.of(pruned.model, options)
+    architecture = Architecture.of(pruned.model, options)
     _require_zeros(pruned)
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
@@ -98,24 +103,29 @@ def load(path: str | Path) -> Pruned:
 def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
     """Builds the model after checking that the content of the file is consistent; until then it uses no memory."""
     model = outline(header.architecture, tensors)
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.endswith(PARTS))
-    stored = {layer: [part for part in PARTS if f"{layer}.{part}" in tensors] for layer in layers}
-    parts = {layer: {part: tensors.pop(f"{layer}.{part}") for part in names} for layer, names in stored.items()}
-    weights = {f"{layer}.weight" for layer in layers}
-    whole = {name: value for name, value in model.state_dict().items() if name in weights}
-    require_same_architecture(model, tensors | whole, "its weights")
-    keep_masks = {}
-    for layer in layers:
+    architecture = header.architecture
+    if header.format == 1:
+        tensors, keep_masks = without_indices(model, tensors, header.block_shape)
+        edits = with_keep_masks(architecture.edits, keep_masks, header.block_shape)
+        architecture = architecture.with_edits(edits)
+    kept = kept_blocks_of(architecture.edits)
+    keep_masks = {} if kept is None else kept.unpacked()
+    if kept is not None and kept.block_shape != header.block_shape:
+        found, beside = ("x".join(map(str, shape)) for shape in (kept.block_shape, header.block_shape))
+        raise LpvitError(f"has blocks of {found} among its edits, of {beside} beside them; save it again")
+    for layer, keep_mask in keep_masks.items():
         try:
-            weight, keep_masks[layer] = _restore(model.get_submodule(layer), parts[layer], header.block_shape)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError, LpvitError) as error:
-            raise LpvitError(f"'{layer}' does not fit its model ({error}); save it again") from None
-        tensors[f"{layer}.weight"] = weight
+            values = tensors.pop(f"{layer}.values")
+            tensors[f"{layer}.weight"] = _whole(model.get_submodule(layer), values, keep_mask, header.block_shape)
+        except KeyError:
+            raise LpvitError(f"'{layer}' does not fit its model (values are missing); save it again") from None
+        except (IndexError, RuntimeError, TypeError, ValueError, LpvitError) as error:
+            raise LpvitError(f"'{layer}' does not fit its model ({one_line(error)}); save it again") from None
     require_same_architecture(model, tensors, "its weights")
     require_one_type(model, tensors, "its weights")
-    model = _build(header.architecture)
-    model.load_state_dict(tensors, assign=True)  # in the saved dtype
-    return Pruned(model, keep_masks, header.block_shape, header.budget, header.architecture)
+    model = _build(architecture)
+    model.load_state_dict(tensors, assign=True)  # in the dtype that was saved
+    return Pruned(model, keep_masks, header.block_shape, header.budget)
 
 
 def _require_zeros(pruned: Pruned) -> None:
@@ -128,13 +138,10 @@ def _require_zeros(pruned: Pruned) -> None:
 
 @torch.no_grad()
 def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
-    """Checks that an architecture builds the model: same weights, and same logits of a random image."""
-    hint = (
-        f"model: is not what timm builds as '{architecture.timm}' with {architecture.options}; pass all arguments "
-        "of timm.create_model as 'options'"
-    )
-    rebuilt = _build(architecture)
+    """Makes sure that an architecture builds the model: same weights, and same logits of a random image."""
+    hint = f"model: is not what builds {architecture.source}; give all arguments that made it as 'options'"
     try:
+        rebuilt = _build(architecture)
         load_weights(rebuilt, model.state_dict(), "model")
     except LpvitError as error:
         raise LpvitError(f"{hint} ({error})") from None
@@ -152,29 +159,24 @@ def _build(architecture: Architecture) -> nn.Module:
 def _compressed(pruned: Pruned) -> dict[str, Tensor]:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in pruned.model.state_dict().items()}
     for layer, keep_mask in pruned.keep_masks.items():
-        blocks = compress(tensors.pop(f"{layer}.weight").flatten(1), keep_mask.cpu(), pruned.block_shape)
-        tensors |= {f"{layer}.{part}": tensor for part, tensor in zip(PARTS, blocks, strict=True)}
+        weight = tensors.pop(f"{layer}.weight").flatten(1)
+        tensors[f"{layer}.values"] = compress(weight, keep_mask.cpu(), pruned.block_shape)[0]
     return tensors
 
 
-def _restore(module: nn.Module, parts: Mapping[str, Tensor], block_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Weight of a layer, in its shape there, and keep mask.
+def _whole(module: nn.Module, values: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) -> Tensor:
+    """Weight of a layer, in its shape there.
 
     Raises:
-        TypeError, ValueError, LpvitError: The layer has no weight matrix, or the parts do not fit it.
+        TypeError, ValueError: The layer has no weight matrix, or the values do not fit it.
     """
-    if missing := [part for part in PARTS if part not in parts]:
-        raise ValueError(f"{missing[0]} are missing")
     matrix = weight_matrix(module)
     grid = BlockGrid((matrix.shape[0], matrix.shape[1]), block_shape)
     weight: Tensor = module.weight  # type: ignore[assignment]
-    values = parts["values"]
-    if any(parts[part].dtype != torch.int32 for part in PARTS[1:]):
-        raise ValueError("its indices are not int32")
-    if values.shape[1:] != block_shape:
-        raise ValueError(f"blocks of {tuple(values.shape[1:])}, expected {block_shape}")
-    keep_mask = indexed_keep_mask(parts["crow_indices"], parts["col_indices"], len(values), grid)
-    return decompress(**parts, grid=grid).reshape(weight.shape), keep_mask
+    kept = int(keep_mask.sum())
+    if values.shape != (kept, *block_shape):
+        raise ValueError(f"values are {tuple(values.shape)}, expected {kept} blocks of {block_shape}")
+    return decompress(values, *block_indices(keep_mask), grid).reshape(weight.shape)
 
 
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
@@ -199,11 +201,14 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
 
 def _header(text: str, path: Path) -> Header:
     try:
-        found = json.loads(text)["format"]
-        if found == FORMAT_VERSION:
-            return Header.model_validate(json.loads(text))
+        content = json.loads(text)
+        found = content["format"]
+        if found == 1:
+            content["architecture"] = architecture_of_format_1(content["architecture"])
+        if found in (1, FORMAT):
+            return Header.model_validate(content)
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # pydantic's errors are ValueErrors
         raise LpvitError(f"{path}: its metadata is damaged ({one_line(error)}); save the model again") from None
     raise LpvitError(
-        f"{path}: format {one_line(found)}, this lpvit {__version__} reads format {FORMAT_VERSION}; use another lpvit"
+        f"{path}: format {one_line(found)}, this lpvit {__version__} reads formats 1 and {FORMAT}; use another lpvit"
     )

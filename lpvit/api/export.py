@@ -13,8 +13,8 @@ from lpvit.errors import LpvitError
 from lpvit.export.onnx import write_onnx
 from lpvit.export.openvino import converted
 from lpvit.inference.sparsify import sparsify_layers
-from lpvit.models.architecture import input_size
 from lpvit.models.sources.families import call_modules
+from lpvit.models.sources.timm import input_size
 from lpvit.sparse.build import openvino_library
 from lpvit.sparse.linear import PRECISIONS
 from lpvit.store.artifacts import replace_atomically

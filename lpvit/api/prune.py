@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
-from lpvit.allocation.settings import Budget
+from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
-from lpvit.benchmark.settings import Benchmark
 from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
@@ -24,8 +23,9 @@ from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.analysis.network import analyse, require_plain_module
 from lpvit.models.sources.families import call_modules
 from lpvit.pruning.prune import prune as prune_to_budget
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.structure import BlockStructure
+from lpvit.structures.settings import StructureSettings
 
 STEPS = 4  # pruning rounds for a budget given as a number
 
@@ -36,7 +36,7 @@ def prune(
     *,
     budget: float | Budget,
     block_shape: tuple[int, int] | None = None,
-    pruning: Pruning | None = None,
+    pruning: StructureSettings | None = None,
 ) -> Pruned:
     """Prunes a timm model (ViT, DeiT, Swin) to a budget, on its device.
 
@@ -62,7 +62,7 @@ def prune(
         return _prune(model, loader, _as_budget(budget), _as_pruning(block_shape, pruning))
 
 
-def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Pruning) -> Pruned:
+def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Blocks) -> Pruned:
     require_plain_module(model)
     model = call_modules(deepcopy(model).eval())
     device = next(model.parameters()).device
@@ -86,8 +86,7 @@ def _latency(
     if budget.latency_table is not None:
         return read_latency(budget.latency_table, block_shape)
     weight = next(model.parameters())
-    images = Benchmark().layer_batch_size
-    return measure_latency(costs, block_shape, batch_size=images, dtype=weight.dtype, device=weight.device)
+    return measure_latency(costs, block_shape, batch_size=LATENCY_BATCH_SIZE, dtype=weight.dtype, device=weight.device)
 
 
 def adopt_input_size(model: nn.Module, images: Tensor) -> None:
@@ -110,8 +109,6 @@ def adopt_input_size(model: nn.Module, images: Tensor) -> None:
 
 def _as_budget(budget: float | Budget) -> Budget:
     if isinstance(budget, Budget):
-        if budget.structure == "width":
-            raise LpvitError("budget: structure 'width' prunes no blocks; use lpvit.structures.width.narrowing.narrow")
         return budget
     try:
         return Budget(macs=budget, reconstruction="least_squares", steps=STEPS)
@@ -121,12 +118,16 @@ def _as_budget(budget: float | Budget) -> Budget:
         ) from None
 
 
-def _as_pruning(block_shape: tuple[int, int] | None, pruning: Pruning | None) -> Pruning:
+def _as_pruning(block_shape: tuple[int, int] | None, pruning: StructureSettings | None) -> Blocks:
     if (block_shape is None) == (pruning is None):
-        raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Pruning(...)")
-    if pruning is not None:
+        raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Blocks(...)")
+    if isinstance(pruning, Blocks):
         return pruning
+    if pruning is not None:
+        raise LpvitError(
+            f"pruning: structure '{pruning.structure}' prunes no blocks; use lpvit.structures.width.narrowing.narrow"
+        )
     try:
-        return Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
+        return Blocks(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
     except LpvitError:
         raise LpvitError(f"block_shape: found {block_shape!r}, expected two positive whole numbers") from None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lpvit.allocation.settings import Budget
 from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.models.architecture import Architecture
+from lpvit.structures.blocks.edit import record_keep_masks
 from lpvit.structures.blocks.masks import kept_blocks
 
 
@@ -19,15 +20,17 @@ class Pruned:
         model: Its pruned weights are exactly zero; in evaluation mode.
         keep_masks: layer -> (R, C), bool, True where the block is kept, on the CPU.
         block_shape: Rows (output features) and columns (input features) of a block.
-        budget: Of the pruning, if known.
-        architecture: Rebuilds the model, if known; otherwise `lpvit.save` derives it from the model.
+        budget: What it was pruned to, if known.
     """
 
     model: nn.Module
     keep_masks: dict[str, Tensor]
     block_shape: tuple[int, int]
     budget: Budget | None = None
-    architecture: Architecture | None = None
+
+    def __post_init__(self) -> None:
+        """The model remembers its masks among its edits, in the order in which they were made."""
+        record_keep_masks(self.model, self.keep_masks, self.block_shape)
 
     def __repr__(self) -> str:
         """Summary of model and costs; for the modules see the ``repr`` of ``model``."""
@@ -42,6 +45,15 @@ class Pruned:
             f"  blocks: {now['blocks_kept']:,.0f} of {dense['blocks_kept']:,.0f}, "
             f"in {len(self.keep_masks)} layers; see .report"
         )
+
+    @property
+    def architecture(self) -> Architecture:
+        """What builds the model again: its source, and its edits in order.
+
+        Raises:
+            LpvitError: As `lpvit.models.architecture.Architecture.of`.
+        """
+        return Architecture.of(self.model)
 
     @property
     def report(self) -> pd.DataFrame:

@@ -8,7 +8,6 @@ import torch
 
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
-from lpvit.quantisation.layers import int8_layers
 from lpvit.quantisation.quantise import quantise_model
 from lpvit.quantisation.settings import Quantisation
 
@@ -40,5 +39,4 @@ def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: 
             quantisation or Quantisation(),
             parameter.device,
         )
-    architecture = pruned.architecture and replace(pruned.architecture, int8=int8_layers(quantised))
-    return replace(pruned, model=quantised.to(parameter.device), architecture=architecture)
+    return replace(pruned, model=quantised.to(parameter.device))

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lpvit.allocation.settings import LATENCY_BATCH_SIZE
 from lpvit.settings import Section
 
 ENGINES = (
@@ -37,7 +38,9 @@ class Benchmark(Section):
         gt=0,
         description="length of an energy measurement; three per configuration, at the last batch size",
     )
-    layer_batch_size: int = Field(8, gt=0, description="images per pass for the milliseconds of a budget in `latency`")
+    layer_batch_size: int = Field(
+        LATENCY_BATCH_SIZE, gt=0, description="images per pass for the milliseconds of a budget in `latency`"
+    )
 
     engines: tuple[Literal[ENGINES], ...] = Field(  # type: ignore[valid-type]
         (),

@@ -24,7 +24,7 @@ from lpvit.inference.choice import Choice, name_of
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.measure.power import measure_energy
 from lpvit.measure.timing import Interval, median_interval, time_in_turns
-from lpvit.models.architecture import input_size
+from lpvit.models.sources.timm import input_size
 from lpvit.quantisation.layers import int8_layers
 from lpvit.sparse.operator import path_for
 from lpvit.store.schemas import CHOICES

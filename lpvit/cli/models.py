@@ -14,7 +14,7 @@ from lpvit.api.pruned import Pruned
 from lpvit.benchmark.settings import Benchmark
 from lpvit.benchmark.speed import benchmark
 from lpvit.errors import LpvitError
-from lpvit.models.architecture import load_model
+from lpvit.models.architecture import Architecture, load_model
 from lpvit.report.formats import markdown
 from lpvit.store.artifacts import header
 from lpvit.store.schemas import ALL, read_parquet
@@ -56,15 +56,18 @@ def _described_artifact(path: Path) -> Iterator[str]:
     elif about["kind"] == "dense":
         architecture, state = load_model(path, "dense")
         parameters = sum(tensor.numel() for tensor in state.values())
-        yield f"model: {architecture.timm}, {architecture.num_classes} classes, {parameters:,} numbers in its state"
+        yield f"{_described_architecture(architecture)}, {parameters:,} numbers in its state"
 
 
 def _described_pruned(pruned: Pruned) -> Iterator[str]:
-    if pruned.architecture is not None:
-        options = f", options {pruned.architecture.options}" if pruned.architecture.options else ""
-        yield f"model: {pruned.architecture.timm}, {pruned.architecture.num_classes} classes{options}"
+    yield _described_architecture(pruned.architecture)
     yield repr(pruned)
     yield pruned.report.to_string(formatters={"keep_ratio": "{:.3f}".format}, float_format="{:,.0f}".format)
+
+
+def _described_architecture(architecture: Architecture) -> str:
+    edits = f", edits: {', '.join(edit.kind for edit in architecture.edits)}" if architecture.edits else ""
+    return f"model: {architecture.source}, {architecture.source.num_classes} classes{edits}"
 
 
 def timed(path: Path, batch_sizes: Sequence[int], dtype: str, threads: int | None, seconds: float) -> Iterator[str]:

@@ -4,7 +4,8 @@ Each section of ``config/config.yaml`` has named settings (a dataset, a budget, 
 from each. The descriptions below become the reference of configuration keys.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,15 +13,19 @@ from pydantic import Field, ValidationError, model_validator
 
 from lpvit.allocation.settings import Budget
 from lpvit.benchmark.settings import Benchmark
+from lpvit.config.old_keys import upgraded
 from lpvit.costs.settings import Energy
 from lpvit.data.settings import Calibration, Dataset
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, nearest
+from lpvit.mistakes import mistakes
 from lpvit.models.settings import Model
 from lpvit.quantisation.settings import Quantisation
-from lpvit.schemes.settings import Scheme
-from lpvit.settings import Compute, Name, Section, mistakes, nearest
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.schemes.settings import AnyScheme
+from lpvit.settings import Compute, Name, Section
+from lpvit.structures.settings import AnyStructure
 from lpvit.training.settings import Recipe
+
+_logger = logging.getLogger(__name__)
 
 
 class Published(Section):
@@ -68,9 +73,9 @@ class Config(Section):
     datasets: dict[Name, Dataset] = Field(description="images")
     models: dict[Name, Model] = Field(description="dense models")
     calibrations: dict[Name, Calibration] = Field(description="calibration sets")
-    prunings: dict[Name, Pruning] = Field(description="block shapes, saliencies, curves")
+    prunings: dict[Name, AnyStructure] = Field(description="structures, block shapes, saliencies, curves")
     budgets: dict[Name, Budget] = Field(description="budgets and allocators")
-    schemes: dict[Name, Scheme] = Field({}, description="token and attention schemes besides pruning")
+    schemes: dict[Name, AnyScheme] = Field({}, description="token and attention schemes besides pruning")
     recipes: dict[Name, Recipe] = Field({}, description="trainings")
     quantisations: dict[Name, Quantisation] = Field({}, description="precisions of finished models")
     experiments: dict[Name, Experiment] = Field(min_length=1, description="choices of names")
@@ -102,6 +107,15 @@ class Config(Section):
             raise ValueError("\n".join(problems))
         return self
 
+    @model_validator(mode="after")
+    def _budgets_suit_their_structures(self) -> "Config":
+        for key, experiment in self.experiments.items():
+            try:
+                self.prunings[experiment.pruning].require_budget(self.budgets[experiment.budget])
+            except ValueError as error:
+                raise ValueError(f"experiments.{key}.budget: '{experiment.budget}': {error}") from None
+        return self
+
     def _references(self) -> Iterator[tuple[str, str, str]]:
         for key, model in self.models.items():
             if model.recipe is not None:
@@ -123,27 +137,10 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     Raises:
         LpvitError: One line per problem; an unknown key is reported with the nearest known one.
     """
+    raw, moved = upgraded(raw)
+    for line in moved:
+        _logger.warning("config: %s", line)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise LpvitError("\n".join(f"config: {line}" for line in mistakes(error, raw, _keys_at))) from None
-
-
-_SECTIONS: dict[str, type[Section]] = {
-    "datasets": Dataset,
-    "models": Model,
-    "calibrations": Calibration,
-    "prunings": Pruning,
-    "budgets": Budget,
-    "schemes": Scheme,
-    "recipes": Recipe,
-    "quantisations": Quantisation,
-    "experiments": Experiment,
-    "compute": Compute,
-    "energy": Energy,
-    "benchmark": Benchmark,
-}
-
-
-def _keys_at(location: tuple[int | str, ...]) -> Iterable[str]:
-    return (_SECTIONS[str(location[0])] if location else Config).model_fields
+        raise LpvitError("\n".join(f"config: {line}" for line in mistakes(error, raw, Config))) from None

@@ -107,35 +107,72 @@ def _write_schema(file: Path, check: bool) -> None:
 def _sections(schema: JsonSchema) -> Iterator[str]:
     """The sections that the top-level keys hold, in the order of those keys."""
     for key, field in schema["properties"].items():
+        title = f"{key}.<name>" if "patternProperties" in field else key
         if reference := _reference(field):
-            title = f"{key}.<name>" if "patternProperties" in field else key
-            section = schema["$defs"][reference.removeprefix("#/$defs/")]
-            yield f"#### `{title}`\n\n{section['description']}\n\n{_keys(section)}"
+            yield _section(title, f"`{title}`", reference, schema)
+        elif union := _union(field):
+            for name, reference in union["mapping"].items():
+                yield _section(title, f"`{title}` with `{union['propertyName']}: {name}`", reference, schema)
+
+
+def _section(place: str, title: str, reference: str, schema: JsonSchema) -> str:
+    section = _definition(reference, schema)
+    chosen = {key: union for key, field in section["properties"].items() if (union := _union(field))}
+    tables = [f"##### `{place}.{key}`\n\n{_strategies(union, schema)}" for key, union in chosen.items()]
+    return "\n\n".join([f"#### {title}\n\n{section['description']}\n\n{_keys(section)}", *tables])
+
+
+def _strategies(union: JsonSchema, schema: JsonSchema) -> str:
+    """What a key chooses from: a row for every strategy, followed by its keys."""
+    rows = []
+    for name, reference in union["mapping"].items():
+        section = _definition(reference, schema)
+        rows.append((f"`{union['propertyName']}`", f"`{name}`", "", section["description"].partition("\n")[0]))
+        keys = [row for row in _rows(section) if row[0] != f"`{union['propertyName']}`"]
+        rows += [(key, value, default, f"of `{name}`: {meaning}") for key, value, default, meaning in keys]
+    return _table(("key", "value", "default", "meaning"), rows)
+
+
+def _entries(field: JsonSchema) -> list[JsonSchema]:
+    """A field and what it may hold: entries by name, or one of several forms."""
+    inside = [field, *field.get("patternProperties", {}).values()]
+    return [form for entry in inside for form in (entry, *entry.get("anyOf", ()))]
 
 
 def _reference(field: JsonSchema) -> str | None:
-    """The definition of the section of a key; None for a key with a plain value."""
+    """The definition of the section of a key; None for a key with a plain value or with one of several sections."""
     entries = [field, *field.get("patternProperties", {}).values()]
     return next((entry["$ref"] for entry in entries if "$ref" in entry), None)
 
 
+def _union(field: JsonSchema) -> JsonSchema | None:
+    """The key that says which of several sections a field holds, and where each is defined; None for other fields."""
+    return next((entry["discriminator"] for entry in _entries(field) if "discriminator" in entry), None)
+
+
+def _definition(reference: str, schema: JsonSchema) -> JsonSchema:
+    definition: JsonSchema = schema["$defs"][reference.removeprefix("#/$defs/")]
+    return definition
+
+
 def _keys(section: JsonSchema) -> str:
-    rows = [
-        (f"`{key}`", _type(field), _default(field, key in section.get("required", ())), field["description"])
+    return _table(("key", "value", "default", "meaning"), _rows(section))
+
+
+def _rows(section: JsonSchema) -> list[tuple[str, str, str, str]]:
+    return [
+        (f"`{key}`", _type(field), _default(field, key in section.get("required", ())), field.get("description", ""))
         for key, field in section["properties"].items()
     ]
-    return _table(("key", "value", "default", "meaning"), rows)
 
 
 def _type(field: JsonSchema) -> str:
-    if _reference(field):
+    if "patternProperties" in field or _reference(field):
         return "names, see below" if "patternProperties" in field else "see below"
+    if names := _names(field):
+        return ", ".join(f"`{name}`" for name in names) + "; with keys, see below" * (_union(field) is not None)
     if "anyOf" in field:
         return " or ".join(_type(branch) for branch in field["anyOf"])
-    if "const" in field:
-        return f"`{field['const']}`"
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
     if field["type"] == "array":
         items = field.get("prefixItems") or [field["items"]]
         return f"[{', '.join(_type(item) for item in items)}{', ...' * ('items' in field)}]"
@@ -144,10 +181,19 @@ def _type(field: JsonSchema) -> str:
     return f"{_TYPES.get(kind, kind)} {', '.join(bounds)}".rstrip()
 
 
+def _names(field: JsonSchema) -> list[Any]:
+    """The values that a field takes one of."""
+    if union := _union(field):
+        return list(union["mapping"])
+    return list(field.get("enum", [field["const"]] if "const" in field else []))
+
+
 def _default(field: JsonSchema, required: bool) -> str:
     if required:
         return "required"
-    return "" if _reference(field) else f"`{_yaml(field['default'])}`"
+    if _reference(field) or "patternProperties" in field:
+        return ""
+    return f"`{_yaml(field['default'])}`"
 
 
 def _yaml(value: Any) -> str:

@@ -7,6 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ from lpvit.data import loaders
 from lpvit.data.epochs import EpochPlan
 from lpvit.data.preprocessing import Augmentation, Preprocessing
 from lpvit.data.scratch import copy_to_scratch, scratch_folder
-from lpvit.data.settings import LOADERS
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute
-from lpvit.variants import variant, variants
+from lpvit.strategies import module_names
 
 _logger = logging.getLogger(__name__)
 
@@ -98,13 +98,14 @@ def make_loader(
     Raises:
         LpvitError: The loader cannot run here or cannot read these images; the message names one that can.
     """
-    if files.loader not in variants(LOADERS):
-        raise LpvitError(f"loader: '{files.loader}' is unknown; choose one of {', '.join(variants(LOADERS))}")
+    modules = module_names(loaders.__name__)
+    if files.loader not in modules:
+        raise LpvitError(f"loader: '{files.loader}' is unknown; choose one of {', '.join(modules)}")
     purpose = "evaluation" if augmentation is None else "training"
     _logger.info(
         "loader '%s': %d images for %s on %s, %d threads", files.loader, len(files.table), purpose, device, threads
     )
-    loader: Loader = variant(loaders, files.loader).ImageLoader(
+    loader: Loader = import_module(modules[files.loader]).ImageLoader(
         files, preprocessing, plan, threads, torch.device(device), augmentation
     )
     return loader

@@ -1,17 +1,16 @@
 """Settings of images: datasets and calibration sets."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from lpvit.settings import Section, Share
-from lpvit.variants import chooses
+from lpvit.strategies import NameIn
 
 LOADERS = "lpvit.data.loaders"
 
 
-@chooses(loader=LOADERS, keyless=["loader"])
 class Dataset(Section):
     """Labelled images with a training and a validation split."""
 
@@ -31,9 +30,8 @@ class Dataset(Section):
         description="above 0, the share of every class of `train` used for validation, instead of `validation`; for "
         "images without splits set `train` to `.`: the class folders are in `root` itself",
     )
-    loader: str = Field(
-        "dali",
-        description="`dali`: JPEG files; `memory`: small sets, decoded once; `timm`: all formats that Pillow reads",
+    loader: Annotated[str, NameIn(LOADERS)] = Field(
+        "dali", description="`dali`: JPEG files; `memory`: small sets, decoded once; `timm`: all formats Pillow reads"
     )
     on_bad_image: Literal["error", "skip"] = Field(
         "error", description="an image that cannot be decoded stops the run, or is skipped and counted"

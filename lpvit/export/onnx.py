@@ -9,7 +9,7 @@ from torch import nn
 
 from lpvit.errors import LpvitError
 from lpvit.export.onnx_int8 import replace_for_export, translations
-from lpvit.models.architecture import input_size
+from lpvit.models.sources.timm import input_size
 
 
 def write_onnx(model: nn.Module, path: str | Path) -> None:

@@ -1,10 +1,11 @@
 """Settings of models and their weights."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from lpvit.moved import forwards
 from lpvit.settings import Section
 
 
@@ -34,3 +35,7 @@ class Model(Section):
         if self.weights == "random" and self.recipe is not None:
             raise ValueError("recipe: 'weights: random' is not trained; for training from scratch use 'weights: train'")
         return self
+
+
+if not TYPE_CHECKING:  # or any name would pass
+    __getattr__ = forwards(__name__)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.analysis.passes import Batches
-from lpvit.quantisation.layers import QuantisedLinear, int8_layers, make_int8
+from lpvit.models.edits import apply_edit
+from lpvit.quantisation.edit import Int8Layers
+from lpvit.quantisation.layers import QuantisedLinear, int8_layers
 from lpvit.quantisation.settings import Quantisation
 from lpvit.refitting.reconstruction import Fit, fit_in_order, weight_with_bias
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
@@ -53,7 +55,7 @@ def quantise_model(
     if quantisation.precision == "bfloat16":
         return deepcopy(model).cpu().bfloat16()
     layers = _layers(model, quantisation)
-    quantised = make_int8(deepcopy(model.to(device)), layers)
+    quantised = apply_edit(deepcopy(model.to(device)), Int8Layers(layers=tuple(layers)))
     fits = [_fit(model.get_submodule(layer), layer, keep_masks.get(layer), block_shape) for layer in layers]
     if loader is not None and quantisation.looks_at_images:
         fit_in_order(model, quantised, fits, loader, device=device)

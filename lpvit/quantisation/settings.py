@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lpvit.settings import Section
 
@@ -18,13 +18,20 @@ class Quantisation(Section):
     layers: tuple[str, ...] = Field(
         ("qkv", "proj", "fc1", "fc2"),
         min_length=1,
-        description="linear layers that multiply in int8; patch embedding and head gain little for their error",
+        description="linear layers that multiply in `int8`; patch embedding and head gain little for their error",
     )
     rounding: Literal["error_feedback", "nearest"] = Field(
         "error_feedback",
-        description="rounding of int8 weights: layer by layer on the calibration images with error feedback (GPTQ), or "
-        "to the nearest grid point, without images",
+        description="rounding of `int8` weights: layer by layer on the calibration images with error feedback (GPTQ), "
+        "or to the nearest grid point, without images",
     )
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> "Quantisation":
+        for name in ("layers", "rounding"):
+            if self.precision != "int8" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: belongs to precision 'int8', not to '{self.precision}'; leave it out")
+        return self
 
     @property
     def looks_at_images(self) -> bool:

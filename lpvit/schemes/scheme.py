@@ -1,35 +1,9 @@
-"""Adds schemes to models, and updates them with the progress of a training."""
-
-from collections.abc import Sequence
+"""What schemes share, and telling those of a model how far a training has come."""
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
-from lpvit.schemes.settings import SCHEMES, Scheme
-from lpvit.variants import own_settings, variant
-
-
-def add_scheme(model: nn.Module, scheme: Scheme) -> nn.Module:
-    """Adds a scheme to a model. `lpvit.save` stores it, and training, benchmarks and export include it.
-
-    Args:
-        model: From timm; changed in place.
-        scheme: Its kind and settings.
-
-    Raises:
-        LpvitError: The scheme does not fit the model.
-    """
-    module = variant(SCHEMES, scheme.scheme)
-    module.add(model, *own_settings(module, scheme))
-    model.train(model.training)  # for the new parts
-    model.lpvit_schemes = [*schemes_of(model), scheme]  # type: ignore[assignment]
-    return model
-
-
-def schemes_of(model: nn.Module) -> Sequence[Scheme]:
-    """The schemes that were added to a model, in that order."""
-    return getattr(model, "lpvit_schemes", ())
 
 
 def anneal(model: nn.Module, progress: float) -> None:

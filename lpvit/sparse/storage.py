@@ -10,8 +10,6 @@ from torch import Tensor
 from lpvit.errors import LpvitError
 from lpvit.structures.blocks.grid import BlockGrid
 
-PARTS = ("values", "crow_indices", "col_indices")  # the results of `compress`, by their names in files
-
 
 def compress(weight: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """The kept blocks of a weight matrix, by rows of blocks.
@@ -39,9 +37,14 @@ def compress(weight: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) ->
     right, below = grid.columns * block_shape[1] - grid.shape[1], grid.rows * block_shape[0] - grid.shape[0]
     padded = torch.nn.functional.pad(weight, (0, right, 0, below))
     blocks = padded.view(grid.rows, block_shape[0], grid.columns, block_shape[1]).transpose(1, 2)
-    crow_indices = torch.zeros(grid.rows + 1, dtype=torch.int32, device=weight.device)
+    return blocks[keep_mask], *block_indices(keep_mask)
+
+
+def block_indices(keep_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``crow_indices`` and ``col_indices`` of a keep mask (R, C), as `compress` returns them."""
+    crow_indices = torch.zeros(len(keep_mask) + 1, dtype=torch.int32, device=keep_mask.device)
     crow_indices[1:] = keep_mask.sum(dim=1).cumsum(dim=0)
-    return blocks[keep_mask], crow_indices, keep_mask.nonzero()[:, 1].int()
+    return crow_indices, keep_mask.nonzero()[:, 1].int()
 
 
 def decompress(values: Tensor, crow_indices: Tensor, col_indices: Tensor, grid: BlockGrid) -> Tensor:

@@ -22,14 +22,16 @@ from lpvit.data.index import list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.architecture import create_model, nearest_model
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
 from lpvit.models.sources.pretrained import require_fetchable
-from lpvit.schemes.scheme import add_scheme
+from lpvit.models.sources.timm import create_model, nearest_model
+from lpvit.schemes.edit import add_scheme
 from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.width.narrowing import require_narrowable
+from lpvit.structures.width.settings import Width
 from lpvit.training.settings import Recipe
 
 LARGEST_BLOCK_PRODUCTS = 8 * 2**30  # bytes
@@ -155,13 +157,13 @@ def _check_model(model: Model, classes: int | None) -> nn.Module:
 def _check_pruning(model: nn.Module, experiment: Experiment, settings: Config) -> dict[str, Any]:
     """What an experiment will prune of a model on the meta device."""
     budget, pruning = settings.budgets[experiment.budget], settings.prunings[experiment.pruning]
-    if budget.structure == "width":
+    if isinstance(pruning, Width):
         require_narrowable(model)
     with torch.device("meta"):
         for scheme in experiment.schemes:
             add_scheme(model, settings.schemes[scheme])
     costs = measure_costs(model)
-    if budget.structure == "width":
+    if not isinstance(pruning, Blocks):
         macs = costs["macs"].sum()
         return {"dense_macs": macs, "prunable_macs": macs, "least_macs": 0, "target": budget.targets["macs"]}
     prunable = prunable_layers(matrix_layers(model), pruning.layers)

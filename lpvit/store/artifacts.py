@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lpvit.errors import LpvitError, one_line
 from lpvit.store.digest import BLANK, seal, verify
 from lpvit.store.holding import require_held
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of payloads, where their owner says no other
 
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no space
@@ -88,18 +88,25 @@ def write_text(text: str, path: str | Path) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def save(payload: dict[str, Any], path: str | Path, kind: str, provenance: dict[str, Any] | None = None) -> None:
+def save(
+    payload: dict[str, Any],
+    path: str | Path,
+    kind: str,
+    provenance: dict[str, Any] | None = None,
+    version: int = FORMAT_VERSION,
+) -> None:
     """Writes tensors and plain values as a `.pt` file that carries its kind, format version and origin.
 
     Args:
         payload: Tensors, numbers, strings, and lists, tuples or dicts of them (loadable with ``weights_only``).
         path: Target file.
-        kind: Content, for example ``dense``; `load` checks it.
-        provenance: Origin, for information.
+        kind: What the file holds, for example ``dense``; `load` asks for it.
+        provenance: How it came about, for people.
+        version: Of the form of the payload.
     """
     import torch
 
-    header = {"kind": kind, "format": FORMAT_VERSION, "lpvit": __version__, "torch": str(torch.__version__)}
+    header = {"kind": kind, "format": version, "lpvit": __version__, "torch": str(torch.__version__)}
     with replace_atomically(path) as partial:
         torch.save({**header, "provenance": provenance or {}, "payload": payload}, partial)
         with zipfile.ZipFile(partial, "a") as archive:
@@ -112,8 +119,9 @@ def load(path: str | Path, kind: str, form: Any = dict[str, Any]) -> Any:
 
     Args:
         path: The file.
-        kind: Expected content.
-        form: Type of the payload, for pydantic; tensors in it are ``InstanceOf[Tensor]``.
+        kind: What it should hold.
+        form: Type of the payload, for pydantic; tensors in it are ``InstanceOf[Tensor]``. Where there are several
+            versions, version -> type of the payload, the present one first.
 
     Raises:
         LpvitError: The file is missing, damaged, of another kind or of another format version, or its payload does
@@ -129,13 +137,15 @@ def load(path: str | Path, kind: str, form: Any = dict[str, Any]) -> Any:
         raise LpvitError(
             f"{path}: cannot be read as an artifact of lpvit ({type(error).__name__}); delete it and rerun"
         ) from None
-    if found != (kind, FORMAT_VERSION):
+    forms = form if isinstance(form, Mapping) else {FORMAT_VERSION: form}
+    versions = [version for version in forms if found == (kind, version)]
+    if not versions:
         raise LpvitError(
             f"{path}: holds '{one_line(found[0])}' in format {one_line(found[1])}, "
-            f"expected '{kind}' in format {FORMAT_VERSION}; delete it and rerun"
+            f"expected '{kind}' in format {' or '.join(map(str, forms))}; delete it and rerun"
         )
     try:
-        return TypeAdapter(form).validate_python(payload)
+        return TypeAdapter(forms[versions[0]]).validate_python(payload)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = one_line(".".join(map(str, first["loc"])) or "payload")

@@ -20,10 +20,13 @@ PACKAGE = Path(__file__).parent.parent
 BESIDE = ("csrc", "template")  # folders with files that modules use besides Python
 
 
+# Modules that find others by name, with patterns of those: no import names them.
+FOUND_BY_NAME = {"stages/edited": "**/edit.py"}
+
 # Modules that handle files, logs, errors and processes, not results; only their imported constants count: schemas.
 NEUTRAL = (
-    *("__init__", "errors", "lazy", "progress", "settings", "stages/stage", "store/"),
-    *("training/launcher", "training/nodes"),
+    *("__init__", "errors", "lazy", "moved", "mistakes", "progress", "settings", "stages/stage", "stages/preloaded"),
+    *("store/", "strategies", "training/launcher", "training/nodes"),
 )
 
 
@@ -56,8 +59,11 @@ def source_digests(
         seen.add(file)
         module = _read(file, package, file.read_text())
         waiting += module.imported
-        for folder in module.packages:
-            waiting += _strategies(folder, package, chosen or {})
+        for folder, inside in module.packages:
+            waiting += _strategies(folder, inside, package, chosen or {})
+        if file.is_relative_to(package):
+            pattern = FOUND_BY_NAME.get(str(file.relative_to(package).with_suffix("")))
+            waiting += [] if pattern is None else package.glob(pattern)
         for source, name in module.constants:
             if value := _assignments(source.read_text()).get(name):
                 digests[f"{_name(source, package)}: {name}"] = value
@@ -84,7 +90,7 @@ def fingerprint(settings: object, *files: str | Path) -> str:
 class _Module(NamedTuple):
     digest: str
     imported: list[Path]
-    packages: list[Path]  # referred to by name
+    packages: list[tuple[Path, str]]  # referred to by name, with the file that counts of each strategy, if not all
     constants: list[tuple[Path, str]]  # imported from neutral modules
 
 
@@ -143,8 +149,15 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
                 yield from _files_of(parts[1:], package)
 
 
-def _packages(tree: ast.Module, package: Path) -> Iterator[Path]:
-    """Folders of packages that are referred to as a whole, by an import or in a string."""
+def _packages(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
+    """Packages that are referred to as a whole, by an import or in a string, with the ``file`` of a `Registry`."""
+    files = {
+        id(node.args[0]): str(ast.literal_eval(keyword.value))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Registry"
+        for keyword in node.keywords
+        if keyword.arg == "file"
+    }
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -153,15 +166,16 @@ def _packages(tree: ast.Module, package: Path) -> Iterator[Path]:
             names = [node.value]
         for name in names:
             first, *parts = name.split(".")
-            if first == package.name and all(map(str.isidentifier, parts)):
-                yield from (file.parent for file in _existing(package.joinpath(*parts, "__init__.py")) if parts)
+            if parts and first == package.name and all(map(str.isidentifier, parts)):
+                found = _existing(package.joinpath(*parts, "__init__.py"))
+                yield from ((file.parent, files.get(id(node), "")) for file in found)
 
 
-def _strategies(folder: Path, package: Path, chosen: Mapping[str, Collection[str]]) -> Iterator[Path]:
+def _strategies(folder: Path, inside: str, package: Path, chosen: Mapping[str, Collection[str]]) -> Iterator[Path]:
     """Files of the strategies of a package that are chosen, or of all; a name may have an underscore more."""
     name = ".".join(folder.relative_to(package.parent).parts)
     yield folder / "__init__.py"
-    for file in folder.rglob("*.py"):
+    for file in folder.glob(f"*/{inside}.py" if inside else "**/*.py"):
         strategy = file.relative_to(folder).parts[0].removesuffix(".py").rstrip("_")
         if name not in chosen or strategy in chosen[name]:
             yield file

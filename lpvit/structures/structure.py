@@ -7,7 +7,7 @@ for the whole model (`ModelStructure`).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec
 from lpvit.models.analysis.passes import Batches
-from lpvit.settings import Section
+
+if TYPE_CHECKING:
+    from lpvit.structures.settings import StructureSettings
 
 Statistics = dict[str, dict[str, Tensor]]  # layer -> name of a statistic -> tensor
 
@@ -38,8 +40,8 @@ class Compressed:
     """A compressed model.
 
     Attributes:
-        model: In evaluation mode.
-        keep_masks: Layer -> (R, C), bool, True where a block is kept; empty where no blocks were pruned.
+        model: In evaluation mode; what was done to it is among its edits (`lpvit.models.edits`).
+        keep_masks: Layer -> (R, C), bool, True where a block stays; empty where no blocks were pruned.
         block_shape: Rows and columns of a block; None where no blocks were pruned.
     """
 
@@ -96,7 +98,7 @@ def structure_class(name: str) -> Any:
     return import_module(f"lpvit.structures.{name}.structure").STRUCTURE
 
 
-def structure_of(pruning: Section) -> Structure | ModelStructure:
+def structure_of(pruning: "StructureSettings") -> Structure | ModelStructure:
     """The structure of the settings of a pruning."""
-    structure: Structure | ModelStructure = structure_class(getattr(pruning, "structure", "blocks"))(pruning)
+    structure: Structure | ModelStructure = structure_class(pruning.structure)(pruning)
     return structure

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torch import nn
 
-from lpvit.models.architecture import create_model, load_model
+from lpvit.models.architecture import load_model
 from lpvit.models.sources.checkpoints import load_weights, read_checkpoint
+from lpvit.models.sources.timm import create_model
 from lpvit.training.settings import Recipe
 
 

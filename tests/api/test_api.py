@@ -123,14 +123,14 @@ def test_a_model_on_a_gpu_stays_there_and_is_saved_from_there(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("pruning", "budget"),
     [
-        (lpvit.Pruning(block_shape=(5, 3), distortion="empirical", points=5), lpvit.Budget(sparsity=0.3)),
+        (lpvit.Blocks(block_shape=(5, 3), distortion="empirical", points=5), lpvit.Budget(sparsity=0.3)),
         (
-            lpvit.Pruning(block_shape=(5, 3), saliency="l1", distortion="taylor", layers=("fc1", "patch_embed")),
+            lpvit.Blocks(block_shape=(5, 3), saliency="l1", distortion="taylor", layers=("fc1", "patch_embed")),
             lpvit.Budget(sparsity=0.5, allocator="exact", reconstruction="least_squares"),
         ),
     ],
 )
-def test_every_option_of_the_config_is_within_reach(pruning: lpvit.Pruning, budget: lpvit.Budget) -> None:
+def test_every_option_of_the_config_is_within_reach(pruning: lpvit.Blocks, budget: lpvit.Budget) -> None:
     pruned = lpvit.prune(dense_model("vit"), photographs("vit").split(8), budget=budget, pruning=pruning)
     assert {name.split(".")[-1] for name in pruned.keep_masks} == (
         {"fc1", "proj"} if "patch_embed" in pruning.layers else {"qkv", "proj", "fc1", "fc2"}
@@ -142,7 +142,7 @@ def test_every_option_of_the_config_is_within_reach(pruning: lpvit.Pruning, budg
 
 def test_a_number_as_budget_reconstructs_and_plain_settings_do_not() -> None:
     model, images = dense_model("vit"), photographs("vit").split(8)
-    pruning = lpvit.Pruning(block_shape=BLOCK_SHAPE, saliency="gauss_newton", distortion="gauss_newton")
+    pruning = lpvit.Blocks(block_shape=BLOCK_SHAPE, saliency="gauss_newton", distortion="gauss_newton")
     plain = lpvit.prune(model, images, budget=lpvit.Budget(macs=0.5), pruning=pruning)
     fitted = lpvit.prune(model, images, budget=0.5, block_shape=BLOCK_SHAPE)
     expected = logits(model, torch.cat(images))
@@ -173,7 +173,7 @@ class Endless:
         ({"block_shape": (64, 64)}, "block_shape: 64x64 is larger than a layer"),
         ({"block_shape": (0, 4)}, r"block_shape: found \(0, 4\), expected two positive whole numbers"),
         ({"block_shape": None}, "block_shape: give either"),
-        ({"pruning": lpvit.Pruning(block_shape=(8, 8))}, "block_shape: give either"),
+        ({"pruning": lpvit.Blocks(block_shape=(8, 8))}, "block_shape: give either"),
     ],
 )
 def test_a_wrong_argument_is_told_in_one_line(arguments: dict[str, Any], line: str) -> None:
@@ -201,7 +201,7 @@ def test_a_file_gives_back_exact_weights_masks_and_origin(
     assert torch.equal(torch.rand(1), undisturbed)
     assert_same(read, written)
     assert read.budget == written.budget
-    assert read.architecture.timm.startswith(name)
+    assert read.architecture.source.name.startswith(name)
     assert not read.model.training
 
     lpvit.save(read, tmp_path / "b.safetensors")  # now the architecture is known
@@ -215,7 +215,7 @@ def test_the_size_and_channels_of_images_and_the_preprocessing_need_no_options(t
     lpvit.save(written, tmp_path / "model.safetensors")
     read = lpvit.load(tmp_path / "model.safetensors")
     assert_same(read, written)
-    assert read.architecture.options == {"img_size": [32, 32], "in_chans": 1}
+    assert read.architecture.source.options == {"img_size": [32, 32], "in_chans": 1}
     assert read.model.pretrained_cfg["input_size"] == (1, 32, 32)
     assert list(read.model.pretrained_cfg["mean"]) == [0.3]
 
@@ -253,7 +253,7 @@ def test_training_with_frozen_masks_can_be_saved_and_without_cannot(pruned: lpvi
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (None, "is not what timm builds as 'vit_tiny_patch16_224.*options.*another architecture"),
+        (None, "is not what builds timm's 'vit_tiny_patch16_224.*options.*blocks in the mask"),
         ({**VIT, "depth": 3}, "blocks.2.* is missing"),
         ({**VIT, "num_heads": 4}, "same weights, other logits"),
         ({**VIT, "norm_layer": nn.LayerNorm}, "options: norm_layer .* is no number"),
@@ -288,6 +288,14 @@ def with_value(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[
     return lambda tensors, _: tensors.update({name: change(tensors[name]).contiguous()})
 
 
+def with_edits(edits: list[Any]) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
+    return lambda _, header: header["architecture"].update(edits=edits)
+
+
+def with_mask(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
+    return lambda _, header: change(header["architecture"]["edits"][0]["keep_masks"])
+
+
 def with_header(**entries: Any) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
     return lambda _, header: header.update(entries)
 
@@ -296,21 +304,34 @@ def with_header(**entries: Any) -> Callable[[dict[str, Tensor], dict[str, Any]],
     ("damage", "line"),
     [
         (without(f"{LAYER}.values"), f"'{LAYER}' does not fit its model .values are missing"),
-        (without(f"{LAYER}.col_indices"), f"'{LAYER}' does not fit its model .col_indices are missing"),
         (without("norm.weight"), "norm.weight is missing"),
         (without(f"{LAYER}.bias"), f"{LAYER}.bias is missing"),
-        (with_value(f"{LAYER}.values", lambda values: values[1:]), f"'{LAYER}' .*end at block 24 of 23"),
-        (with_value(f"{LAYER}.col_indices", lambda columns: columns + 99), f"'{LAYER}' .*not rising within rows"),
-        (with_value(f"{LAYER}.col_indices", lambda columns: columns.flip(0)), f"'{LAYER}' .*not rising within rows"),
-        (with_value(f"{LAYER}.crow_indices", lambda rows: rows[:-1]), f"'{LAYER}' .*not the bounds of 10 rows"),
-        (with_value(f"{LAYER}.crow_indices", lambda rows: rows.flip(0)), f"'{LAYER}' .*not the bounds of 10 rows"),
-        (lambda tensors, _: tensors.update({"extra.values": torch.zeros(1)}), "'extra' does not fit its model"),
-        (with_header(format=99), "format 99, this lpvit .* reads format 1"),
+        (with_value(f"{LAYER}.values", lambda values: values[1:]), rf"'{LAYER}' .*values are \(\d+, 8, 4\), expected"),
+        (lambda tensors, _: tensors.update({"extra.values": torch.zeros(1)}), "extra.values is unknown to the model"),
+        (with_mask(lambda masks: masks[LAYER].update(rows=9)), "7 bytes for 9x5 blocks, expected 6"),
+        (with_mask(lambda masks: masks[LAYER].update(bits="AAAAAAAAAA==")), rf"'{LAYER}' .*expected 0 blocks"),
+        (with_mask(lambda masks: masks[LAYER].update(bits="..")), "its metadata is damaged"),
+        (
+            with_mask(lambda masks: masks[LAYER].update(rows=5, columns=10)),
+            rf"'{LAYER}' has .5, 10. blocks in the mask",
+        ),
+        (with_mask(lambda masks: masks.update(extra=masks.pop(LAYER))), "the model has no layer 'extra' to mask"),
+        (with_edits([{"kind": "absent"}]), "found kind 'absent'; known are"),
+        (with_edits(["width"]), "its metadata is damaged"),
+        (with_edits([{"kind": "width", "shapes": {"blocks.9.x": [1]}}]), "the model has no parameter 'blocks.9.x'"),
+        (
+            with_edits([{"kind": "quantisation", "layers": ["norm"]}]),
+            "cannot be built .TypeError: 'norm' is a LayerNorm",
+        ),
+        (with_header(format=99), "format 99, this lpvit .* reads formats 1 and 2"),
         (with_header(block_shape=[8]), "its metadata is damaged"),
-        (with_header(block_shape=[64, 64]), "64x64 is larger than a layer"),
+        (with_header(block_shape=[64, 64]), "blocks of 8x4 among its edits, of 64x64 beside them"),
         (with_header(block_shape=[8, 0]), "its metadata is damaged"),
-        (lambda _, header: header["architecture"].update(timm="vit_tinny_patch16_224"), "timm knows no model"),
-        (lambda _, header: header["architecture"].update(options={}), "a checkpoint of another architecture"),
+        (
+            lambda _, header: header["architecture"]["source"].update(name="vit_tinny_patch16_224"),
+            "timm knows no model",
+        ),
+        (lambda _, header: header["architecture"]["source"].update(options={}), "blocks in the mask and"),
         (with_header(budget={"macs": 2}), "its metadata is damaged"),
         (lambda _, header: header.pop("architecture"), "its metadata is damaged"),
         (lambda _, header: header.pop("format"), "its metadata is damaged"),

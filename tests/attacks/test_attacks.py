@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -26,12 +27,18 @@ from safetensors.torch import load_file, save_file
 from tiny import VIT
 
 import lpvit
-from lpvit.models.architecture import Architecture, create_model, load_model, save_model
+from lpvit.models.architecture import Architecture, load_model, save_model
+from lpvit.models.edits import apply_edit
+from lpvit.models.sources.timm import create_model
+from lpvit.quantisation.edit import Int8Layers
+from lpvit.schemes.edit import add_scheme
 from lpvit.store.artifacts import load, save
 from lpvit.store.digest import BLANK, seal
 from lpvit.store.schemas import BLOCKS, IMAGES, read_parquet, write_parquet
+from lpvit.structures.blocks.edit import with_keep_masks
 from lpvit.structures.blocks.masks import load_masks, save_masks
 from lpvit.structures.blocks.statistics import load_statistics
+from lpvit.structures.width.edit import NarrowerShapes
 
 ATTACKS = int(os.environ.get("LPVIT_ATTACKS", "0"))
 MANY = pytest.mark.skipif(ATTACKS == 0, reason="set LPVIT_ATTACKS to the number of attacks")
@@ -101,16 +108,37 @@ def read_saved(path: Path) -> Any:
     return pruned.model.state_dict(), pruned.keep_masks, pruned.block_shape, pruned.budget, pruned.architecture
 
 
+def write_edited(path: Path) -> None:
+    """With one edit of each kind."""
+    model = vit()
+    shapes = {f"blocks.0.mlp.fc1.{part}": shape for part, shape in (("weight", (40, 20)), ("bias", (40,)))}
+    apply_edit(model, NarrowerShapes(shapes=shapes | {"blocks.0.mlp.fc2.weight": (20, 40)}))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    add_scheme(model, lpvit.Scheme(scheme="token_selection", before_blocks=(1,)))
+    masks = {"blocks.1.mlp.fc1": torch.rand(20, 5, generator=torch.Generator().manual_seed(0)) > 0.5}
+    apply_edit(model, *with_keep_masks((), masks, (4, 4)))
+    apply_edit(model, Int8Layers(layers=("blocks.0.attn.qkv", "head")))
+    save_model(Architecture.of(model, VIT), model.state_dict(), path, "pruned_quantised")
+
+
+def of_format_1(file: str) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes((REPOSITORY / "tests/format_1" / file).read_bytes())
+
+
 KINDS = {
     kind.file: kind
     for kind in (
         Kind("dense.pt", write_dense, lambda path: load_model(path, "dense")),
+        Kind("edited.pt", write_edited, lambda path: load_model(path, "pruned_quantised")),
+        Kind("old.pt", of_format_1("pruned.pt"), lambda path: load_model(path, "pruned")),
         Kind("masks.pt", write_masks, load_masks),
         Kind("statistics.pt", write_statistics, load_statistics),
         Kind("resume.pt", write_training, lambda path: load(path, "training")),
         Kind("blocks.parquet", write_blocks, lambda path: read_parquet(path, BLOCKS)),
         Kind("images.parquet", write_images, lambda path: read_parquet(path, IMAGES)),
         Kind("model.safetensors", write_saved, read_saved),
+        Kind("old.safetensors", of_format_1("all.safetensors"), read_saved),
     )
 }
 
@@ -269,6 +297,15 @@ def change_something(draw: st.DrawFn, content: Any) -> None:
         content[draw(OPTIONS)] = draw(JUNK)
 
 
+def forge_arguments(draw: st.DrawFn, architecture: dict[str, Any]) -> None:
+    """Puts an argument among those of the source, or of an edit."""
+    edits = architecture.get("edits")
+    places = [architecture, architecture.get("source"), *(edits if isinstance(edits, list | tuple) else [])]
+    place = draw(st.sampled_from([place for place in places if isinstance(place, dict)]))
+    options = place.get("options")
+    (options if isinstance(options, dict) else place)[draw(OPTIONS)] = draw(JUNK)
+
+
 def forged_archive(draw: st.DrawFn, path: Path) -> None:
     content = torch.load(path, weights_only=True)
     kind = content["kind"]
@@ -276,9 +313,9 @@ def forged_archive(draw: st.DrawFn, path: Path) -> None:
     payload = content.get("payload")
     architecture = payload.get("architecture") if isinstance(payload, dict) else None
     if draw(st.booleans()) and isinstance(architecture, dict):
-        architecture["options"] = {draw(OPTIONS): draw(JUNK)}
-    if content.get("kind") == kind and isinstance(content.get("payload"), dict) and content.get("format") == 1:
-        save(content["payload"], path, kind)
+        forge_arguments(draw, architecture)
+    if content.get("kind") == kind and isinstance(content.get("payload"), dict) and content.get("format") in (1, 2):
+        save(content["payload"], path, kind, version=content["format"])
 
 
 def forged_model(draw: st.DrawFn, path: Path) -> None:
@@ -288,9 +325,7 @@ def forged_model(draw: st.DrawFn, path: Path) -> None:
     if draw(st.integers(0, 2)):
         change_something(draw, header)
         if draw(st.booleans()) and isinstance(header.get("architecture"), dict):
-            options = header["architecture"].get("options")
-            if isinstance(options, dict):
-                options[draw(OPTIONS)] = draw(JUNK)
+            forge_arguments(draw, header["architecture"])
     else:
         change_something(draw, tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
@@ -372,13 +407,13 @@ def test_a_hostile_header_is_refused_before_anything_is_built(file, hostile, ori
     path.write_bytes(originals[file])
     if file == "dense.pt":
         payload = torch.load(path, weights_only=True)["payload"]
-        payload["architecture"]["options"] |= HOSTILE[hostile]
-        save(payload, path, "dense")
+        payload["architecture"]["source"]["options"] |= HOSTILE[hostile]
+        save(payload, path, "dense", version=2)
     else:
         tensors = load_file(path)
         with safe_open(path, "pt") as opened:
             header = json.loads(opened.metadata()["lpvit"])
-        header["architecture"]["options"] |= HOSTILE[hostile]
+        header["architecture"]["source"]["options"] |= HOSTILE[hostile]
         save_file(tensors, path, {"lpvit": json.dumps(header), "digest": BLANK})
         seal(path)
     assert outcome(KINDS[file], path) is None

@@ -24,7 +24,7 @@ from lpvit.inference.layer_latency import measure_latency
 from lpvit.measure import timing
 from lpvit.measure.timing import LEAST_ROUNDS, WARM_UP, calm_clock, median_interval, time_in_turns
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.quantisation.settings import Quantisation
 from lpvit.store.schemas import CHOICES, ENERGY, LATENCY, SPEED, write_parquet
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned

@@ -6,7 +6,7 @@ from torch import nn
 from lpvit.costs.cost import count_macs, layer_table, measure_costs, model_metrics
 from lpvit.costs.energy import energy_per_weight, power_term
 from lpvit.costs.settings import Energy
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.store.schemas import COSTS, LAYERS, METRICS, read_parquet, write_parquet
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import kept_blocks

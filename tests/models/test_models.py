@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers, transformer_blocks, weight_matrix
-from lpvit.models.architecture import Architecture, create_model, input_size, load_model, save_model
+from lpvit.models.architecture import Architecture, load_model, save_model
 from lpvit.models.sources.checkpoints import load_weights, read_checkpoint
+from lpvit.models.sources.timm import Timm, create_model, input_size
 from lpvit.store.artifacts import load
 from lpvit.training.settings import Recipe
 from lpvit.training.teacher import load_teacher
@@ -20,7 +21,8 @@ TINY: dict[str, Any] = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_di
 
 @pytest.fixture
 def architecture() -> Architecture:
-    return Architecture("vit_tiny_patch16_224", 3, TINY, {"mean": [0.5], "std": [0.5]})
+    data_config = {"mean": [0.5], "std": [0.5]}
+    return Architecture(source=Timm(name="vit_tiny_patch16_224", num_classes=3, options=TINY, data_config=data_config))
 
 
 def test_the_layers_of_a_vit_are_found_with_their_shapes_and_tokens(architecture: Architecture) -> None:
@@ -141,7 +143,7 @@ def test_a_saved_model_comes_back_whole_and_says_what_it_is(tmp_path: Path, arch
     loaded, back = load_model(tmp_path / "dense.pt", "dense")
     assert loaded == architecture
     assert all(torch.equal(state[name], back[name]) for name in state)
-    with pytest.raises(LpvitError, match="holds 'dense' in format 1, expected 'pruned'"):
+    with pytest.raises(LpvitError, match="holds 'dense' in format 2, expected 'pruned'"):
         load(tmp_path / "dense.pt", "pruned")
 
 

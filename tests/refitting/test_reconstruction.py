@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.refitting.least_squares import Moments, SingularError, fit_layer, fit_rows
 from lpvit.refitting.reconstruction import RIDGES
 from lpvit.structures.blocks.grid import BlockGrid

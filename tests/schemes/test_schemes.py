@@ -16,10 +16,10 @@ from lpvit.costs.cost import count_macs, measure_costs
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.schemes.attention import attention_modules, take_over
+from lpvit.schemes.edit import add_scheme
 from lpvit.schemes.kinds.sparse_attention.pattern import PatternAttention, pattern_mask
-from lpvit.schemes.scheme import add_scheme, anneal
+from lpvit.schemes.scheme import anneal
 from lpvit.schemes.settings import Scheme
-from lpvit.variants import variants
 
 PATTERNS = ("strided", "fixed", "block")
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ def with_scheme(model: nn.Module, name: str, **settings: Any) -> nn.Module:
 
 
 def test_every_scheme_is_tested() -> None:
-    assert SCHEMES.keys() == variants("lpvit.schemes.kinds").keys()
+    assert SCHEMES.keys() == Scheme.registry.keys()
 
 
 # --- sparse attention ------------------------------------------------------------------------------------------------

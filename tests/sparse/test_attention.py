@@ -17,7 +17,7 @@ from lpvit.inference import attention_fusion as fusion
 from lpvit.inference.attention_fusion import FusedAttention, FusedWindowAttention, fuse_attention
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import matrix_layers
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.quantisation.layers import quantise_tokens
 from lpvit.sparse import build
 from lpvit.sparse.attention import attention, attention_path

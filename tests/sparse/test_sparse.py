@@ -12,7 +12,7 @@ from lpvit.errors import LpvitError
 from lpvit.inference import sparsify as sparse_model
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.sparse import BlockSparseLinear, build, compress, decompress
 from lpvit.sparse import operator as sparse_operator
 from lpvit.structures.blocks.grid import BlockGrid

@@ -17,7 +17,7 @@ from lpvit.inference import sparsify as sparse_model
 from lpvit.inference.layer_fusion import FusedBlock
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.quantisation.layers import QuantisedLinear, quantise_tokens
 from lpvit.sparse import BlockSparseLinear, build
 from lpvit.sparse.int8 import quantise_weight

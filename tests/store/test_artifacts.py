@@ -47,11 +47,13 @@ def test_another_kind_is_refused(tmp_path):
         load(tmp_path / "a.pt", "dense")
 
 
-def test_another_format_is_refused(tmp_path, monkeypatch):
-    save(PAYLOAD, tmp_path / "a.pt", "dense")
-    monkeypatch.setattr(artifacts, "FORMAT_VERSION", 2)
-    with pytest.raises(LpvitError, match="holds 'dense' in format 1, expected 'dense' in format 2"):
+def test_another_format_is_refused(tmp_path):
+    save(PAYLOAD, tmp_path / "a.pt", "dense", version=4)
+    with pytest.raises(LpvitError, match="holds 'dense' in format 4, expected 'dense' in format 1; delete"):
         load(tmp_path / "a.pt", "dense")
+    forms = {3: dict[str, object], 2: dict[str, object]}
+    with pytest.raises(LpvitError, match="holds 'dense' in format 4, expected 'dense' in format 3 or 2; delete"):
+        load(tmp_path / "a.pt", "dense", forms)
 
 
 def damage_missing(path):

@@ -4,11 +4,14 @@ benchmarked = [
     {
         **{"experiment": name, "dataset": experiment.dataset, "model": experiment.model},
         **{"dense": evaluated(experiment)["dense"], "folder": final_of(experiment)},
-        "latency": LATENCY.format(**experiment.model_dump(), block=block_of(experiment.pruning)),
     }
     for name, experiment in experiments.items()
 ]
-timed = list({entry["latency"]: entry for entry in benchmarked}.values())  # one per model and block shape
+timed = {  # latency tables, one per model and block shape
+    LATENCY.format(**experiment.model_dump(), block=block_of(experiment.pruning)): experiment
+    for experiment in experiments.values()
+    if settings.prunings[experiment.pruning].structure == "blocks"
+}
 
 
 rule measure_latency:
@@ -74,8 +77,8 @@ rule summarize_speed:
         energy=[f"{entry['folder']}/energy.parquet" for entry in benchmarked],
         dense=[f"{entry['dense']}/metrics.parquet" for entry in benchmarked],
         final=[f"{entry['folder']}/metrics.parquet" for entry in benchmarked],
-        latency=[entry["latency"] for entry in timed],
-        costs=[f"{MODEL}/costs.parquet".format(**entry) for entry in timed],
+        latency=list(timed),
+        costs=[f"{MODEL}/costs.parquet".format(**experiment.model_dump()) for experiment in timed.values()],
     output:
         markdown=f"{REPORT}/speed.md",
         csv=report(
@@ -93,7 +96,7 @@ rule summarize_speed:
         speed_up=f"{REPORT}/speed_up.csv",
     params:
         benchmarked=benchmarked,
-        timed=[{"dataset": entry["dataset"], "model": entry["model"]} for entry in timed],
+        timed=[{"dataset": experiment.dataset, "model": experiment.model} for experiment in timed.values()],
         sources=sources("summarize_speed.py"),
     log:
         f"{REPORT}/speed.log",
@@ -120,5 +123,5 @@ rule benchmark:
     input:
         f"{RESULTS}/plan.parquet",
         f"{REPORT}/speed.csv",
-        report_figures("speed", "speed_up"),
+        report_figures("speed", *(["speed_up"] if timed else [])),
         f"{REPORT}/.page_with_speed",

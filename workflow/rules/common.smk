@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import re
 import sys
@@ -18,20 +19,18 @@ if (CHECKOUT / "lpvit").is_dir():
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ.update(PYTHONPATH=os.pathsep.join([str(CHECKOUT), *others]))
 
-from lpvit.allocation.settings import ALLOCATORS
 from lpvit.config.config import Experiment, parse_config
 from lpvit.config.files import require_sound
 from lpvit.data.listing import list_splits, stamps
-from lpvit.data.settings import LOADERS
 from lpvit.errors import LpvitError
-from lpvit.schemes.settings import SCHEMES
 from lpvit.settings import Section
 from lpvit.store.provenance import source_digests
-from lpvit.structures.blocks.settings import DISTORTIONS, SALIENCIES
 
 ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method conda
 
 DEFAULT_CONFIG = "config/config.yaml"
+
+SALIENCIES, DISTORTIONS = "lpvit.structures.blocks.saliencies", "lpvit.structures.blocks.distortions"
 
 try:  # before Snakemake reads them, which names neither file nor line and keeps the last of two keys of one name
     require_sound(workflow.configfiles or filter(os.path.exists, [DEFAULT_CONFIG]))
@@ -43,6 +42,9 @@ if not workflow.config_settings.configfiles:
 
     configfile: DEFAULT_CONFIG
 
+
+if not workflow.is_main_process:  # which has said what it warns of
+    logging.getLogger("lpvit.config").setLevel(logging.ERROR)
 
 try:
     settings = parse_config(config)
@@ -158,22 +160,21 @@ def digests_of(script: str, chosen: tuple) -> dict[str, str]:
 
 
 def strategies_of(wildcards) -> dict[str, Collection[str]]:
-    """Package of strategies -> those that a path chooses; none below which nothing is decided yet, all of a report."""
+    """Package of strategies -> those that a path chooses: none of what is decided further below, all for a report."""
     names = spelled(wildcards)
     figures = {"lpvit.report.figures": [names["figure"]] if "figure" in names else []}
     if "dataset" not in names:
         return figures
-    pruning, budget = (
-        getattr(settings, f"{section}s")[names[section].partition("@")[0]] if section in names else None
-        for section in ("pruning", "budget")
-    )
+    pruning = settings.prunings[names["pruning"]] if "pruning" in names else None
+    blocks = pruning if pruning is not None and pruning.structure == "blocks" else None
     schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
     return figures | {
-        LOADERS: [settings.datasets[names["dataset"]].loader],
-        SALIENCIES: [pruning.saliency] if pruning else [],
-        DISTORTIONS: [pruning.distortion] if pruning else [],
-        ALLOCATORS: [budget.allocator] if budget else [],
-        SCHEMES: sorted({settings.schemes[name].scheme for name in schemes}),
+        "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
+        "lpvit.structures": [pruning.structure] if pruning else [],
+        SALIENCIES: [blocks.saliency.name] if blocks else [],
+        DISTORTIONS: [blocks.distortion.name] if blocks else [],
+        "lpvit.allocation.allocators": [budget_of(wildcards).allocator.name] if "budget" in names else [],
+        "lpvit.schemes.kinds": sorted({settings.schemes[name].scheme for name in schemes}),
     }
 
 
@@ -230,9 +231,9 @@ def one_of(names: Iterable[str]) -> str:
     return f"({'|'.join(map(re.escape, names)) or '(?!)'})"
 
 
-def budgets_of(structure: str) -> str:
-    """Wildcard constraint: the budgets that remove blocks, or width, with schemes or without."""
-    return one_of(name for name, budget in settings.budgets.items() if budget.structure == structure) + "(@[^/]+)?"
+def prunings_of(structure: str) -> str:
+    """Wildcard constraint: the prunings that remove blocks, or width."""
+    return one_of(name for name, pruning in settings.prunings.items() if pruning.structure == structure)
 
 
 def last_step(file: str) -> Callable:

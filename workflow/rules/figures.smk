@@ -31,9 +31,9 @@ def artifact(name: str, names: dict[str, str]) -> str:
 def made_by(experiment: Experiment) -> set[str]:
     """The artifacts and facts that an experiment has."""
     budget, pruning = settings.budgets[experiment.budget], settings.prunings[experiment.pruning]
-    blocks = budget.structure == "blocks"
-    return {"costs", "samples", "unit"}.union(
-        {"blocks", "curves", "allocation", "masks"} if blocks else (),
+    blocks = pruning.structure == "blocks"
+    return {"costs", "samples"}.union(
+        {"blocks", "curves", "allocation", "masks", "unit"} if blocks else (),
         {"interactions"} if blocks and pruning.probes_used else (),
         {"frontier"} if len(budget.targets) == 2 else (),
         {"history", "before"} if experiment.recipe is not None else (),
@@ -70,8 +70,8 @@ def facts_of(wildcards) -> dict:
     """What a figure is told beside its artifacts, as far as it asks."""
     figure, names = FIGURES[wildcards.figure], spelled(wildcards)
     facts = {"series": series, "proxy": settings.scale == "proxy"}
-    if "pruning" in names:
-        facts["unit"] = settings.prunings[names["pruning"]].distortion_unit
+    if "unit" in figure.needs:
+        facts["unit"] = settings.prunings[names["pruning"]].distortion.unit
     return {name: value for name, value in facts.items() if name in figure.needs}
 
 

@@ -127,7 +127,7 @@ rule build_masks:
     log:
         f"{BUDGET}/masks.log",
     wildcard_constraints:
-        budget=budgets_of("blocks"),
+        pruning=prunings_of("blocks"),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
@@ -153,12 +153,11 @@ rule narrow_model:
         macs=lambda wildcards: budget_of(wildcards).macs,
         refit=is_reconstructed,
         schemes=schemes_of,
-        block_shape=lambda wildcards: settings.prunings[wildcards.pruning].block_shape,
-        sources=sources("narrow_model.py", SALIENCIES, DISTORTIONS, ALLOCATORS),
+        sources=sources("narrow_model.py"),
     log:
         f"{BUDGET}/masks.log",
     wildcard_constraints:
-        budget=budgets_of("width"),
+        pruning=prunings_of("width"),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),

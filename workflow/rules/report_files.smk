@@ -99,7 +99,8 @@ def decisions_of(experiment: Experiment) -> dict:
 
 def told(section: Section) -> str:
     given = section.model_dump(mode="json", exclude_unset=True)
-    texts = {key: json.dumps(value).strip('"') for key, value in given.items()}
+    short = {key: value["name"] for key, value in given.items() if isinstance(value, dict) and [*value] == ["name"]}
+    texts = {key: json.dumps(value).strip('"') for key, value in (given | short).items()}
     return ", ".join(f"{key}: {text}" for key, text in texts.items())
 
 

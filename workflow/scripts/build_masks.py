@@ -1,7 +1,8 @@
 """Options and an allocation in, keep masks and the pruned model out; refitted and with schemes, if asked."""
 
 import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
-from lpvit.models.architecture import save_model, with_schemes
+from lpvit.models.architecture import Architecture, extended, save_model
+from lpvit.schemes.edit import schemes_added
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.inputs import structure_asked
 from lpvit.stages.stage import stage
@@ -15,5 +16,6 @@ with stage(snakemake) as compute:
     )
     pruned = structure.compress(dense.model, choice, dense.images, compute.device)
     save_masks(pruned.keep_masks, pruned.block_shape, snakemake.output.masks)
-    extended = with_schemes(dense.architecture, pruned.model.state_dict(), snakemake.params.schemes)
-    save_model(*extended, snakemake.output.pruned, "pruned")
+    schemes = schemes_added(snakemake.params.schemes)
+    model = extended(Architecture.of(pruned.model), pruned.model.state_dict(), schemes)
+    save_model(*model, snakemake.output.pruned, "pruned")

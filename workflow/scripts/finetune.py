@@ -4,23 +4,26 @@ from dataclasses import replace
 
 import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
 from lpvit.models.architecture import load_model, save_model
+from lpvit.stages.edited import read_edited
 from lpvit.stages.stage import stage
 from lpvit.stages.training import read_training
 from lpvit.store.schemas import HISTORY, write_parquet
+from lpvit.structures.blocks.edit import with_keep_masks
 from lpvit.structures.blocks.masks import load_masks, save_masks
 from lpvit.training.settings import Recipe
 from lpvit.training.teacher import load_teacher
 from lpvit.training.train import train
 
 with stage(snakemake) as compute:
-    architecture, pruned = load_model(snakemake.input.pruned, "pruned")
+    architecture, pruned = read_edited(snakemake.input.pruned, "pruned")
     keep_masks, block_shape = load_masks(snakemake.input.masks)
     if Recipe.model_validate(snakemake.params.recipe).pruned_over:  # blocks go on the way
         pruned |= load_model(snakemake.input.dense, "dense")[1]
     training = read_training(snakemake, compute, architecture, pruned)
-    teacher = load_teacher(training.recipe, architecture.num_classes, snakemake.input.dense)
+    teacher = load_teacher(training.recipe, architecture.source.num_classes, snakemake.input.dense)
     trained = train(replace(training, keep_masks=keep_masks, block_shape=block_shape, teacher=teacher))
-    save_model(architecture, trained.state, snakemake.output.finetuned, "finetuned")
+    edits = with_keep_masks(architecture.edits, trained.keep_masks, block_shape)
+    save_model(architecture.with_edits(edits), trained.state, snakemake.output.finetuned, "finetuned")
     save_masks(trained.keep_masks, block_shape, snakemake.output.masks)
     write_parquet(trained.history, snakemake.output.history, HISTORY)
     training.resume_file.unlink(missing_ok=True)

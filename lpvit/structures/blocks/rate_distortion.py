@@ -15,15 +15,14 @@ from lpvit.models.analysis.passes import Batches, first_images
 from lpvit.structures.blocks import distortions
 from lpvit.structures.blocks.curve import pruning_ranks, sampled_curve
 from lpvit.structures.blocks.masking import MeasuredModel
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.structure import Statistics
-from lpvit.variants import own_settings, variant
 
 
 def rate_distortion_curves(
     statistics: Statistics,
     blocks: pd.DataFrame,
-    pruning: Pruning,
+    pruning: Blocks,
     model: nn.Module | None = None,
     loader: Batches | None = None,
     device: torch.device | str = "cpu",
@@ -44,10 +43,8 @@ def rate_distortion_curves(
     Raises:
         LpvitError: As `lpvit.structures.blocks.masking.masked_curves`.
     """
-    distortion = variant(distortions, pruning.distortion)
-    inputs = CurveInputs(statistics, blocks, pruning, model, loader, device)
-    curves: pd.DataFrame = distortion.curves(inputs, *own_settings(distortion, pruning))
-    return curves
+    distortion: distortions.Distortion = pruning.distortion
+    return distortion.curves(CurveInputs(statistics, blocks, pruning, model, loader, device))
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class CurveInputs:
 
     statistics: Statistics
     blocks: pd.DataFrame
-    pruning: Pruning
+    pruning: Blocks
     model: nn.Module | None
     loader: Batches | None
     device: torch.device | str

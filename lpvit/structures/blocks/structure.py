@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.analysis.passes import Batches
+from lpvit.structures.blocks.edit import record_keep_masks
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
 from lpvit.structures.blocks.masks import build_keep_masks
 from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.weights import pruned_weights
 from lpvit.structures.structure import Compressed, Options, Statistics
 
@@ -29,7 +30,7 @@ class BlockStructure:
         settings: How blocks are scored and curves measured.
     """
 
-    settings: Pruning
+    settings: Blocks
 
     @property
     def measures_images(self) -> bool:
@@ -69,6 +70,7 @@ class BlockStructure:
     ) -> Compressed:
         pruned = deepcopy(model).cpu()
         pruned.load_state_dict(pruned_weights(model, choice, self.settings.block_shape, images, device))
+        record_keep_masks(pruned, choice, self.settings.block_shape)
         return Compressed(pruned, choice, self.settings.block_shape)
 
 

@@ -15,8 +15,10 @@ from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, weight_matrix
 from lpvit.models.analysis.passes import Batches
-from lpvit.models.architecture import fit_heads, input_size
+from lpvit.models.edits import record_edit
+from lpvit.models.sources.timm import input_size
 from lpvit.refitting.reconstruction import Fit, fit_in_order, matrix_layer, weight_with_bias
+from lpvit.structures.width.edit import NarrowerShapes, fit_heads
 
 if TYPE_CHECKING:
     from torch_pruning.pruner import BasePruner
@@ -74,6 +76,9 @@ def narrow(model: nn.Module, calibration: Batches, macs: float, reconstruct: boo
         macs: Share of the dense model's MACs in matrix layers.
         reconstruct: Whether each layer is then refitted to its remaining outputs in the dense model.
 
+    Returns:
+        In evaluation mode, with the edit recorded.
+
     Raises:
         LpvitError: As `require_narrowable`, or no width is within the budget.
     """
@@ -83,6 +88,7 @@ def narrow(model: nn.Module, calibration: Batches, macs: float, reconstruct: boo
         model(images.to(next(model.parameters()).device)).square().mean(dim=1).sum().backward()
     best = _widest_within(model, macs)
     best.model.zero_grad()
+    record_edit(best.model, NarrowerShapes.between(model, best.model))
     widths = (matrix_layers(network)[0].out_features for network in (model, best.model))  # of the embedding
     share = _macs(best.model) / _macs(model)
     _logger.info("narrower: %.1f %% of the MACs, embedding of %d -> %d", 100 * share, *widths)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, weight_matrix
-from lpvit.models.architecture import create_model
+from lpvit.models.sources.timm import create_model
 from lpvit.moments import gradients
 from lpvit.store.schemas import BLOCKS, CURVES
 from lpvit.structures.blocks.curve import pruning_ranks
@@ -19,6 +19,7 @@ from lpvit.structures.blocks.distortions.gauss_newton import gauss_newton_distor
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
 from lpvit.structures.blocks.products import block_products, change_products
+from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.statistics import collect_statistics
 
@@ -55,8 +56,8 @@ def curves_and_blocks(
     statistics = collect_statistics(model, batches(images, 5), layers, BLOCK_SHAPE, "cpu")
     for layer, products in block_products(model, batches(images, 5), layers, BLOCK_SHAPE, probes, "cpu").items():
         statistics[layer]["block_products"] = products
-    blocks = block_table(statistics, "gauss_newton")
-    return predicted_curves(statistics, blocks, points, distortion="gauss_newton", form=form), blocks
+    blocks = block_table(statistics, Saliency.registry["gauss_newton"]())
+    return predicted_curves(statistics, blocks, points, distortion={"name": "gauss_newton", "form": form}), blocks
 
 
 # --- block products --------------------------------------------------------------------------------------------------

@@ -6,28 +6,30 @@ number of patches that each represents (size). Attention adds log(size) to the s
 merge at the end of a transformer block, not between its attention and its MLP.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from lpvit.settings import Section
+from lpvit.schemes.settings import Scheme
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Settings(Section):
-    merged_tokens: int = Field(8, gt=0, description="tokens merged after every transformer block (`token_merging`)")
+class TokenMerging(Scheme):
+    """After every transformer block, tokens with similar keys become one (ToMe; Bolya et al., ICLR 2023)."""
 
+    scheme: Literal["token_merging"] = Field("token_merging", description="kind of scheme")
+    merged_tokens: int = Field(8, gt=0, description="tokens merged after every transformer block")
 
-def add(model: "nn.Module", settings: Settings) -> None:
-    from lpvit.schemes.attention import attention_modules, take_over
-    from lpvit.schemes.kinds.token_merging.merger import TokenMerger
-    from lpvit.schemes.scheme import require_chain
+    def add(self, model: "nn.Module") -> None:
+        from lpvit.schemes.attention import attention_modules, take_over
+        from lpvit.schemes.kinds.token_merging.merger import TokenMerger
+        from lpvit.schemes.scheme import require_chain
 
-    vit = require_chain(model, "token_merging")
-    vit.token_merger = TokenMerger(vit.num_prefix_tokens, settings.merged_tokens)
-    take_over(attention_modules(vit.blocks), vit.token_merger.attention)
-    vit.blocks[0].register_forward_pre_hook(vit.token_merger.begin)
-    for block in vit.blocks[1:]:
-        block.register_forward_pre_hook(vit.token_merger.merge_tokens)
+        vit = require_chain(model, "token_merging")
+        vit.token_merger = TokenMerger(vit.num_prefix_tokens, self.merged_tokens)
+        take_over(attention_modules(vit.blocks), vit.token_merger.attention)
+        vit.blocks[0].register_forward_pre_hook(vit.token_merger.begin)
+        for block in vit.blocks[1:]:
+            block.register_forward_pre_hook(vit.token_merger.merge_tokens)

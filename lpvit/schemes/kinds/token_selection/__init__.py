@@ -8,11 +8,12 @@ dropped in training too, so both take less time.
 N = images; T = tokens; P = patch tokens; K = those kept; C = features.
 """
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from lpvit.settings import Fraction, Section
+from lpvit.schemes.settings import Scheme
+from lpvit.settings import Fraction
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,8 +25,11 @@ def _falling(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
-class Settings(Section):
-    keep_tokens: Fraction = Field(0.7, description="share of the patch tokens kept, each time (`token_selection`)")
+class TokenSelection(Scheme):
+    """Before some transformer blocks a learned scorer drops the least important patches."""
+
+    scheme: Literal["token_selection"] = Field("token_selection", description="kind of scheme")
+    keep_tokens: Fraction = Field(0.7, description="share of the patch tokens kept, each time")
     before_blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (3, 6, 9), min_length=1, description="transformer blocks, counted from 0, before which tokens are dropped"
     )
@@ -33,16 +37,17 @@ class Settings(Section):
         (10.0, 0.1), description="of the relaxed choice, at the start and the end of the training"
     )
 
+    def add(self, model: "nn.Module") -> None:
+        from lpvit.errors import LpvitError
+        from lpvit.schemes.kinds.token_selection.scorer import TokenScorer
+        from lpvit.schemes.scheme import require_chain
 
-def add(model: "nn.Module", settings: Settings) -> None:
-    from lpvit.errors import LpvitError
-    from lpvit.schemes.kinds.token_selection.scorer import TokenScorer
-    from lpvit.schemes.scheme import require_chain
-
-    vit = require_chain(model, "token_selection")
-    if beyond := [number for number in settings.before_blocks if number >= len(vit.blocks)]:
-        raise LpvitError(f"schemes: before_blocks: {beyond[0]} found, the model has blocks 0 to {len(vit.blocks) - 1}")
-    for block in (vit.blocks[number] for number in settings.before_blocks):
-        scorer = TokenScorer(vit.num_features, vit.num_prefix_tokens, settings.keep_tokens, settings.temperatures)
-        block.token_scorer = scorer.to(next(block.parameters()))
-        block.register_forward_pre_hook(scorer.drop_tokens)
+        vit = require_chain(model, "token_selection")
+        if beyond := [number for number in self.before_blocks if number >= len(vit.blocks)]:
+            raise LpvitError(
+                f"schemes: before_blocks: {beyond[0]} found, the model has blocks 0 to {len(vit.blocks) - 1}"
+            )
+        for block in (vit.blocks[number] for number in self.before_blocks):
+            scorer = TokenScorer(vit.num_features, vit.num_prefix_tokens, self.keep_tokens, self.temperatures)
+            block.token_scorer = scorer.to(next(block.parameters()))
+            block.register_forward_pre_hook(scorer.drop_tokens)

@@ -1,12 +1,34 @@
-"""Registry of distortions, one file each: estimates of the output change by pruning blocks of a layer.
+"""Registry of distortions, one file each: estimates of the output change by pruning blocks of a layer."""
 
-A file defines
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
-- ``curves(inputs)``: from `lpvit.structures.blocks.rate_distortion.CurveInputs` to a curve of every layer, schema
-  ``CURVES``;
-- ``needs()``: the calibration data it uses: ``averaged_gradients``, ``block_products``, or another pass over the
-  ``images``;
+from lpvit.settings import Section
+from lpvit.strategies import Registry
 
-optionally ``Settings``, its keys in the config, which both functions then take as last argument, and ``UNIT`` if its
-values have one.
-"""
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lpvit.structures.blocks.rate_distortion import CurveInputs
+
+
+class Distortion(Section):
+    """Computes the rate-distortion curve of every layer.
+
+    Attributes:
+        unit: Of the curves; most distortions are only comparable among themselves.
+    """
+
+    registry: ClassVar = Registry("lpvit.structures.blocks.distortions")
+    unit: ClassVar[str] = "arbitrary units"
+
+    name: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Calibration data it uses: ``averaged_gradients``, ``block_products``, or another pass over the ``images``."""
+        return frozenset()
+
+    @abstractmethod
+    def curves(self, inputs: "CurveInputs") -> "pd.DataFrame":
+        """A curve of every layer, schema ``CURVES``."""

@@ -1,0 +1,121 @@
+"""Edits: what compression did to a model, with plain settings, replayed in order when a file is loaded.
+
+A kind of edit is the file ``edit.py`` of the package that it belongs to, and is called by the name of that package:
+`lpvit.structures.width.edit` defines the kind ``width``. The file holds one final class of `Edit`. Nothing here imports
+it before a model or a file asks for that kind.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from torch import nn
+
+from lpvit.errors import nearest, one_line
+from lpvit.settings import Section
+
+PACKAGE = Path(__file__).parent.parent
+
+
+class Edit(Section):
+    """One change of a model. Settings are plain values, since they stand in files.
+
+    Attributes:
+        kind: Name of the package that defines the edit.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def apply(self, model: nn.Module) -> None:
+        """Changes a model in place as far as its structure goes; weights follow from a state dict.
+
+        Args:
+            model: With the edits before this one applied; may be on the meta device.
+
+        Raises:
+            LpvitError: The edit does not fit the model.
+        """
+
+
+def edits_of(model: nn.Module) -> tuple[Edit, ...]:
+    """The edits that were made to a model, in that order; copies of a model keep them."""
+    return getattr(model, "lpvit_edits", ())
+
+
+def set_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
+    """Lets a model remember these edits and no others; changes nothing else of it."""
+    model.lpvit_edits = tuple(edits)  # type: ignore[assignment]
+
+
+def record_edit(model: nn.Module, edit: Edit) -> None:
+    """Lets a model remember an edit that was made to it."""
+    set_edits(model, (*edits_of(model), edit))
+
+
+def apply_edit(model: nn.Module, edit: Edit) -> nn.Module:
+    """Makes an edit to a model, in place, and records it.
+
+    Raises:
+        LpvitError: The edit does not fit the model.
+    """
+    edit.apply(model)
+    record_edit(model, edit)
+    return model
+
+
+@cache
+def edit_modules() -> dict[str, str]:
+    """Kind -> module that defines it; imports none of them."""
+    files = sorted(PACKAGE.rglob("edit.py"))
+    return {file.parent.name: ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts) for file in files}
+
+
+def edit_class(kind: str) -> type[Edit]:
+    """The class of a kind of edit."""
+    return final_class(edit_modules()[kind], Edit)
+
+
+def final_class(module: str, interface: type[Any]) -> type[Any]:
+    """The one class of an interface that a module defines."""
+    values = vars(import_module(module)).values()
+    (found,) = (
+        value
+        for value in values
+        if isinstance(value, type) and issubclass(value, interface) and value.__module__ == module
+    )
+    return found
+
+
+def tagged(interface: type[Any], tag: str, modules: Mapping[str, str], value: Any) -> Any:
+    """Reads plain values as the class that their tag names.
+
+    Args:
+        interface: That the class implements.
+        tag: Key that names it.
+        modules: Name -> module that defines the class.
+        value: What a file says; or an object of the interface, which is returned.
+
+    Raises:
+        ValueError: There is no such name, or the class does not take the other values; in one line.
+    """
+    if isinstance(value, interface):
+        return value
+    name = value.get(tag) if isinstance(value, Mapping) else value
+    if not isinstance(name, str) or name not in modules:
+        raise ValueError(f"found {tag} {ascii(name)[:60]}{nearest(str(name), modules)}")
+    try:
+        return final_class(modules[name], interface).model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, (name, *first["loc"])))
+        raise ValueError(one_line(f"{place}: {first['msg']}")) from None
+
+
+AnyEdit = Annotated[
+    SerializeAsAny[Edit], BeforeValidator(lambda value: tagged(Edit, "kind", edit_modules(), value))
+]  # in a section or a file: read by its kind

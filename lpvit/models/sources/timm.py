@@ -1,0 +1,135 @@
+"""Models of timm."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, Self
+
+import timm
+import torch
+from pydantic import Field
+from torch import nn
+
+from lpvit.errors import LpvitError, one_line
+from lpvit.models.sources.arguments import DATA_CONFIG, require_plain
+from lpvit.models.sources.families import call_modules
+from lpvit.models.sources.source import Source
+
+
+class Timm(Source):
+    """A model of timm: the arguments of `create_model` that shape it.
+
+    Attributes:
+        name: Model name in timm.
+        options: Further keyword arguments of ``timm.create_model``.
+        data_config: Overrides of the model's own data config (mean, std, ...).
+    """
+
+    source: Literal["timm"] = "timm"
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    data_config: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> Self:
+        """What made a model of timm, as far as it can tell.
+
+        Args:
+            model: From ``timm.create_model``.
+            options: Arguments that it was made with beside its name, ``num_classes`` and ``pretrained``; without them
+                only another size or another number of channels of the images is found.
+
+        Raises:
+            LpvitError: The model does not say its name in timm.
+        """
+        found = getattr(model, "pretrained_cfg", None) or {}
+        if "architecture" not in found:
+            raise LpvitError("model: does not say its name in timm; make it with timm.create_model")
+        name = ".".join(filter(None, (found["architecture"], found.get("tag"))))
+        default = timm.get_pretrained_cfg(name).to_dict()
+        if options is None:
+            options = _image_options(tuple(default["input_size"]), input_size(model))
+        data_config = {key: found[key] for key in DATA_CONFIG if found.get(key) != default.get(key)}
+        return cls(name=name, num_classes=model.num_classes, options=dict(options), data_config=data_config)
+
+    def build(self, pretrained: bool = False, drop_path: float = 0.0, seed: int = 0) -> nn.Module:
+        return create_model(
+            self.name, self.num_classes, self.options, self.data_config, pretrained, drop_path=drop_path, seed=seed
+        )
+
+    def __str__(self) -> str:
+        return f"timm's '{self.name}' with {self.options}"
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    options: Mapping[str, Any] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    seed: int = 0,
+) -> nn.Module:
+    """A timm model with ``num_classes`` outputs, in evaluation mode.
+
+    Args:
+        name: Model name in timm.
+        num_classes: Outputs of the classifier.
+        options: Further keyword arguments of ``timm.create_model``.
+        data_config: Overrides of the model's own data config (mean, std, ...); the input size follows ``options``.
+        pretrained: Load timm's weights.
+        drop_path: Stochastic depth rate while training.
+        seed: Of the initial weights.
+
+    Raises:
+        LpvitError: timm does not know the model or an option, or cannot fetch the weights.
+    """
+    options = dict(options or {})
+    if not timm.is_model(name.partition(".")[0]):
+        raise LpvitError(f"models: timm knows no model '{name}'{nearest_model(name)}")
+    require_plain(name, options, data_config or {})
+    overlay = _input_size(options) | dict(data_config or {})
+    torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU
+    try:
+        model: nn.Module = timm.create_model(
+            name,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            pretrained_cfg_overlay=overlay or None,
+            **({"drop_path_rate": drop_path} if drop_path else {}),
+            **options,
+        )
+    except Exception as error:  # numbers that do not go together are found anywhere in timm
+        if not pretrained or isinstance(error, TypeError | AssertionError | ValueError):
+            raise LpvitError(
+                f"models: timm cannot build '{name}' with {options}: {type(error).__name__}: {one_line(error)}"
+            ) from None
+        raise LpvitError(
+            f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that "
+            "they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
+        ) from None
+    return call_modules(model.eval())
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that the model takes."""
+    return tuple(model.pretrained_cfg["input_size"])  # type: ignore[index]
+
+
+def nearest_model(name: str) -> str:
+    """The end of a message about a name that timm does not know."""
+    close = get_close_matches(name, timm.list_models(), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _input_size(options: Mapping[str, Any]) -> dict[str, Any]:
+    if "img_size" not in options and "in_chans" not in options:
+        return {}
+    size = options.get("img_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    return {"input_size": (options.get("in_chans", 3), height, width)}
+
+
+def _image_options(default: tuple[int, int, int], found: tuple[int, int, int]) -> dict[str, Any]:
+    """The options that change the input size of a model: the inverse of `_input_size`."""
+    size = {"img_size": found[1:]} if found[1:] != default[1:] else {}
+    return size | ({"in_chans": found[0]} if found[0] != default[0] else {})

@@ -1,0 +1,120 @@
+"""Old paths of modules and names, which are forwarded with a `DeprecationWarning` for one more release.
+
+All names here are below `lpvit`.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_KEPT_THEIR_NAMES = {  # (old package, new package) -> modules
+    ("curves", "allocation"): "ranking",
+    (
+        "curves",
+        "structures.blocks",
+    ): "correction curve distortions distortions.empirical distortions.gauss_newton distortions.taylor interactions "
+    "masking products rate_distortion saliencies saliencies.gauss_newton saliencies.l1 saliencies.taylor scores "
+    "settings statistics",
+    ("measure", "benchmark"): "engines settings speed",
+    ("measure", "inference"): "choice fusion joining layer_latency sparsify",
+    ("models", "costs"): "cost energy",
+    ("models", "export"): "onnx onnx_int8",
+    ("models", "models.analysis"): "layers network passes trace",
+    ("models", "models.sources"): "arguments checkpoints dense families pretrained",
+    ("models", "schemes"): "attention scheme",
+    ("models.schemes", "schemes.kinds"): "sparse_attention token_merging token_selection",
+    ("sparse", "export"): "openvino",
+    ("weights", "quantisation"): "rounding settings",
+    ("weights", "refitting"): "least_squares reconstruction",
+    ("weights", "structures.blocks"): "masks",
+    ("weights", "structures.width"): "narrowing",
+}
+MODULES = {
+    f"{old}.{module}": f"{new}.{module}"
+    for (old, new), modules in _KEPT_THEIR_NAMES.items()
+    for module in modules.split()
+} | {
+    "curves": "structures.blocks",
+    "models.blocks": "structures.blocks.grid",
+    "models.pattern_attention": "schemes.kinds.sparse_attention.pattern",
+    "models.quantised": "quantisation.layers",
+    "models.schemes": "schemes.kinds",
+    "models.token_merger": "schemes.kinds.token_merging.merger",
+    "models.token_scorer": "schemes.kinds.token_selection.scorer",
+    "weights": "refitting",
+    "weights.steps": "pruning.rounds",
+    "weights.quantisation": "quantisation.quantise",
+}
+NAMES = {  # name that went elsewhere than its module -> module that has it
+    "curves.products.GRADIENT_NUMBERS": "moments.gradients",
+    "models.architecture.create_model": "models.sources.timm",
+    "models.architecture.fit_heads": "structures.width.edit",
+    "models.architecture.input_size": "models.sources.timm",
+    "models.architecture.nearest_model": "models.sources.timm",
+    "models.quantised.LARGEST": "quantisation.rounding",
+    "models.scheme.add_scheme": "schemes.edit",
+    "models.settings.Energy": "costs.settings",
+    "models.settings.Scheme": "schemes.settings",
+    "models.settings.SCHEMES": "schemes.settings",
+    "weights.reconstruction.pruned_weights": "structures.blocks.weights",
+    "weights.reconstruction.reconstruct": "structures.blocks.weights",
+}
+
+
+def forwards(module: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module, with its full name, that some names have left."""
+
+    def find(name: str) -> Any:
+        place = NAMES.get(f"{module.removeprefix('lpvit.')}.{name}")
+        if place is None:
+            raise AttributeError(f"module '{module}' has no attribute '{name}'")
+        _warn(f"{module}.{name}", f"lpvit.{place}.{name}", 3)
+        return getattr(import_module(f"lpvit.{place}"), name)
+
+    return find
+
+
+def _warn(old: str, new: str, level: int) -> None:
+    warnings.warn(
+        f"{old} is {new} now; the old path goes with the next release", DeprecationWarning, stacklevel=level + 1
+    )
+
+
+class OldPaths(MetaPathFinder, Loader):
+    """Finds modules by their old paths, as stand-ins that look every name up where it is now."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        old = name.removeprefix("lpvit.")
+        if old == name or old not in MODULES:
+            return None
+        return ModuleSpec(name, self, is_package=any(other.startswith(f"{old}.") for other in MODULES))
+
+    def exec_module(self, module: ModuleType) -> None:
+        old = module.__name__.removeprefix("lpvit.")
+        new = f"lpvit.{MODULES[old]}"
+        is_package = hasattr(module, "__path__")  # imported with each of its modules, which warn
+        if not is_package:
+            _warn(module.__name__, new, 2)
+
+        def find(name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(f"module '{module.__name__}' has no attribute '{name}'")
+            if f"{old}.{name}" in MODULES:
+                return import_module(f"{module.__name__}.{name}")
+            if is_package:
+                _warn(f"{module.__name__}.{name}", f"{new}.{name}", 2)
+            return getattr(import_module(f"lpvit.{NAMES.get(f'{old}.{name}', MODULES[old])}"), name)
+
+        module.__getattr__ = find  # type: ignore[method-assign]
+
+
+def install() -> None:
+    """Lets old paths be imported; those that exist are found before."""
+    sys.meta_path.append(OldPaths())

@@ -1,0 +1,53 @@
+"""The edit of a scheme, and adding one to a model."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import field_validator
+from torch import nn
+
+from lpvit.models.edits import Edit, apply_edit
+from lpvit.schemes.settings import AnyScheme, Scheme, read_scheme
+
+
+class AddedScheme(Edit):
+    """A scheme that was added to a model.
+
+    Attributes:
+        scheme: Which one, with its settings.
+    """
+
+    kind: Literal["schemes"] = "schemes"
+    scheme: AnyScheme
+
+    @field_validator("scheme", mode="before")
+    @classmethod
+    def _read(cls, scheme: Any) -> Any:
+        return read_scheme(scheme) if isinstance(scheme, dict) else scheme
+
+    def apply(self, model: nn.Module) -> None:
+        """Adds it; its own weights are drawn.
+
+        Raises:
+            LpvitError: The scheme does not fit the model.
+        """
+        self.scheme.add(model)
+        model.train(model.training)  # for the new parts
+
+
+def schemes_added(settings: Iterable[Any]) -> list[AddedScheme]:
+    """The edits of schemes with these settings, as a config has them."""
+    return [AddedScheme(scheme=each) for each in settings]
+
+
+def add_scheme(model: nn.Module, scheme: Scheme) -> nn.Module:
+    """Adds a scheme to a model. `lpvit.save` stores it, and training, benchmarks and export include it.
+
+    Args:
+        model: From timm; changed in place.
+        scheme: Its kind and settings.
+
+    Raises:
+        LpvitError: The scheme does not fit the model.
+    """
+    return apply_edit(model, AddedScheme(scheme=scheme))
