@@ -3,6 +3,7 @@
 So every figure is drawn once, and what the page shows is what lies beside it for papers.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 GREY, LINE = "#737373", "#e5e5e5"  # of the axes, on white, in any colour scheme
 DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
@@ -58,6 +59,7 @@ def _is_plain(axes: Axes) -> bool:
 
 def _traces(axes: Axes, x: str, y: str) -> Iterator[Trace]:
     for bars in axes.containers:
+        assert isinstance(bars, BarContainer)  # others are not plain
         patches = list(bars.patches)
         yield {
             "type": "bar",
@@ -103,10 +105,10 @@ def _axis(axes: Axes, kind: str, label: str, first: Axes | None) -> dict[str, An
     if own.get_scale() == "log":
         axis |= {"type": "log", "range": np.log10(ends).tolist(), "exponentformat": "power", "dtick": 1}
     else:
-        axis |= {"range": list(map(float, ends)), "nticks": 7}
+        axis |= {"range": list(map(float, ends)), "nticks": 7, "exponentformat": "e"}
         ticks = own.get_majorticklocs()
-        if np.all(ticks == np.round(ticks)) and not isinstance(own.get_major_formatter(), PercentFormatter):
-            axis["tickformat"] = "d"
+        if isinstance(own.get_major_locator(), MaxNLocator) and np.all(ticks == np.round(ticks)):
+            axis |= {"tick0": 0, "dtick": max(1, math.ceil((ends[1] - ends[0]) / 7))}
     if isinstance(own.get_major_formatter(), PercentFormatter):
         axis["ticksuffix"] = " %"
     inner = kind == "y" and first is not None and shared.joined(axes, first) and not _is_leftmost(axes)

@@ -138,7 +138,8 @@ def _is_of_this_run(connection: socket.socket) -> bool:
 def _end_like(code: int) -> NoReturn:
     """Ends this process with an exit code, or by the signal that the code stands for."""
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with suppress(OSError):  # of what cannot be handled anyway
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 
