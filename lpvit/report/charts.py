@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from lpvit.report.looks import DENSE_LOOK, looks
-from lpvit.report.speed import placed
-from lpvit.report.tables import STAGES, human, interval, joules
+from lpvit.report.formats import STAGES, human, interval, joules
+from lpvit.report.style import DENSE_LOOK, looks
+from lpvit.report.tables.speed import placed
 
 COSTS = {
     "macs": "MACs in linear layers, per image",

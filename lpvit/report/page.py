@@ -5,6 +5,7 @@ What is told stands in ``template/page.html``; here its numbers become text.
 
 import base64
 import importlib.resources
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,32 +16,10 @@ import jinja2
 import pandas as pd
 
 from lpvit.report.charts import DENSE, chart_data
-from lpvit.report.panels import panels_of
-from lpvit.report.speed import speed_parts
-from lpvit.report.tables import STAGES, human, interval, joules
+from lpvit.report.formats import STAGES, human, interval, joules
+from lpvit.report.tables.speed import speed_parts
 
 TEMPLATE = Path(__file__).parent / "template"
-FIGURES = {  # name of the file -> title, what to see
-    "curves": (
-        "Rate-distortion curves",
-        "One line a layer: what pruning it alone does to the logits. Low lines are cheap.",
-    ),
-    "allocation": ("Keep ratios", "Share of its blocks that every layer keeps under the budget."),
-    "blocks": ("Block patterns", "Kept blocks in the first, the middle and the last layer of each role."),
-    "interactions": (
-        "Interactions of layers",
-        "White off the diagonal: distortions add up, as the allocation assumes.",
-    ),
-    "frontier": ("Two budgets", "What both budgets could be at equal distortion."),
-    "history": (
-        "Fine-tuning",
-        "TrainingProgress of the training with frozen masks, from the pruned model on; dashed: on training images.",
-    ),
-    "dense_history": (
-        "Training of the dense model",
-        "TrainingProgress of the training before anything was pruned; dashed: on training images.",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -53,11 +32,12 @@ class Report:
         speed: From `read_speed`; no rows if nothing was measured.
         series: Experiment -> its series, from `lpvit.report.series`.
         experiments: Of each its ``name``, ``decisions`` (section -> name and settings as text), ``figures`` (SVG
-            files), ``layers``, a frame of schema ``LAYERS``, of its last model, and what else `panels_of` asks for.
-        tradeoff: Figure of `plot_tradeoff` (SVG file).
+            ``file``, ``title`` and ``caption``, and beside the file what plotly draws, as JSON) and ``layers``, a frame
+            of schema ``LAYERS``, of its last model.
+        tradeoff: Figure of accuracy against MACs (SVG file).
         paper: Text, table and figure (SVG file) of the paper's rows, or None.
         facts: Title -> name -> value.
-        durations: From `lpvit.report.facts.durations`.
+        durations: From `lpvit.report.environment.durations`.
         config: The config as it was given.
         written: When, as text.
     """
@@ -227,13 +207,12 @@ def _experiments(report: Report) -> Iterable[dict[str, Any]]:
     home: dict[str, str] = {}
     for experiment in report.experiments:
         shown, elsewhere = [], []
-        for file in experiment["figures"]:
-            title, text = FIGURES[Path(file).stem]
+        for figure in experiment["figures"]:
+            file = figure["file"]
             if home.setdefault(file, experiment["name"]) == experiment["name"]:
-                panels = panels_of(file, experiment["layers"], experiment["unit"], experiment["before"])
-                shown.append({"title": title, "text": text, "file": file, "panels": panels})
+                shown.append({**figure, "panels": json.loads(Path(file).with_suffix(".json").read_text())})
             else:
-                elsewhere.append({"title": title, "experiment": home[file]})
+                elsewhere.append({"title": figure["title"], "experiment": home[file]})
         layers = experiment["layers"]
         yield {
             **experiment,
@@ -271,4 +250,4 @@ def _time(seconds: float) -> str:
 
 
 def _size(mebibytes: float) -> str:
-    return "\u2013" if math.isnan(mebibytes) else f"{mebibytes / 1024:.1f} GiB"
+    return f"{mebibytes / 1024:.1f} GiB"

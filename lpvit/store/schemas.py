@@ -253,8 +253,8 @@ HISTORY = Schema(
     ),
 )
 
-METRICS = Schema(
-    "metrics.parquet",
+ACCURACY = Schema(
+    "accuracy.parquet",
     "evaluated model (one row)",
     (
         _STAGE,
@@ -263,6 +263,14 @@ METRICS = Schema(
         Column("top1", pa.float64(), "%", "top-1 accuracy"),
         Column("top5", pa.float64(), "%", "top-5 accuracy"),
         Column("loss", pa.float64(), "nat", "cross-entropy"),
+    ),
+)
+
+METRICS = Schema(
+    "metrics.parquet",
+    "evaluated model (one row)",
+    (
+        *ACCURACY.columns,
         Column("macs", pa.int64(), "MAC/image", "in linear layers, as the paper counts: of kept blocks"),
         Column(
             "macs_all", pa.int64(), "MAC/image", "all matrix products, attention included (half of torch's FLOP count)"
@@ -385,6 +393,7 @@ ALL = (
     FRONTIER,
     INTERACTIONS,
     HISTORY,
+    ACCURACY,
     METRICS,
     LAYERS,
     SPEED,

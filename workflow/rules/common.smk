@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -19,17 +19,18 @@ if (CHECKOUT / "lpvit").is_dir():
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ.update(PYTHONPATH=os.pathsep.join([str(CHECKOUT), *others]))
 
-from lpvit.config.config import Experiment
-from lpvit.settings import Section
-from lpvit.config.config import parse_config
+from lpvit.config.config import Experiment, parse_config
 from lpvit.config.files import require_sound
 from lpvit.data.listing import list_splits, stamps
 from lpvit.errors import LpvitError
+from lpvit.settings import Section
 from lpvit.store.provenance import source_digests
 
 ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method conda
 
 DEFAULT_CONFIG = "config/config.yaml"
+
+SALIENCIES, DISTORTIONS = "lpvit.structures.blocks.saliencies", "lpvit.structures.blocks.distortions"
 
 try:  # before Snakemake reads them, which names neither file nor line and keeps the last of two keys of one name
     require_sound(workflow.configfiles or filter(os.path.exists, [DEFAULT_CONFIG]))
@@ -62,9 +63,14 @@ PRUNING = f"{CALIBRATION}/{{pruning}}"
 BUDGET = f"{PRUNING}/{{budget}}"
 ROUNDS = f"{BUDGET}/rounds"
 RECIPE = f"{BUDGET}/{{recipe}}"
+# Where a model is saved: `folder` is empty for the dense one, else what a budget or a recipe adds to the path.
+FOLDER = f"{MODEL}{{folder}}"
+STAGE = f"{FOLDER}/{{stage}}"  # the model is `STAGE.pt`; what is measured of it lies in `STAGE/`
 QUANTISED = "quantised@{quantisation}"
 LATENCY = f"{MODEL}/latency/{{block}}/latency.parquet"
 REPORT = f"{RESULTS}/report/{settings.report}"
+
+DECISIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe")  # folder by folder
 
 experiments = settings.experiments
 
@@ -77,7 +83,36 @@ wildcard_constraints:
     budget="[^/]+",
     recipe="[^/]+",
     quantisation="[^/]+",
+    folder="(|(/[^/]+){3,4})",
+    stage="dense|pruned|finetuned|quantised@[^/]+",
     block=r"\d+x\d+",
+
+
+def spelled(wildcards) -> dict[str, str]:
+    """The names of all decisions that a path spells: its wildcards, and those that `folder` or `place` stand for."""
+    names = dict(wildcards.items())
+    below = names.get("folder", "").split("/")[1:]
+    path = names.get("place", "report").split("/")
+    return names | dict(zip(DECISIONS, path if path[0] != "report" else ())) | dict(zip(DECISIONS[2:], below))
+
+
+def trained_stage(wildcards) -> str:
+    """The stage that a quantised or exported model comes from: the last in its folder that has float weights."""
+    return "finetuned" if "recipe" in spelled(wildcards) else "pruned"
+
+
+def kind_of(wildcards, stage: str = "") -> str:
+    """The kind of a saved model: its stage, for a quantised one without the name of the precision."""
+    quantised = {"pruned": "quantised", "finetuned": "finetuned_quantised"}[trained_stage(wildcards)]
+    return quantised if (stage or wildcards.stage).startswith("quantised@") else stage or wildcards.stage
+
+
+def masks_of(wildcards) -> str | list:
+    return [] if wildcards.stage == "dense" else f"{FOLDER}/masks.pt".format(**wildcards)
+
+
+def samples_of(wildcards) -> str:
+    return f"{CALIBRATION}/samples.parquet".format(**spelled(wildcards))
 
 
 def scaled(amount: int) -> Callable:
@@ -104,10 +139,43 @@ def chosen(section: Section, *fields: str, without: str | Collection[str] = ()) 
     return json.loads(json.dumps(dump, sort_keys=True))
 
 
+def sources(script: str, *unused: str) -> Callable:
+    """Digests of a script of workflow/scripts and of the modules that it imports: a param of every rule.
+
+    Of strategies, those count that the path of the job chooses, but for packages that the script does not run
+    (`unused`), although it reads their settings.
+    """
+    path = workflow.source_path(f"../scripts/{script}")
+
+    def digests(wildcards) -> dict[str, str]:
+        names = strategies_of(wildcards) | dict.fromkeys(unused, ())
+        return digests_of(path, tuple((package, tuple(names[package])) for package in sorted(names)))
+
+    return digests
+
+
 @functools.cache
-def sources(script: str) -> dict[str, str]:
-    """Digests of a script of workflow/scripts and of the modules that it imports: a param of every rule."""
-    return source_digests(workflow.source_path(f"../scripts/{script}"))
+def digests_of(script: str, chosen: tuple) -> dict[str, str]:
+    return source_digests(script, chosen=dict(chosen))
+
+
+def strategies_of(wildcards) -> dict[str, Collection[str]]:
+    """Package of strategies -> those that a path chooses: none of what is decided further below, all for a report."""
+    names = spelled(wildcards)
+    figures = {"lpvit.report.figures": [names["figure"]] if "figure" in names else []}
+    if "dataset" not in names:
+        return figures
+    pruning = settings.prunings[names["pruning"]] if "pruning" in names else None
+    blocks = pruning if pruning is not None and pruning.structure == "blocks" else None
+    schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
+    return figures | {
+        "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
+        "lpvit.structures": [pruning.structure] if pruning else [],
+        SALIENCIES: [blocks.saliency.name] if blocks else [],
+        DISTORTIONS: [blocks.distortion.name] if blocks else [],
+        "lpvit.allocation.allocators": [budget_of(wildcards).allocator.name] if "budget" in names else [],
+        "lpvit.schemes.kinds": sorted({settings.schemes[name].scheme for name in schemes}),
+    }
 
 
 def images_of(wildcards) -> dict:
@@ -158,10 +226,14 @@ def is_reconstructed(wildcards) -> bool:
     return budget_of(wildcards).reconstruction != "none"
 
 
+def one_of(names: Iterable[str]) -> str:
+    """Wildcard constraint: these names and no others."""
+    return f"({'|'.join(map(re.escape, names)) or '(?!)'})"
+
+
 def prunings_of(structure: str) -> str:
     """Wildcard constraint: the prunings that remove blocks, or width."""
-    names = [name for name, pruning in settings.prunings.items() if pruning.structure == structure]
-    return "|".join(map(re.escape, names)) or "(?!)"
+    return one_of(name for name, pruning in settings.prunings.items() if pruning.structure == structure)
 
 
 def last_step(file: str) -> Callable:
@@ -179,6 +251,12 @@ def latency_of(wildcards) -> str | list:
     if budget.latency is None:
         return []
     return str(budget.latency_table or LATENCY.format(**wildcards, block=block_of(wildcards.pruning)))
+
+
+def latency_stamp_of(wildcards) -> dict[str, list[int]]:
+    """Size and time of a latency table that the config gives."""
+    table = budget_of(wildcards).latency_table
+    return stamps_of(str(table) if table else [])
 
 
 def block_of(pruning: str) -> str:
@@ -203,7 +281,7 @@ def rounding_images_of(wildcards) -> dict | None:
     """The params of a quantisation that looks at images, as those of a reconstruction."""
     if not rounds_on_images(wildcards):
         return None
-    return images_of(wildcards) | chosen(settings.prunings[wildcards.pruning], "batch_size")
+    return images_of(wildcards) | chosen(settings.prunings[spelled(wildcards)["pruning"]], "batch_size")
 
 
 def names_of(experiment: Experiment) -> dict:
@@ -214,7 +292,7 @@ def names_of(experiment: Experiment) -> dict:
 
 def budget_of(wildcards):
     """The settings of a budget, with schemes or without."""
-    return settings.budgets[wildcards.budget.partition("@")[0]]
+    return settings.budgets[spelled(wildcards)["budget"].partition("@")[0]]
 
 
 def schemes_of(wildcards) -> list[dict]:
@@ -224,8 +302,9 @@ def schemes_of(wildcards) -> list[dict]:
 
 def costs_of(wildcards) -> str:
     """The costs that a budget goes by: those of the dense model, with its schemes if there are any."""
-    _, at, schemes = wildcards.budget.partition("@")
-    return f"{MODEL}/costs{at}{schemes}.parquet".format(**wildcards)
+    names = spelled(wildcards)
+    _, at, schemes = names["budget"].partition("@")
+    return f"{MODEL}/costs{at}{schemes}.parquet".format(**names)
 
 
 def evaluated(experiment: Experiment) -> dict[str, str]:

@@ -17,8 +17,34 @@ rule check_experiments:
         "../scripts/check_experiments.py"
 
 
-rule prepare_dense:
-    """Makes the dense model: timm's weights, a checkpoint, or a training."""
+rule fetch_dense:
+    """Makes a dense model that is not trained here: timm's weights, a checkpoint, or random ones."""
+    input:
+        images=f"{DATASET}/images.parquet",
+        checkpoint=checkpoint_of,
+    output:
+        dense=f"{MODEL}/dense.pt",
+        costs=f"{MODEL}/costs.parquet",
+    params:
+        model=lambda wildcards: chosen(settings.models[wildcards.model]),
+        given=lambda wildcards: stamps_of(checkpoint_of(wildcards)),
+        sources=sources("fetch_dense.py"),
+    log:
+        f"{MODEL}/dense.log",
+    cache: CACHED
+    wildcard_constraints:
+        model=one_of(name for name, model in settings.models.items() if model.recipe is None),
+    resources:
+        mem_mb=scaled(16_000),
+        runtime=scaled(60),
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/fetch_dense.py"
+
+
+rule train_dense:
+    """Trains the dense model: from random weights, from timm's, or from a checkpoint."""
     input:
         images=f"{DATASET}/images.parquet",
         checkpoint=checkpoint_of,
@@ -33,12 +59,12 @@ rule prepare_dense:
         recipe=lambda wildcards: recipe_of(settings.models[wildcards.model].recipe),
         given=lambda wildcards: stamps_of(checkpoint_of(wildcards), teacher_of(settings.models[wildcards.model].recipe)),
         resume=f"{MODEL}/dense_resume.pt",
-        sources=sources("prepare_dense.py"),
+        sources=sources("train_dense.py"),
     log:
         f"{MODEL}/dense.log",
-    benchmark:
-        f"{MODEL}/dense.time.tsv"
     cache: CACHED
+    wildcard_constraints:
+        model=one_of(name for name, model in settings.models.items() if model.recipe is not None),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(64_000),
@@ -49,7 +75,7 @@ rule prepare_dense:
     conda:
         ENVIRONMENT
     script:
-        "../scripts/prepare_dense.py"
+        "../scripts/train_dense.py"
 
 
 rule count_costs:

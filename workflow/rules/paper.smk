@@ -14,13 +14,6 @@ rule paper_tables:
     output:
         markdown=f"{REPORT}/paper.md",
         csv=f"{REPORT}/paper.csv",
-        svg=report(
-            f"{REPORT}/paper.svg",
-            caption="../report/paper.rst",
-            category="Results",
-            labels={"figure": "the paper's rows"},
-        ),
-        png=f"{REPORT}/paper.png",
     params:
         rows=[row_of(name) for name in reproduced],
         proxy=settings.scale == "proxy",

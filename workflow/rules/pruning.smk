@@ -9,11 +9,9 @@ rule collect_statistics:
         dataset=images_of,
         batch_size=batch_size_of,
         needed=lambda wildcards: settings.prunings[wildcards.pruning].statistics_needed,
-        sources=sources("collect_statistics.py"),
+        sources=sources("collect_statistics.py", SALIENCIES, DISTORTIONS),
     log:
         f"{PRUNING}/statistics.log",
-    benchmark:
-        f"{PRUNING}/statistics.time.tsv"
     cache: CACHED
     threads: settings.compute.threads
     resources:
@@ -42,8 +40,6 @@ rule measure_rate_distortion:
         sources=sources("measure_rate_distortion.py"),
     log:
         f"{PRUNING}/curves.log",
-    benchmark:
-        f"{PRUNING}/curves.time.tsv"
     cache: CACHED
     threads: settings.compute.threads
     resources:
@@ -74,11 +70,10 @@ rule prune_iteratively:
         budget=lambda wildcards: chosen(budget_of(wildcards)),
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
         energy=energy_of,
+        given=latency_stamp_of,
         sources=sources("prune_iteratively.py"),
     log:
         f"{ROUNDS}/rounds.log",
-    benchmark:
-        f"{ROUNDS}/rounds.time.tsv"
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
@@ -103,6 +98,7 @@ rule allocate_sparsity:
         budget=lambda wildcards: chosen(budget_of(wildcards), without="reconstruction"),
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
         energy=energy_of,
+        given=latency_stamp_of,
         sources=sources("allocate_sparsity.py"),
     log:
         f"{BUDGET}/allocation.log",
@@ -130,8 +126,6 @@ rule build_masks:
         sources=sources("build_masks.py"),
     log:
         f"{BUDGET}/masks.log",
-    benchmark:
-        f"{BUDGET}/masks.time.tsv"
     wildcard_constraints:
         pruning=prunings_of("blocks"),
     threads: settings.compute.threads
@@ -162,8 +156,6 @@ rule narrow_model:
         sources=sources("narrow_model.py"),
     log:
         f"{BUDGET}/masks.log",
-    benchmark:
-        f"{BUDGET}/masks.time.tsv"
     wildcard_constraints:
         pruning=prunings_of("width"),
     threads: settings.compute.threads

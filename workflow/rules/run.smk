@@ -5,9 +5,9 @@ import contextlib
 import signal
 
 import psutil
-import snakemake.persistence
 from snakemake_interface_executor_plugins.settings import ExecMode
 
+from lpvit.stages import persistence, preloaded
 from lpvit.store.artifacts import remove_leftovers
 from lpvit.store.holding import hold, release
 from lpvit.store.records import changes, read_record, write_record
@@ -20,6 +20,7 @@ def hold_folder() -> None:
     except LpvitError as error:
         raise WorkflowError(str(error)) from None
     remove_leftovers(RESULTS)
+    preloaded.start()
 
 
 def write_records() -> None:
@@ -34,35 +35,10 @@ def is_ours(job) -> bool:
     return "sources" in job.rule.params.keys()
 
 
-class Changes(str):
-    """What differs from the settings that made the results of a job; Snakemake prints it as the reason to run it."""
-
-    def __iter__(self):
-        return iter(self.files)
-
-
-Memory = getattr(snakemake.persistence, "PersistenceBase", None) or snakemake.persistence.Persistence
-
-
-def has_metadata(memory, job, ask=Memory.has_metadata) -> bool:
-    """Of each of our jobs something is known: at least that nobody knows how its results came about."""
-    return is_ours(job) or ask(memory, job)
-
-
-def params_changed(memory, job, file=None, ask=Memory.params_changed, remembers=Memory.has_metadata):
-    """By the record that lies beside the results; where there is none, by Snakemake's memory."""
-    recorded = read_record(job.log[0]) if is_ours(job) else None
-    if recorded is None and (not is_ours(job) or remembers(memory, job)):
-        return ask(memory, job, file=file)
-    if recorded is None:
-        change = Changes("made by unknown settings" if any(Path(made).exists() for made in job.output) else "")
-    else:
-        change = Changes(changes(recorded, dict(job.params.items())))
-    change.files = [file] if file is not None else list(job.output)
-    return change
-
-
-Memory.has_metadata, Memory.params_changed = has_metadata, params_changed
+try:
+    persistence.complete(is_ours)
+except LpvitError as error:
+    raise WorkflowError(str(error)) from None
 
 
 def interrupt(*_) -> None:

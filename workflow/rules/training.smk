@@ -18,8 +18,6 @@ rule finetune:
         sources=sources("finetune.py"),
     log:
         f"{RECIPE}/finetuned.log",
-    benchmark:
-        f"{RECIPE}/finetuned.time.tsv"
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(64_000),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
 from lpvit.models.architecture import load_model, save_model
 from lpvit.stages.edited import read_edited
 from lpvit.stages.stage import stage
