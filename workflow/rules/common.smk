@@ -231,9 +231,25 @@ def one_of(names: Iterable[str]) -> str:
     return f"({'|'.join(map(re.escape, names)) or '(?!)'})"
 
 
-def prunings_of(structure: str) -> str:
-    """Wildcard constraint: the prunings that remove blocks, or width."""
-    return one_of(name for name, pruning in settings.prunings.items() if pruning.structure == structure)
+def prunings_of(*structures: str) -> str:
+    """Wildcard constraint: the prunings of some structures."""
+    return one_of(name for name, pruning in settings.prunings.items() if pruning.structure in structures)
+
+
+def basis_of(wildcards) -> str:
+    """The model that a pruning prunes: the dense one, or the same in aligned bases."""
+    aligned = settings.prunings[wildcards.pruning].freedoms
+    return (f"{PRUNING}/aligned.pt" if aligned else f"{MODEL}/dense.pt").format(**wildcards)
+
+
+def compression_of(wildcards) -> dict:
+    """The settings of a pruning that decide, with an allocation, how the model is compressed."""
+    pruning = settings.prunings[wildcards.pruning]
+    return chosen(pruning, "structure", *pruning.compress_keys)
+
+
+def compresses_by_statistics(wildcards) -> bool:
+    return settings.prunings[wildcards.pruning].structure == "factors"
 
 
 def last_step(file: str) -> Callable:

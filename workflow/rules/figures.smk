@@ -31,9 +31,10 @@ def artifact(name: str, names: dict[str, str]) -> str:
 def made_by(experiment: Experiment) -> set[str]:
     """The artifacts and facts that an experiment has."""
     budget, pruning = settings.budgets[experiment.budget], settings.prunings[experiment.pruning]
-    blocks = pruning.structure == "blocks"
+    blocks, curves = pruning.structure == "blocks", pruning.structure != "width"
     return {"costs", "samples"}.union(
-        {"blocks", "curves", "allocation", "masks", "unit"} if blocks else (),
+        {"curves", "allocation", "unit"} if curves else (),
+        {"blocks", "masks"} if blocks else (),
         {"interactions"} if blocks and pruning.probes_used else (),
         {"frontier"} if len(budget.targets) == 2 else (),
         {"history", "before"} if experiment.recipe is not None else (),
@@ -71,7 +72,7 @@ def facts_of(wildcards) -> dict:
     figure, names = FIGURES[wildcards.figure], spelled(wildcards)
     facts = {"series": series, "proxy": settings.scale == "proxy"}
     if "unit" in figure.needs:
-        facts["unit"] = settings.prunings[names["pruning"]].distortion.unit
+        facts["unit"] = settings.prunings[names["pruning"]].distortion_unit
     return {name: value for name, value in facts.items() if name in figure.needs}
 
 

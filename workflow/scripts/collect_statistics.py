@@ -4,9 +4,10 @@ import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has impo
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import save
-from lpvit.structures.blocks.structure import BlockStructure
+from lpvit.structures.structure import structure_class
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)
-    statistics = BlockStructure.statistics(dense.model, dense.images, snakemake.params.needed, compute.device)
+    structure = structure_class(snakemake.params.structure)
+    statistics = structure.statistics(dense.model, dense.images, snakemake.params.needed, compute.device)
     save(statistics, snakemake.output.statistics, "statistics")

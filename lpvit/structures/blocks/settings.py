@@ -17,6 +17,7 @@ class Blocks(StructureSettings):
     moved_keys: ClassVar = dict.fromkeys(("order", "form", "correction_images"), "distortion")
 
     rounds: ClassVar = 4
+    compress_keys: ClassVar = ("block_shape",)
 
     structure: Literal["blocks"] = Field("blocks", description="what is removed")
     block_shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
@@ -52,6 +53,10 @@ class Blocks(StructureSettings):
     def probes_used(self) -> int:
         """`probes` where the saliency or the distortion needs block products, else 0."""
         return self.probes if "block_products" in self._needs else 0
+
+    @property
+    def distortion_unit(self) -> str:
+        return self.distortion.unit
 
     @property
     def averages_gradients(self) -> bool:
