@@ -25,7 +25,7 @@ rule collect_statistics:
 
 
 rule measure_rate_distortion:
-    """Scores the blocks, and measures or predicts what pruning them costs: one curve a layer."""
+    """Scores the blocks, and measures or predicts the distortion of pruning them: one curve per layer."""
     input:
         statistics=f"{PRUNING}/statistics.pt",
         dense=branch(measures_images, then=f"{MODEL}/dense.pt", otherwise=[]),
@@ -53,7 +53,7 @@ rule measure_rate_distortion:
 
 
 rule prune_iteratively:
-    """Runs all pruning rounds of a budget but the last, and measures the model that they leave."""
+    """Runs all pruning rounds of a budget but the last, and measures the resulting model."""
     input:
         dense=f"{MODEL}/dense.pt",
         samples=f"{CALIBRATION}/samples.parquet",
@@ -86,7 +86,7 @@ rule prune_iteratively:
 
 
 rule allocate_sparsity:
-    """Gives every layer its keep ratio under the budget."""
+    """Allocates the keep ratio of every layer under the budget."""
     input:
         blocks=last_step("blocks.parquet"),
         curves=last_step("curves.parquet"),
@@ -109,7 +109,7 @@ rule allocate_sparsity:
 
 
 rule build_masks:
-    """Keeps the most salient blocks of every layer, zeroes the others, fits what stays if asked, and adds schemes."""
+    """Keeps the most salient blocks of every layer, zeroes the others, optionally refits, and adds schemes."""
     input:
         dense=f"{MODEL}/dense.pt",
         blocks=last_step("blocks.parquet"),
@@ -140,7 +140,7 @@ rule build_masks:
 
 
 rule narrow_model:
-    """Makes the whole model narrower, and prunes no block: what block sparsity has to beat."""
+    """Creates a narrower dense model, the baseline of block sparsity."""
     input:
         dense=f"{MODEL}/dense.pt",
         samples=f"{CALIBRATION}/samples.parquet",
@@ -170,7 +170,7 @@ rule narrow_model:
 
 
 rule measure_interactions:
-    """Predicts how far the layers' distortions add up, under the masks of an experiment."""
+    """Estimates the additivity of the layers' distortions under the masks of an experiment."""
     input:
         statistics=f"{PRUNING}/statistics.pt",
         masks=f"{BUDGET}/masks.pt",
