@@ -1,14 +1,14 @@
-"""One process per run that has imported torch and timm, and forks to run the scripts of the jobs.
+"""One process per run that has imported torch and timm and forks to run the scripts of jobs.
 
-To import them takes a job longer than most jobs work: 4 to 5 s of a processor. So a script that needs them begins with
+Importing them takes 4 to 5 s of processor time, more than most jobs. So a script that needs them starts with
 
     import lpvit.stages.preloaded
 
-and goes on in a fork of that process, if the run has one here: same folder, environment, outputs, signals and exit
-code. The job itself only waits. Where there is none (another machine, another Python, a script that is started by
-hand), the script runs on as it is.
+and continues in a fork of that process, if the run has one on this machine: with the same folder, environment, outputs,
+signals and exit code. The job itself only waits. Without such a process (another machine, another Python, a script
+started by hand), the script runs normally.
 
-Nothing may start threads or a GPU in the process that forks; it imports, and does nothing else.
+The forking process must not start threads or use a GPU; it only imports modules.
 """
 
 import ctypes
@@ -35,18 +35,18 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def start(modules: Sequence[str] = MODULES) -> None:
-    """Starts the process for the jobs of this run; it ends with the run. It imports when the first job asks."""
+    """Starts the process for the jobs of this run; it ends with the run. It imports at the first request."""
     os.environ[ADDRESS] = str(Path(mkdtemp(prefix="lpvit-"), "socket"))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(os.environ[ADDRESS])
     listener.listen(64)
     command = [sys.executable, "-m", "lpvit.stages.preloaded", str(listener.fileno()), *modules]
-    subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])  # its end of file is the run's end
+    subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])  # its end of file ends the process
     listener.close()
 
 
 def hand_over(script: str) -> None:
-    """Lets the process run a script and ends as it does; returns where there is no such process."""
+    """Runs the script in a fork of the process and exits with its code; returns if there is no such process."""
     address = os.environ.get(ADDRESS)
     if address is None:
         return
@@ -56,7 +56,7 @@ def hand_over(script: str) -> None:
             environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
             request = [sys.executable, script, str(Path.cwd()), environment]
             socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
-            answer = connection.recv(64)  # at its end
+            answer = connection.recv(64)  # after the script has ended
         except OSError:  # on another machine
             return
     if answer == b"refused":
@@ -65,8 +65,8 @@ def hand_over(script: str) -> None:
 
 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
-    """Forks for every script that a job of this run asks for, until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the jobs and the run get it as well
+    """Forks for every script that a job of this run requests, until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the jobs and the run receive it as well
     jobs = selectors.DefaultSelector()
     jobs.register(sys.stdin.fileno(), selectors.EVENT_READ)
     jobs.register(listener, selectors.EVENT_READ)
@@ -92,7 +92,7 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
                     running[descriptor] = job
             elif key.fd in running:
                 child, connection, process = running[key.fd]
-                if key.fd != process:  # the job was ended
+                if key.fd != process:  # the job was killed
                     os.kill(child, signal.SIGKILL)
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
                 for descriptor in (connection.fileno(), process):
@@ -105,7 +105,7 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
 
 
 def _fork(request: bytes, descriptors: list[int], listener: socket.socket) -> int:
-    """Runs a script in a fork of this process; returns its number."""
+    """Runs a script in a fork of this process; returns the process id."""
     child = os.fork()
     if child:
         for descriptor in descriptors:
@@ -127,7 +127,7 @@ def _fork(request: bytes, descriptors: list[int], listener: socket.socket) -> in
 
 
 def _is_of_this_run(connection: socket.socket) -> bool:
-    """Whether the one who asks descends from the process that started this one, and not from a scheduler's."""
+    """Whether the requesting process is a descendant of the run, and not of a scheduler."""
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     process, run = int.from_bytes(peer[:4], sys.byteorder), os.getppid()
     while process > 1 and process != run:
@@ -136,7 +136,7 @@ def _is_of_this_run(connection: socket.socket) -> bool:
 
 
 def _end_like(code: int) -> NoReturn:
-    """Ends this process with an exit code, or by the signal that the code stands for."""
+    """Ends this process with an exit code, or by the signal that the code represents."""
     if code < 0:
         with suppress(OSError):  # of what cannot be handled anyway
             signal.signal(-code, signal.SIG_DFL)

@@ -80,7 +80,7 @@ rule measure_rate_distortion:
 
 
 rule prune_iteratively:
-    """Runs all pruning rounds of a budget but the last, and measures the model that they leave."""
+    """Runs all pruning rounds of a budget but the last, and measures the resulting model."""
     input:
         dense=basis_of,
         samples=f"{CALIBRATION}/samples.parquet",
@@ -113,7 +113,7 @@ rule prune_iteratively:
 
 
 rule allocate_sparsity:
-    """Gives every layer its keep ratio under the budget."""
+    """Allocates the keep ratio of every layer under the budget."""
     input:
         blocks=last_step("blocks.parquet"),
         curves=last_step("curves.parquet"),
@@ -168,7 +168,7 @@ rule build_masks:
 
 
 rule narrow_model:
-    """Makes the whole model narrower, and prunes no block: what block sparsity has to beat."""
+    """Creates a narrower dense model, the baseline of block sparsity."""
     input:
         dense=f"{MODEL}/dense.pt",
         samples=f"{CALIBRATION}/samples.parquet",
@@ -198,7 +198,7 @@ rule narrow_model:
 
 
 rule measure_interactions:
-    """Predicts how far the layers' distortions add up, under the masks of an experiment."""
+    """Estimates the additivity of the layers' distortions under the masks of an experiment."""
     input:
         statistics=f"{PRUNING}/statistics.pt",
         masks=f"{BUDGET}/masks.pt",
