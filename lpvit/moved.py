@@ -46,6 +46,7 @@ MODULES = {
     "models.schemes": "schemes.kinds",
     "models.token_merger": "schemes.kinds.token_merging.merger",
     "models.token_scorer": "schemes.kinds.token_selection.scorer",
+    "variants": "strategies",
     "weights": "refitting",
     "weights.steps": "pruning.rounds",
     "weights.quantisation": "quantisation.quantise",
