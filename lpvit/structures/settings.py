@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class StructureSettings(Section):
-    """Base of the settings of a structure, each in the ``settings.py`` of a package that also has a ``structure.py``."""
+    """Base of the settings of a structure: in the ``settings.py`` of a package that also has a ``structure.py``."""
 
     registry: ClassVar = Registry(
         "lpvit.structures", tag="structure", files=("settings", "structure"), default="blocks"
