@@ -55,6 +55,7 @@ MODULES = {
     "report.speed": "report.tables.speed",
     "report.tradeoff": "report.figures.tradeoff",
     "training.course": "training.progress",
+    "variants": "strategies",
     "weights": "refitting",
     "weights.steps": "pruning.rounds",
     "weights.quantisation": "quantisation.quantise",

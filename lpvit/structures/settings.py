@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
 
 class StructureSettings(Section):
-    """Base of the settings of a structure, each in the ``settings.py`` of its package."""
+    """Base of the settings of a structure: in the ``settings.py`` of a package that also has a ``structure.py``."""
 
-    registry: ClassVar = Registry("lpvit.structures", tag="structure", file="settings", default="blocks")
+    registry: ClassVar = Registry(
+        "lpvit.structures", tag="structure", files=("settings", "structure"), default="blocks"
+    )
 
     rounds: ClassVar = 1  # pruning rounds, for a budget given as a number
     compress_keys: ClassVar[tuple[str, ...]] = ()  # that decide, with an allocation, how a model is compressed

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lpvit.structures.factors.ranks import Form
 from lpvit.structures.settings import StructureSettings
 
 if TYPE_CHECKING:
     from lpvit.allocation.settings import Budget
 
+Form = Literal["plain", "pivoted"]
 Metric = Literal["two_sided", "activations", "fisher", "weights"]
 
 
