@@ -5,7 +5,8 @@ import torch
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.inference.layer_latency import measure_latency
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import COSTS, LATENCY, read_parquet, write_parquet
+from lpvit.store.schemas import COSTS, LATENCY
+from lpvit.store.tables import read_parquet, write_parquet
 
 with stage(snakemake) as compute:
     settings = snakemake.params.benchmark
