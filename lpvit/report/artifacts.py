@@ -1,4 +1,4 @@
-"""Reading what figures are drawn from, by the names that their functions give it."""
+"""Reads the inputs of figures, by the parameter names of their functions."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from lpvit.store.schemas import ACCURACY, ALL, HISTORY, read_parquet
 
 
 def read_masks(path: str) -> dict[str, Any]:
-    """Layer -> keep mask (R, C), True where the block stays, as an array; torch is imported for these alone."""
+    """Layer -> keep mask (R, C), True where the block is kept, as an array; only these need torch."""
     from lpvit.structures.blocks.masks import load_masks
 
     return {layer: keep_mask.numpy() for layer, keep_mask in load_masks(path)[0].items()}

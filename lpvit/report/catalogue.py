@@ -1,6 +1,6 @@
-"""The figures of `lpvit.report.figures` and what each is drawn from, read from their files.
+"""The figures of `lpvit.report.figures` and their inputs, read from their files.
 
-None is imported, so that a dry-run, which asks for them, stays fast.
+None is imported, so a dry run is fast.
 """
 
 import ast
@@ -10,14 +10,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class FigureFile:
-    """What the file of a figure says of it.
+    """Metadata in the file of a figure.
 
     Attributes:
         title: Heading on the page and label in Snakemake's report.
         category: In Snakemake's report.
-        caption: What to see.
+        caption: Explanation.
         needs: Parameters of its ``draw``: artifacts and facts.
-        takes: Further ones, which have a default.
+        takes: Optional ones, with a default.
     """
 
     title: str
@@ -28,7 +28,7 @@ class FigureFile:
 
 
 def figure_files(folder: Path = Path(__file__).parent / "figures") -> dict[str, FigureFile]:
-    """Name of every figure -> what its file says, in alphabetical order."""
+    """Name of every figure -> its metadata, in alphabetical order."""
     return {file.stem: _read(ast.parse(file.read_text())) for file in sorted(folder.glob("[!_]*.py"))}
 
 

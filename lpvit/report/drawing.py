@@ -21,7 +21,7 @@ def draw(name: str, inputs: Mapping[str, Any]) -> Figure:
 
     Args:
         name: Of its file.
-        inputs: Frames and facts, as its ``draw`` asks for them.
+        inputs: Frames and facts, by the parameters of its ``draw``.
     """
     figure: Figure = import_module(f"{FIGURES}.{name}").draw(**inputs)
     return figure
@@ -29,7 +29,7 @@ def draw(name: str, inputs: Mapping[str, Any]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def save_figure(figure: Figure, *paths: str | Path) -> None:
-    """Writes a figure in the formats that the names end with (svg, png, pdf), each whole or not at all.
+    """Writes a figure in the formats that the names end with (svg, png, pdf), each atomically.
 
     Raises:
         LpvitError: The disk is full or the folder cannot be written.

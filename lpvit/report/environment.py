@@ -1,4 +1,4 @@
-"""Where results come from: versions, machine, commit, seconds and memory of stages."""
+"""Provenance of results: versions, machine, commit, seconds and memory of stages."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "timm", "torchvision", "nvidia-dali-cuda130", "snakemake", 
 
 
 def versions() -> dict[str, str]:
-    """Package -> version, of those that are installed."""
+    """Package -> version, for installed packages."""
     found = {"lpvit": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """What this process runs on."""
+    """The machine of this process."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
@@ -39,7 +39,7 @@ def machine() -> dict[str, str]:
 
 
 def commit(folder: Path = Path(__file__).parent) -> str:
-    """The commit of the code, marked if files differ from it; empty outside of a checkout."""
+    """The commit of the code, marked if files differ from it; empty outside a checkout."""
     if shutil.which("git") is None:
         return ""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -47,10 +47,10 @@ def commit(folder: Path = Path(__file__).parent) -> str:
 
 
 def durations(timed: Iterable[Mapping[str, str]]) -> pd.DataFrame:
-    """What stages took, from the records of their jobs.
+    """Time and memory of stages, from the records of their jobs.
 
     Args:
-        timed: ``stage``, ``of`` (whose) and ``log`` of each; jobs that did not run here are left out.
+        timed: ``stage``, ``of`` (whose) and ``log`` of each; jobs that did not run here are skipped.
 
     Returns:
         ``stage``, ``of``, ``seconds`` of wall time and ``mebibytes`` of the largest process.

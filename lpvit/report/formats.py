@@ -1,10 +1,10 @@
-"""Names and numbers as people read them."""
+"""Names and numbers for tables."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 
-NAMES = ["dataset", "model", "experiment"]  # columns that say which model a row is of
+NAMES = ["dataset", "model", "experiment"]  # columns that identify the model of a row
 
 STAGES = {
     "pruned": "pruned alone",
@@ -26,7 +26,7 @@ def interval(low: float, high: float) -> str:
 
 
 def human(quantity: float) -> str:
-    """Three significant digits and an SI prefix: 4608000000 -> ``4.61 G``; whole numbers below 1000 as they are."""
+    """Three significant digits and an SI prefix: 4608000000 -> ``4.61 G``; integers below 1000 unchanged."""
     if quantity < 1000 and float(quantity).is_integer():
         return str(int(quantity))
     thousands = 0

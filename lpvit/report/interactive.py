@@ -1,6 +1,6 @@
-"""A matplotlib figure as one to zoom and to point at: its lines and bars in, what plotly draws out.
+"""Converts the lines and bars of a matplotlib figure to an interactive plotly figure.
 
-So every figure is drawn once, and what the page shows is what lies beside it for papers.
+Every figure is drawn once; page and files show the same.
 """
 
 import math
@@ -22,10 +22,10 @@ Trace = dict[str, Any]
 
 
 def interactive(figure: Figure) -> dict[str, Any] | None:
-    """What plotly draws: ``data`` and ``layout``; None of a figure that has anything but lines and bars.
+    """Plotly's ``data`` and ``layout``; None for a figure with other elements than lines and bars.
 
     Args:
-        figure: With its axes in a grid; a colour bar is left out, since each line says what it is.
+        figure: With its axes in a grid; a colour bar is omitted, because lines are labelled.
     """
     panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None and axes.get_label() != "<colorbar>"]
     if not all(map(_is_plain, panels)) or not any(axes.lines or axes.containers for axes in panels):
@@ -97,7 +97,7 @@ def _positions(axes: Axes, line: Line2D) -> tuple[list[float], list[float]]:
 
 
 def _axis(axes: Axes, kind: str, label: str, first: Axes | None) -> dict[str, Any]:
-    """One axis; those that share theirs with the first panel are zoomed with it, and named where matplotlib does."""
+    """One axis; shared axes zoom together, and are labelled as in matplotlib."""
     own = axes.xaxis if kind == "x" else axes.yaxis
     ends = axes.get_xlim() if kind == "x" else axes.get_ylim()
     shared = axes.get_shared_x_axes() if kind == "x" else axes.get_shared_y_axes()
@@ -125,4 +125,4 @@ def _is_leftmost(axes: Axes) -> bool:
 
 
 def _rounded(numbers: Any) -> list[float]:
-    return [float(f"{number:.4g}") for number in numbers]  # as many digits as a picture shows
+    return [float(f"{number:.4g}") for number in numbers]  # digits visible in a figure

@@ -1,4 +1,4 @@
-"""What figures of layers share: their order, and small multiples with an axis for each role."""
+"""Helpers of figures of layers: their order, and small multiples with an axis for each role."""
 
 from collections.abc import Iterable
 
@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 def place_layers(costs: pd.DataFrame, layers: Iterable[str]) -> pd.DataFrame:
     """Role and depth of some layers, indexed by layer, in order of execution.
 
-    Depth is the number of the transformer block, from 1; a layer outside of them has that of the last block before it,
-    so 0 for a patch embedding.
+    Depth is the number of the transformer block, from 1; other layers have that of the last transformer
+    block before them, so 0 for a patch embedding.
     """
     block = costs["layer"].str.extract(r"^(.*\bblocks\.\d+)\.", expand=False)
     depth = (block.notna() & ~block.duplicated()).cumsum()

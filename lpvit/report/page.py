@@ -1,6 +1,6 @@
 """The report as one offline page: frames, figures and facts in, HTML out.
 
-What is told stands in ``template/page.html``; here its numbers become text.
+The text is in ``template/page.html``; here numbers are formatted.
 """
 
 import base64
@@ -24,7 +24,7 @@ TEMPLATE = Path(__file__).parent / "template"
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows.
+    """Content of the page.
 
     Attributes:
         name: Of the report.
@@ -32,13 +32,13 @@ class Report:
         speed: From `read_speed`; no rows if nothing was measured.
         series: Experiment -> its series, from `lpvit.report.series`.
         experiments: Of each its ``name``, ``decisions`` (section -> name and settings as text), ``figures`` (SVG
-            ``file``, ``title`` and ``caption``, and beside the file what plotly draws, as JSON) and ``layers``, a frame
+            ``file``, ``title`` and ``caption``, with plotly's JSON in the same folder) and ``layers``, a frame
             of schema ``LAYERS``, of its last model.
         tradeoff: Figure of accuracy against MACs (SVG file).
         paper: Text, table and figure (SVG file) of the paper's rows, or None.
         facts: Title -> name -> value.
         durations: From `lpvit.report.environment.durations`.
-        config: The config as it was given.
+        config: The given config.
         written: When, as text.
     """
 
@@ -57,7 +57,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table that can be sorted: what is shown, what it is sorted by, and a remark in small print."""
+    """A cell of a sortable table: text, sort key, and a remark in small print."""
 
     text: str
     value: float | str
@@ -65,12 +65,12 @@ class Cell:
 
 
 def render(report: Report, interactive: bool = True) -> str:
-    """The page, whole in itself: figures, data, style and scripts are within.
+    """The self-contained page: figures, data, style and scripts are included.
 
     Args:
-        report: What it shows.
-        interactive: With the chart to zoom and the figures of every experiment; without, it is short enough for a frame
-            of Snakemake's report (browsers open no more than 2 MB there), which has these figures beside it.
+        report: Its content.
+        interactive: With the interactive chart and the figures of every experiment; without, it is short enough for a
+            frame of Snakemake's report (browsers open at most 2 MB there), which lists these figures separately.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -97,9 +97,9 @@ def render(report: Report, interactive: bool = True) -> str:
 
 
 def up_to_date(speed: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Measured speeds of the models that the summary is of, and the experiments whose model has changed since.
+    """Measured speeds of the models of the summary, and the experiments whose model has changed since.
 
-    Speed is measured on request, so it may be of a model before the last change of the config.
+    Speed is measured on request, so it may belong to a model before the last change of the config.
     """
     same = ["dataset", "model", "stage", "model_top1", "energy"]
     of_models = summary.rename(columns={"top1": "model_top1"})
@@ -113,7 +113,7 @@ def up_to_date(speed: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame
 
 
 def best(rows: pd.DataFrame) -> pd.Series:
-    """Which models no other one beats with as many MACs (to 0.5 %) or fewer.
+    """Pareto-optimal models: no other is more accurate with as many MACs (to 0.5 %) or fewer.
 
     Args:
         rows: Of one dataset and model: ``macs`` and ``top1`` of final models.
@@ -129,7 +129,7 @@ def best(rows: pd.DataFrame) -> pd.Series:
 
 
 def _tables(summary: pd.DataFrame, speed: pd.DataFrame) -> Iterable[dict[str, Any]]:
-    """One table per dense model: it, and what the experiments made of it."""
+    """One table per dense model, with the models of its experiments."""
     for (dataset, model), of_model in summary.groupby(["dataset", "model"], sort=False):
         dense = of_model[of_model["stage"] == DENSE].iloc[0]
         by_experiment = of_model[of_model["stage"] != DENSE].groupby("experiment", sort=False)
@@ -156,7 +156,7 @@ def _tables(summary: pd.DataFrame, speed: pd.DataFrame) -> Iterable[dict[str, An
 
 
 def _cells(row: pd.Series, dense: pd.Series, pruned: float, faster: Mapping[str, Cell]) -> dict[str, Cell]:
-    """Column -> cell, of one model."""
+    """Column -> cell, for one model."""
     lost = row["top1"] - dense["top1"]
     return {
         "top-1": Cell(f"{row['top1']:.2f} %", row["top1"], interval(row["top1_low"], row["top1_high"])),
@@ -178,7 +178,7 @@ def _share(value: float) -> Cell:
 
 
 def _speed_ups(speed: pd.DataFrame, experiment: str | None) -> dict[str, Cell]:
-    """The fastest arm of a model at every batch size; None is the dense model."""
+    """The fastest configuration of a model at every batch size; None is the dense model."""
     cells = {}
     for batch_size, rows in speed.groupby("batch_size"):
         own = rows[(rows["experiment"] == experiment) & (rows["stage"] != DENSE)]
@@ -203,7 +203,7 @@ def _leader(final: pd.DataFrame, dense: pd.Series) -> dict[str, str]:
 
 
 def _experiments(report: Report) -> Iterable[dict[str, Any]]:
-    """Of each experiment what its section shows; a figure that an earlier one has is not shown twice."""
+    """The section of each experiment; figures of an earlier section are not repeated."""
     home: dict[str, str] = {}
     for experiment in report.experiments:
         shown, elsewhere = [], []

@@ -1,4 +1,4 @@
-"""What figures of accuracy against a cost share: a mark for every model at its true place, and their legend."""
+"""Helpers of figures of accuracy against a cost: a mark for every model, and the legend."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ LEGEND_ROWS = 14
 
 
 def draw_models(axes: Axes, rows: pd.DataFrame, cost: str, look: Look, line: str = "-") -> None:
-    """A mark for each row at its cost and top-1, with the intervals of those of the two that have one."""
+    """A mark for each row at its cost and top-1, with intervals where available."""
     axes.errorbar(
         rows[cost],
         rows["top1"],
@@ -46,7 +46,7 @@ def legend(figure: Figure, look_of: Mapping[str, Look], experiments: pd.Series, 
 
 
 def _reach(rows: pd.DataFrame, name: str) -> list[pd.Series] | None:
-    """How far an interval goes down and up from the value."""
+    """Distances from the value to the ends of an interval."""
     if f"{name}_low" not in rows:
         return None
     return [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]

@@ -1,6 +1,6 @@
-"""How figures look: one style, one palette of experiments.
+"""Style of figures: one style, one palette of experiments.
 
-Colours belong to experiments alone; whatever else a figure tells apart, it does by place, shade, line or label.
+Colours identify experiments only; everything else is distinguished by position, shade, line or label.
 """
 
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.3,
     "legend.frameon": False,
     "figure.titlesize": 10,
-    "svg.hashsalt": "lpvit",  # the same figure is the same file
+    "svg.hashsalt": "lpvit",  # makes files reproducible
 }
 
-# Okabe and Ito's palette, which people with any form of colour blindness can tell apart, without its black (dense
-# models) and its yellow (lost on white).
+# Okabe and Ito's palette, suitable for any form of colour blindness, without its black (used for dense models) and its
+# yellow (invisible on white).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v")
 BLACK, DARK, GREY, LIGHT = "black", "0.3", "0.45", "0.65"
@@ -36,14 +36,14 @@ BLACK, DARK, GREY, LIGHT = "black", "0.3", "0.45", "0.65"
 
 @dataclass(frozen=True)
 class Look:
-    """How a series of experiments is drawn, everywhere."""
+    """The style of a series of experiments in all figures."""
 
     color: str
     marker: str
 
     @property
     def size(self) -> int:
-        """Of the marker, in points; a star looks smaller than it is."""
+        """Size of the marker in points; larger for a star, which looks small."""
         return 10 if self.marker == "*" else 6
 
 
@@ -51,7 +51,7 @@ DENSE_LOOK = Look(BLACK, "*")
 
 
 def looks(series: Mapping[str, str]) -> dict[str, Look]:
-    """Series -> its look; neighbours differ in colour and in marker, so that black and white suffices.
+    """Series -> its style; neighbours differ in colour and marker, so black and white is sufficient.
 
     Args:
         series: Experiment -> its series, from `lpvit.report.series`, all experiments of the config.
@@ -61,7 +61,7 @@ def looks(series: Mapping[str, str]) -> dict[str, Look]:
 
 
 def shades(count: int) -> Any:
-    """Colours for what is ordered, from dark to light, (count, 4); the lightest still reads as a line."""
+    """Sequential colours from dark to light, (count, 4); the lightest is still visible as a line."""
     return matplotlib.colormaps["viridis"](np.linspace(0, 0.88, count))
 
 

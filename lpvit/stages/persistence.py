@@ -1,12 +1,12 @@
-"""What Snakemake remembers of earlier runs, completed by the records that lie beside the results.
+"""Replaces Snakemake's metadata of earlier runs by our records next to the results.
 
-Snakemake compares the params of a job with what its folder `.snakemake` remembers of the last time. Where that is lost
-(a fresh clone, results that were copied) it takes any result for current; where settings differ it prints both whole.
-`complete` lets the record of the job answer instead (`lpvit.store.records`), which names the settings that differ.
+Snakemake compares the params of a job with its metadata in `.snakemake`. Without metadata (a fresh clone, copied
+results) it treats any result as current; if settings differ it prints both completely. `complete` uses the record of
+the job instead (`lpvit.store.records`), which names the settings that differ.
 
-Snakemake has no public way to do so: an input that stands for the settings reruns every job once more under the trigger
-`input`, and params are not looked at without its memory. So two methods of one of its classes are replaced, here and
-nowhere else; `tests/workflow/test_persistence.py` holds the oldest and the newest version of Snakemake to it.
+Snakemake has no public interface for this: an input that represents the settings reruns every job once more under the
+trigger `input`, and params are not compared without metadata. So two methods of one of its classes are replaced, only
+here; `tests/workflow/test_persistence.py` tests this with the oldest and the newest supported version of Snakemake.
 """
 
 import inspect
@@ -24,7 +24,7 @@ METHODS = {"has_metadata": ["self", "job"], "params_changed": ["self", "job", "f
 
 
 class Changes(str):
-    """What differs from the settings that made the results of a job; Snakemake prints it as the reason to run it."""
+    """Changes since the record of a job; Snakemake prints them as the reason to run it."""
 
     files: list[str]
 
@@ -34,19 +34,19 @@ class Changes(str):
 
 
 def complete(is_ours: Callable[[Any], bool]) -> None:
-    """Lets records answer for the jobs of this workflow.
+    """Uses records instead of metadata for the jobs of this workflow.
 
     Args:
-        is_ours: Whether a job keeps a record; others, of a workflow that takes this one as a module, are left alone.
+        is_ours: Whether a job has a record; others, of a workflow that uses this one as a module, are not affected.
 
     Raises:
-        LpvitError: This version of Snakemake keeps its memory in another way.
+        LpvitError: This version of Snakemake has another interface to its metadata.
     """
     memory = _memory()
     remembers, differs = memory.has_metadata, memory.params_changed
 
     def has_metadata(self: Any, job: Any) -> bool:
-        """Of our jobs always: without memory and record, it is known that nobody knows how the results came about."""
+        """Always true for our jobs, so that Snakemake calls `params_changed` for them."""
         return is_ours(job) or remembers(self, job)
 
     def params_changed(self: Any, job: Any, file: str | None = None) -> Any:
@@ -54,7 +54,7 @@ def complete(is_ours: Callable[[Any], bool]) -> None:
         if recorded is None and (not is_ours(job) or remembers(self, job)):
             return differs(self, job, file=file)
         if recorded is None:
-            change = Changes("made by unknown settings" if any(Path(made).exists() for made in job.output) else "")
+            change = Changes("no record of its settings" if any(Path(made).exists() for made in job.output) else "")
         else:
             change = Changes(changes(recorded, dict(job.params.items())))
         change.files = [file] if file is not None else list(job.output)
@@ -64,14 +64,14 @@ def complete(is_ours: Callable[[Any], bool]) -> None:
 
 
 def _memory() -> Any:
-    """The class that both methods belong to."""
+    """Snakemake's class with both methods."""
     place: Any = snakemake.persistence
     memory = getattr(place, "PersistenceBase", None) or getattr(place, "Persistence", None)
     for name, expected in METHODS.items():
         method = getattr(memory, name, None)
         if method is None or list(inspect.signature(method).parameters) != expected:
             raise LpvitError(
-                f"snakemake {snakemake.__version__}: keeps its memory in a way that lpvit does not know "
+                f"snakemake {snakemake.__version__}: has an unsupported interface to its metadata "
                 f"({name}); install a version that pyproject.toml allows"
             )
     return memory

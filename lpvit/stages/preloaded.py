@@ -1,14 +1,14 @@
-"""One process per run that has imported torch and timm, and forks to run the scripts of the jobs.
+"""One process per run that has imported torch and timm and forks to run the scripts of jobs.
 
-To import them takes a job longer than most jobs work: 4 to 5 s of a processor. So a script that needs them begins with
+Importing them takes 4 to 5 s of processor time, more than most jobs. So a script that needs them starts with
 
     import lpvit.stages.preloaded
 
-and goes on in a fork of that process, if the run has one here: same folder, environment, outputs, signals and exit
-code. The job itself only waits. Where there is none (another machine, another Python, a script that is started by
-hand), the script runs on as it is. What is measured in time is measured in a process of its own.
+and continues in a fork of that process, if the run has one on this machine: with the same folder, environment, outputs,
+signals and exit code. The job itself only waits. Without such a process (another machine, another Python, a script
+started by hand), the script runs normally. What measures time runs in a process of its own.
 
-Nothing may start threads or a GPU in the process that forks; it imports, and does nothing else.
+The forking process must not start threads or use a GPU; it only imports modules.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def start(threads: int, modules: Sequence[str] = MODULES) -> None:
-    """Starts the process for the jobs of this run; it ends with the run. It imports when the first job asks.
+    """Starts the process for the jobs of this run; it ends with the run. It imports at the first request.
 
     Args:
         threads: Of a job; libraries that read it when they are imported keep it.
@@ -54,7 +54,7 @@ def start(threads: int, modules: Sequence[str] = MODULES) -> None:
 
 
 def hand_over(script: str) -> None:
-    """Lets the process run a script and ends as it does; returns where there is no such process."""
+    """Runs the script in a fork of the process and exits with its code; returns if there is no such process."""
     address = os.environ.get(ADDRESS)
     if address is None:
         return
@@ -64,7 +64,7 @@ def hand_over(script: str) -> None:
             environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
             request = [sys.executable, script, str(Path.cwd()), environment]
             socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
-            answer = connection.recv(64)  # at its end
+            answer = connection.recv(64)  # after the script has ended
         except OSError:  # on another machine
             return
     if answer == b"refused":
@@ -81,8 +81,8 @@ class _Job(NamedTuple):
 
 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
-    """Forks for every script that a job of this run asks for, until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the jobs and the run get it as well
+    """Forks for every script that a job of this run requests, until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the jobs and the run receive it as well
     events = selectors.DefaultSelector()
     events.register(sys.stdin.fileno(), selectors.EVENT_READ, None)
     events.register(listener, selectors.EVENT_READ, None)
@@ -129,7 +129,7 @@ def _accept(listener: socket.socket, modules: Sequence[str]) -> _Job | None:
 
 
 def _end(job: _Job, *, is_given_up: bool) -> None:
-    """Tells a job how its script ended, or ends the script of a job that is gone."""
+    """Sends a job the exit code of its script, or kills the script of a job that is gone."""
     if is_given_up:
         os.kill(job.process, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(job.process, 0)[1])
@@ -155,7 +155,7 @@ def _run(script: str, folder: str, environment: dict[str, str], descriptors: Seq
 
 
 def _is_of_this_run(connection: socket.socket) -> bool:
-    """Whether the one who asks descends from the process that started this one, and not from a scheduler's."""
+    """Whether the requesting process is a descendant of the run, and not of a scheduler."""
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     process, run = int.from_bytes(peer[:4], sys.byteorder), os.getppid()
     with suppress(OSError):  # it has ended
@@ -165,7 +165,7 @@ def _is_of_this_run(connection: socket.socket) -> bool:
 
 
 def _end_like(code: int) -> NoReturn:
-    """Ends this process with an exit code, or by the signal that the code stands for."""
+    """Ends this process with an exit code, or by the signal that the code represents."""
     if code < 0:
         with suppress(OSError):  # of what cannot be handled anyway
             signal.signal(-code, signal.SIG_DFL)

@@ -3,9 +3,9 @@
 Snakemake detects changes of a rule's script, not of the modules it imports. Every rule therefore has the digests of
 this code as a param: an edited module reruns the stages that import it and no others, and is named.
 
-A *strategy* is a module that the config chooses by its name (`lpvit.variants`). Code refers to the package of
-strategies by an import, or by a string with its name. All strategies of such a package count, unless the caller names
-those that are chosen.
+A *strategy* is a module that the config selects by name (`lpvit.strategies`). Code refers to the package of strategies
+by an import, or by a string with its name. All strategies of such a package count, unless the caller gives the selected
+ones.
 """
 
 import ast
@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent
 BESIDE = ("csrc", "template")  # folders with files that modules use besides Python
 
 
-# Modules that find others by name, with patterns of those: no import names them.
+# Modules that find others by name without importing them, with patterns of these.
 FOUND_BY_NAME = {"stages/edited": "**/edit.py"}
 
 # Modules that handle files, logs, errors and processes, not results; only their imported constants count: schemas.
@@ -36,7 +36,7 @@ def source_digests(
     """Digests of a script and of all modules of the package that it imports, directly or not, including kernels.
 
     Of a package that is imported by its name (``from lpvit.data import loaders``) or named in a string
-    (``"lpvit.schemes.kinds"``), the ``chosen`` modules count; all of them where none are given.
+    (``"lpvit.schemes.kinds"``), the ``chosen`` modules count, or all of them if not given.
 
     Comments, docstrings, formatting, the version number and imports for type checkers do not count, nor do `NEUTRAL`
     modules: rewording, a release or another error message reruns nothing.
@@ -44,7 +44,7 @@ def source_digests(
     Args:
         script: Python file.
         package: Folder of the package whose imports are followed.
-        chosen: Package of strategies -> the names of those that the script may run, as in the config.
+        chosen: Package of strategies -> names that the script may run, as in the config.
 
     Returns:
         File, as seen from the package's folder, or constant of a neutral module -> eight hexadecimal digits.
@@ -90,7 +90,7 @@ def fingerprint(settings: object, *files: str | Path) -> str:
 class _Module(NamedTuple):
     digest: str
     imported: list[Path]
-    packages: list[tuple[Path, str]]  # referred to by name, with the file that counts of each strategy, if not all
+    packages: list[tuple[Path, str]]  # referred to by name, with the relevant file of each strategy, if not all
     constants: list[tuple[Path, str]]  # imported from neutral modules
 
 
@@ -150,7 +150,7 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
 
 
 def _packages(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
-    """Packages that are referred to as a whole, by an import or in a string, with the ``file`` of a `Registry`."""
+    """Packages referred to as a whole, by an import or in a string, with the ``file`` of a `Registry`."""
     files = {
         id(node.args[0]): str(ast.literal_eval(keyword.value))
         for node in ast.walk(tree)
@@ -172,7 +172,7 @@ def _packages(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _strategies(folder: Path, inside: str, package: Path, chosen: Mapping[str, Collection[str]]) -> Iterator[Path]:
-    """Files of the strategies of a package that are chosen, or of all; a name may have an underscore more."""
+    """Files of the selected strategies of a package, or of all; file names may have an additional underscore."""
     name = ".".join(folder.relative_to(package.parent).parts)
     yield folder / "__init__.py"
     for file in folder.glob(f"*/{inside}.py" if inside else "**/*.py"):

@@ -27,7 +27,7 @@ def write_record(log: str | Path, rule: str, params: Mapping[str, Any], **effort
         log: Of the job.
         rule: Of the job.
         params: Of the job.
-        **effort: ``seconds`` and ``mebibytes`` that the job took, if it ran.
+        **effort: ``seconds`` and ``mebibytes`` of the job, if it ran.
     """
     record = {"rule": rule, "lpvit": __version__, "settings": _plain(params), **effort}
     write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", record_file(log))
@@ -45,7 +45,7 @@ def read_record(log: str | Path) -> dict[str, Any] | None:
 
 
 def read_effort(log: str | Path) -> tuple[float, float] | None:
-    """Seconds and mebibytes that a job took; None where it did not run here, or has no valid record."""
+    """Seconds and mebibytes of a job; None if it did not run here or has no valid record."""
     try:
         record = _read(log)
         return float(record["seconds"]), float(record["mebibytes"])

@@ -178,6 +178,18 @@ CURVES = Schema(
     ),
 )
 
+FREEDOMS = Schema(
+    "freedoms.parquet",
+    "freedom of aligned bases that the pruning asks for",
+    (
+        Column("freedom", pa.string(), "", "`centre`, `residual`, `values`, `queries` or `hidden`"),
+        Column("used", pa.bool_(), "", "whether it is used anywhere in the model"),
+        Column("places", pa.int64(), "", "places where it is used"),
+        Column("candidates", pa.int64(), "", "places where it might have been used"),
+        Column("reason", pa.string(), "", "why it is not used at the others; empty if it is"),
+    ),
+)
+
 INTERACTIONS = Schema(
     "interactions.parquet",
     "ordered pair of prunable layers, under the masks of an experiment",
@@ -391,6 +403,7 @@ ALL = (
     CURVES,
     ALLOCATION,
     FRONTIER,
+    FREEDOMS,
     INTERACTIONS,
     HISTORY,
     ACCURACY,

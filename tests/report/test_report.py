@@ -206,7 +206,7 @@ def test_images_that_were_left_out_are_told() -> None:
     assert tables.left_out(evaluations()) == ""
     (line,) = tables.left_out(evaluations().assign(images_skipped=3)).strip().splitlines()
     images = evaluations()["images"].iloc[0]
-    assert line == f"imagenet: 3 of {images + 3} validation images cannot be decoded and are left out."
+    assert line == f"imagenet: 3 of {images + 3} validation images cannot be decoded and are skipped."
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_layers_of_which_nothing_is_pruned_have_no_interactions_to_show() -> Non
     axes = drawn("interactions", pairs, costs()).axes[0]
     assert np.asarray(axes.images[0].get_array()) == pytest.approx(np.array([[1, -1], [-1, 1]]))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["qkv 1", "qkv 2"]
-    assert axes.get_title("left").endswith("1 unpruned layers left out")
+    assert axes.get_title("left").endswith("1 unpruned layers omitted")
 
 
 def series(frame: pd.DataFrame) -> dict[str, str]:

@@ -77,7 +77,7 @@ def test_ctrl_c_in_an_epoch_says_that_a_new_start_goes_on_and_does_not_look_fini
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
     done = run.end()
     assert done.code != 0
-    assert done.output.count("interrupted: what is finished stays, and a new start goes on from here") == 1
+    assert done.output.count("interrupted: finished stages are kept; start again to resume") == 1
     assert "Traceback" not in done.output
     assert (disturbed.folder / RECIPE.with_name("deep") / "resume.pt").exists()
 

@@ -69,7 +69,7 @@ def test_without_snakemakes_memory_the_record_answers_and_without_both_nobody_do
     assert "Nothing to be done" in snakemake(python, tmp_path, 1, 1, "--dry-run")
     assert "value: 1 -> 2\n" in snakemake(python, tmp_path, 2, 1, "--dry-run")
     record_file(tmp_path / "ours.log").unlink()
-    assert "made by unknown settings\n" in snakemake(python, tmp_path, 1, 1, "--dry-run")
+    assert "no record of its settings\n" in snakemake(python, tmp_path, 1, 1, "--dry-run")
 
 
 def test_a_snakemake_that_keeps_its_memory_in_another_way_is_refused_in_one_line() -> None:
@@ -80,4 +80,4 @@ def test_a_snakemake_that_keeps_its_memory_in_another_way_is_refused_in_one_line
         "try:\n    persistence.complete(bool)\nexcept LpvitError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert "keeps its memory in a way that lpvit does not know (params_changed)" in done.stdout
+    assert "has an unsupported interface to its metadata (params_changed)" in done.stdout

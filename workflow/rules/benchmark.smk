@@ -1,4 +1,4 @@
-"""Speed and energy on the machine at hand, on request; all cores for each job, so that nothing runs beside it."""
+"""Speed and energy on this machine, on request; each job takes all cores, so that no other job runs."""
 
 benchmarked = [
     {
@@ -70,7 +70,7 @@ rule benchmark_model:
 
 
 rule summarize_speed:
-    """Gathers what every final model reached, and which of its layers stayed dense."""
+    """Collects speed and energy of every final model, and the choices of its layers."""
     input:
         speed=[f"{entry['folder']}/speed.parquet" for entry in benchmarked],
         choices=[f"{entry['folder']}/choices.parquet" for entry in benchmarked],
@@ -107,13 +107,13 @@ rule summarize_speed:
 
 
 use rule write_page as write_speed_to_page with:
-    """Writes the page anew, with the speed that was measured."""
+    """Writes the page again, with the measured speed."""
     input:
         **page_inputs(),
         page=f"{REPORT}/index.html",
         speed=f"{REPORT}/speed.csv",
     output:
-        touch(f"{REPORT}/.page_with_speed"),  # the page itself, which is there before anything is measured, is an input
+        touch(f"{REPORT}/.page_with_speed"),  # the page exists before anything is measured, so it is an input
     log:
         f"{REPORT}/page_with_speed.log",
 

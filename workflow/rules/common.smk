@@ -1,4 +1,4 @@
-"""The checked config, the folders that it spells, and what every rule shares."""
+"""The checked config, the folders of its names, and helpers of all rules."""
 
 import functools
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# The scripts import the package of this checkout, also in a conda environment that has only its dependencies; a workflow
-# that was fetched alone, as by snakedeploy, imports the package that is installed.
+# The scripts import the package of this checkout, also in a conda environment that has only its dependencies. A
+# workflow without the package, as deployed by snakedeploy, imports the installed package.
 CHECKOUT = Path(str(workflow.current_basedir)).parent.parent
 if (CHECKOUT / "lpvit").is_dir():
     sys.path.insert(0, str(CHECKOUT))
@@ -32,12 +32,12 @@ DEFAULT_CONFIG = "config/config.yaml"
 
 SALIENCIES, DISTORTIONS = "lpvit.structures.blocks.saliencies", "lpvit.structures.blocks.distortions"
 
-try:  # before Snakemake reads them, which names neither file nor line and keeps the last of two keys of one name
+try:  # before Snakemake, which reports neither file nor line and keeps the last of duplicate keys
     require_sound(workflow.configfiles or filter(os.path.exists, [DEFAULT_CONFIG]))
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
 
-# A file given by --configfile replaces the default one: merged, the default's experiments would run as well.
+# A file given by --configfile replaces the default one; merging would also run the default's experiments.
 if not workflow.config_settings.configfiles:
 
     configfile: DEFAULT_CONFIG
@@ -51,7 +51,7 @@ try:
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
 
-CACHED = workflow.workflow_settings.cache is not None  # --cache: what is dear to make is shared between folders
+CACHED = workflow.workflow_settings.cache is not None  # --cache: expensive results are shared between folders
 GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
 NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training
 
@@ -63,9 +63,9 @@ PRUNING = f"{CALIBRATION}/{{pruning}}"
 BUDGET = f"{PRUNING}/{{budget}}"
 ROUNDS = f"{BUDGET}/rounds"
 RECIPE = f"{BUDGET}/{{recipe}}"
-# Where a model is saved: `folder` is empty for the dense one, else what a budget or a recipe adds to the path.
+# Where a model is saved: `folder` is empty for the dense one, else the part of the path of budget and recipe.
 FOLDER = f"{MODEL}{{folder}}"
-STAGE = f"{FOLDER}/{{stage}}"  # the model is `STAGE.pt`; what is measured of it lies in `STAGE/`
+STAGE = f"{FOLDER}/{{stage}}"  # the model is `STAGE.pt`; its measurements are in `STAGE/`
 QUANTISED = "quantised@{quantisation}"
 LATENCY = f"{MODEL}/latency/{{block}}/latency.parquet"
 REPORT = f"{RESULTS}/report/{settings.report}"
@@ -89,7 +89,7 @@ wildcard_constraints:
 
 
 def spelled(wildcards) -> dict[str, str]:
-    """The names of all decisions that a path spells: its wildcards, and those that `folder` or `place` stand for."""
+    """The names of all decisions in a path: its wildcards, and those in `folder` or `place`."""
     names = dict(wildcards.items())
     below = names.get("folder", "").split("/")[1:]
     path = names.get("place", "report").split("/")
@@ -97,7 +97,7 @@ def spelled(wildcards) -> dict[str, str]:
 
 
 def trained_stage(wildcards) -> str:
-    """The stage that a quantised or exported model comes from: the last in its folder that has float weights."""
+    """The source of a quantised or exported model: the last stage in its folder with float weights."""
     return "finetuned" if "recipe" in spelled(wildcards) else "pruned"
 
 
@@ -116,18 +116,18 @@ def samples_of(wildcards) -> str:
 
 
 def scaled(amount: int) -> Callable:
-    """A resource that grows with every attempt: a job that ran out of memory or time gets more when it is retried."""
+    """A resource that grows with every attempt: a job that ran out of memory or time gets more in a retry."""
     return lambda wildcards, attempt: amount * attempt
 
 
 def gpus_of_training(wildcards) -> str:
-    """The GPUs of each node, since a scheduler may deal out a total unevenly; none where nothing is trained."""
+    """The GPUs of each node, because a scheduler may distribute a total unevenly; none without training."""
     trained = "recipe" in wildcards.keys() or settings.models[wildcards.model].recipe is not None
     return f"gpu:{settings.compute.processes // NODES}" if GPUS and trained else ""
 
 
 def all_cores(wildcards) -> int:
-    """Those of the run; a scheduler, which has no such number, gives the machine to this job alone."""
+    """The cores of the run; under a scheduler, which has no such number, `compute.threads`."""
     return workflow.resource_settings.cores or settings.compute.threads
 
 
@@ -160,7 +160,7 @@ def digests_of(script: str, chosen: tuple) -> dict[str, str]:
 
 
 def strategies_of(wildcards) -> dict[str, Collection[str]]:
-    """Package of strategies -> those that a path chooses: none of what is decided further below, all for a report."""
+    """Registry -> strategies that the decisions in a path select: none if decided later, all for a report."""
     names = spelled(wildcards)
     figures = {"lpvit.report.figures": [names["figure"]] if "figure" in names else []}
     if "dataset" not in names:
@@ -185,7 +185,7 @@ def images_of(wildcards) -> dict:
 
 @functools.cache
 def listing_of(dataset: str) -> dict | None:
-    """What lies in the folder of a dataset, so that an image more or less counts as a change."""
+    """Fingerprint of the folder of a dataset, which changes with every added or removed image."""
     asked = settings.datasets[dataset]
     splits = {asked.train} if asked.validation_share else {asked.train, asked.validation}
     return list_splits(asked.root, splits)._asdict() if asked.root is not None else None
@@ -196,19 +196,19 @@ def recipe_of(name: str | None) -> dict | None:
 
 
 def checkpoint_of(wildcards) -> str | list:
-    """The file that a dense model's weights come from: an input, so that another file in its place counts as new."""
+    """The file of a dense model's weights: an input, so that replacing it is detected."""
     file = settings.models[wildcards.model].checkpoint
     return [] if file is None else existing(file, f"models.{wildcards.model}.checkpoint")
 
 
 def teacher_of(recipe: str | None) -> str | list:
-    """The file of a teacher's weights, likewise."""
+    """The file of a teacher's weights, as an input."""
     file = None if recipe is None else settings.recipes[recipe].teacher_checkpoint
     return [] if file is None else existing(file, f"recipes.{recipe}.teacher_checkpoint")
 
 
 def stamps_of(*files: str | list) -> dict[str, list[int]]:
-    """Sizes and times of files that are given, if any; Snakemake sees only that one is newer."""
+    """Sizes and times of given files, if any; Snakemake only detects newer ones."""
     return stamps(file for file in files if file)
 
 
@@ -231,13 +231,29 @@ def one_of(names: Iterable[str]) -> str:
     return f"({'|'.join(map(re.escape, names)) or '(?!)'})"
 
 
-def prunings_of(structure: str) -> str:
-    """Wildcard constraint: the prunings that remove blocks, or width."""
-    return one_of(name for name, pruning in settings.prunings.items() if pruning.structure == structure)
+def prunings_of(*structures: str) -> str:
+    """Wildcard constraint: the prunings of some structures."""
+    return one_of(name for name, pruning in settings.prunings.items() if pruning.structure in structures)
+
+
+def basis_of(wildcards) -> str:
+    """The model that a pruning prunes: the dense one, or the same in aligned bases."""
+    aligned = settings.prunings[wildcards.pruning].freedoms
+    return (f"{PRUNING}/aligned.pt" if aligned else f"{MODEL}/dense.pt").format(**wildcards)
+
+
+def compression_of(wildcards) -> dict:
+    """The settings of a pruning that decide, with an allocation, how the model is compressed."""
+    pruning = settings.prunings[wildcards.pruning]
+    return chosen(pruning, "structure", *pruning.compress_keys)
+
+
+def compresses_by_statistics(wildcards) -> bool:
+    return settings.prunings[wildcards.pruning].structure == "factors"
 
 
 def last_step(file: str) -> Callable:
-    """Scores or curves that a budget's allocation goes by: of the dense model, or of what its rounds left."""
+    """Scores or curves for the allocation of a budget: of the dense model, or after its pruning rounds."""
     return branch(
         lambda wildcards: budget_of(wildcards).steps > 1,
         then=f"{ROUNDS}/{file}",
@@ -246,7 +262,7 @@ def last_step(file: str) -> Callable:
 
 
 def latency_of(wildcards) -> str | list:
-    """The latency table of a budget in milliseconds: as given, or measured on this machine; elsewhere none."""
+    """The latency table of a budget in milliseconds: given, or measured on this machine; empty for other budgets."""
     budget = budget_of(wildcards)
     if budget.latency is None:
         return []
@@ -264,12 +280,12 @@ def block_of(pruning: str) -> str:
 
 
 def energy_of(wildcards) -> dict:
-    """The constants of the energy model where a budget counts energy; elsewhere they do not matter."""
+    """The constants of the energy model for an energy budget; empty for other budgets."""
     return chosen(settings.energy) if budget_of(wildcards).energy is not None else {}
 
 
 def batch_size_of(wildcards) -> int:
-    """Images per pass of the stages that show calibration images to the model."""
+    """Images per pass of the stages that run the model on calibration images."""
     return settings.prunings[wildcards.pruning].batch_size
 
 
@@ -278,14 +294,14 @@ def rounds_on_images(wildcards) -> bool:
 
 
 def rounding_images_of(wildcards) -> dict | None:
-    """The params of a quantisation that looks at images, as those of a reconstruction."""
+    """The params of a quantisation that needs images, as for a reconstruction."""
     if not rounds_on_images(wildcards):
         return None
     return images_of(wildcards) | chosen(settings.prunings[spelled(wildcards)["pruning"]], "batch_size")
 
 
 def names_of(experiment: Experiment) -> dict:
-    """The wildcards of an experiment; its schemes are a part of its budget's name, `budget@scheme@scheme`."""
+    """The wildcards of an experiment; schemes are part of the name of its budget, `budget@scheme@scheme`."""
     names = experiment.model_dump()
     return names | {"budget": "@".join([experiment.budget, *experiment.schemes])}
 
@@ -296,12 +312,12 @@ def budget_of(wildcards):
 
 
 def schemes_of(wildcards) -> list[dict]:
-    """The settings of the schemes that a budget's name ends with."""
+    """The settings of the schemes in the name of a budget."""
     return [chosen(settings.schemes[name]) for name in wildcards.budget.split("@")[1:]]
 
 
 def costs_of(wildcards) -> str:
-    """The costs that a budget goes by: those of the dense model, with its schemes if there are any."""
+    """The costs for a budget: of the dense model, with its schemes if any."""
     names = spelled(wildcards)
     _, at, schemes = names["budget"].partition("@")
     return f"{MODEL}/costs{at}{schemes}.parquet".format(**names)
@@ -321,5 +337,5 @@ def evaluated(experiment: Experiment) -> dict[str, str]:
 
 
 def final_of(experiment: Experiment) -> str:
-    """The folder of the metrics of the last model that an experiment makes."""
+    """The folder of the metrics of the last model of an experiment."""
     return list(evaluated(experiment).values())[-1]

@@ -1,5 +1,5 @@
 rule check_experiments:
-    """Finds in seconds what would otherwise fail after hours: impossible budgets, blocks, weights, teachers, folders."""
+    """Checks in seconds what would otherwise fail after hours: budgets, blocks, weights, teachers, folders."""
     output:
         plan=f"{RESULTS}/plan.parquet",
     params:
@@ -8,7 +8,7 @@ rule check_experiments:
         sources=sources("check_experiments.py"),
     log:
         f"{RESULTS}/plan.log",
-    # All cores and the highest priority: it runs alone and first. As an input of the stages it would rerun them all.
+    # All cores and the highest priority: it runs alone and first. As an input of other stages it would rerun them all.
     threads: 9999
     priority: 100
     conda:
@@ -18,7 +18,7 @@ rule check_experiments:
 
 
 rule fetch_dense:
-    """Makes a dense model that is not trained here: timm's weights, a checkpoint, or random ones."""
+    """Creates a dense model that is not trained here: timm's weights, a checkpoint, or random ones."""
     input:
         images=f"{DATASET}/images.parquet",
         checkpoint=checkpoint_of,
@@ -70,7 +70,7 @@ rule train_dense:
         mem_mb=scaled(64_000),
         runtime=scaled(24 * 60),
         nodes=NODES,
-        tasks=None if GPUS else NODES,  # without, SLURM gives one node to one task
+        tasks=None if GPUS else NODES,  # otherwise SLURM gives one node to one task
         gres=gpus_of_training,
     conda:
         ENVIRONMENT
@@ -79,7 +79,7 @@ rule train_dense:
 
 
 rule count_costs:
-    """Counts what the layers of the dense model cost once schemes are added to it."""
+    """Counts the costs of the layers of the dense model with schemes."""
     input:
         dense=f"{MODEL}/dense.pt",
     output:

@@ -23,7 +23,7 @@ rule evaluate:
 
 
 rule total_costs:
-    """Counts what a model costs, in all and by layer: MACs, parameters, modelled energy; and joins its accuracy."""
+    """Counts the costs of a model, in total and by layer: MACs, parameters, modelled energy; and joins its accuracy."""
     input:
         model=f"{STAGE}.pt",
         masks=masks_of,

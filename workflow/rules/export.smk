@@ -1,10 +1,10 @@
 def exported_stage(wildcards) -> str:
-    """What a file is exported from: `model`, the trained one of its folder; `quantised@...`, that one."""
+    """The source of an exported file: the last model of its folder for `model`, or `quantised@...`."""
     return trained_stage(wildcards) if wildcards.file == "model" else wildcards.file
 
 
 rule export_model:
-    """Writes a model on request: compressed for lpvit.load, and as ONNX for use elsewhere."""
+    """Writes a model on request: compressed for lpvit.load, and as ONNX."""
     input:
         model=lambda wildcards: f"{FOLDER}/{exported_stage(wildcards)}.pt".format(**wildcards),
         masks=f"{FOLDER}/masks.pt",
@@ -30,7 +30,7 @@ rule export_model:
 
 
 rule export:
-    """Writes every experiment's final model for use elsewhere, and the same quantised."""
+    """Exports every experiment's final model, and its quantised form."""
     input:
         [
             f"{BUDGET if experiment.recipe is None else RECIPE}/{name}.{suffix}".format(**names_of(experiment))

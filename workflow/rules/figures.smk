@@ -1,4 +1,4 @@
-"""Figures: which there are is what lies in lpvit/report/figures; here is what they can be drawn from."""
+"""Figures: one per file of lpvit/report/figures; here are their possible inputs."""
 
 from lpvit.report.catalogue import figure_files
 
@@ -31,9 +31,10 @@ def artifact(name: str, names: dict[str, str]) -> str:
 def made_by(experiment: Experiment) -> set[str]:
     """The artifacts and facts that an experiment has."""
     budget, pruning = settings.budgets[experiment.budget], settings.prunings[experiment.pruning]
-    blocks = pruning.structure == "blocks"
+    blocks, curves = pruning.structure == "blocks", pruning.structure != "width"
     return {"costs", "samples"}.union(
-        {"blocks", "curves", "allocation", "masks", "unit"} if blocks else (),
+        {"curves", "allocation", "unit"} if curves else (),
+        {"blocks", "masks"} if blocks else (),
         {"interactions"} if blocks and pruning.probes_used else (),
         {"frontier"} if len(budget.targets) == 2 else (),
         {"history", "before"} if experiment.recipe is not None else (),
@@ -42,14 +43,14 @@ def made_by(experiment: Experiment) -> set[str]:
 
 
 def figures_of(experiment: Experiment) -> list[str]:
-    """Figures of an experiment alone, as SVG: those whose artifacts it makes."""
+    """Figures of a single experiment, as SVG: those whose artifacts it creates."""
     made, names = made_by(experiment), names_of(experiment)
     drawn = [name for name, figure in FIGURES.items() if set(figure.needs) <= made]
     return sorted((placed_at(name, names) for name in drawn), key=lambda file: (file.count("/"), file))
 
 
 def placed_at(figure: str, names: dict[str, str]) -> str:
-    """Beside the first of its artifacts."""
+    """In the folder of the first of its artifacts."""
     return f"{os.path.dirname(artifact(FIGURES[figure].needs[0], names))}/{figure}.svg"
 
 
@@ -59,7 +60,7 @@ def report_figures(*artifacts: str) -> list[str]:
 
 
 def drawn_from(wildcards) -> dict[str, str]:
-    """The inputs of a figure; what it can also take, where an experiment that shares it makes that."""
+    """The inputs of a figure; optional ones if an experiment that shares it creates them."""
     figure, names = FIGURES[wildcards.figure], spelled(wildcards)
     made = set().union(*(made_by(experiments[name]) for name in sharing(wildcards).split(", ")))
     shown = [*figure.needs, *(name for name in figure.takes if name in made)]
@@ -67,16 +68,16 @@ def drawn_from(wildcards) -> dict[str, str]:
 
 
 def facts_of(wildcards) -> dict:
-    """What a figure is told beside its artifacts, as far as it asks."""
+    """Facts that a figure needs besides its artifacts."""
     figure, names = FIGURES[wildcards.figure], spelled(wildcards)
     facts = {"series": series, "proxy": settings.scale == "proxy"}
     if "unit" in figure.needs:
-        facts["unit"] = settings.prunings[names["pruning"]].distortion.unit
+        facts["unit"] = settings.prunings[names["pruning"]].distortion_unit
     return {name: value for name, value in facts.items() if name in figure.needs}
 
 
 rule plot:
-    """Draws a figure of lpvit/report/figures: for papers, and to zoom on the page."""
+    """Draws a figure of lpvit/report/figures: for papers, and interactive for the page."""
     input:
         unpack(drawn_from),
     output:

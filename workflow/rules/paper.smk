@@ -1,11 +1,11 @@
-"""The tables of the paper: experiments that say which published row they stand for."""
+"""The tables of the paper: experiments that reproduce a published row."""
 
 
 include: "paper_files.smk"
 
 
 rule paper_tables:
-    """Sets published accuracy and MACs beside ours, for every row of the paper's tables."""
+    """Compares published accuracy and MACs with ours, for every row of the paper's tables."""
     input:
         dense=[f"{dense_of(experiment)}/metrics.parquet" for experiment in reproduced.values()],
         final=[f"{reproduced_by(experiment)}/metrics.parquet" for experiment in reproduced.values()],

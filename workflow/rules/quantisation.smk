@@ -1,5 +1,5 @@
 rule quantise:
-    """Rounds a pruned or fine-tuned model's weights to int8, on the images that pruned it, or casts it to bfloat16."""
+    """Rounds a pruned or fine-tuned model's weights to int8, on its calibration images, or casts it to bfloat16."""
     input:
         model=lambda wildcards: f"{FOLDER}/{trained_stage(wildcards)}.pt".format(**wildcards),
         masks=f"{FOLDER}/masks.pt",

@@ -2,7 +2,7 @@ include: "report_files.smk"
 
 
 rule summarize:
-    """Gathers what every experiment reached."""
+    """Collects the results of all experiments."""
     input:
         metrics=[f"{evaluation['folder']}/metrics.parquet" for evaluation in evaluations],
     output:
@@ -20,7 +20,7 @@ rule summarize:
 
 
 rule write_page:
-    """Writes the page that people read first, and a short form of it for Snakemake's report."""
+    """Writes the page of the report, and a short form of it for Snakemake's report."""
     input:
         **page_inputs(),
     output:
@@ -43,7 +43,7 @@ rule write_page:
 
 
 rule trace_frontier:
-    """Traces what two budgets could be at equal distortion."""
+    """Computes the trade-off of two budgets at equal distortion."""
     input:
         blocks=last_step("blocks.parquet"),
         curves=last_step("curves.parquet"),

@@ -1,4 +1,4 @@
-"""Which tables and figures the experiments of the config give."""
+"""Tables and figures of the experiments of the config."""
 
 import shlex
 
@@ -6,7 +6,7 @@ from lpvit.allocation.settings import TARGETS
 from lpvit.report.series import series_of
 
 SECTIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe", "quantisation")
-TIMED = {  # what people wait for -> log of its job, which its record lies beside
+TIMED = {  # long stages -> log of the job, next to its record
     "dense model": f"{MODEL}/dense.log",
     "gradients": f"{PRUNING}/statistics.log",
     "curves": f"{PRUNING}/curves.log",
@@ -29,13 +29,13 @@ evaluations = [
 
 
 def sharing(wildcards) -> str:
-    """The experiments that a file with these wildcards belongs to."""
+    """The experiments of a file with these wildcards."""
     names = {section: name for section, name in spelled(wildcards).items() if section in SECTIONS}
     return ", ".join(name for name, experiment in experiments.items() if names.items() <= names_of(experiment).items())
 
 
 def trained_from(names) -> str:
-    """Accuracy of the model that a training began with; blocks that go during training leave the dense one.
+    """Accuracy of the model before a training; the dense one if blocks are pruned during training.
 
     Takes the wildcards of a rule, or the names of an experiment.
     """
@@ -44,12 +44,12 @@ def trained_from(names) -> str:
 
 
 def all_figures() -> list[str]:
-    """The figures of every experiment alone."""
+    """The figures of single experiments."""
     return sorted({figure for experiment in experiments.values() for figure in figures_of(experiment)})
 
 
 def page_inputs() -> dict:
-    """What the page is made of; `write_page` also takes what `benchmark` measured, if it is there."""
+    """The inputs of the page; `write_page` also uses results of `benchmark`, if they exist."""
     reproduces = any(experiment.published for experiment in experiments.values())
     return {
         "summary": f"{REPORT}/summary.csv",
@@ -85,7 +85,7 @@ def page_params() -> dict:
 
 
 def decisions_of(experiment: Experiment) -> dict:
-    """What an experiment chose, and what the config says about it."""
+    """The decisions of an experiment and their settings in the config."""
     decisions = {
         section: {"name": name, "settings": told(getattr(settings, f"{section}s")[name])}
         for section in SECTIONS
@@ -115,7 +115,7 @@ def timed_stages() -> list[dict]:
 
 
 def report_files() -> list[str]:
-    """The checked plan and everything that people read; asking for it runs all experiments."""
+    """The checked plan and all tables, figures and pages; these targets run all experiments."""
     reproduces = any(experiment.published for experiment in experiments.values())
     return [
         f"{RESULTS}/plan.parquet",
@@ -129,7 +129,7 @@ def report_files() -> list[str]:
 
 
 def print_summary() -> None:
-    """Shows the table where all of it was asked for and made."""
+    """Prints the table if the whole report was requested and written."""
     table, files = Path(REPORT, "summary.md"), workflow.config_settings.configfiles
     if table.is_file():
         configured = f" --configfile {shlex.join(map(os.path.relpath, files))}" if files else ""

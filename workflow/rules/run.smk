@@ -1,4 +1,4 @@
-"""One run at a time, which can be interrupted; and what Snakemake knows of earlier ones, right also without its own memory."""
+"""One interruptible run at a time; reruns are decided by our records instead of Snakemake's metadata."""
 
 import atexit
 import contextlib
@@ -14,7 +14,7 @@ from lpvit.store.records import changes, read_record, write_record
 
 
 def hold_folder() -> None:
-    """Lets one run at a time work here, as Snakemake's own lock does, but a killed run leaves no lock behind."""
+    """Locks the results folder for this run; unlike Snakemake's lock, it ends with the process."""
     try:
         atexit.register(release, hold(RESULTS))
     except LpvitError as error:
@@ -24,7 +24,7 @@ def hold_folder() -> None:
 
 
 def write_records() -> None:
-    """For what no stage wrote down: results that came from a cache, or that `snakemake --touch` lets pass."""
+    """Writes the records of results from a cache or accepted by `snakemake --touch`, which no stage has written."""
     for job in filter(is_ours, workflow.dag.needrun_jobs(exclude_finished=False)):
         params = dict(job.params.items())
         if all(Path(file).exists() for file in job.output) and changes(read_record(job.log[0]) or {}, params):
@@ -42,12 +42,12 @@ except LpvitError as error:
 
 
 def interrupt(*_) -> None:
-    """Ctrl-C: the jobs end, also those that did not get the signal; Snakemake cleans up."""
+    """Ctrl-C: ends all jobs, also those that did not receive the signal; Snakemake cleans up."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             process.terminate()
     print(
-        "interrupted: what is finished stays, and a new start goes on from here",
+        "interrupted: finished stages are kept; start again to resume",
         file=sys.stderr,
     )
     raise SystemExit(128 + signal.SIGINT)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.data.index import count_skipped, usable_images
 from lpvit.data.loading import evaluation_loader
 from lpvit.stages.edited import read_edited

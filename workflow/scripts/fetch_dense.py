@@ -1,6 +1,6 @@
-"""A model's name and the dataset's classes in, the dense model and what its layers cost out."""
+"""A model's name and the dataset's classes in, the dense model and the costs of its layers out."""
 
-import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.costs.cost import measure_costs
 from lpvit.models.architecture import save_model
 from lpvit.models.settings import Model

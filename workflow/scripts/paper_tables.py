@@ -1,6 +1,6 @@
-"""Metrics of all experiments that stand for a row of the paper in, the paper's table and ours out."""
+"""Metrics of all experiments that reproduce a row of the paper in, the paper's table and ours out."""
 
-import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.report.tables.paper import paper_macs, paper_markdown, paper_table
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text

@@ -1,8 +1,8 @@
-"""What a figure is drawn from in, the figure out: for papers as SVG and PNG, and for the page as JSON."""
+"""Inputs of a figure in, the figure out: SVG and PNG for papers, JSON for the page."""
 
 import json
 
-import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.report.artifacts import read_artifact
 from lpvit.report.drawing import draw, save_figure
 from lpvit.report.interactive import interactive

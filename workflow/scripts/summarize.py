@@ -1,6 +1,6 @@
 """Metrics of all evaluated models in, one table out."""
 
-import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.report.tables.summary import gather, left_out, summary, to_markdown
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text

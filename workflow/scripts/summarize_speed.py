@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.report.tables.speed import speed_markdown, speed_summary, speed_up_by_sparsity
 from lpvit.report.tables.summary import gather
 from lpvit.stages.stage import stage

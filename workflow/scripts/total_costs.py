@@ -1,6 +1,6 @@
-"""A model, its masks and its accuracy in; what it costs out: in all, beside the accuracy, and by layer."""
+"""A model, its masks and its accuracy in; its costs out: in total, with the accuracy, and by layer."""
 
-import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.costs.cost import layer_table, measure_costs, model_metrics, narrow_dtypes
 from lpvit.costs.settings import Energy
 from lpvit.stages.edited import read_edited

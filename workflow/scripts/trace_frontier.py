@@ -1,6 +1,6 @@
-"""Curves, costs and two budgets in, what these could be at equal distortion out."""
+"""Curves, costs and two budgets in, their trade-off at equal distortion out."""
 
-import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.allocation.frontier import frontier
 from lpvit.stages.inputs import allocation_inputs
 from lpvit.stages.stage import stage

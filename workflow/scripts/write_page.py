@@ -1,10 +1,10 @@
-"""Everything that was reached in, one page for people out."""
+"""All results in, the page of the report out."""
 
 from datetime import datetime
 
 import yaml
 
-import lpvit.stages.preloaded  # noqa: F401 - goes on in a process that has imported torch
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.report.environment import commit, durations, machine, versions
 from lpvit.report.page import Report, render
 from lpvit.report.tables.paper import paper_of

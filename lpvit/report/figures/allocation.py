@@ -47,7 +47,7 @@ def _counts(layers: pd.DataFrame) -> list[str]:
 
 
 def _budgets_met(allocation: pd.DataFrame) -> str:
-    """The one or two budgets, what was asked and what is reached."""
+    """The one or two budgets, requested and reached."""
     row = allocation.iloc[0]
     met = [
         f"{BUDGETS[row[f'{prefix}budget']]}: {row[f'{prefix}achieved']:.2%} (target {row[f'{prefix}target']:.2%})"

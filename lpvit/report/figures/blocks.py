@@ -1,4 +1,4 @@
-"""Which blocks stay."""
+"""Kept blocks."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ from lpvit.report.style import DARK, GREY
 TITLE = "Block patterns"
 CATEGORY = "Pruned models"
 CAPTION = (
-    "Blocks that stay (dark) and blocks that are pruned (white) in the first, the middle and the last layer of "
+    "Kept blocks (dark) and pruned blocks (white) in the first, the middle and the last layer of "
     "each role. One cell is one block of the weight matrix; output features run down, input features across, and "
     "all layers are drawn at one scale."
 )
@@ -25,7 +25,7 @@ GAP, LABEL = 0.09, 0.3  # between grids of blocks and for the name of one, in wi
 
 
 def draw(masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame) -> Figure:
-    """Pictures of which blocks stay in the first, middle and last layer of each role, with the share that does.
+    """Kept blocks in the first, middle and last layer of each role, with their share.
 
     Args:
         masks: Layer -> (R, C), True where the block is kept; output features are drawn down, input features across.
@@ -46,7 +46,7 @@ def draw(masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame) -> Figure:
     axes.set(xlim=(-1, width + 1), ylim=(bottom, -GAP * widest), aspect="equal")
     axes.set_axis_off()
     figure.supxlabel(
-        "one cell is one block, dark if it stays; output features run down, input features across", fontsize="small"
+        "one cell is one block, dark if kept; output features run down, input features across", fontsize="small"
     )
     figure.set_size_inches(9, 9 * (bottom + GAP * widest) / width)
     return figure
@@ -57,7 +57,7 @@ def _first_middle_last(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_shelves(axes: Axes, keep_masks: Mapping[str, NDArray[np.bool_]], left: float, widest: int) -> float:
-    """Grids side by side while there is room, then below; all blocks at one scale. Returns where the last one ends."""
+    """Grids in rows, all blocks at one scale. Returns the end of the last row."""
     x, top, bottom = 0.0, 0.0, 0.0
     for name, keep_mask in keep_masks.items():
         rows, columns = keep_mask.shape

@@ -13,10 +13,10 @@ from lpvit.report.style import shades
 TITLE = "Rate-distortion curves"
 CATEGORY = "Rate-distortion curves"
 CAPTION = (
-    "One line a layer: what pruning it alone does to the logits on the calibration images, by rising score of its "
-    "blocks. A layer whose line lies low can be pruned cheaply."
+    "One line per layer: distortion of the logits on the calibration images by pruning its blocks by rising "
+    "saliency. Layers with low lines can be pruned at little distortion."
 )
-DECADES_SHOWN = 3  # of the lowest curve; predicted curves may pass through zero, and what is far below says nothing
+DECADES_SHOWN = 3  # of the lowest curve; predicted curves may reach zero, and values far below carry no information
 
 
 def draw(curves: pd.DataFrame, costs: pd.DataFrame, unit: str) -> Figure:
@@ -34,13 +34,13 @@ def draw(curves: pd.DataFrame, costs: pd.DataFrame, unit: str) -> Figure:
     for panel, role in zip(axes, roles, strict=True):
         for layer, depth in layers.loc[layers["role"] == role, "depth"].items():
             curve = curves[curves["layer"] == layer]
-            positive = curve[curve["distortion"] > 0]  # the others have no logarithm
+            positive = curve[curve["distortion"] > 0]  # others have no logarithm
             panel.plot(
                 100 * positive["sparsity"], positive["distortion"], color=depth_colors.to_rgba(depth), label=layer
             )
         panel.set(title=role, yscale="log", xlim=(0, 100))
         panel.set_xticks([0, 50, 100])
-        panel.tick_params(labelbottom=True)  # also above a place that stays empty
+        panel.tick_params(labelbottom=True)  # also above an empty place
     axes[0].set_ylim(bottom=max(axes[0].get_ylim()[0], lowest_shown(curves)))
     figure.supxlabel("sparsity of the layer (%)", fontsize="medium")
     figure.supylabel(f"distortion ({unit})", fontsize="medium")
@@ -51,7 +51,7 @@ def draw(curves: pd.DataFrame, costs: pd.DataFrame, unit: str) -> Figure:
 
 
 def lowest_shown(curves: pd.DataFrame) -> float:
-    """Where an axis of distortions begins: so far below the lowest curve's end that the lines can be told apart."""
+    """Lower limit of the distortion axis: far enough below the lowest curve's end to separate the lines."""
     highest = curves.groupby("layer")["distortion"].max()
     return float(highest[highest > 0].min() * 10.0**-DECADES_SHOWN)
 

@@ -1,4 +1,4 @@
-"""Course of the training of the dense model."""
+"""History of the training of the dense model."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,7 +9,7 @@ TITLE = "Training of the dense model"
 CATEGORY = "Trainings"
 CAPTION = (
     "Loss, accuracy and learning rate by epoch, before anything was pruned; dashed: on training images. The "
-    "training loss counts augmentation, regularisation and distillation, so it need not come down to the "
+    "training loss counts augmentation, regularisation and distillation, so it may exceed the "
     "validation loss."
 )
 

@@ -1,4 +1,4 @@
-"""What two budgets could be at equal distortion."""
+"""Trade-off of two budgets at equal distortion."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,13 +11,13 @@ TITLE = "Two budgets"
 CATEGORY = "Pruned models"
 CAPTION = (
     "Each line joins the allocations of one distortion, in multiples of that of the allocation which meets both "
-    "budgets (star); dashed are the budgets asked for. Along a flat or steep line one budget is exchanged cheaply "
-    "for the other."
+    "budgets (star); the requested budgets are dashed. Along a flat or steep line one budget can be "
+    "exchanged for the other at little cost."
 )
 
 
 def draw(frontier: pd.DataFrame, allocation: pd.DataFrame) -> Figure:
-    """What two budgets could be at equal distortion: one line per distortion, and the two budgets as asked and met.
+    """Trade-off of two budgets: one line per distortion, and the two budgets as requested and met.
 
     Args:
         frontier: Schema ``FRONTIER``.

@@ -1,4 +1,4 @@
-"""Course of the training of a pruned model."""
+"""History of the training of a pruned model."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,8 +10,8 @@ from lpvit.report.style import BLACK, GREY, percent
 TITLE = "Fine-tuning"
 CATEGORY = "Trainings"
 CAPTION = (
-    "Loss, accuracy and learning rate by epoch, from the model that the training began with; dashed: on training "
-    "images. The training loss counts augmentation, regularisation and distillation, so it need not come down to "
+    "Loss, accuracy and learning rate by epoch, from the model before the training; dashed: on training "
+    "images. The training loss counts augmentation, regularisation and distillation, so it may exceed "
     "the validation loss."
 )
 
@@ -21,7 +21,7 @@ def draw(history: pd.DataFrame, before: pd.DataFrame | None = None) -> Figure:
 
     Args:
         history: Schema ``HISTORY``.
-        before: Schema ``ACCURACY``: the model that the training began with, if it was evaluated; drawn at epoch 0.
+        before: Schema ``ACCURACY``: the model before the training, if evaluated; drawn at epoch 0.
     """
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)

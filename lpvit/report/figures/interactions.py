@@ -1,4 +1,4 @@
-"""How far the distortions of layers add up."""
+"""Additivity of the layers' distortions."""
 
 import numpy as np
 import pandas as pd
@@ -9,16 +9,16 @@ from lpvit.report.layers import place_layers
 TITLE = "Interactions of layers"
 CATEGORY = "Pruned models"
 CAPTION = (
-    "Correlation of what pruning two layers does to the logits (blue: they cancel, red: they add up to more than "
-    "their sum), to first order in the weights and before any reconstruction. Layers that lost no block are left "
-    "out. The allocation assumes that everything off the diagonal is white."
+    "Correlation of the logit changes by pruning two layers (blue: they cancel, red: together they exceed their "
+    "sum), to first order in the weights and before any reconstruction. Layers without pruned blocks are omitted. "
+    "The allocation assumes that everything off the diagonal is white."
 )
 
 
 def draw(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure:
-    """Heat map of how much of their distortion pairs of layers share: 1 adds to it, 0 not, -1 takes away.
+    """Heat map of the correlation of the logit changes of pairs of layers, -1 to 1.
 
-    Layers of which nothing is pruned have no distortion to share; they are left out and counted.
+    Layers without pruned blocks are omitted and counted.
 
     Args:
         interactions: Schema ``INTERACTIONS``.
@@ -39,8 +39,8 @@ def draw(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     axes.set_xticks(shown, names.iloc[shown], rotation=90, fontsize="small")
     axes.set_yticks(shown, names.iloc[shown], fontsize="small")
     axes.grid(visible=False)
-    whole = f"\n{np.sum(~pruned)} unpruned layers left out" if not pruned.all() else ""
+    whole = f"\n{np.sum(~pruned)} unpruned layers omitted" if not pruned.all() else ""
     share = np.trace(distortion) / distortion.sum() if pruned.any() else np.nan
     axes.set_title(f"sum of the layers' own distortions: {share:.2f} of the model's{whole}")
-    figure.colorbar(image, ax=axes, label="correlation of what two layers do to the logits")
+    figure.colorbar(image, ax=axes, label="correlation of the logit changes of two layers")
     return figure

@@ -13,9 +13,9 @@ TITLE = "Accuracy against latency"
 CATEGORY = "Speed"
 CAPTION = (
     "Top-1 accuracy on the validation images against the measured time per image, with the 95 % intervals of "
-    "both. Of every model the fastest configuration is drawn; a star is a dense model. Each pruned model stands "
-    "where its speed-up over the dense model that it took turns with places it, so that experiments which were "
-    "timed at different moments can be compared."
+    "both. Every model has its fastest configuration; a star is a dense model. A pruned model is "
+    "placed by its speed-up over the dense model of the same run, so that experiments timed at different times "
+    "can be compared."
 )
 
 

@@ -1,4 +1,4 @@
-"""The rows of the paper's tables and what was reached here."""
+"""The rows of the paper's tables and our results."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -7,7 +7,7 @@ from lpvit.report.style import BLACK, GREY, percent
 
 TITLE = "The paper's rows"
 CATEGORY = "Results"
-CAPTION = "The rows of the LPViT paper and what was reached here, with the dense accuracy of the same checkpoint."
+CAPTION = "The rows of the LPViT paper and our results, with the dense accuracy of the same checkpoint."
 
 
 def draw(paper: pd.DataFrame, proxy: bool) -> Figure:
@@ -15,7 +15,7 @@ def draw(paper: pd.DataFrame, proxy: bool) -> Figure:
 
     Args:
         paper: From `lpvit.report.tables.paper.paper_table`.
-        proxy: Small models stand in for those of the rows: what was published is left out.
+        proxy: Small models replace those of the rows: published values are omitted.
     """
     figure = Figure(figsize=(8, 0.32 * len(paper) + 1.2), layout="constrained")
     axes = figure.subplots()

@@ -12,9 +12,9 @@ from lpvit.report.tables.speed import break_even
 TITLE = "Speed-up against sparsity"
 CATEGORY = "Speed"
 CAPTION = (
-    "Speed-up of a model's linear layers, all pruned alike, over dense ones, against the share of the weights "
-    "pruned, as measured with random blocks. Marked is the sparsity from which on block-sparse is faster; a layer "
-    "below it stays dense."
+    "Speed-up of a model's linear layers, at equal sparsity, over dense ones, against the share of the weights "
+    "pruned, as measured with random blocks. The mark is the sparsity from which on block-sparse layers are faster; "
+    "below it layers stay dense."
 )
 LINES = ("-", "--", "-.", ":")
 

@@ -14,8 +14,8 @@ TITLE = "Accuracy against MACs"
 CATEGORY = "Results"
 CAPTION = (
     "Top-1 accuracy on the validation images against multiply-accumulates in linear layers, with the 95 % "
-    "interval that the number of images leaves (Wilson): a panel for each stage, a star for the dense model. "
-    "Experiments that differ in their budget alone are joined by a line."
+    "interval for the number of images (Wilson): a panel for each stage, a star for the dense model. "
+    "Experiments that differ only in their budget are joined by a line."
 )
 
 

@@ -1,4 +1,4 @@
-"""The paper's tables: what it published beside what was reached here. Frames in, frames or text out."""
+"""The paper's tables: published values and ours. Frames in, frames or text out."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,19 +12,19 @@ from lpvit.report.tables.summary import wilson
 GIGA = 1e9
 DISTILLED = (
     "Rows of DeiT prune the distilled checkpoints, whose published dense accuracy is 81.2 % (DeiT-S) and 83.4 % "
-    "(DeiT-B); the paper's dense rows are of the plain ones."
+    "(DeiT-B); the paper's dense rows are those without distillation."
 )
 PROXY = (
-    "A proxy: small models on small images stand in for those of the rows. It shows that every row runs, and is not to "
-    "be compared with what was published."
+    "A proxy: small models and images replace those of the rows. It shows that every row runs, and must not be "
+    "compared with the published values."
 )
 
 
 def paper_macs(layers: pd.DataFrame, costs: pd.DataFrame, window_tokens: int | None) -> float:
     """Multiply-accumulates of a model as the published code counts them.
 
-    It takes linear layers with their biases and no attention product, the classifier once for every class, and of
-    Swin's attention one window.
+    It counts linear layers with their biases, no attention product, the classifier once per class, and one window of
+    Swin's attention.
 
     Args:
         layers: Of the model, schema ``LAYERS``.
@@ -48,7 +48,7 @@ def paper_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             ``METRICS``; ``paper_macs`` of the final model; ``recipe`` with ``epochs`` and ``teacher``, or None.
 
     Returns:
-        Accuracies in %, of ``top1`` also the ends of its 95 % interval; MACs in G per image.
+        Accuracies in %, for ``top1`` also the ends of its 95 % interval; MACs in G per image.
     """
     table = pd.DataFrame(
         {
@@ -73,11 +73,11 @@ def paper_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def paper_markdown(table: pd.DataFrame, proxy: bool) -> str:
-    """The table for people, with what to know about it.
+    """The table as markdown, with notes.
 
     Args:
         table: From `paper_table`.
-        proxy: Small models on small images stand in for those of the rows: nothing to compare with what was published.
+        proxy: Small models and images replace those of the rows: not comparable with published values.
     """
     return f"{paper_note(proxy)}\n\n{markdown(paper_shown(table, proxy), text_columns=2)}"
 
@@ -116,7 +116,7 @@ def read_paper(csv: str | Path) -> pd.DataFrame:
 
 
 def paper_of(csv: str | Path, figure: str | Path, proxy: bool) -> dict[str, Any]:
-    """What the page shows of the paper's rows: text, table and figure.
+    """The paper's rows for the page: text, table and figure.
 
     Args:
         csv: Of `paper_table`.

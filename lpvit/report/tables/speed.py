@@ -1,6 +1,6 @@
 """Tables of speed and energy, as measured. Frames in, frames or text out.
 
-`NAMES` are the columns that say which model a row is of.
+`NAMES` are the columns that identify the model of a row.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _LEAST_TO_RANK = 3  # models
 
 
 def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFrame) -> pd.DataFrame:
-    """What every arm reached in every benchmark, beside the accuracy of the model that it runs.
+    """Results of every configuration in every benchmark, with the accuracy of its model.
 
     Args:
         speed: Schema ``SPEED`` and `NAMES`.
@@ -26,10 +26,10 @@ def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFra
         energy: Schema ``ENERGY`` and `NAMES`.
 
     Returns:
-        `NAMES`, and of ``SPEED`` all but ``rounds`` and ``device``, with the stage ``dense`` for dense arms; ``top1``
-        in % with ``top1_low`` and ``top1_high``, the ends of its 95 % interval, and ``model_top1``, which differs where
-        an engine rounds by itself; ``power_term`` and ``energy`` (J per image, modelled) as in ``METRICS``; ``joules``
-        per image, net of the idle power, null where they were not measured.
+        `NAMES`, and of ``SPEED`` all but ``rounds`` and ``device``, with the stage ``dense`` for dense configurations;
+        ``top1`` in % with ``top1_low`` and ``top1_high``, the ends of its 95 % interval, and ``model_top1``, which
+        differs if an engine quantises itself; ``power_term`` and ``energy`` (J per image, modelled) as in ``METRICS``;
+        ``joules`` per image, net of the idle power, null if not measured.
     """
     stage = speed["stage"].where(~speed["arm"].str.startswith("dense"), "dense")
     keys = [*NAMES, "arm", "batch_size"]
@@ -41,7 +41,7 @@ def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFra
     for column in ("top1", "images"):
         table[column] = table.pop(f"{column}_own").fillna(table[column])
     table["top1_low"], table["top1_high"] = wilson(table["top1"], table["images"])
-    last = table.groupby(NAMES)["batch_size"].transform("max")  # the one that energy was measured with
+    last = table.groupby(NAMES)["batch_size"].transform("max")  # the batch size of the energy measurement
     joules = energy.assign(joules=energy["joules_net"] / energy["images"]).groupby([*NAMES, "arm"])["joules"].median()
     table = table.assign(batch=last).join(joules, on=[*NAMES, "arm"])
     table["joules"] = table["joules"].where(table["batch_size"] == table["batch"])
@@ -51,7 +51,7 @@ def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFra
 
 
 def speed_markdown(table: pd.DataFrame, energy: pd.DataFrame) -> str:
-    """`speed_summary` for people: a table per machine and dtype, and what the energy of the models is, or why not.
+    """`speed_summary` as markdown: a table per machine and dtype, and energy, or why it was not measured.
 
     Args:
         table: From `speed_summary`.
@@ -62,7 +62,7 @@ def speed_markdown(table: pd.DataFrame, energy: pd.DataFrame) -> str:
 
 
 def speed_parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Machine and dtype, and what was measured there as text, for each of them.
+    """Machine and dtype with their table as text, for each of them.
 
     Args:
         table: From `speed_summary`.
@@ -73,7 +73,7 @@ def speed_parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def read_speed(path: str | Path) -> pd.DataFrame:
-    """Reads the CSV form of `speed_summary`; names stay text; no rows where there is no file, or an older version's."""
+    """Reads the CSV form of `speed_summary`; names stay text; no rows without a file or with an older one."""
     none = pd.DataFrame(columns=[*NAMES, "stage", "arm", "batch_size", *_FACTS, "model_top1", "energy", "joules"])
     if not Path(path).is_file():
         return none
@@ -83,10 +83,10 @@ def read_speed(path: str | Path) -> pd.DataFrame:
 
 
 def energy_ranking(table: pd.DataFrame) -> pd.DataFrame:
-    """How well modelled energies order measured ones: Spearman's rank correlation over the models of a dataset.
+    """Spearman's rank correlation of modelled and measured energies over the models of a dataset.
 
     Args:
-        table: From `speed_summary`; of each model the arm counts that needs least energy.
+        table: From `speed_summary`; each model counts with its configuration of least energy.
 
     Returns:
         One row per dataset, model and machine with 3 models or more whose energy was measured: ``models``, their
@@ -103,7 +103,7 @@ def energy_ranking(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def speed_up_by_sparsity(latency: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """Speed-up of all linear layers of a model together, if all were pruned alike.
+    """Speed-up of all linear layers of a model together, at equal sparsity.
 
     Args:
         latency: Schema ``LATENCY``, of any block shapes.
@@ -134,7 +134,7 @@ def break_even(curve: pd.DataFrame) -> float:
         curve: ``sparsity``, rising, and ``speed_up``.
 
     Returns:
-        Interpolated; the least sparsity if they always are, NaN if not even at the greatest.
+        Interpolated; the lowest sparsity if they always are, NaN if they never are.
     """
     sparsity, gain = curve["sparsity"].to_numpy(), curve["speed_up"].to_numpy() - 1
     slower = np.flatnonzero(gain < 0)
@@ -147,13 +147,12 @@ def break_even(curve: pd.DataFrame) -> float:
 
 
 def placed(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each dense model, one for the fastest arm of each other, with its place.
+    """One row per dense model and per fastest configuration of each other model, with its time.
 
     That is ``time`` with ``time_low`` and ``time_high``, the ends of its 95 % interval, in ms per image.
 
-    A dense model stands at the median over the experiments. The others stand where their speed-up over the dense arm
-    that they took turns with places them: a machine that was busier during one experiment than during another shifts
-    none.
+    A dense model has the median over the experiments. The others are placed by their speed-up over the dense
+    configuration of the same run, so different load during the experiments shifts none.
 
     Args:
         rows: From `speed_summary`, of one dataset and batch size.

@@ -33,11 +33,11 @@ _SUMMARY_COLUMNS = [
 
 
 def gather(files: Iterable[str], entries: Iterable[Mapping[str, Any]], schema: Schema) -> pd.DataFrame:
-    """The tables of several models as one, with `NAMES` before the columns of each.
+    """Concatenates the tables of several models, with `NAMES` as first columns.
 
     Args:
-        files: One of each model.
-        entries: Its names, of each model.
+        files: One per model.
+        entries: Names of each model.
         schema: Of the files.
     """
     tables = [
@@ -49,11 +49,11 @@ def gather(files: Iterable[str], entries: Iterable[Mapping[str, Any]], schema: S
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per evaluated model: every dense model once, then what each experiment made of it.
+    """One row per evaluated model: every dense model once, then the models of each experiment.
 
     Args:
         rows: Schema ``METRICS`` and the columns ``experiment``, ``dataset`` and ``model``; one row per experiment and
-            stage. Experiments that share a dense model each bring its row.
+            stage. Experiments that share a dense model each contain its row.
 
     Returns:
         Dataset, model, experiment (empty for dense), stage; images evaluated and images_skipped; top1 and top5 in %,
@@ -73,11 +73,11 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def wilson(accuracy: pd.Series, images: pd.Series, z: float = 1.96) -> tuple[pd.Series, pd.Series]:
-    """Interval of a share that was counted, by Wilson's score: for few images and near 100 % as good as for many.
+    """Wilson's score interval of an accuracy; valid also for few images and near 100 %.
 
     Args:
         accuracy: In %.
-        images: Number of them that it was counted on.
+        images: Number of images.
         z: Quantile of the normal distribution; 1.96 gives 95 %.
 
     Returns:
@@ -90,7 +90,7 @@ def wilson(accuracy: pd.Series, images: pd.Series, z: float = 1.96) -> tuple[pd.
 
 
 def left_out(rows: pd.DataFrame) -> str:
-    """Which datasets were evaluated without all of their images: a line each, below a table; empty if none.
+    """Notes about skipped images, one line per dataset; empty if there are none.
 
     Args:
         rows: As for `summary`.
@@ -98,22 +98,22 @@ def left_out(rows: pd.DataFrame) -> str:
     some = rows[rows["images_skipped"] > 0].drop_duplicates("dataset")
     return "".join(
         f"\n{row['dataset']}: {row['images_skipped']} of {row['images'] + row['images_skipped']} validation images "
-        "cannot be decoded and are left out.\n"
+        "cannot be decoded and are skipped.\n"
         for row in some.to_dict("records")
     )
 
 
 def read_summary(path: str | Path) -> pd.DataFrame:
-    """Reads the CSV form of `summary`; names stay text, also when they look like numbers or like missing values."""
+    """Reads the CSV form of `summary`; names stay text, even if they look like numbers or missing values."""
     missing = {"power_term": [""]}
     names = dict.fromkeys(["dataset", "model", "experiment", "stage"], str)
     return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=missing)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The `summary` as a markdown table in human units, aligned so that it also reads well in a terminal.
+    """The `summary` as a markdown table in human units, aligned for the terminal.
 
-    Validation images that were left out are told below it.
+    Skipped validation images are noted below it.
     """
     shown = pd.DataFrame(
         {
