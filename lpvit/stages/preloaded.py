@@ -6,7 +6,7 @@ Importing them takes 4 to 5 s of processor time, more than most jobs. So a scrip
 
 and continues in a fork of that process, if the run has one on this machine: with the same folder, environment, outputs,
 signals and exit code. The job itself only waits. Without such a process (another machine, another Python, a script
-started by hand), the script runs normally.
+started by hand), the script runs normally. What measures time runs in a process of its own.
 
 The forking process must not start threads or use a GPU; it only imports modules.
 """
@@ -26,22 +26,30 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 ADDRESS = "LPVIT_PRELOADED"  # environment variable: the socket of the process
 MODULES = ("torch", "timm", "pandas", "pyarrow.parquet", "pydantic", "matplotlib.figure", "snakemake.script")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # as Snakemake sets them for a job
 LARGEST_REQUEST = 2**20  # bytes
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
-def start(modules: Sequence[str] = MODULES) -> None:
-    """Starts the process for the jobs of this run; it ends with the run. It imports at the first request."""
+def start(threads: int, modules: Sequence[str] = MODULES) -> None:
+    """Starts the process for the jobs of this run; it ends with the run. It imports at the first request.
+
+    Args:
+        threads: Of a job; libraries that read it when they are imported keep it.
+        modules: To import.
+    """
     os.environ[ADDRESS] = str(Path(mkdtemp(prefix="lpvit-"), "socket"))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(os.environ[ADDRESS])
     listener.listen(64)
     command = [sys.executable, "-m", "lpvit.stages.preloaded", str(listener.fileno()), *modules]
-    subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])  # its end of file ends the process
+    environment = os.environ | dict.fromkeys(THREADS, str(threads))
+    descriptors = [listener.fileno()]
+    subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=descriptors, env=environment)  # that ends with the run
     listener.close()
 
 
@@ -64,56 +72,76 @@ def hand_over(script: str) -> None:
     _end_like(int(answer or 1))
 
 
+class _Job(NamedTuple):
+    """A script that runs in a fork: the number of its process, and what says that it or its job has ended."""
+
+    process: int
+    ended: int
+    connection: socket.socket
+
+
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
     """Forks for every script that a job of this run requests, until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the jobs and the run receive it as well
-    jobs = selectors.DefaultSelector()
-    jobs.register(sys.stdin.fileno(), selectors.EVENT_READ)
-    jobs.register(listener, selectors.EVENT_READ)
-    running: dict[int, tuple[int, socket.socket, int]] = {}  # descriptors: of the process and of the connection -> both
+    events = selectors.DefaultSelector()
+    events.register(sys.stdin.fileno(), selectors.EVENT_READ, None)
+    events.register(listener, selectors.EVENT_READ, None)
+    running: set[_Job] = set()
     while True:
-        for key, _ in jobs.select():
+        for key, _ in events.select():
             if key.fd == sys.stdin.fileno():
                 shutil.rmtree(Path(listener.getsockname()).parent)
                 return
-            if key.fd == listener.fileno():
-                connection, _ = listener.accept()
-                request, descriptors, *_ = socket.recv_fds(connection, LARGEST_REQUEST, 3)
-                if not _is_of_this_run(connection) or json.loads(request)[0] != sys.executable:
-                    connection.send(b"refused")
-                    connection.close()
-                    continue
-                for module in modules:
-                    import_module(module)
-                child = _fork(request, descriptors, listener)
-                job = child, connection, os.pidfd_open(child)
-                for descriptor in (connection.fileno(), job[2]):
-                    jobs.register(descriptor, selectors.EVENT_READ)
-                    running[descriptor] = job
-            elif key.fd in running:
-                child, connection, process = running[key.fd]
-                if key.fd != process:  # the job was killed
-                    os.kill(child, signal.SIGKILL)
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                for descriptor in (connection.fileno(), process):
-                    jobs.unregister(descriptor)
-                    del running[descriptor]
-                os.close(process)
-                with suppress(OSError):
-                    connection.send(str(code).encode())
-                connection.close()
+            if key.data is None:
+                job = _accept(listener, modules)
+                if job is not None:
+                    running.add(job)
+                    events.register(job.ended, selectors.EVENT_READ, job)
+                    events.register(job.connection, selectors.EVENT_READ, job)
+            elif key.data in running:
+                running.remove(key.data)
+                events.unregister(key.data.ended)
+                events.unregister(key.data.connection)
+                _end(key.data, is_given_up=key.fd != key.data.ended)
 
 
-def _fork(request: bytes, descriptors: list[int], listener: socket.socket) -> int:
-    """Runs a script in a fork of this process; returns the process id."""
-    child = os.fork()
-    if child:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        return child
+def _accept(listener: socket.socket, modules: Sequence[str]) -> _Job | None:
+    """Starts what the next job asks for; None if it is not of this run."""
+    connection, _ = listener.accept()
+    request, descriptors, *_ = socket.recv_fds(connection, LARGEST_REQUEST, 3)
+    python, script, folder, environment = json.loads(request)
+    job = None
+    if _is_of_this_run(connection) and python == sys.executable:
+        for module in modules:
+            with suppress(ImportError):  # the script says so if it needs it
+                import_module(module)
+        process = os.fork()
+        if not process:
+            listener.close()
+            _run(script, folder, environment, descriptors)
+        job = _Job(process, os.pidfd_open(process), connection)
+    else:
+        connection.send(b"refused")
+        connection.close()
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return job
+
+
+def _end(job: _Job, *, is_given_up: bool) -> None:
+    """Sends a job the exit code of its script, or kills the script of a job that is gone."""
+    if is_given_up:
+        os.kill(job.process, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(job.process, 0)[1])
+    os.close(job.ended)
+    with suppress(OSError):
+        job.connection.send(str(code).encode())
+    job.connection.close()
+
+
+def _run(script: str, folder: str, environment: dict[str, str], descriptors: Sequence[int]) -> NoReturn:
+    """Runs a script as if this process had been started for it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    listener.close()
-    _, script, folder, environment = json.loads(request)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.chdir(folder)
@@ -130,8 +158,9 @@ def _is_of_this_run(connection: socket.socket) -> bool:
     """Whether the requesting process is a descendant of the run, and not of a scheduler."""
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     process, run = int.from_bytes(peer[:4], sys.byteorder), os.getppid()
-    while process > 1 and process != run:
-        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    with suppress(OSError):  # it has ended
+        while process > 1 and process != run:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     return process == run
 
 

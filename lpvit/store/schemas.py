@@ -146,10 +146,7 @@ ALLOCATION = Schema(
         Column("macs_dense", pa.int64(), "MAC/image", "MACs of the dense layer"),
         Column("macs_kept", pa.int64(), "MAC/image", "MACs of the kept blocks"),
         Column(
-            "budget",
-            pa.string(),
-            "",
-            "macs, sparsity, energy or latency; like all columns below, same in all rows",
+            "budget", pa.string(), "", "macs, sparsity, energy or latency; like all columns below, same in all rows"
         ),
         Column("target", pa.float64(), "", "the budget: share kept of the dense model's, or sparsity"),
         Column("achieved", pa.float64(), "", "value that the allocation reaches"),
@@ -163,17 +160,9 @@ FRONTIER = Schema(
     "frontier.parquet",
     "allocation on the frontier of two budgets, by distortion and weight",
     (
+        Column("level", pa.float64(), "", "allowed distortion, relative to the allocation that meets both budgets"),
         Column(
-            "level",
-            pa.float64(),
-            "",
-            "allowed distortion, relative to the allocation that meets both budgets",
-        ),
-        Column(
-            "weight",
-            pa.float64(),
-            "",
-            "weight of the first budget in the combined cost; 1 - weight for the second",
+            "weight", pa.float64(), "", "weight of the first budget in the combined cost; 1 - weight for the second"
         ),
         Column("distortion", pa.float64(), "logit^2/image", "sum of the layers' curves"),
         Column("first", pa.float64(), "", "value reached for the first budget: share kept, or sparsity"),
@@ -305,13 +294,7 @@ ENERGY = Schema(
     "measurement of a model, or the reason why there is none",
     (
         Column("arm", pa.string(), "", "what ran"),
-        Column(
-            "source",
-            pa.string(),
-            "",
-            "counter: nvml (GPU) or rapl (CPU and DRAM); null if none",
-            nullable=True,
-        ),
+        Column("source", pa.string(), "", "counter: nvml (GPU) or rapl (CPU and DRAM); null if none", nullable=True),
         Column("reason", pa.string(), "", "why nothing was measured; null if it was", nullable=True),
         Column("repeat", pa.int64(), "", "from 1, configurations interleaved; 0 if nothing was measured"),
         Column("images", pa.int64(), "", "images computed in the window; 0 if nothing was measured"),

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 RUN = """
 import os, sys
 from lpvit.stages import preloaded
-preloaded.start(["wave"])
+preloaded.start(1, ["wave"])
 open("address", "w").write(os.environ[preloaded.ADDRESS])
 print("started", flush=True)
 for line in sys.stdin:

@@ -107,6 +107,11 @@ def kind_of(wildcards, stage: str = "") -> str:
     return quantised if (stage or wildcards.stage).startswith("quantised@") else stage or wildcards.stage
 
 
+def exported_stage(wildcards) -> str:
+    """The source of an exported file: the last model of its folder for `model`, or `quantised@...`."""
+    return trained_stage(wildcards) if wildcards.file == "model" else wildcards.file
+
+
 def masks_of(wildcards) -> str | list:
     return [] if wildcards.stage == "dense" else f"{FOLDER}/masks.pt".format(**wildcards)
 

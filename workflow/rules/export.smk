@@ -1,8 +1,3 @@
-def exported_stage(wildcards) -> str:
-    """The source of an exported file: the last model of its folder for `model`, or `quantised@...`."""
-    return trained_stage(wildcards) if wildcards.file == "model" else wildcards.file
-
-
 rule export_model:
     """Writes a model on request: compressed for lpvit.load, and as ONNX."""
     input:

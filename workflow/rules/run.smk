@@ -20,7 +20,7 @@ def hold_folder() -> None:
     except LpvitError as error:
         raise WorkflowError(str(error)) from None
     remove_leftovers(RESULTS)
-    preloaded.start()
+    preloaded.start(settings.compute.threads)
 
 
 def write_records() -> None:
