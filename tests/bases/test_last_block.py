@@ -119,9 +119,7 @@ def test_a_mask_of_all_tokens_is_refused() -> None:
 
 
 def test_a_block_of_another_form_is_refused_in_one_line() -> None:
-    with pytest.raises(
-        LpvitError, match=r"'layers\.0\.blocks\.0' cannot give fewer tokens: it is a Swin"
-    ):
+    with pytest.raises(LpvitError, match=r"'layers\.0\.blocks\.0' cannot give fewer tokens: it is a Swin"):
         apply_edit(sized_model("swin"), FewTokens(block="layers.0.blocks.0", tokens=1))
     with pytest.raises(LpvitError, match=r"no transformer block 'blocks\.7'"):
         apply_edit(sized_model("vit"), FewTokens(block="blocks.7", tokens=1))
