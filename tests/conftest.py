@@ -1,9 +1,12 @@
 """A workflow in a folder of its own, small enough to run whole in a test."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +67,12 @@ class Run:
 
     @property
     def jobs(self) -> dict[str, int]:
-        """Rule -> jobs that ran or, in a dry-run, would run."""
-        _, found, table = self.output.rpartition("Job stats:")
-        rows = table.partition("\ntotal ")[0].splitlines()[3:] if found else []
-        return {rule: int(count) for rule, count in map(str.split, rows)}
+        """Rule -> jobs that ran or, in a dry-run, would run; if it has one, with the stage: ``evaluate_pruned``."""
+        jobs: Counter[str] = Counter()
+        for rule, told in re.findall(r"^(?:local)?rule (\w+):\n((?: +.*\n)*)", self.output, re.MULTILINE):
+            stage = re.search(r"wildcards: .*\bstage=(\w+)", told)
+            jobs[f"{rule}_{stage[1]}" if stage else rule] += 1
+        return dict(jobs)
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.skip(reason="takes long: pytest -m faults"))
     if item.get_closest_marker("slurm") and "slurm" not in item.config.option.markexpr:
         item.add_marker(pytest.mark.skip(reason="starts a SLURM of its own: make test-slurm"))
+    if item.get_closest_marker("thorough") and "thorough" not in item.config.option.markexpr:
+        item.add_marker(pytest.mark.skip(reason="of the second tier: make test-all"))
     if item.get_closest_marker("sanitizers") and "sanitizers" not in item.config.option.markexpr:
         item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m sanitizers"))
+
+
+def emulator(processor: str) -> list[str]:
+    """What a command begins with to run on an x86 processor by its name in QEMU; skips where that cannot be."""
+    if platform.machine() != "x86_64" or shutil.which("qemu-x86_64") is None:
+        pytest.skip("needs qemu-x86_64 (Debian's qemu-user) on an x86 processor")
+    return ["qemu-x86_64", "-cpu", processor]
 
 
 @pytest.fixture

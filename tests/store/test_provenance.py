@@ -1,12 +1,15 @@
 """Digests follow imports, and only what runs counts."""
 
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
 from lpvit.models.edits import edit_modules
-from lpvit.store.provenance import source_digests
+from lpvit.store.provenance import PACKAGE, source_digests
+from lpvit.strategies import module_names
 
 
 @pytest.fixture
@@ -91,7 +94,60 @@ def test_of_what_handles_files_and_errors_only_the_constants_that_are_imported_c
 def test_a_stage_that_reads_edited_models_depends_on_every_edit_and_one_that_trains_dense_ones_on_none() -> None:
     edits = {f"{module.removeprefix('lpvit.').replace('.', '/')}.py" for module in edit_modules().values()}
     scripts = REPOSITORY / "workflow" / "scripts"
-    for stage in ("finetune", "evaluate", "benchmark", "quantise", "export_model"):
+    for stage in ("finetune", "evaluate", "total_costs", "benchmark", "quantise", "export_model"):
         assert edits <= set(source_digests(scripts / f"{stage}.py")), stage
-    for stage in ("prepare_dense", "sample_calibration"):
+    for stage in ("fetch_dense", "train_dense", "sample_calibration"):
         assert not edits & set(source_digests(scripts / f"{stage}.py")), stage
+
+
+REGISTRIES = {
+    "lpvit.allocation.allocators": "allocation/settings.py",
+    "lpvit.data.loaders": "data/settings.py",
+    "lpvit.report.figures": "report/drawing.py",
+    "lpvit.schemes.kinds": "schemes/settings.py",
+    "lpvit.structures": "structures/settings.py",
+    "lpvit.structures.blocks.distortions": "structures/blocks/settings.py",
+    "lpvit.structures.blocks.saliencies": "structures/blocks/settings.py",
+}  # -> a module that every script which can run one of the strategies imports
+
+
+def test_all_registries_are_known_here_and_chosen_from_in_the_rules() -> None:
+    named = {name for file in PACKAGE.rglob("*.py") for name in re.findall(r'Registry\("([\w.]+)"', file.read_text())}
+    assert named <= REGISTRIES.keys()
+    rules = (REPOSITORY / "workflow/rules/common.smk").read_text()
+    assert all(f'"{name}"' in rules for name in REGISTRIES)
+
+
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "workflow/scripts").glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("registry", REGISTRIES)
+def test_a_script_that_can_run_a_strategy_lists_it_if_it_is_chosen_or_if_nothing_says_which_ones_are(
+    script: Path, registry: str
+) -> None:
+    folder = PACKAGE.joinpath(*registry.split(".")[1:])
+    strategies = [name for name in module_names(registry) if name != "structure"]
+
+    def listed(chosen: dict[str, list[str]]) -> set[str]:
+        files = [PACKAGE / name for name in source_digests(script, chosen=chosen)]
+        inside = (file.relative_to(folder).parts[0] for file in files if file.is_relative_to(folder))
+        return {name.removesuffix(".py").rstrip("_") for name in inside} & set(strategies)
+
+    if REGISTRIES[registry] in source_digests(script):
+        missing = set(strategies) - listed({})
+        assert all(not (folder / name / "settings.py").exists() for name in missing if registry == "lpvit.structures")
+        assert not missing or registry == "lpvit.structures"
+        for name in set(strategies) - missing:
+            assert name in listed({registry: [name]})
+
+
+def test_a_package_that_is_named_in_a_string_counts_as_far_as_it_is_chosen(project: Path) -> None:
+    kinds = project / "pkg/kinds"
+    kinds.mkdir()
+    for name in ("__init__", "one", "two", "lambda_"):
+        (kinds / f"{name}.py").write_text(f"name = '{name}'\n")
+    (project / "script.py").write_text('KINDS = "pkg.kinds"\n')
+    digests = partial(source_digests, project / "script.py", project / "pkg")
+    always = {"script.py", "kinds/__init__.py"}
+    assert digests().keys() == always | {"kinds/one.py", "kinds/two.py", "kinds/lambda_.py"}
+    assert digests(chosen={"pkg.kinds": ["two", "lambda"]}).keys() == always | {"kinds/two.py", "kinds/lambda_.py"}
+    assert digests(chosen={"pkg.kinds": []}).keys() == always
+    assert digests(chosen={"pkg.others": []}).keys() == digests().keys()

@@ -1,5 +1,6 @@
-"""Options and an allocation in, keep masks and the pruned model out; refitted and with schemes, if asked."""
+"""Options and an allocation in, keep masks and the pruned model out; optionally refitted and with schemes."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.models.architecture import Architecture, extended, save_model
 from lpvit.schemes.edit import schemes_added
 from lpvit.stages.calibrated import read_calibrated
@@ -13,8 +14,9 @@ with stage(snakemake) as compute:
     choice = structure.choose(
         read_parquet(snakemake.input.blocks, BLOCKS), read_parquet(snakemake.input.allocation, ALLOCATION)
     )
-    pruned = structure.compress(dense.model, choice, dense.images, compute.device)
-    save_masks(pruned.keep_masks, pruned.block_shape, snakemake.output.masks)
+    statistics = structure.load_statistics(snakemake.input.statistics) if structure.compresses_by_statistics else None
+    pruned = structure.compress(dense.model, choice, statistics, dense.images, compute.device)
+    save_masks(pruned.keep_masks, pruned.block_shape or (1, 1), snakemake.output.masks)
     schemes = schemes_added(snakemake.params.schemes)
     model = extended(Architecture.of(pruned.model), pruned.model.state_dict(), schemes)
     save_model(*model, snakemake.output.pruned, "pruned")

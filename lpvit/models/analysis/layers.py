@@ -15,6 +15,7 @@ from lpvit.models.analysis.trace import Span, Trace, trace
 
 MatrixLayer = nn.Linear | nn.Conv2d
 
+_PARTS = ("reduce", "expand")  # of a layer with low-rank factors
 _ROLES_BY_NAME = ("qkv", "proj", "fc1", "fc2")  # timm's names in a transformer block; for others the structure decides
 
 
@@ -145,7 +146,9 @@ class Body:
 
     def role(self, name: str, span: Span, module: MatrixLayer) -> str:
         """The role of a layer."""
-        last = name.rpartition(".")[2]
+        around, _, last = name.rpartition(".")
+        if last in _PARTS and around.rpartition(".")[2] in _ROLES_BY_NAME:
+            last = around.rpartition(".")[2]
         if not self.spans:  # no transformer: only names remain
             first = name.partition(".")[0]
             return "head" if first in ("head", "head_dist") else "patch_embed" if first == "patch_embed" else last
