@@ -45,6 +45,7 @@ ARMS: Mapping[str, Sequence[str] | None] = {  # the freedoms of each; None leave
     "as given, bias moved": None,
     "norms folded": (),
     "aligned": tuple(FREEDOMS),
+    "aligned, bias not moved": tuple(FREEDOMS),
     "residual alone": ("residual",),
     "values and queries alone": ("values", "queries"),
     "hidden alone": ("hidden",),
@@ -144,7 +145,7 @@ class Method:
 
     @cached_property
     def means(self) -> dict[str, Tensor] | None:
-        if self.name == "as given":
+        if self.name in ("as given", "aligned, bias not moved"):  # products of inputs that are not centred
             return None
         return input_means(self.model, self.calibration, self.layers, self.device)
 
