@@ -1,11 +1,11 @@
-"""Attention in one pass against torch's, on the CPU: from the queries, keys and values that one layer has made.
+"""Speed of fused attention and of torch's on the CPU, from the queries, keys and values of one layer.
 
     python benchmarks/attention.py --threads 1 --output benchmarks/results/attention.csv
 
-Arms: ours, which may multiply numbers in bfloat16 in int8; torch's product with the permutations that timm does before
-and after it; the same product alone, of tensors that lie as it likes them. Outputs are compared before anything is
-timed. The arms take turns. A speed-up is the median over the rounds of the quotient of times; on one thread, of those
-of the processor.
+Configurations: ours, which may multiply bfloat16 inputs in int8; torch's product with timm's permutations before and
+after it; the same product alone, with tensors in its preferred layout. Outputs are compared before timing.
+Configurations are interleaved. A speed-up is the median over the rounds of the ratio of times, of processor time on one
+thread.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SHAPES = {  # sequences, tokens, heads, features of a head
     "Swin-T, first stage, batch 8": (512, 49, 3, 32),
     "Swin-T, third stage, batch 8": (32, 49, 12, 32),
 }
-FORMS = {  # what ours multiplies -> dtype of the tensors, tolerated error over the largest output
+FORMS = {  # our precision -> dtype of the tensors, tolerated error relative to the largest output
     "float32": (torch.float32, 1e-5),
     "bfloat16": (torch.bfloat16, 1e-2),
     "int8": (torch.bfloat16, 1e-1),
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(shape: tuple[int, int, int, int], form: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Median milliseconds of the arms, speed-ups of ours, and its billions of multiply-adds a second."""
+    """Median milliseconds of the configurations, speed-ups of ours, and its billions of multiply-adds per second."""
     images, tokens, heads, features = shape
     dtype, tolerance = FORMS[form]
     packed = torch.randn(images, tokens, 3 * heads * features).to(dtype)
@@ -89,7 +89,7 @@ def build_arms(packed: Tensor, heads: int, features: int, *, int8: bool) -> dict
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each arm of a shape; at least 7 rounds")
+    parser.add_argument("--seconds", type=float, default=0.5, help="per configuration and shape; at least 7 rounds")
     parser.add_argument("--output", type=Path, help="CSV of the table")
     return parser.parse_args()
 

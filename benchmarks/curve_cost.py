@@ -1,10 +1,10 @@
-"""What rate-distortion curves cost at the size of DeiT-B: by Gauss-Newton, and by masking.
+"""Cost of rate-distortion curves at the size of DeiT-B: by Gauss-Newton, and by masking.
 
     python benchmarks/curve_cost.py
 
 Random weights and images: neither changes the time. Masking is measured on the layers of the first, the middle and the
-last transformer block, and all costs are stretched to the whole model and calibration set; the table says from what.
-Seconds are of processor time.
+last transformer block, and all costs are extrapolated to the whole model and calibration set; the table states the
+basis. Seconds are processor time.
 """
 
 import argparse
@@ -25,8 +25,9 @@ from lpvit.structures.blocks.curve import pruning_ranks
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
 from lpvit.structures.blocks.products import block_products, statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.saliencies.gauss_newton import GaussNewtonSaliency
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 
 Result = TypeVar("Result")
 
@@ -57,12 +58,12 @@ def main() -> None:
     print(f"\nFrom products to curves: {sums:.1f} s, by a plain loop over the ratios {loop:.1f} s ({loop / sums:.1f}x)")
     measured = 4 * sum(of_layer.numel() for of_layer in products.values()) / 2**30
     kept, work = measured * case.calibration / arguments.images, peak.gib - measured
-    print(f"Memory beside the model: {kept:.2f} GiB of products + {work:.2f} GiB at work = {kept + work:.2f} GiB")
+    print(f"Memory without the model: {kept:.2f} GiB of products + {work:.2f} GiB at work = {kept + work:.2f} GiB")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Parts of curves, measured; each gives seconds stretched to all calibration images, ratios and layers."""
+    """Parts of curves, measured; each returns seconds extrapolated to all calibration images, ratios and layers."""
 
     model: nn.Module
     calibration: int
@@ -79,10 +80,10 @@ class Case:
     def blocks(self) -> pd.DataFrame:
         images = self._images(FEW)
         arguments = (self.layers, self.block_shape, self.probes, self.device)
-        return block_table(statistics_with_products(self.model, images, *arguments), "gauss_newton")
+        return block_table(statistics_with_products(self.model, images, *arguments), GaussNewtonSaliency())
 
     def gradients(self, images: int) -> tuple[float, dict[str, Tensor]]:
-        """Block products of a batch: what every Gauss-Newton curve begins with."""
+        """Block products of a batch: the first step of every Gauss-Newton curve."""
         arguments = (self.layers, self.block_shape, self.probes, self.device)
         products, seconds = timed(lambda: block_products(self.model, self._images(images), *arguments))
         return seconds * self.calibration / images, products
@@ -91,7 +92,7 @@ class Case:
         """From the products to curves, all ratios at once."""
         blocks, many = self._first_transformer_block(products)
         statistics = {layer: {"block_products": of_layer} for layer, of_layer in many.items()}
-        pruning = Pruning(block_shape=self.block_shape, distortion="gauss_newton", points=self.points)
+        pruning = Blocks(block_shape=self.block_shape, distortion="gauss_newton", points=self.points)
         _, seconds = timed(lambda: rate_distortion_curves(statistics, blocks, pruning))
         return seconds * len(self.layers) / len(many)
 
@@ -140,7 +141,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timm", default="deit_base_patch16_224")
     parser.add_argument("--images", type=int, default=8, help="images that are measured, one batch")
-    parser.add_argument("--calibration", type=int, default=2000, help="images that the costs are stretched to")
+    parser.add_argument("--calibration", type=int, default=2000, help="images that the costs are extrapolated to")
     parser.add_argument("--block-shape", type=int, nargs=2, default=(32, 32))
     parser.add_argument("--points", type=int, default=101)
     parser.add_argument("--probes", type=int, default=2)

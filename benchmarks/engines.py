@@ -1,14 +1,14 @@
-"""Pruned models against the engines that people deploy dense ones with: OpenVINO and onnxruntime, at every precision.
+"""Pruned models compared with common deployment engines: OpenVINO and onnxruntime, in every precision.
 
     python benchmarks/engines.py speed --width 384 --threads 1 2 --batch-sizes 1 8 --output rows.csv
     python benchmarks/engines.py accuracy --config config/cifar10.yaml --dataset cifar10 --model given --output rows.csv
 
 `speed`: models of the shapes of DeiT-S (width 384) and DeiT-B (768) at 224 x 224, random weights, half of the blocks of
-32x32 of every layer pruned at random. All arms take turns, round by round, and give the median over the rounds of the
-quotient of times, on one thread of those of the processor; of engines in float32 and bfloat16 the logits are compared
-with torch's before anything is timed.
-`accuracy`: the dense model of a config pruned to half of its MACs, top-1 of every arm on validation images, and its
-speed; what an engine in int8 loses is only seen here.
+32x32 of every layer pruned at random. All configurations are interleaved; results are medians over the rounds of the
+ratio of times, of processor time on one thread. Logits of engines in float32 and bfloat16 are compared with torch's
+before timing.
+`accuracy`: the dense model of a config pruned to half of its MACs, top-1 of every configuration on validation
+images, and its speed; the loss of engines in int8 is measured only here.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
 
 @torch.no_grad()
 def speed(arguments: argparse.Namespace) -> pd.DataFrame:
-    """One row per arm, number of threads and batch size."""
+    """One row per configuration, number of threads and batch size."""
     options = {"embed_dim": arguments.width, "num_heads": arguments.width // 64}
     dense = create_model("deit_tiny_patch16_224", 1000, options)
     pruned = at_random(dense, arguments.kept)
@@ -68,7 +68,7 @@ def speed(arguments: argparse.Namespace) -> pd.DataFrame:
 
 
 def accuracy(arguments: argparse.Namespace) -> pd.DataFrame:
-    """The same with the top-1 accuracy of every arm, at one number of threads and batch size."""
+    """The same with the top-1 accuracy of every configuration, at one number of threads and batch size."""
     given = subject.read_subject(arguments)
     calibration = [images for images, _ in given.calibration(512, seed=0)]
     pruned = lpvit.prune(given.model, calibration, budget=arguments.kept, block_shape=(16, 16))
@@ -115,7 +115,7 @@ def build_arms(
 
 
 def timed(arms: Mapping[str, Arm], images: Tensor, arguments: argparse.Namespace) -> pd.DataFrame:
-    """One row per arm: medians over the rounds of milliseconds and of quotients of times."""
+    """One row per configuration: medians over the rounds of milliseconds and of ratios of times."""
     functions = {name: partial(arm, images) for name, arm in arms.items()}
     with torch.no_grad():
         times = time_in_turns(functions, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
@@ -148,7 +148,7 @@ def at_random(model: nn.Module, kept: float) -> lpvit.Pruned:
 
 
 def table(times: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Milliseconds, and how many times as fast as torch and as the fastest dense engine, medians over the rounds."""
+    """Milliseconds, and speed-ups over torch and over the fastest dense engine, medians over the rounds."""
     dense = [name for name in times if name.startswith("dense")]
     best = min(dense, key=lambda name: float(np.median(times[name])))
     return pd.DataFrame(
@@ -170,7 +170,7 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("speed", "accuracy"):
         command = commands.add_parser(name)
         command.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8] if name == "speed" else [8])
-        command.add_argument("--seconds", type=float, default=0, help="for each arm; at least 7 rounds")
+        command.add_argument("--seconds", type=float, default=0, help="per configuration; at least 7 rounds")
         command.add_argument(
             "--kept", type=float, default=0.5, help="share of the blocks of every layer, or of the MACs"
         )
@@ -178,7 +178,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--masked", nargs="*", default=["openvino_int8"], choices=ENGINES, help="with zeros")
         command.add_argument("--ours", nargs="*", default=list(PRECISIONS), choices=PRECISIONS)
         command.add_argument("--compiled", action="store_true", help="ours through torch.compile too")
-        command.add_argument("--output", type=Path, help="CSV that the rows are added to")
+        command.add_argument("--output", type=Path, help="CSV to append to")
     commands.choices["speed"].add_argument("--width", type=int, default=384)
     commands.choices["speed"].add_argument("--threads", nargs="+", type=int, default=[1, 2], help="CPU threads")
     subject.add_arguments(commands.choices["accuracy"])

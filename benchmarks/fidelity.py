@@ -1,4 +1,4 @@
-"""How true rate-distortion curves are: predicted against measured by masking, on the same images.
+"""Accuracy of rate-distortion curves: predicted against measured by masking, on the same images.
 
     python benchmarks/fidelity.py --config config/cifar10.yaml --dataset cifar10 --model given
 
@@ -16,11 +16,13 @@ from subject import add_arguments, read_subject
 from tqdm import tqdm
 
 from lpvit.models.analysis.layers import LayerSpec
+from lpvit.structures.blocks.distortions.gauss_newton import GaussNewtonDistortion
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
 from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.saliencies.gauss_newton import GaussNewtonSaliency
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 
 PROBES = (1, 2, 4, 8)
 CORRECTION_IMAGES = (0, 32, 64)
@@ -35,14 +37,14 @@ def main() -> None:
     shape, points = tuple(arguments.block_shape), arguments.points
 
     statistics = statistics_with_products(model, images, layers, shape, max(PROBES), device)
-    blocks = block_table(statistics, "gauss_newton")
+    blocks = block_table(statistics, GaussNewtonSaliency())
     dense = MeasuredModel(model, images, layers, shape, device)
     measured, seconds = timed(lambda: masked_curves(dense, blocks, points))
     rows = [{"curve": "empirical", "seconds": seconds}]
     curves = {}
     for pruning in tqdm(list(predictions(shape, points)), desc="predictions"):
 
-        def predict(pruning: Pruning = pruning) -> pd.DataFrame:
+        def predict(pruning: Blocks = pruning) -> pd.DataFrame:
             statistics = statistics_with_products(model, images, layers, shape, pruning.probes_used, device)
             return rate_distortion_curves(statistics, blocks, pruning, model, images, device)
 
@@ -66,18 +68,19 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def predictions(shape: tuple[int, int], points: int) -> Iterator[Pruning]:
-    """The predicted curves that are compared; all rank blocks alike."""
+def predictions(shape: tuple[int, int], points: int) -> Iterator[Blocks]:
+    """The predicted curves that are compared; all with the same ranking of blocks."""
     common = {"block_shape": shape, "points": points}
     for probes in PROBES:
         for images in CORRECTION_IMAGES:
-            yield Pruning(distortion="gauss_newton", probes=probes, correction_images=images, **common)
-    yield Pruning(distortion="gauss_newton", form="diagonal", probes=2, **common)
+            yield Blocks(distortion=GaussNewtonDistortion(correction_images=images), probes=probes, **common)
+    yield Blocks(distortion=GaussNewtonDistortion(form="diagonal"), probes=2, **common)
 
 
-def name(pruning: Pruning) -> str:
-    corrected = f", corrected on {pruning.correction_images} images" if pruning.correction_images else ""
-    form = "" if pruning.form == "cumulative" else f", {pruning.form}"
+def name(pruning: Blocks) -> str:
+    distortion = pruning.distortion
+    corrected = f", corrected on {distortion.correction_images} images" if distortion.correction_images else ""
+    form = "" if distortion.form == "cumulative" else f", {distortion.form}"
     return f"gauss_newton, probes {pruning.probes}{form}{corrected}"
 
 
@@ -106,7 +109,7 @@ def markdown(rows: pd.DataFrame) -> str:
 
 
 def plot(curves: dict[str, pd.DataFrame], measured: pd.DataFrame) -> Figure:
-    """Predicted over measured distortion, a line per layer, for the plain and the corrected curves."""
+    """Predicted over measured distortion, a line per layer, for uncorrected and corrected curves."""
     figure = Figure(figsize=(3.2 * len(curves) ** 0.5 + 3, 9), layout="constrained")
     panels = figure.subplots(-(-len(curves) // 3), 3, sharex=True, sharey=True, squeeze=False).ravel()
     for panel, (title, predicted) in zip(panels, curves.items(), strict=False):

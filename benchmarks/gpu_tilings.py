@@ -1,4 +1,4 @@
-"""Tilings of the GPU kernel, compiled in processes side by side and chosen, before anything is timed."""
+"""Compiles the tilings of the GPU kernel in parallel processes and selects them, before timing."""
 
 import contextlib
 import itertools
@@ -27,7 +27,7 @@ class _NotWorthTimingError(Exception):
 
 
 def compile_tilings(block_shapes: Iterable[tuple[int, int]], precisions: Iterable[str | None]) -> int:
-    """Compiles the kernel in all its tilings, which Triton caches on disk; how many were tried."""
+    """Compiles the kernel in all its tilings, which Triton caches on disk; returns their number."""
     tilings = range(len(triton_kernel._tilings()))
     tasks = list(itertools.product(tilings, block_shapes, (False, True), precisions))
     with ProcessPoolExecutor(min(os.cpu_count() or 1, PROCESSES), mp_context=get_context("spawn")) as pool:
@@ -36,7 +36,7 @@ def compile_tilings(block_shapes: Iterable[tuple[int, int]], precisions: Iterabl
 
 
 def _compile_tiling(task: tuple[int, tuple[int, int], bool, str | None]) -> None:
-    """Runs a layer once in one tiling, if it is one that would be timed."""
+    """Runs a layer once in one tiling, if it is among the candidates."""
     number, block_shape, fused, precision = task
     worth_timing = triton_kernel._worth_timing
 
@@ -59,7 +59,7 @@ def choose_tilings(
     block_shapes: Iterable[tuple[int, int]],
     precisions: Iterable[str | None],
 ) -> None:
-    """Has every layer choose its tiling with half of the blocks, which Triton caches on disk too."""
+    """Selects the tiling of every layer with half of the blocks, which Triton caches on disk too."""
     start = time.monotonic()
     for layer, batch, block_shape, precision in itertools.product(layers, batches, block_shapes, precisions):
         linear = nn.Linear(layer.in_features, layer.out_features, device="cuda", dtype=DTYPE)

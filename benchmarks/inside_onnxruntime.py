@@ -1,11 +1,11 @@
-"""How much of the gain of a block-sparse layer is left where it runs inside onnxruntime, as a custom operator.
+"""Speed of a block-sparse layer as a custom operator inside onnxruntime.
 
     python benchmarks/inside_onnxruntime.py /usr/include/onnxruntime --output rows.csv
 
-The folder has onnxruntime_cxx_api.h, which no wheel brings (Debian's libonnxruntime-dev does); its version may be older
-than that of the package. Layers of the shapes of DeiT-S in float32, half of the blocks of 32x32 pruned at random, one
-thread, whose seconds on the processor count. Take turns: the dense layer in onnxruntime, ours by torch's operator, and
-ours in onnxruntime. `kept` is (dense - inside) / (dense - outside), the median over the rounds.
+The folder contains onnxruntime_cxx_api.h, which is in no wheel (but in Debian's libonnxruntime-dev); its version may be
+older than that of the package. Layers of the shapes of DeiT-S in float32, half of the blocks of 32x32 pruned at random,
+one thread, processor time. Interleaved: the dense layer in onnxruntime, ours as torch operator, and ours in
+onnxruntime. `kept` is (dense - inside) / (dense - outside), the median over the rounds.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def measured(
 
 
 def run_by_onnxruntime(model: ModelProto, inputs: Tensor, library: Path | None = None) -> Callable[[], Tensor]:
-    """A model on one thread, from and to memory that stays where it is."""
+    """Runs a model on one thread, with fixed input and output memory."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     if library:
@@ -101,7 +101,7 @@ def of_sparse(layer: BlockSparseLinear) -> ModelProto:
 def of_one_node(
     name: str, domain: str, tensors: dict[str, Tensor], in_features: int, attributes: dict[str, int]
 ) -> ModelProto:
-    """A model of one operator, whose last constant is the bias."""
+    """A model with one operator; the last constant is the bias."""
     node = helper.make_node(name, ["inputs", *tensors], ["outputs"], domain=domain, **attributes)
     places = {"inputs": in_features, "outputs": len(tensors["bias"])}
     inputs, outputs = (helper.make_tensor_value_info(key, TensorProto.FLOAT, ["M", n]) for key, n in places.items())
@@ -115,7 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("headers", type=Path, help="folder of onnxruntime_cxx_api.h")
     parser.add_argument("--kept", type=float, default=0.5, help="share of the blocks")
-    parser.add_argument("--seconds", type=float, default=1, help="for each arm")
+    parser.add_argument("--seconds", type=float, default=1, help="per configuration")
     parser.add_argument("--output", type=Path, help="CSV to write")
     return parser.parse_args()
 

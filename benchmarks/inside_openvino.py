@@ -1,10 +1,11 @@
-"""How much of the gain of block-sparse layers is left where they run inside OpenVINO, without torch.
+"""Speed of block-sparse layers inside OpenVINO, without torch.
 
     python benchmarks/inside_openvino.py --width 384 --batch-size 8 --output rows.csv
 
-Models as in `engines.py`, half of the blocks pruned at random, one thread, whose seconds on the processor count. For
-every precision take turns: the dense model in OpenVINO, ours by `lpvit.sparsify`, and ours by `lpvit.export_openvino`.
-`kept` is (dense - inside) / (dense - outside), the median over the rounds. `--profile` says where OpenVINO spends it.
+Models as in `engines.py`, half of the blocks pruned at random, one thread, processor time. Interleaved for
+every precision: the dense model in OpenVINO, ours by `lpvit.sparsify`, and ours by `lpvit.export_openvino`.
+`kept` is (dense - inside) / (dense - outside), the median over the rounds. `--profile` prints OpenVINO's time by
+operation.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def compiled(file: Path, precision: str, batch_size: int, profile: bool) -> Call
 
 
 def profiled(model: Any, source: Any) -> str:
-    """Milliseconds on the wall of every kind of node, of one pass after some others."""
+    """Wall-clock milliseconds of every kind of node, in one pass after some others."""
     request = model.create_infer_request()
     for _ in range(3):
         request.infer({0: np.zeros(source.input("images").shape, np.float32)})
@@ -103,9 +104,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--kept", type=float, default=0.5, help="share of the blocks of every layer")
-    parser.add_argument("--seconds", type=float, default=0, help="for each arm; at least 7 rounds")
+    parser.add_argument("--seconds", type=float, default=0, help="per configuration; at least 7 rounds")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--output", type=Path, help="CSV that the rows are added to")
+    parser.add_argument("--output", type=Path, help="CSV to append to")
     return parser.parse_args()
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/loading.py path/to/imagenet-sample --threads 2
 
-The loaders take turns, epoch by epoch, so that whatever else the machine does slows both; a ratio is the median over
-the rounds of the quotient of neighbouring epochs. Random erasing acts on the batch, with the same code for both.
+The loaders alternate epoch by epoch, so that load on the machine affects both; a ratio is the median over the rounds of
+the ratio of neighbouring epochs. Random erasing acts on the batch, with the same code for both.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PREPROCESSING = Preprocessing((3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEF
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(1)  # for the erasing; the loaders have threads of their own
+    torch.set_num_threads(1)  # for the erasing; the loaders have their own threads
     files = sorted(path.relative_to(arguments.root).as_posix() for path in arguments.root.rglob("*.[jJ][pP]*[gG]"))
     images = pd.DataFrame({"path": files, "label": range(len(files))})
     images = pd.concat([images] * -(-arguments.images // len(images)), ignore_index=True).head(arguments.images)

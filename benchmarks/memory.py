@@ -12,26 +12,26 @@ import torch
 
 @dataclass
 class Peak:
-    """Memory above that at the start, known when the work has ended."""
+    """Peak memory minus that at the start, available after the work."""
 
     gib: float = 0.0
 
 
 @contextmanager
 def measured_peak() -> Iterator[Peak]:
-    """On the GPU where there is one, as torch counts it; else the resident memory of this process (Linux)."""
+    """GPU memory by torch if there is a GPU, else resident memory of this process (Linux)."""
     peak, before = Peak(), _reset()
     yield peak
     peak.gib = (_highest() - before) / 2**30
 
 
 def _reset() -> int:
-    """Lets the highest mark begin anew, and gives it."""
+    """Resets the peak, and returns it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # else what the allocator still holds of earlier work hides what is needed
+        ctypes.CDLL(None).malloc_trim(0)  # else memory that the allocator keeps from earlier work hides the peak
         Path("/proc/self/clear_refs").write_text("5")
     return _highest()
 

@@ -1,12 +1,12 @@
-"""Whether an allocation should choose every layer's precision too: float32, bfloat16 or int8 beside its blocks.
+"""Tests whether an allocation should also choose a precision per layer: float32, bfloat16 or int8.
 
     python benchmarks/precision.py --config config/vit_small.yaml --dataset cifar10 --model vit_small --output rows.csv
 
 A point of a layer is a number of blocks in a precision. It costs the milliseconds that the layer takes here, and the
-distortion of the blocks that go (Gauss-Newton curves) plus that of the layer alone in that precision. Budgets are
+distortion of the pruned blocks (Gauss-Newton curves) plus that of the layer alone in that precision. Budgets are
 shares of the dense layers' milliseconds in float32. For each, the knapsack of `exact` chooses among the points of one
-precision, and among those of all (`mixed`); then the weights that stay are fitted by least squares and rounded to the
-nearest, and logits and top-1 measured. What was measured of the layers is kept in `results/benchmarks`.
+precision, and among those of all (`mixed`); then the remaining weights are refitted by least squares and rounded to the
+nearest, and logits and top-1 are measured. Measurements of layers are saved in `results/benchmarks`.
 """
 
 import argparse
@@ -44,12 +44,12 @@ from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.pruning.rounds import measure
 from lpvit.refitting.reconstruction import Fit, fit_in_order, matrix_layer, weight_with_bias
 from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks, zero_pruned
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.structure import BlockStructure
 
 ARMS = {**{precision: (precision,) for precision in PRECISIONS}, "mixed": PRECISIONS}
-BATCH = 32  # images per pass, for the memory
-FEW = 1  # batches with which layers are measured alone
+BATCH = 32  # images per pass, limited by memory
+FEW = 1  # batches to measure single layers
 COLUMNS = [
     *("model", "budget", "curve_factor", "arm", *PRECISIONS, "kept", "milliseconds", "predicted"),
     *("distortion", "unrounded", "top1", "dense_top1", "speed_up"),
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def summary(choice: pd.DataFrame, dense: float) -> dict[str, Any]:
-    """Layers in each precision, shares of blocks and of the dense milliseconds that stay, distortion predicted."""
+    """Layers in each precision, kept shares of blocks and of the dense milliseconds, predicted distortion."""
     counts = choice["precision"].value_counts()
     layers = {precision: int(counts.get(precision, 0)) for precision in PRECISIONS}
     kept = 1 - choice["blocks_pruned"].sum() / choice["blocks"].sum()
@@ -88,12 +88,12 @@ def summary(choice: pd.DataFrame, dense: float) -> dict[str, Any]:
     return layers | {"kept": kept, "milliseconds": time, "predicted": choice["distortion"].sum()}
 
 
-# --- what is known of the layers -------------------------------------------------------------------------------------
+# --- measurements of the layers -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What an allocation goes by.
+    """Inputs of an allocation.
 
     Attributes:
         costs: Of the prunable layers, schema ``COSTS``.
@@ -111,7 +111,7 @@ class Layers:
 
 
 def describe(given: Subject, images: Batches, block_shape: tuple[int, int]) -> Layers:
-    """Measures the layers, but for what the files of an earlier run hold."""
+    """Measures the layers, except for results in the files of an earlier run."""
     folder = given.config.results / "benchmarks" / given.dataset / given.name
     folder /= f"precision_{block_shape[0]}x{block_shape[1]}_{sum(len(labels) for _, labels in images)}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def describe(given: Subject, images: Batches, block_shape: tuple[int, int]) -> L
     costs, names = measure_costs(given.model), [layer.name for layer in given.layers]
     costs = costs[costs["layer"].isin(names)]
     if not file["curves"].exists():
-        pruning = Pruning(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
+        pruning = Blocks(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
         options = measure(given.model, images, BlockStructure(pruning), "cpu")
         options.blocks.to_parquet(file["blocks"])
         options.curves.to_parquet(file["curves"])
@@ -134,7 +134,7 @@ def describe(given: Subject, images: Batches, block_shape: tuple[int, int]) -> L
 
 
 def points_of(layers: Layers, precisions: Sequence[str], min_keep: float) -> dict[str, pd.DataFrame]:
-    """Layer -> its points that no other one beats in both time and distortion, the slowest first."""
+    """Layer -> its Pareto-optimal points in time and distortion, the slowest first."""
     fronts = {}
     for cost in layers.costs.to_dict("records"):
         name, shape = cost["layer"], (cost["out_features"], cost["in_features"], cost["tokens"])
@@ -158,9 +158,10 @@ def points_of(layers: Layers, precisions: Sequence[str], min_keep: float) -> dic
 
 
 def choose(fronts: Mapping[str, Mapping[str, pd.DataFrame]], budget: float) -> dict[str, pd.DataFrame]:
-    """Arm -> a point for every layer, for the arms that can meet a budget of milliseconds.
+    """Configuration -> a point for every layer, for the configurations that can meet a budget of milliseconds.
 
-    A choice of one precision is a mixed one too, and counts as one: cells of the knapsack are coarser for all three.
+    A solution in one precision is also a mixed solution and is considered as such, because the knapsack's cells are
+    coarser for all three.
     """
     found = {arm: allocate(points, budget) for arm, points in fronts.items()}
     choices = {arm: choice for arm, choice in found.items() if choice is not None}
@@ -212,8 +213,8 @@ class Judge:
     def measure(self, choice: pd.DataFrame) -> dict[str, float]:
         """Distortion, in squared logits per image, and top-1 in %.
 
-        ``unrounded`` is the distortion of the same blocks and weights in float32: what a choice of precisions could
-        come to at best, if it cost no time.
+        ``unrounded`` is the distortion of the same blocks and weights in float32: the lower bound
+        for any choice of precisions.
         """
         model = self.build(choice).model
         logits = logits_of(model, self.validation)
@@ -227,7 +228,7 @@ class Judge:
         }
 
     def build(self, choice: pd.DataFrame) -> lpvit.Pruned:
-        """With the blocks and precisions chosen; the weights of pruned layers are fitted to the dense model."""
+        """With the chosen blocks and precisions; the weights of pruned layers are refitted to the dense model."""
         key = tuple(choice[["precision", "blocks_pruned"]].itertuples(index=False, name=None))
         if key in self.built:
             return self.built[key]
@@ -248,7 +249,7 @@ class Judge:
         return self.built[key]
 
     def speed_ups(self, choices: Mapping[str, pd.DataFrame]) -> dict[str, float]:
-        """Time of the dense model in float32 over that of the block-sparse ones, which take turns."""
+        """Time of the dense model in float32 over that of the block-sparse ones, interleaved."""
         images = self.validation[0][0][:TIMED_BATCH]
         arms = {arm: partial(deployed(self.build(choice)), images) for arm, choice in choices.items()}
         arms = {"dense": partial(self.given.model, images)} | arms
@@ -274,10 +275,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--min-keep", type=float, default=0.2, help="share of the blocks that every layer keeps")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.9, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--curve-factor", type=float, default=1, help="on pruning's distortion; below 1 invites mixing")
+    parser.add_argument("--curve-factor", type=float, default=1, help="of pruning's distortion; below 1 favours mixing")
     parser.add_argument("--timed", nargs="*", type=float, default=[], help="budgets whose models are timed as a whole")
     parser.add_argument("--predict", action="store_true", help="build no models")
-    parser.add_argument("--output", type=Path, help="CSV that the rows are added to")
+    parser.add_argument("--output", type=Path, help="CSV to append to")
     return parser.parse_args()
 
 

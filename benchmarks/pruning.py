@@ -1,11 +1,11 @@
-"""Which way of pruning keeps most of a model: every arm of `pruning.yaml` on one dense model.
+"""Compares all pruning methods of `pruning.yaml` on one dense model.
 
     snakemake --cores all results/cifar10/given/dense.pt --configfile config/cifar10.yaml
     python benchmarks/pruning.py --config config/cifar10.yaml --dataset cifar10 --model given
 
-Writes ``runs.csv`` (a line per arm, budget, block shape and calibration seed), ``finetuned.csv``, ``table.md``,
-``accuracy.png`` and ``speed_up.png`` to ``results/benchmarks/<dataset>/<model>``. What was stopped goes on after the
-last line.
+Writes ``runs.csv`` (a line per method, budget, block shape and calibration seed), ``finetuned.csv``, ``table.md``,
+``accuracy.png`` and ``speed_up.png`` to ``results/benchmarks/<dataset>/<model>``. An interrupted benchmark
+resumes after the last line.
 """
 
 import argparse
@@ -44,8 +44,9 @@ from lpvit.pruning.rounds import before_last_round
 from lpvit.settings import Section
 from lpvit.structures.blocks.masks import expand_keep_masks
 from lpvit.structures.blocks.products import block_products
+from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.statistics import collect_statistics
 from lpvit.structures.blocks.structure import BlockStructure
 from lpvit.structures.blocks.weights import reconstruct
@@ -62,16 +63,16 @@ FINETUNED = ["finetuned_top1", "speed_up"]
 
 
 class Arm(Section):
-    """A way of pruning, by options of `lpvit.Pruning` and `lpvit.Budget`."""
+    """A pruning method, by options of `lpvit.Blocks` and `lpvit.Budget`."""
 
     pruning: dict[str, Any] = Field({})
     budget: dict[str, Any] = Field({})
-    mask_saliency: Literal["l1"] | None = None  # ranks the final masks, where not the curves' own does
-    chosen_by: Literal["optimal_brain_blocks", "two_of_four"] | None = None  # of `rivals.py`, within a reconstruction
-    pruned_over: float | None = None  # share of the fine-tuning during which blocks go
+    mask_saliency: Literal["l1"] | None = None  # ranks the final masks instead of the curves' saliency
+    chosen_by: Literal["optimal_brain_blocks", "two_of_four"] | None = None  # of `rivals.py`, during reconstruction
+    pruned_over: float | None = None  # share of the fine-tuning during which blocks are pruned
 
     def takes(self, reconstruction: str, macs: float) -> bool:
-        """Whether there is such a run of this arm: 2:4 is a half, and what is chosen within needs a reconstruction."""
+        """Whether this method has such a run: 2:4 keeps half, and selection during reconstruction needs one."""
         if self.chosen_by == "two_of_four" and macs != 0.5:
             return False
         if self.chosen_by is not None:
@@ -80,7 +81,7 @@ class Arm(Section):
 
     @property
     def narrows(self) -> bool:
-        return self.budget.get("structure") == "width"
+        return self.pruning.get("structure") == "width"
 
 
 class Finetuning(Section):
@@ -130,7 +131,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--plan", type=Path, default=Path(__file__).with_suffix(".yaml"), help="arms and grid")
+    parser.add_argument("--plan", type=Path, default=Path(__file__).with_suffix(".yaml"), help="methods and grid")
     parser.add_argument("--table", action="store_true", help="only show the runs done so far")
     return parser.parse_args()
 
@@ -140,7 +141,7 @@ def parse_arguments() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Key:
-    """A run. Block shape as ``16x16``; ``-`` for an arm without blocks."""
+    """A run. Block shape as ``16x16``; ``-`` for a method without blocks."""
 
     arm: str
     reconstruction: str
@@ -156,7 +157,7 @@ def run(
     outcome: Callable[["PrunedModel"], dict[str, Any]],
     columns: list[str],
 ) -> None:
-    """Does the runs that the file does not hold yet, and appends a line after each."""
+    """Executes the runs that are not in the file yet, and appends a line after each."""
     if not file.exists():
         file.write_text(",".join([*KEY, *columns]) + "\n")
     done = {Key(*row) for row in pd.read_csv(file)[KEY].itertuples(index=False, name=None)}
@@ -169,7 +170,7 @@ def run(
 
 
 def keys(plan: Plan) -> Iterator[Key]:
-    """Every run, those that share block shape and calibration images together; first those without blocks."""
+    """All runs, grouped by block shape and calibration images; first those without blocks."""
     for shape, seed, macs in itertools.product(shape_names(plan.block_shapes), range(plan.seeds), plan.macs):
         for name, arm in plan.arms.items():
             if (shape == "-") == arm.narrows:
@@ -200,7 +201,7 @@ def read(folder: Path) -> pd.DataFrame:
 
 @dataclass
 class Meter:
-    """Seconds, and memory above that at the start, summed and maximised over what it measured."""
+    """Seconds, and memory above that at the start, summed and maximised over the measured parts."""
 
     seconds: float = 0.0
     peak_mib: float = 0.0
@@ -219,7 +220,7 @@ class Meter:
 
 @dataclass
 class Calibrated:
-    """What the arms of one calibration seed and block shape share, made when first asked for, and what it took."""
+    """Data shared by the methods of one calibration seed and block shape, computed at first use, with its cost."""
 
     subject: Subject
     plan: Plan
@@ -250,7 +251,7 @@ class Calibrated:
                 subject.model, self.images, subject.layers, self.shape, probes=2, device=subject.compute.device
             )
 
-    def statistics(self, pruning: Pruning) -> tuple[Statistics, Meter]:
+    def statistics(self, pruning: Blocks) -> tuple[Statistics, Meter]:
         if not pruning.probes_used:
             return self.averaged, self.meters["averaged"]
         statistics = {
@@ -267,7 +268,7 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """A model without blocks, or narrower, and what it took to make it."""
+    """A model without blocks, or narrower, with the cost of creating it."""
 
     model: nn.Module
     keep_masks: dict[str, Tensor] | None
@@ -291,7 +292,7 @@ class Judge:
         arm = self.plan.arms[key.arm]
         if arm.narrows:
             return self._narrow(calibrated, key)
-        pruning = Pruning.model_validate({"block_shape": calibrated.shape} | arm.pruning)
+        pruning = Blocks.model_validate({"block_shape": calibrated.shape} | arm.pruning)
         budget = Budget.model_validate({"macs": key.macs, "reconstruction": key.reconstruction} | arm.budget)
         statistics, shared = calibrated.statistics(pruning)
         meter = Meter()
@@ -302,7 +303,9 @@ class Judge:
             tables = LayerTables(options.curves, options.blocks, self.costs)
             tables = before_last_round(model, calibrated.images, structure, tables, budget, device)
             allocation = allocate(tables, budget)
-            ranked = tables.blocks if arm.mask_saliency is None else block_table(statistics, arm.mask_saliency)
+            ranked = tables.blocks
+            if arm.mask_saliency is not None:
+                ranked = block_table(statistics, Saliency.registry[arm.mask_saliency]())
             keep_masks, block_shape = structure.choose(ranked, allocation), calibrated.shape
             if arm.chosen_by is None:
                 images = calibrated.images if budget.refits else None
@@ -382,11 +385,11 @@ class Judge:
         return float(np.median(times["dense"] / times["fast"]))
 
 
-# --- what people read ------------------------------------------------------------------------------------------------
+# --- tables, figures -------------------------------------------------------------------------------------------------
 
 
 def markdown(runs: pd.DataFrame) -> str:
-    """A table per block shape: mean and standard deviation over the calibration seeds, arms as rows."""
+    """A table per block shape: mean and standard deviation over the calibration seeds, methods as rows."""
     dense = f"Dense: {runs['dense_top1'].iloc[0]:.2f} % top-1."
     parts = [dense]
     for block_shape, of_shape in runs.groupby("block_shape", sort=False):
@@ -451,7 +454,7 @@ def plot(runs: pd.DataFrame) -> Figure:
 
 
 def plot_speed_up(runs: pd.DataFrame) -> Figure:
-    """Top-1 after fine-tuning against the measured speed-up over the dense model: a line per arm, a mark per budget."""
+    """Top-1 after fine-tuning against the measured speed-up: a line per method, a mark per budget."""
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.subplots()
     finetuned = runs.dropna(subset="speed_up").sort_values("macs")

@@ -1,4 +1,4 @@
-"""Rivals of block pruning that `pruning.py` compares with: they choose weights where the reconstruction has come to.
+"""Baselines of `pruning.py` that select weights during reconstruction, layer by layer.
 
 O, I = output and input features of a layer; J = I, or I + 1 with a bias; R, C = rows and columns of its grid of blocks;
 r, c = rows and columns of a block.
@@ -18,7 +18,7 @@ RIDGE = 1e-2  # of the Hessian, relative to the mean square of an input, as in S
 
 
 def chooser(name: str, block_shape: tuple[int, int]) -> tuple[Choice, tuple[int, int]]:
-    """A rival by its name, as `lpvit.refitting.reconstruction.reconstruct` takes it, and the shape of its blocks."""
+    """A baseline by its name, as `lpvit.refitting.reconstruction.reconstruct` expects it, and its block shape."""
     if name == "two_of_four":
         return two_of_four, (1, 1)
     return partial(optimal_brain_blocks, block_shape=block_shape), block_shape
@@ -27,7 +27,7 @@ def chooser(name: str, block_shape: tuple[int, int]) -> tuple[Choice, tuple[int,
 def keep_masks_of(
     state: Mapping[str, Tensor], layers: Mapping[str, Tensor], block_shape: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Keep masks (R, C) of the named layers, read off the weights of a model: a block of zeros is gone."""
+    """Keep masks (R, C) of the named layers, derived from the weights of a model: blocks of zeros are pruned."""
     masks = {}
     for layer in layers:
         weight = state[f"{layer}.weight"]
@@ -44,12 +44,12 @@ def hessian(moments: Moments, in_features: int) -> Tensor:
 
 
 def two_of_four(_: str, moments: Moments, weight: Tensor, keep: Tensor) -> Tensor:
-    """2:4 sparsity by SparseGPT's criterion, w^2 / [H^-1]_jj (Frantar and Alistarh, 2023): the larger two stay.
+    """2:4 sparsity by SparseGPT's criterion, w^2 / [H^-1]_jj (Frantar and Alistarh, 2023): the larger two are kept.
 
     Args:
         moments: Of the layer's inputs.
         weight: Dense, (O, J).
-        keep: (O, I), of which only the shape counts.
+        keep: (O, I); only the shape is used.
     """
     in_features = keep.shape[1]
     inverse = torch.linalg.inv(hessian(moments, in_features)).diagonal()[:in_features]
@@ -61,11 +61,11 @@ def two_of_four(_: str, moments: Moments, weight: Tensor, keep: Tensor) -> Tenso
 def optimal_brain_blocks(
     _: str, moments: Moments, weight: Tensor, keep: Tensor, block_shape: tuple[int, int]
 ) -> Tensor:
-    """As many blocks as ``keep`` has, chosen and made up for together (Optimal Brain Surgeon by blocks, as ExactOBS).
+    """Selects as many blocks as ``keep`` has, with compensation (Optimal Brain Surgeon on blocks, like ExactOBS).
 
-    In every row of blocks, from the least-squares weights on, the block Q of least loss w_Q [H^-1]_QQ^-1 w_Q goes,
-    and the weights and the inverse Hessian that are left are updated, until none is left; then the layer loses the
-    blocks whose losses, in the order of their rows, are least.
+    In every block-row, starting from the least-squares weights, the block Q of least loss w_Q [H^-1]_QQ^-1 w_Q is
+    removed and the remaining weights and inverse Hessian are updated, until none remain. The layer then loses the
+    blocks with the least losses, in the order of their rows.
 
     Args:
         moments: Of the layer's inputs and targets.
@@ -90,7 +90,7 @@ def optimal_brain_blocks(
         of_blocks = weights[:, :, :in_features].view(grid_rows, rows, grid_columns, columns).transpose(1, 2)
         loss = (torch.linalg.solve(within, of_blocks.mT).mT * of_blocks).sum(dim=(2, 3))
         best = loss.masked_fill(~left, torch.inf).argmin(dim=1)
-        latest = torch.maximum(latest, loss[every, best])  # a block waits for those that went before it
+        latest = torch.maximum(latest, loss[every, best])  # a block is pruned after those removed before it
         losses[every, best] = latest
         left[every, best] = False
         gone = places[best]  # (R, c)

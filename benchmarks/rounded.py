@@ -1,4 +1,4 @@
-"""Linear layers in a precision: computed, measured alone, timed, and put into a model; for `precision.py`."""
+"""Linear layers in a precision: computed, measured alone, timed, and inserted into a model; for `precision.py`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,13 +23,13 @@ from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.products import change_products
 
 PRECISIONS = ("float32", "bfloat16", "int8")
-PRUNED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # shares of the blocks that layers are timed without
+PRUNED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # sparsities at which layers are timed
 TIMED_BATCH = 8  # images
-PROBES = 2  # of the Gauss-Newton products, as many as the curves have
+PROBES = 2  # of the Gauss-Newton products, as for the curves
 
 
 class RoundedLinear(nn.Linear):
-    """What a linear layer gives in a precision, computed in float32: inputs and weights are rounded, sums are not."""
+    """Emulates a linear layer in a precision, in float32: inputs and weights are rounded, sums are not."""
 
     precision: str
 
@@ -51,7 +51,7 @@ class RoundedLinear(nn.Linear):
 
 
 def rounded_weight(weight: Tensor, precision: str) -> Tensor:
-    """The nearest weights (O, I) of a precision, as float32; in int8 with a scale a row."""
+    """The nearest weights (O, I) of a precision, as float32; in int8 with one scale per row."""
     if precision == "int8":
         values, scales = quantise_weight(weight)
         return values * scales[:, None]
@@ -60,7 +60,7 @@ def rounded_weight(weight: Tensor, precision: str) -> Tensor:
 
 @contextmanager
 def unrounded(model: nn.Module) -> Iterator[None]:
-    """All layers in float32 inside."""
+    """Context in which all layers are in float32."""
     precisions = {module: module.precision for module in model.modules() if isinstance(module, RoundedLinear)}
     try:
         for module in precisions:
@@ -72,7 +72,7 @@ def unrounded(model: nn.Module) -> Iterator[None]:
 
 
 def deployed(pruned: lpvit.Pruned) -> nn.Module:
-    """The block-sparse model; unless all its layers are in float32, those that are, and all else, are in bfloat16."""
+    """The block-sparse model; everything not in int8 is in bfloat16, unless all its layers are in float32."""
     model, precisions = deepcopy(pruned.model), set()
     for name in pruned.keep_masks:
         rounded = model.get_submodule(name)
@@ -96,7 +96,7 @@ def measure_rounding(model: nn.Module, names: Sequence[str], images: Batches, fe
         model: Dense, in float32.
         names: Of linear layers.
         images: For the Gauss-Newton products.
-        few: For what is measured.
+        few: For the measurements.
 
     Returns:
         ``layer``, ``precision``; ``weights``, predicted by the products of the change of its weights; ``alone``,
@@ -122,7 +122,7 @@ def measure_rounding(model: nn.Module, names: Sequence[str], images: Batches, fe
 
 @torch.no_grad()
 def measure_latency(costs: pd.DataFrame, block_shape: tuple[int, int]) -> pd.DataFrame:
-    """Milliseconds an image of layers of every shape in every precision, without shares of random blocks.
+    """Milliseconds per image of layers of every shape in every precision, at several sparsities of random blocks.
 
     With all blocks kept it is the time of the faster form, dense or block-sparse. Inputs of layers in int8 are in
     bfloat16, as in `lpvit.sparsify`.
@@ -132,7 +132,7 @@ def measure_latency(costs: pd.DataFrame, block_shape: tuple[int, int]) -> pd.Dat
         block_shape: Rows and columns of a block.
 
     Returns:
-        What `lpvit.allocation.latency.milliseconds` reads, and the ``precision``.
+        The table of `lpvit.allocation.latency.milliseconds`, and the ``precision``.
     """
     rows = []
     shapes = costs[["out_features", "in_features", "tokens"]].drop_duplicates()

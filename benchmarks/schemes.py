@@ -3,9 +3,9 @@
     python benchmarks/schemes.py --threads 1 --batch-size 8
     python benchmarks/schemes.py --device cuda --dtype bfloat16 --batch-size 256 --block-shape 64 64 --seconds 5
 
-Random weights and blocks: the time of a pass does not depend on them. All arms take turns, and a speed-up is the median
-over the rounds of the quotient of times. No model is compiled. `multiplies` is the speed-up of blocks and scheme
-together over the product of both alone: 1 where nothing of either is lost.
+Random weights and blocks: the time of a pass does not depend on them. Configurations are interleaved; a speed-up is the
+median over the rounds of the ratio of times. No model is compiled. `multiplies` is the speed-up of blocks and scheme
+together over the product of both alone; 1 is the ideal.
 """
 
 import argparse

@@ -5,11 +5,10 @@
     python benchmarks/sparse_linear.py model --threads 1 --batch-size 8
     python benchmarks/sparse_linear.py model --pruned results/.../pruned.pt --masks results/.../masks.pt
 
-Dense arms: torch's eager linear layer; the same with weights packed once by oneDNN, which is what torch.compile with
-freezing runs; in int8, which takes and gives bfloat16, our own layer with all blocks kept too; for models, eager and
-compiled with freezing. Outputs are compared with the masked dense ones before anything is timed. The arms take turns,
-round by round in random order, so that whatever else the machine does slows all; a speed-up is the median over the
-rounds of the quotient of times, with its quartiles.
+Dense configurations: torch's eager linear layer; the same with weights prepacked by oneDNN, which torch.compile with
+freezing runs; in int8, with bfloat16 inputs and outputs, also our own layer with all blocks kept; for models, eager and
+compiled with freezing. Outputs are compared with the masked dense ones before timing. Configurations are interleaved in
+random order; a speed-up is the median over the rounds of the ratio of times, with its quartiles.
 """
 
 import argparse
@@ -75,7 +74,7 @@ def layers(names: Sequence[str]) -> list[tuple[str, str, int, int]]:
 def measure_layer(
     model: str, role: str, out_features: int, in_features: int, arguments: argparse.Namespace
 ) -> pd.DataFrame:
-    """One row per block shape and sparsity: speed-up over the fastest dense arm, with quartiles."""
+    """One row per block shape and sparsity: speed-up over the fastest dense configuration, with quartiles."""
     inputs = torch.randn(arguments.batch_size, TOKENS, in_features)
     linear = nn.Linear(in_features, out_features)
     arms: dict[str, Arm] = {}
@@ -103,12 +102,12 @@ def measure_layer(
 
 
 def measure_model(arguments: argparse.Namespace) -> pd.DataFrame:
-    """One row per arm: median milliseconds, and speed-up over the fastest dense arm, with quartiles."""
+    """One row per configuration: median milliseconds, and speed-up over the fastest dense one, with quartiles."""
     dense, keep_masks, block_shape = given_model(arguments) if arguments.pruned else random_model(arguments)
     zero_pruned(dict(dense.named_parameters()), expand_keep_masks(dense, keep_masks, block_shape))
     sparse = copy.deepcopy(dense)
     choices = sparsify_layers(sparse, keep_masks, block_shape, arguments.batch_size)
-    print(f"stay as they were: {', '.join(choice.module for choice in choices if not choice.by_kernel) or 'none'}")
+    print(f"not replaced: {', '.join(choice.module for choice in choices if not choice.by_kernel) or 'none'}")
     images = torch.randn(arguments.batch_size, *input_size(dense))
     models = {"dense": dense, "sparse": sparse}
     if arguments.compile:
@@ -148,7 +147,7 @@ def require_equal(outputs: Tensor, expected: Tensor) -> None:
 
 
 def take_turns(arms: Mapping[str, Arm], seconds: float) -> pd.DataFrame:
-    """Seconds of every arm (columns) in every round (rows), for about as long as asked, 5 rounds at least."""
+    """Seconds of every configuration (columns) in every round (rows), about as long as requested, at least 5 rounds."""
     start = time.perf_counter()
     rounds = []
     while len(rounds) < 6 or time.perf_counter() - start < seconds:
@@ -158,7 +157,7 @@ def take_turns(arms: Mapping[str, Arm], seconds: float) -> pd.DataFrame:
 
 
 def timed(arm: Arm) -> float:
-    """Seconds of one call: of the CPU for one thread, which others on the machine delay less, else on the wall."""
+    """Seconds of one call: processor time for one thread, which other load affects less, else wall-clock time."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     arm()
@@ -193,7 +192,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=("layers", "model"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--dtype", default="float32", choices=PRECISIONS, help="of weights; int8 for `layers` alone")
+    parser.add_argument("--dtype", default="float32", choices=PRECISIONS, help="of weights; int8 for `layers` only")
     parser.add_argument("--seconds", type=float, default=10, help="per layer or model")
     parser.add_argument("--widths", nargs="+", default=list(WIDTHS), choices=list(WIDTHS), help="models of `layers`")
     parser.add_argument("--timm", default="deit_small_patch16_224", help="`model` with random masks")
@@ -201,7 +200,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--block-shape", type=int, nargs=2, default=(32, 32), help="`model` with random masks")
     parser.add_argument("--pruned", type=Path, help="`model` that the workflow made: pruned.pt or finetuned.pt")
     parser.add_argument("--masks", type=Path, help="its masks.pt")
-    parser.add_argument("--compile", action="store_true", help="`model`: with compiled arms too")
+    parser.add_argument("--compile", action="store_true", help="`model`: compiled configurations too")
     parser.add_argument("--output", type=Path, help="parquet file of the speed-ups")
     return parser.parse_args()
 

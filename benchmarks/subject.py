@@ -1,4 +1,4 @@
-"""What the benchmarks of pruning work on: a dense model that the workflow made, and images of its dataset in memory."""
+"""Subject of the pruning benchmarks: a dense model of the workflow, and images of its dataset in memory."""
 
 import argparse
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Subject:
         return read_parquet(self._made(self.config.results / self.dataset / "images.parquet"), IMAGES)
 
     def calibration(self, count: int, seed: int) -> Batches:
-        """Training images, drawn as the workflow draws them."""
+        """Training images, sampled as in the workflow."""
         return self._batches(sample_calibration(self.images, count, seed))
 
     def validation(self, count: int) -> Batches:
@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_subject(arguments: argparse.Namespace) -> Subject:
-    """The subject that `add_arguments` chose; the device is the GPU where there is one."""
+    """The subject that `add_arguments` chose; on the GPU if there is one."""
     torch.set_num_threads(arguments.threads)
     try:
         config = parse_config(yaml.safe_load(arguments.config.read_text()))

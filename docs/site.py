@@ -1,4 +1,4 @@
-"""Lets the site show texts where they lie in the repository: each has one place, and its links lead there and here."""
+"""Adds files outside `docs/` (README, CONTRIBUTING, benchmarks) to the site and rewrites their links."""
 
 import os
 import re
@@ -14,6 +14,8 @@ PAGES = {  # in the repository -> on the site
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/tried.md": "benchmarks/tried.md",
+    **{name: name for name in sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("benchmarks/notes/*.md"))},
     "config/README.md": "configs.md",
 }
 FILES = ["CITATION.cff", "LICENSE", *(str(file.relative_to(ROOT)) for file in ROOT.glob("benchmarks/results/*"))]
@@ -21,21 +23,22 @@ _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)|^(\[[^]]+\
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds what lies outside the documentation's folder."""
+    """Adds the files outside the documentation's folder."""
     for source, target in [*PAGES.items(), *((file, file) for file in FILES)]:
         files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Makes links of the repository those of the site."""
+    """Rewrites links between files of the repository to links between pages of the site."""
     source = Path(str(page.file.abs_src_path)).relative_to(ROOT)
+    here = Path(_on_site(str(source))).parent
 
     def replaced(found: re.Match[str]) -> str:
         target, anchor = found[1], found[2] or ""
         if target is None:
             return found[0]
-        return f"]({_on_site(os.path.normpath(source.parent / target))}{anchor})"
+        return f"]({os.path.relpath(_on_site(os.path.normpath(source.parent / target)), here)}{anchor})"
 
     return _LINK.sub(replaced, markdown)
 

@@ -1,9 +1,10 @@
 """Block pruning of Vision Transformers under a compute budget.
 
-The names of ``__all__`` and the rooms below (`lpvit.weights`, ...) are imported when first used, so that what needs no
-torch, such as a dry-run, loads none.
+The names of ``__all__`` and the packages below (`lpvit.pruning`, ...) are imported when first used, so that commands
+without torch, such as a dry run, do not load it.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,21 +25,25 @@ if TYPE_CHECKING:
     from lpvit.quantisation.settings import Quantisation
     from lpvit.schemes.edit import add_scheme
     from lpvit.schemes.settings import Scheme
-    from lpvit.structures.blocks.settings import Pruning
+    from lpvit.structures.blocks.settings import Blocks
+    from lpvit.structures.width.settings import Width
     from lpvit.training.evaluation import Accuracy
     from lpvit.training.settings import Recipe
+
+    Pruning = Blocks
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "Blocks",
     "Budget",
     "LpvitError",
     "Pruned",
-    "Pruning",
     "Quantisation",
     "Recipe",
     "Scheme",
+    "Width",
     "add_scheme",
     "evaluate",
     "export_onnx",
@@ -54,13 +59,14 @@ __all__ = [
 
 _MODULES = {
     "Accuracy": "training.evaluation",
+    "Blocks": "structures.blocks.settings",
     "Budget": "allocation.settings",
     "LpvitError": "errors",
     "Pruned": "api.pruned",
-    "Pruning": "structures.blocks.settings",
     "Quantisation": "quantisation.settings",
     "Recipe": "training.settings",
     "Scheme": "schemes.settings",
+    "Width": "structures.width.settings",
     "add_scheme": "schemes.edit",
     "evaluate": "api.training",
     "export_onnx": "api.export",
@@ -74,12 +80,16 @@ _MODULES = {
     "sparsify": "api.sparsify",
 }
 
+_OLD_NAMES = {"Pruning": "Blocks"}  # of the last release, for one more
 
 moved.install()
 _room = modules_of(__name__)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _OLD_NAMES:
+        warnings.warn(f"lpvit.{name} is now lpvit.{_OLD_NAMES[name]}", DeprecationWarning, stacklevel=2)
+        name = _OLD_NAMES[name]
     if name not in _MODULES:
         return _room(name)
     return getattr(import_module(f"lpvit.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Modules that are imported when they are first named, so that ``import lpvit`` is all that a user needs."""
+"""Lazy import of modules at first use, so that ``import lpvit`` is sufficient."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def modules_of(package: str) -> Callable[[str], ModuleType]:
-    """The ``__getattr__`` of a package that finds its modules and folders by itself."""
+    """The ``__getattr__`` of a package that imports its modules and subpackages."""
 
     def find(name: str) -> ModuleType:
         if name.startswith("_") or find_spec(f"{package}.{name}") is None:

@@ -1,6 +1,6 @@
-"""Progress bars: one switch for all, and every bar says what runs and which step of a method it belongs to.
+"""Progress bars: one switch for all; every bar shows its task and pruning round.
 
-They are drawn on a terminal only, so that a log holds lines and no bars.
+They are drawn on a terminal only, so logs contain no bars.
 """
 
 import os
@@ -18,14 +18,14 @@ _step: ContextVar[str] = ContextVar("step", default="")
 
 
 def show_progress(shown: bool) -> None:
-    """Shows progress bars on a terminal, or none; at first as ``LPVIT_PROGRESS`` says, which is 0 for none."""
-    global _shown  # noqa: PLW0603  a switch is one
+    """Enables or disables progress bars on a terminal; the default is enabled unless ``LPVIT_PROGRESS`` is 0."""
+    global _shown  # noqa: PLW0603  a global switch
     _shown = shown
 
 
 @contextmanager
 def labelled(step: str) -> Iterator[None]:
-    """Puts ``step`` before the label of every bar within, for example ``step 2 of 4``."""
+    """Puts ``step`` before the label of every bar within, for example ``round 2 of 4``."""
     token = _step.set(f"{step}: ")
     try:
         yield
@@ -39,12 +39,12 @@ def bar(
     """The items, with a bar on the terminal.
 
     Args:
-        items: What is gone through.
-        what: Label, beside that of `labelled`.
+        items: What is iterated over.
+        what: Label, after that of `labelled`.
         unit: Of an item.
-        total: How many there are, where they have no length.
-        leave: Keep the bar when it is full.
-        shown: False in all processes but one.
+        total: Number of items, if they have no length.
+        leave: Keep the bar at the end.
+        shown: False in all but one process.
     """
     disable = None if shown and _shown else True  # None draws on terminals
     return tqdm(items, f"{_step.get()}{what}", total=total, unit=unit, leave=leave, disable=disable)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lpvit.config.reference import update
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-from lpvit.models.analysis.network import understand
+from lpvit.models.analysis.network import analyse
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "families.md"
 
@@ -95,7 +95,7 @@ def outcome(name: str) -> str:
     try:
         model = timm.create_model(name, num_classes=5).eval()
         prunable_layers(matrix_layers(model), ("qkv", "proj", "fc1", "fc2"))
-        cuts = len(understand(model).units)
+        cuts = len(analyse(model).resume_points)
     except LpvitError as error:
         return f"refused: {error}".replace("|", "\\|")
     return "works" if cuts else "works; every pass starts at the images"

@@ -24,7 +24,7 @@ PLAN = {
             "mask_saliency": "l1",
         },
         "ours": {"pruning": {"saliency": "gauss_newton", "distortion": "gauss_newton"}},
-        "narrower": {"budget": {"structure": "width"}},
+        "narrower": {"pruning": {"structure": "width"}},
         "brain": {"chosen_by": "optimal_brain_blocks"},
         "2:4": {"chosen_by": "two_of_four"},
         "gradual": {"pruning": {"saliency": "l1"}, "budget": {"allocator": "uniform"}, "pruned_over": 0.5},

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,7 +19,9 @@ import lpvit
 from lpvit.config.reference import update
 
 DOCUMENTS = [
-    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "config/README.md")),
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "config/README.md")),
+    *sorted((REPOSITORY / "benchmarks").glob("*.md")),
+    *sorted((REPOSITORY / "benchmarks" / "notes").glob("*.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 
@@ -96,6 +99,20 @@ def test_the_example_of_the_readme_runs_on_folders_of_images(tmp_path: Path, mon
 def test_every_public_name_has_its_place_on_the_api_page() -> None:
     named = re.findall(r"^::: lpvit\.(\w+)$", (REPOSITORY / "docs/api.md").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(lpvit.__all__)
+
+
+def test_the_diagrams_are_those_of_their_script() -> None:
+    """Run `python docs/diagrams.py` where they are not."""
+    script = runpy.run_path(str(REPOSITORY / "docs/diagrams.py"))
+    for name, diagram in script["DIAGRAMS"].items():
+        assert (script["IMAGES"] / name).read_text() == script["draw"](*diagram), name
+
+
+def test_every_note_of_the_benchmarks_is_listed_on_their_page_and_on_the_site() -> None:
+    page, site = (REPOSITORY / "benchmarks/README.md").read_text(), (REPOSITORY / "mkdocs.yml").read_text()
+    for note in (REPOSITORY / "benchmarks/notes").glob("*.md"):
+        assert f"(notes/{note.name})" in page, note.name
+        assert f": benchmarks/notes/{note.name}\n" in site, note.name
 
 
 def test_every_page_of_the_documentation_stands_in_its_table_of_contents() -> None:

@@ -18,17 +18,17 @@ BLOCK_SHAPE = (8, 4)
 
 PRUNINGS = {
     "paper": {},
-    "paper_first_order": {"order": 1},
+    "paper_first_order": {"distortion": {"name": "taylor", "order": 1}},
     "magnitude": {"saliency": "l1"},
     "empirical": {"saliency": "gauss_newton", "distortion": "empirical", "points": 6},
     "gauss_newton": {"saliency": "gauss_newton", "distortion": "gauss_newton"},
-    "diagonal": {"saliency": "gauss_newton", "distortion": "gauss_newton", "form": "diagonal", "probes": 1},
-    "corrected": {"saliency": "gauss_newton", "distortion": "gauss_newton", "correction_images": 8},
+    "diagonal": {"saliency": "gauss_newton", "distortion": {"name": "gauss_newton", "form": "diagonal"}, "probes": 1},
+    "corrected": {"saliency": "gauss_newton", "distortion": {"name": "gauss_newton", "correction_images": 8}},
 }
 BUDGETS = {
     "lagrangian": {"macs": 0.5},
     "exact": {"macs": 0.5, "allocator": "exact"},
-    "slopes": {"macs": 0.5, "allocator": "lpvit", "power_beta": "auto"},
+    "slopes": {"macs": 0.5, "allocator": {"name": "lpvit", "power_beta": "auto"}},
     "uniform": {"sparsity": 0.5, "allocator": "uniform"},
     "uniform_plus": {"sparsity": 0.4, "allocator": "uniform_plus"},
     "global": {"macs": 0.5, "allocator": "global"},
@@ -54,7 +54,7 @@ def outcome(model: str, pruning: str, budget: str) -> dict[str, Any]:
         dense_model(model),
         list(images.split(10)),
         budget=lpvit.Budget(**BUDGETS[budget]),
-        pruning=lpvit.Pruning(block_shape=BLOCK_SHAPE, **PRUNINGS[pruning]),
+        pruning=lpvit.Blocks(block_shape=BLOCK_SHAPE, **PRUNINGS[pruning]),
     )
     weights = {layer: pruned.model.get_parameter(f"{layer}.weight") for layer in pruned.keep_masks}
     with torch.no_grad():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.trace import IMAGES
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.structure import Statistics
 
 VIT = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 20, "depth": 2, "num_heads": 2}
@@ -57,5 +57,5 @@ def counted_calls(model: nn.Module, *modules: str) -> list[str]:
 
 def predicted_curves(statistics: Statistics, blocks: pd.DataFrame, points: int, **pruning: Any) -> pd.DataFrame:
     """Curves by a distortion that looks at no images."""
-    settings = Pruning(block_shape=(1, 1), points=points, **pruning)  # the shape has gone into the statistics
+    settings = Blocks(block_shape=(1, 1), points=points, **pruning)  # the shape has gone into the statistics
     return rate_distortion_curves(statistics, blocks, settings)

@@ -1,6 +1,6 @@
-"""How many blocks of every layer stay under a budget, or under two at once. Pure NumPy and pandas.
+"""Allocation: the number of kept blocks of every layer under one budget or two. Pure NumPy and pandas.
 
-Which is for one of the `lpvit.allocation.allocators` to say; every one meets every budget to one block.
+The rule is one of `lpvit.allocation.allocators`; each meets every budget to one block.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
@@ -14,20 +14,18 @@ from typing import Any
 import pandas as pd
 
 from lpvit.allocation import allocators
-from lpvit.allocation.priority import prune_by_priority
-from lpvit.allocation.problem import Layer, Requirement
+from lpvit.allocation.problem import Requirement
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables, problem_of
-from lpvit.variants import own_settings, variant
 
 logger = logging.getLogger(__name__)
 
 
 def allocate(tables: LayerTables, budget: Budget) -> pd.DataFrame:
-    """Gives every prunable layer its number of blocks under a budget, or under two.
+    """Allocates the number of blocks of every prunable layer under one budget or two.
 
     Args:
-        tables: What is known of the model's layers.
+        tables: Curves, blocks and costs of the model's layers.
         budget: Targets and allocator.
 
     Returns:
@@ -37,7 +35,8 @@ def allocate(tables: LayerTables, budget: Budget) -> pd.DataFrame:
         LpvitError: The budget cannot be met, a layer has not been timed, or a distortion or a score is not finite.
     """
     layers, requirements = problem_of(tables, budget)
-    pruned = blocks_pruned_under(layers, budget, requirements)
+    allocator: allocators.Allocator = budget.allocator
+    pruned = allocator.blocks_pruned(layers, requirements)
     reached = _reached(requirements, pruned)
     rows = [
         {
@@ -53,7 +52,7 @@ def allocate(tables: LayerTables, budget: Budget) -> pd.DataFrame:
     ]
     for each in requirements:
         achieved = each.as_stated(each.gone(pruned))
-        logger.info("%s: %s target %.6g, achieved %.6g", budget.allocator, each.quantity, each.target, achieved)
+        logger.info("%s: %s target %.6g, achieved %.6g", allocator.name, each.quantity, each.target, achieved)
     return pd.DataFrame(rows)
 
 
@@ -65,14 +64,3 @@ def _reached(requirements: Sequence[Requirement], pruned: Sequence[int]) -> dict
     )
     second = others[0] if others else {"budget": None, "target": math.nan, "achieved": math.nan}
     return {**first, **{f"second_{name}": value for name, value in second.items()}}
-
-
-def blocks_pruned_under(layers: Sequence[Layer], budget: Budget, requirements: Sequence[Requirement]) -> list[int]:
-    """What the allocator decides: blocks pruned in every layer, which together meet all requirements."""
-    allocator = variant(allocators, budget.allocator)
-    own = own_settings(allocator, budget)
-    if hasattr(allocator, "blocks_pruned"):
-        pruned: list[int] = allocator.blocks_pruned(layers, requirements, *own)
-        return pruned
-    (only,) = requirements
-    return prune_by_priority(layers, allocator.priorities(layers, only, *own), only)

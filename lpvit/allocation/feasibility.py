@@ -1,4 +1,4 @@
-"""Whether a budget can be met at all, before anything is known of a model but its shape. Pure NumPy and pandas."""
+"""Checks from layer shapes alone whether a budget can be met. Pure NumPy and pandas."""
 
 import math
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ from lpvit.errors import LpvitError
 
 @dataclass(frozen=True)
 class Shapes:
-    """A model as its layers' shapes.
+    """Shapes of a model's layers.
 
     Attributes:
         costs: All layers, schema ``COSTS``.
         blocks: Prunable layer -> number of its blocks.
         energy: Constants of the energy model, for a budget in energy.
-        latency: Measured times, schema ``LATENCY``, of the block shape; None where a budget in latency is yet to be
-            measured, which is then not checked.
+        latency: Measured times, schema ``LATENCY``, of the block shape; None if not measured
+            yet; a latency budget is then not checked.
     """
 
     costs: pd.DataFrame
@@ -35,10 +35,10 @@ class Shapes:
 
 
 def require_reachable(shapes: Shapes, budget: Budget) -> None:
-    """Makes sure that a budget leaves every layer what it must keep.
+    """Checks that a budget can be met with the minimum that every layer keeps.
 
     Raises:
-        LpvitError: It does not; the message says what stays at least.
+        LpvitError: It cannot; the message states the minimum.
     """
     for quantity, target in budget.targets.items():
         if quantity == "latency" and shapes.latency is None:
@@ -57,7 +57,7 @@ def require_reachable(shapes: Shapes, budget: Budget) -> None:
 
 
 def dense_and_least(shapes: Shapes, quantity: str, budget: Budget) -> tuple[float, float]:
-    """What the layers that a quantity counts cost dense, and with as few blocks as may be."""
+    """Cost of the layers that a quantity counts, dense and at the minimum number of blocks."""
     layers: list[dict[str, Any]] = shapes.costs.to_dict("records")  # type: ignore[assignment]
     counted = [layer for layer in layers if quantity in WHOLE_MODEL or layer["layer"] in shapes.blocks]
     floors = {name: blocks_always_kept(count, budget.min_keep_ratio) / count for name, count in shapes.blocks.items()}
@@ -66,7 +66,7 @@ def dense_and_least(shapes: Shapes, quantity: str, budget: Budget) -> tuple[floa
 
 
 def _cost(quantity: str, layer: Mapping[str, Any], keep_ratio: float, shapes: Shapes) -> float:
-    """What a layer costs of the quantity that a budget names, with a share of its weights."""
+    """Cost of a layer in the quantity of a budget, with a share of its weights."""
     shape, tokens = (layer["out_features"], layer["in_features"]), layer["tokens"]
     weights = keep_ratio * math.prod(shape)
     if quantity == "energy":

@@ -1,4 +1,4 @@
-"""What two budgets could be at equal distortion. Pure NumPy and pandas.
+"""Trade-off of two budgets at equal distortion. Pure NumPy and pandas.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lpvit.allocation.allocate import blocks_pruned_under
+from lpvit.allocation import allocators
 from lpvit.allocation.hull import lagrangian_priorities
 from lpvit.allocation.priority import block_costs, blocks_per_layer, pruning_order, total_distortion
 from lpvit.allocation.problem import Layer, Requirement
@@ -25,12 +25,12 @@ def frontier(
     levels: Sequence[float] = (0.5, 1.0, 2.0),
     points: int = 21,
 ) -> pd.DataFrame:
-    """What two budgets could be at equal distortion: the trade of one for the other.
+    """Computes the trade-off of two budgets at equal distortion.
 
-    At each weight of the two, blocks leave as `lagrangian` takes them until the distortion of a level is reached.
+    At each weight, blocks are pruned in the order of `lagrangian` until the distortion of a level is reached.
 
     Args:
-        tables: What is known of the model's layers.
+        tables: Curves, blocks and costs of the model's layers.
         budget: Two targets.
         levels: Distortions, as shares of that of the allocation that meets both budgets.
         points: Weights from 0 to 1.
@@ -43,7 +43,8 @@ def frontier(
     """
     layers, requirements = problem_of(tables, budget)
     first, second = requirements
-    distortion = total_distortion(layers, blocks_pruned_under(layers, budget, requirements))
+    allocator: allocators.Allocator = budget.allocator
+    distortion = total_distortion(layers, allocator.blocks_pruned(layers, requirements))
     rows = []
     for level in levels:
         for weight in np.linspace(0, 1, points).tolist():
@@ -61,7 +62,7 @@ def frontier(
 
 
 def _prune_until_distorted(layers: Sequence[Layer], requirement: Requirement, distortion: float) -> list[int]:
-    """Blocks pruned in every layer when they go as `lagrangian` takes them, up to a sum of the convex hulls."""
+    """Blocks pruned in every layer in the order of `lagrangian`, up to a given sum of the convex hulls."""
     priorities = lagrangian_priorities(layers, requirement)
     owners, order = pruning_order(layers, priorities)
     rise = np.concatenate(priorities) * block_costs(layers, requirement)

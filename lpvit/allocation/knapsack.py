@@ -1,7 +1,7 @@
 """The multiple-choice knapsack of the exact allocator: one number of pruned blocks for every layer. Pure NumPy.
 
-Wanted is the choice of least total distortion among those that remove at least the required cost, and by less than one
-block more. L = blocks of a layer that may be pruned; P = points of its curve.
+Finds the choice of least total distortion among those that remove at least the required cost, by less than one block
+more. L = blocks of a layer that may be pruned; P = points of its curve.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 CELLS = 2**14  # resolution of the cost: 0.006 %
-WINDOW = 2  # cells to either side of the coarse outcome in which the fine one is sought
+WINDOW = 2  # cells on either side of the coarse solution that the fine one searches
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What pruning the first 0 .. L blocks of a layer removes and costs.
+    """Removed cost and distortion of pruning the first 0 .. L blocks of a layer.
 
     Attributes:
-        removed: Cost that is gone, shape (L + 1,), strictly rising from 0.
+        removed: Cost removed, shape (L + 1,), strictly rising from 0.
         distortion: Shape (L + 1,); of any form.
-        points: Numbers of blocks between which the distortion is linear, shape (P,), rising; may go beyond L.
+        points: Numbers of blocks between which the distortion is linear, shape (P,), rising; may exceed L.
     """
 
     removed: Integers
@@ -38,7 +38,7 @@ class Options:
 
     Attributes:
         counts: Blocks pruned, rising.
-        cells: Cells of cost that they remove beyond the first option.
+        cells: Cells of cost that they remove in addition to the first option.
         distortion: Of each.
     """
 
@@ -52,12 +52,12 @@ def least_distortion(curves: Sequence[Curve], required: int, start: Sequence[int
 
     Exact where the cost of all blocks, in units of its greatest common divisor, fits into ``CELLS`` cells. Beyond that
     it solves on ``CELLS`` coarse cells, choosing from the points of the curves and one number of blocks a cell, then on
-    finer cells around the outcome, and returns the best of both and ``start``.
+    finer cells around the result, and returns the best of both and ``start``.
 
     Args:
         curves: Of every layer.
-        required: Cost that must go.
-        start: A choice that meets the budget to one block; the outcome is never worse.
+        required: Cost to remove.
+        start: A choice that meets the budget to one block; the result is never worse.
 
     Returns:
         Blocks pruned in every layer.
@@ -73,7 +73,7 @@ def least_distortion(curves: Sequence[Curve], required: int, start: Sequence[int
         most = sum(int(curve.removed[high]) for curve, (_, high) in zip(curves, windows, strict=True))
         cell = unit * max(1, -(-(most - least) // (unit * CELLS)))
         options = [_options(curve, *window, cell) for curve, window in zip(curves, windows, strict=True)]
-        reach = sum(int(option.cells[-1]) for option in options)  # less than a block may cost in these cells
+        reach = sum(int(option.cells[-1]) for option in options)  # a block may cost less than one cell
         most_cells = min((required + largest - 1 - least) // cell, reach)
         choice = _solve(options, -((least - required) // cell), most_cells)
         choice = _into_budget(curves, choice, required, largest)
@@ -136,7 +136,7 @@ def _add_layer(least: Floats, layer: Options) -> tuple[Floats, Integers]:
 
 
 def _into_budget(curves: Sequence[Curve], counts: Sequence[int], required: int, largest: int) -> list[int]:
-    """Mends the rounding to cells: prunes or restores block by block, the best per cost first, to meet the budget."""
+    """Corrects the rounding to cells: prunes or restores blocks, the best per cost first, to meet the budget."""
     counts = list(counts)
     removed = sum(int(curve.removed[count]) for curve, count in zip(curves, counts, strict=True))
     while not required <= removed < required + largest:

@@ -14,14 +14,14 @@ _BLOCK = ["block_rows", "block_columns"]
 
 
 def read_latency(path: str | Path, block_shape: tuple[int, int]) -> pd.DataFrame:
-    """The part of a latency table that was measured with one block shape.
+    """The rows of a latency table for one block shape.
 
     Args:
         path: Table of schema ``LATENCY``.
         block_shape: Rows and columns of a block.
 
     Raises:
-        LpvitError: The table cannot be read, or nothing in it was measured with this block shape.
+        LpvitError: The table cannot be read, or has no row with this block shape.
     """
     table = read_parquet(path, LATENCY)
     rows: pd.DataFrame = table[(table[_BLOCK].to_numpy() == block_shape).all(axis=1)]
@@ -39,11 +39,11 @@ def milliseconds(
 ) -> NDArray[np.float64]:
     """Time of a layer for an image, linear between the measured sparsities and constant beyond the last.
 
-    It never rises with the sparsity: pruned blocks may be stored as zeros, and a layer whose kernel for blocks is
+    It never increases with the sparsity: pruned blocks may be stored as zeros, and a layer whose block-sparse kernel is
     slower than its dense product stays dense.
 
     Args:
-        table: Schema ``LATENCY``, of one block shape; of repeats the median counts.
+        table: Schema ``LATENCY``, of one block shape; repeats are averaged by the median.
         out_features: Rows of the weight matrix.
         in_features: Columns of the weight matrix.
         tokens: Vectors that the layer multiplies for an image.
@@ -62,6 +62,6 @@ def milliseconds(
         missing = "the dense time (sparsity 0) is missing" if len(points) else "not measured"
         raise LpvitError(f"latency_table: {layer}: {missing}; measure it or leave it out of 'layers'")
     if not (points > 0).all():
-        raise LpvitError(f"latency_table: {layer}: {points.min():g} ms found, not a positive time; measure it anew")
+        raise LpvitError(f"latency_table: {layer}: {points.min():g} ms found, not a positive time; measure it again")
     times: NDArray[np.float64] = np.minimum.accumulate(points.to_numpy())
     return np.asarray(np.interp(np.asarray(sparsity), points.index.to_numpy(), times), np.float64)

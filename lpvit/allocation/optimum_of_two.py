@@ -1,7 +1,7 @@
 """The least sum of the curves under two budgets at once. NumPy and SciPy.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
-C = choices, over all layers, of how many of its blocks go.
+C = choices (layer, number of pruned blocks), over all layers.
 """
 
 import logging
@@ -19,8 +19,8 @@ from lpvit.allocation.two_budgets import lagrangian_of_two
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-NODES = 10_000  # of branch and bound; a limit of time would make the outcome depend on the machine
-TOLERANCE = 1e-6  # of the solver: share by which a budget may be missed
+NODES = 10_000  # of branch and bound; a time limit would make the result depend on the machine
+TOLERANCE = 1e-6  # of the solver: relative violation of a budget that is allowed
 
 _logger = logging.getLogger(__name__)
 
@@ -28,9 +28,8 @@ _logger = logging.getLogger(__name__)
 def optimum_of_two(layers: Sequence[Layer], first: Requirement, second: Requirement) -> list[int]:
     """Least sum of the curves among all allocations that meet both budgets; curves need not be convex.
 
-    Given what `lagrangian` finds, the Lagrangian bound of the relaxed problem rules out most choices; branch and bound
-    (HiGHS) decides among the others. Should that end at ``NODES``, the outcome is that of `lagrangian`, and a warning
-    says so.
+    Given the solution of `lagrangian`, the Lagrangian bound of the relaxed problem excludes most choices; branch and
+    bound (HiGHS) decides among the others. If it reaches ``NODES``, the result is that of `lagrangian`, with a warning.
     """
     known = lagrangian_of_two(layers, first, second)
     choices = _choices(layers, (first, second))
@@ -40,7 +39,7 @@ def optimum_of_two(layers: Sequence[Layer], first: Requirement, second: Requirem
             break
         if first.is_met(found) and second.is_met(found):
             return min(known, found, key=lambda pruned: total_distortion(layers, pruned))
-    _logger.warning("exact: not proved to be the optimum of the two budgets; this is what 'lagrangian' finds")
+    _logger.warning("exact: not proved to be the optimum of the two budgets; this is the solution of 'lagrangian'")
     return known
 
 
@@ -50,10 +49,10 @@ class _Choices:
 
     Attributes:
         layer: Number of the layer, shape (C,).
-        pruned: Blocks of it that go, shape (C,).
+        pruned: Blocks of it that are pruned, shape (C,).
         distortion: Shape (C,).
-        removed: Cost that goes, of either budget, as a share of its total, shape (2, C).
-        required: Shares that must go, shape (2,).
+        removed: Cost removed, of either budget, as a share of its total, shape (2, C).
+        required: Shares to remove, shape (2,).
     """
 
     layer: Integers
@@ -69,7 +68,7 @@ class _Choices:
     @property
     def of_layers(self) -> "csr_array":
         """1 where a choice is one of a layer, shape (layers, C)."""
-        from scipy.sparse import csr_array  # here, since a single budget needs none of SciPy
+        from scipy.sparse import csr_array  # here, because a single budget needs no SciPy
 
         return csr_array((np.ones(len(self.layer)), (self.layer, np.arange(len(self.layer)))))
 
@@ -91,7 +90,7 @@ def _choices(layers: Sequence[Layer], requirements: Sequence[Requirement]) -> _C
 
 
 def _not_ruled_out(choices: _Choices, reached: float) -> _Choices:
-    """Choices of which an allocation may consist whose distortion is ``reached`` or less, by the Lagrangian bound."""
+    """Choices that an allocation with distortion ``reached`` or less may contain, by the Lagrangian bound."""
     multipliers = _multipliers(choices)
     paid = choices.distortion - multipliers @ choices.removed
     least = np.full(choices.layer[-1] + 1, np.inf)

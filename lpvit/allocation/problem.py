@@ -1,4 +1,4 @@
-"""What budgets ask of layers: how much must go, and how much of it goes with every block. Pure NumPy.
+"""Layers and requirements of an allocation: cost to remove, and cost removed by every block. Pure NumPy.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
@@ -30,7 +30,7 @@ class Layer:
         squared_norm: Sum of squared weights of every block in pruning order, shape (B,).
         weights: Weights of every block in pruning order, shape (B,).
         limit: L, blocks that may be pruned.
-        sparsity: Share of blocks asked to be pruned at every point of the curve, shape (P,), rising.
+        sparsity: Requested share of pruned blocks at every point of the curve, shape (P,), rising.
         blocks_pruned: The same in blocks, shape (P,), from 0 to B.
         distortion: At every point of the curve, shape (P,), in squared logits per image.
     """
@@ -53,7 +53,7 @@ class Layer:
 
     @cached_property
     def weights_removed(self) -> Integers:
-        """Weights that are gone when the first 0 .. B blocks are pruned, shape (B + 1,)."""
+        """Weights removed when the first 0 .. B blocks are pruned, shape (B + 1,)."""
         return np.append(0, np.cumsum(self.weights))
 
     @cached_property
@@ -69,9 +69,9 @@ class Requirement:
     Attributes:
         quantity: Key of the budget in the config.
         target: Share of ``total`` to keep; of ``sparsity``, to remove.
-        total: Cost of what the budget is a share of.
-        required: Cost that must go.
-        removed: For every layer, the cost that is gone when its first 0 .. B blocks are pruned, shape (B + 1,),
+        total: Cost that the budget is a share of.
+        required: Cost to remove.
+        removed: For every layer, the cost removed when its first 0 .. B blocks are pruned, shape (B + 1,),
             strictly rising from 0.
     """
 
@@ -82,7 +82,7 @@ class Requirement:
     removed: tuple[NDArray[Any], ...]
 
     def gone(self, pruned: Iterable[int]) -> float:
-        """Cost that is gone, given the blocks pruned in every layer."""
+        """Cost removed, given the blocks pruned in every layer."""
         return sum(float(removed[count]) for removed, count in zip(self.removed, pruned, strict=True))
 
     def is_met(self, pruned: Iterable[int]) -> bool:
@@ -94,5 +94,5 @@ class Requirement:
 
 
 def as_fraction(share: float) -> Fraction:
-    """The number that was meant, not the binary one next to it: 7 % of 100 blocks are 7, not 8."""
+    """Rounds away floating-point error: 7 % of 100 blocks are 7, not 8."""
     return Fraction(share).limit_denominator(10**9)

@@ -1,21 +1,23 @@
-"""Settings of budgets: what may stay, and who decides where."""
+"""Settings of budgets."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from lpvit.settings import Fraction, Section, Share
-from lpvit.variants import chooses, variant
+from lpvit.allocation.allocators import Allocator
+from lpvit.settings import Fraction, Section, Share, with_moved_keys
 
-ALLOCATORS = "lpvit.allocation.allocators"
+LATENCY_BATCH_SIZE = 8  # images per pass at which layers are timed
 TARGETS = ("macs", "sparsity", "energy", "latency")
 
 
-@chooses(allocator=ALLOCATORS)
 class Budget(Section):
-    """What may stay, and who decides where."""
+    """Cost that the pruned model may have, and how it is allocated."""
+
+    moved_keys: ClassVar = dict.fromkeys(("smoothing", "stencil_step", "power_beta"), "allocator")
 
     macs: Fraction | None = Field(
         None,
@@ -30,27 +32,24 @@ class Budget(Section):
         None, description="share of the prunable layers' dense milliseconds to keep, as measured in `latency_table`"
     )
     latency_table: Path | None = Field(
-        None, description="`latency.parquet` of the machine that counts (`latency`); null measures it on this one"
+        None, description="`latency.parquet` of the target machine (`latency`); null measures it on this one"
     )
-    structure: Literal["blocks", "width"] = Field(
-        "blocks",
-        description="what is removed: `blocks` of the prunable layers, or `width`: the whole model made narrower by "
-        "Torch-Pruning and dense as before (`macs`, and a reconstruction; ViT and DeiT)",
+    allocator: Annotated[Allocator, Allocator.registry] = Field(
+        "lagrangian", validate_default=True, description="rule that allocates a sparsity to every layer"
     )
-    allocator: str = Field("lagrangian", description="rule that gives every layer its sparsity")
-    min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that always stays")
+    min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that is always kept")
     reconstruction: Literal["none", "least_squares"] = Field(
         "none",
-        description="weights that stay: as they were, or fitted layer by layer to the dense outputs on the calibration "
+        description="remaining weights: unchanged, or refitted layer by layer to the dense outputs on the calibration "
         "images",
     )
     steps: int = Field(
-        1, gt=0, description="steps to the budget, each with curves of the model that those before left (reconstructed)"
+        1, gt=0, description="pruning rounds, each with curves of the reconstructed model of the last one"
     )
 
     @property
     def on_the_way(self) -> list["Budget"]:
-        """The budgets of all steps but the last: every step keeps the same share of what the one before kept."""
+        """The budgets of all rounds but the last: every round keeps the same share of what the one before kept."""
 
         def target(name: str, last: float, step: int) -> float:
             kept = math.pow(1 - last if name == "sparsity" else last, step / self.steps)
@@ -68,31 +67,39 @@ class Budget(Section):
 
     @property
     def targets(self) -> dict[str, float]:
-        """Quantity -> target, of the one or two that are given."""
+        """Quantity -> target, for the one or two given."""
         given = {name: getattr(self, name) for name in TARGETS}
         return {name: target for name, target in given.items() if target is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _structure_has_moved(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "structure" in values:
+            raise ValueError("structure: belongs to the pruning now: {structure: width}, in Python lpvit.Width()")
+        return values
 
     @model_validator(mode="after")
     def _keys_fit(self) -> "Budget":
         targets = self.targets
         if not 1 <= len(targets) <= 2:
             raise ValueError("give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them")
-        if self.structure == "width":
-            defaults = {name: field.default for name, field in type(self).model_fields.items()}
-            changed = [name for name, default in defaults.items() if getattr(self, name) != default]
-            if others := [name for name in changed if name not in ("structure", "macs", "reconstruction")]:
-                raise ValueError(
-                    f"structure: 'width' takes 'macs' and 'reconstruction', not '{others[0]}'; leave it out"
-                )
-        if len(targets) == 2 and not hasattr(variant(ALLOCATORS, self.allocator), "blocks_pruned"):
+        if len(targets) == 2 and not self.allocator.meets_two_budgets:
             raise ValueError(
-                f"allocator: '{self.allocator}' meets one budget, found {' and '.join(targets)}; "
+                f"allocator: '{self.allocator.name}' meets one budget, found {' and '.join(targets)}; "
                 "use 'lagrangian' or 'exact'"
             )
         if self.latency_table is not None and self.latency is None:
             raise ValueError("latency_table: give the table of measured milliseconds together with 'latency'")
         if self.sparsity is not None and self.sparsity + self.min_keep_ratio > 1 + 1e-9:
             raise ValueError(
-                f"sparsity: {self.sparsity:g} is impossible while min_keep_ratio {self.min_keep_ratio:g} always stays"
+                f"sparsity: {self.sparsity:g} is impossible while min_keep_ratio {self.min_keep_ratio:g} is always kept"
             )
         return self
+
+
+def budget_of_format_1(values: Any) -> Any:
+    """A budget as files of format 1 have it, with its structure and the keys of every allocator."""
+    if not isinstance(values, Mapping):
+        return values
+    values, _ = with_moved_keys(Budget, values)
+    return {key: value for key, value in values.items() if key not in (*Budget.moved_keys, "structure")}

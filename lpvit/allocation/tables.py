@@ -1,4 +1,4 @@
-"""From tables to layers and requirements, which are proved to be reachable. Pure NumPy and pandas.
+"""Converts tables to layers and to requirements that are checked to be reachable. Pure NumPy and pandas.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lpvit.allocation import allocators
 from lpvit.allocation.latency import milliseconds
 from lpvit.allocation.priority import blocks_always_kept
 from lpvit.allocation.problem import Integers, Layer, Requirement, as_fraction
@@ -20,7 +19,6 @@ from lpvit.allocation.settings import Budget
 from lpvit.costs.energy import HOROWITZ, energy_per_weight, fixed_energy
 from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
-from lpvit.variants import variant
 
 WHOLE_MODEL = ("macs", "energy")  # budgets that count all layers with a weight matrix; others, the prunable ones
 FEMTO = 1e15  # femtojoules in a joule
@@ -29,12 +27,12 @@ FEMTOSECONDS = 1e12  # in a millisecond
 
 @dataclass(frozen=True)
 class LayerTables:
-    """What an allocation goes by.
+    """The inputs of an allocation.
 
     Attributes:
         curves: Rate-distortion curves of the prunable layers, schema ``CURVES``.
         blocks: Blocks of the same layers, schema ``BLOCKS``.
-        costs: All layers of the model, schema ``COSTS``; those without blocks stay dense and count.
+        costs: All layers of the model, schema ``COSTS``; layers without blocks stay dense and are counted.
         energy: Constants of the energy model, for a budget in energy.
         latency: Measured times, schema ``LATENCY``, of one block shape; for a budget in latency.
     """
@@ -60,7 +58,7 @@ def _prunable_layers(tables: LayerTables, budget: Budget) -> list[Layer]:
     blocks_of = {str(name): block for name, block in tables.blocks.groupby("layer")}
     prunable = tables.costs[tables.costs["layer"].isin(blocks_of)].to_dict("records")
     if not {cost["layer"] for cost in prunable} == curve_of.keys() == blocks_of.keys():
-        raise ValueError("curves, blocks and costs do not speak of the same layers")
+        raise ValueError("curves, blocks and costs do not have the same layers")
     kept_at_least = _floors([len(blocks_of[cost["layer"]]) for cost in prunable], budget)
     layers = []
     for cost, kept in zip(prunable, kept_at_least, strict=True):
@@ -86,10 +84,9 @@ def _prunable_layers(tables: LayerTables, budget: Budget) -> list[Layer]:
 
 
 def _floors(blocks: Sequence[int], budget: Budget) -> list[int]:
-    """Blocks that every layer keeps at least, given how many each has."""
+    """Minimum number of blocks that every layer keeps, given its number of blocks."""
     floors = [blocks_always_kept(count, budget.min_keep_ratio) for count in blocks]
-    allocator = variant(allocators, budget.allocator)
-    return allocator.raise_floors(floors, blocks) if hasattr(allocator, "raise_floors") else floors
+    return budget.allocator.raise_floors(floors, blocks)
 
 
 def _check_finite(layer: str, *columns: pd.Series) -> None:
@@ -106,13 +103,13 @@ def _check_reachable(layers: Sequence[Layer], requirement: Requirement, budget: 
         return
     quantity, reachable = requirement.quantity, requirement.as_stated(most)
     if quantity == "sparsity":  # rounded so that the number in the message can be met
-        found, change = f"at most {math.floor(reachable * 1e4) / 1e4:.4f} can go", "lower"
+        found, change = f"at most {math.floor(reachable * 1e4) / 1e4:.4f} can be pruned", "lower"
     else:
-        found, change = f"at least {math.ceil(reachable * 1e4) / 1e4:.4f} stay", "raise"
-    others = getattr(variant(allocators, budget.allocator), "FLOORS", ())
-    floors = ", ".join([f"min_keep_ratio {budget.min_keep_ratio:g}", *others])
+        found, change = f"at least {math.ceil(reachable * 1e4) / 1e4:.4f} must be kept", "raise"
+    allocator = budget.allocator
+    floors = ", ".join([f"min_keep_ratio {budget.min_keep_ratio:g}", *allocator.floors])
     raise LpvitError(
-        f"budget: {quantity} {requirement.target:g} is impossible, {found} ('{budget.allocator}' with {floors}); "
+        f"budget: {quantity} {requirement.target:g} is impossible, {found} ('{allocator.name}' with {floors}); "
         f"{change} '{quantity}', lower 'min_keep_ratio' or prune more 'layers'"
     )
 
@@ -124,7 +121,7 @@ def requirement(quantity: str, target: float, layers: Sequence[Layer], tables: L
         quantity: Key of the budget in the config.
         target: Share to keep; of ``sparsity``, to remove.
         layers: Prunable layers.
-        tables: Costs of all layers, and what the quantity is counted with.
+        tables: Costs of all layers, and the constants or times of the quantity.
 
     Raises:
         LpvitError: A layer has not been timed.
@@ -141,7 +138,7 @@ def requirement(quantity: str, target: float, layers: Sequence[Layer], tables: L
     else:
         assert latency is not None, "a budget in milliseconds needs a latency table"
         times = [_femtoseconds(layer, latency) for layer in layers]
-        # One more for each block, so that blocks without an effect on the time still have an order.
+        # One femtosecond per block, so that blocks without effect on the time are still ordered.
         removed = [time[0] - time + np.arange(len(time)) for time in times]
         total = sum(int(time[0]) for time in times)
     share = as_fraction(target)

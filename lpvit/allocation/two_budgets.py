@@ -1,4 +1,4 @@
-"""Two budgets at once, by one multiplier each. Pure NumPy.
+"""Two budgets at once, with one multiplier each. Pure NumPy.
 
 B = blocks of a layer in pruning order (least salient first), of which the first L may be pruned at all;
 P = points of its rate-distortion curve.
@@ -22,7 +22,7 @@ def lagrangian_of_two(layers: Sequence[Layer], first: Requirement, second: Requi
     The ratio of the multipliers is the weight of the two costs in a combined one, whose own budget is then met. Where
     the second cost alone (weight 0) or the first alone (weight 1) meets both budgets, the multiplier of the other is
     zero (complementary slackness). Else bisection brackets the weight at which both bind. The two sides of the bracket
-    have the same combined cost, and so has what lies between them, where both budgets are met.
+    have the same combined cost, and so have the allocations between them, where both budgets are met.
     """
 
     def pruned_at(weight: float) -> list[int]:
@@ -58,7 +58,7 @@ def combine(first: Requirement, second: Requirement, weight: float) -> Requireme
 def _meet(
     layers: Sequence[Layer], combined: Requirement, requirements: Sequence[Requirement], pruned: Sequence[int]
 ) -> list[int]:
-    """Prunes on from an allocation, in the order of a combined cost, as far as a requirement is not met."""
+    """Prunes more of an allocation, in the order of a combined cost, until a requirement is met."""
     priorities = lagrangian_priorities(layers, combined)
     for priority, count in zip(priorities, pruned, strict=True):
         priority[:count] = -np.inf
@@ -67,7 +67,7 @@ def _meet(
 
 
 def _give_back(layers: Sequence[Layer], requirements: Sequence[Requirement], pruned: Sequence[int]) -> list[int]:
-    """Restores blocks, those that lower the distortion most first, as long as all requirements stay met."""
+    """Restores blocks, largest reduction of the distortion first, while all requirements remain met."""
     counts = list(pruned)
     while True:
         best = None

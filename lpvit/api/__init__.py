@@ -1,4 +1,4 @@
-"""What people import: prune, fine-tune, evaluate, save, load, sparsify, export."""
+"""The public functions: prune, fine-tune, evaluate, save, load, sparsify, export."""
 
 from lpvit.lazy import modules_of
 

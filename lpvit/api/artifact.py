@@ -1,4 +1,4 @@
-"""Models of the pipeline as `lpvit.prune` would return them."""
+"""Reads models of the pipeline as results of `lpvit.prune`."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def read_artifact(path: str | Path) -> Pruned:
     from ``masks.pt`` beside it.
 
     Raises:
-        LpvitError: The file or its masks are missing or damaged, or hold something else.
+        LpvitError: The file or its masks are missing or damaged, or have other content.
     """
     kind = header(path)["kind"]
     if kind not in KINDS:

@@ -1,4 +1,4 @@
-"""Calibration images as a user gives them.
+"""Adapts the calibration images of a user.
 
 N = images of a batch.
 """
@@ -15,11 +15,11 @@ from lpvit.errors import LpvitError
 
 @dataclass(frozen=True)
 class UserBatches:
-    """What the user's loader gives, as the package reads it: images (N, channels, height, width), and no labels.
+    """The batches of the user's loader: images (N, channels, height, width), without labels.
 
     Attributes:
         loader: The user's.
-        dtype: Of the model, which the images take on.
+        dtype: Of the model; images are converted to it.
     """
 
     loader: Iterable[Any]
@@ -33,7 +33,7 @@ class UserBatches:
             )
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # a TypeError where it has none, as for any object
+        return len(self.loader)  # type: ignore[arg-type]  # a TypeError if it has no length, as for any object
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.loader:
@@ -44,7 +44,7 @@ class UserBatches:
                     "(images, labels)"
                 )
             if not len(images):
-                raise LpvitError("loader: gives a batch without images; leave empty batches out")
+                raise LpvitError("loader: yields a batch without images; omit empty batches")
             if images.is_inference():
                 images = images.clone()
             yield images.to(self.dtype), images.new_empty(0)
@@ -53,7 +53,7 @@ class UserBatches:
         """Images of the first batch."""
         for images, _ in self:
             return images
-        raise LpvitError("loader: gives no images")
+        raise LpvitError("loader: yields no images")
 
 
 def _describe(batch: Any) -> str:

@@ -1,4 +1,4 @@
-"""A pruned model as one safetensors file that leaves out the pruned blocks and says how to build the model again.
+"""Saves a pruned model as one safetensors file, without pruned blocks and with the arguments to rebuild the model.
 
 A layer with a mask is stored as ``LAYER.values``, shape (K, r, c): its kept blocks, row by row, those at ragged edges
 padded with zeros (`lpvit.sparse.storage`). Everything else is stored as it stands in the state dict. The metadata has
@@ -12,17 +12,17 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from zipfile import is_zipfile
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lpvit import __version__
-from lpvit.allocation.settings import Budget
+from lpvit.allocation.settings import Budget, budget_of_format_1
 from lpvit.api.format_1 import without_indices
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError, one_line
@@ -43,14 +43,14 @@ FORMAT = 2
 
 
 class Header(BaseModel):
-    """What the file says about its tensors.
+    """Metadata of the tensors.
 
     Attributes:
         format: Version of the layout of the file.
-        version: Of the lpvit that wrote it.
+        version: Of lpvit that wrote it.
         architecture: Builds the model.
         block_shape: Rows and columns of a block.
-        budget: What the model was pruned to, if known.
+        budget: Of the pruned model, if known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,17 +59,17 @@ class Header(BaseModel):
     version: str = __version__
     architecture: Architecture
     block_shape: tuple[PositiveInt, PositiveInt]
-    budget: Budget | None
+    budget: Annotated[Budget | None, BeforeValidator(budget_of_format_1)]
 
 
 def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = None) -> None:
     """Writes a pruned model, fine-tuned or not, without its pruned blocks.
 
     Args:
-        pruned: From `lpvit.prune` or `lpvit.load`; its model may have been trained since, with its masks frozen.
+        pruned: From `lpvit.prune` or `lpvit.load`; its model may have been trained since, with fixed masks.
         path: Target, ``.safetensors``.
-        options: Arguments that ``timm.create_model`` was given beside name, ``pretrained`` and ``num_classes``, where
-            they are more than another image size or number of channels.
+        options: Arguments of ``timm.create_model`` besides name, ``pretrained`` and ``num_classes``, if there are
+            others than image size and number of channels.
 
     Raises:
         LpvitError: A pruned weight is not zero, or name and options build another model than this one.
@@ -83,12 +83,12 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
         partial.touch()
         rights = partial.stat().st_mode
         save_file(_compressed(pruned), partial, metadata)
-        partial.chmod(rights)  # of any new file; safetensors leaves it to its owner alone
+        partial.chmod(rights)  # default permissions; safetensors restricts them to the owner
         seal(partial)
 
 
 def load(path: str | Path) -> Pruned:
-    """Reads what `save` wrote, on the CPU, with the pruned weights back as zeros.
+    """Reads a file of `save`, on the CPU, with zeros for the pruned weights.
 
     Raises:
         LpvitError: The file is missing, damaged, not from `save`, of another format, or does not fit its architecture.
@@ -101,7 +101,7 @@ def load(path: str | Path) -> Pruned:
 
 
 def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
-    """The model, once everything in the file is known to fit together; until then it takes no memory."""
+    """Builds the model after checking that the content of the file is consistent; until then it uses no memory."""
     model = outline(header.architecture, tensors)
     architecture = header.architecture
     if header.format == 1:
@@ -133,7 +133,7 @@ def _require_zeros(pruned: Pruned) -> None:
     try:
         verify_pruned(pruned.model.state_dict(), expanded)
     except AssertionError as error:
-        raise LpvitError(f"model: {error}; train it with its masks frozen, or set them to zero") from None
+        raise LpvitError(f"model: {error}; train it with fixed masks, or set them to zero") from None
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
 
 
 def _build(architecture: Architecture) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # it seeds its initial weights; the user's generator stays as it was
+    with torch.random.fork_rng(devices=[]):  # keeps the state of the user's generator, which building a model changes
         return architecture.build()
 
 
@@ -182,9 +182,9 @@ def _whole(module: nn.Module, values: Tensor, keep_mask: Tensor, block_shape: tu
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
     if not path.is_file():
         raise LpvitError(f"{path}: file not found")
-    if is_zipfile(path):  # as torch writes
+    if is_zipfile(path):  # format of torch
         raise LpvitError(
-            f"{path}: is no file of lpvit.save; if the pipeline wrote it, make one with 'lpvit export {path} "
+            f"{path}: is not a file of lpvit.save; if the pipeline wrote it, create one with 'lpvit export {path} "
             f"model.safetensors' or, for all experiments, 'snakemake export'"
         )
     verify(path, "save the model again; for dense weights use timm.create_model")
@@ -192,8 +192,8 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except Exception as error:  # safetensors and torch raise a different type for every kind of damage
-        raise LpvitError(f"{path}: cannot be read as safetensors ({error}); it is another kind of file") from None
+    except Exception as error:  # safetensors and torch raise different types for different damage
+        raise LpvitError(f"{path}: cannot be read as safetensors ({error}); it is another type of file") from None
     if "lpvit" not in metadata:
         raise LpvitError(f"{path}: not written by lpvit.save; for dense weights use timm.create_model")
     return _header(metadata["lpvit"], path), tensors

@@ -21,9 +21,10 @@ from lpvit.store.artifacts import replace_atomically
 
 
 def export_onnx(pruned: Pruned, path: str | Path) -> None:
-    """Writes the model with its pruned weights as zeros, for any number of images at once.
+    """Writes the model with its pruned weights as zeros, for any batch size.
 
-    Layers in int8 stay so: their tokens are quantised at run time, in operators that onnxruntime computes in int8.
+    Layers in int8 remain in int8: their tokens are quantised at run time, in operators that onnxruntime computes in
+    int8.
 
     Input ``images`` (N, channels, height, width), float32, normalised; output ``logits`` (N, classes).
 
@@ -39,24 +40,24 @@ def export_onnx(pruned: Pruned, path: str | Path) -> None:
 
 
 def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32") -> None:
-    """Writes the model with its pruned blocks left out, for OpenVINO on a CPU, and the library that skips them.
+    """Writes the model without its pruned blocks for OpenVINO on a CPU, and the library with its kernels.
 
-    Beside ``path`` come its weights (``.bin``) and ``lpvit_openvino.so``, which needs no torch and no lpvit, but the
-    release of OpenVINO that is installed here: ``core.add_extension("lpvit_openvino.so")`` before
-    ``core.read_model(path)``. All masked layers are block-sparse and attention of ViT, DeiT and Swin is ours, untimed;
-    all else is OpenVINO's.
+    Next to ``path`` it writes the weights (``.bin``) and ``lpvit_openvino.so``, which needs neither torch nor lpvit,
+    but the installed release of OpenVINO: ``core.add_extension("lpvit_openvino.so")`` before ``core.read_model(path)``.
+    All masked layers are block-sparse and attention of ViT, DeiT and Swin uses our kernel, untimed; everything else is
+    OpenVINO's.
 
     Input ``images`` (N, channels, height, width), float32, normalised; output ``logits`` (N, classes).
 
     Args:
-        pruned: From `lpvit.prune`, `lpvit.quantise` or `lpvit.load`; left as it is.
+        pruned: From `lpvit.prune`, `lpvit.quantise` or `lpvit.load`; not modified.
         path: Target, ``.xml``.
-        precision: Of the products in masked layers and in attention: ``float32``, ``bfloat16`` or ``int8``. All else is
-            in bfloat16 in ``bfloat16``, and in ``int8`` where this machine has a kernel for it.
+        precision: Of the products in masked layers and in attention: ``float32``, ``bfloat16`` or ``int8``. Everything
+            else is in bfloat16 for ``bfloat16``, and for ``int8`` if this machine has a kernel for it.
 
     Raises:
-        LpvitError: There is no such precision, or none for blocks of an odd width; OpenVINO is not installed; or the
-            library cannot be built.
+        LpvitError: The precision is unknown or not available for blocks of an odd width; OpenVINO is not installed; or
+            the library cannot be built.
     """
     path = Path(path)
     if path.suffix != ".xml" or precision not in PRECISIONS:

@@ -1,4 +1,4 @@
-"""A pruned model with its masks, and what it costs."""
+"""A pruned model with its masks and costs."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ from lpvit.structures.blocks.masks import kept_blocks
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `lpvit.prune` returns and `lpvit.load` reads.
+    """A pruned model, from `lpvit.prune` or `lpvit.load`.
 
     Attributes:
         model: Its pruned weights are exactly zero; in evaluation mode.
-        keep_masks: layer -> (R, C), bool, True where the block stays, on the CPU.
+        keep_masks: layer -> (R, C), bool, True where the block is kept, on the CPU.
         block_shape: Rows (output features) and columns (input features) of a block.
         budget: What it was pruned to, if known.
     """
@@ -33,14 +33,14 @@ class Pruned:
         record_keep_masks(self.model, self.keep_masks, self.block_shape)
 
     def __repr__(self) -> str:
-        """What it is and what stays of it; the model itself is left to its own ``repr``."""
+        """Summary of model and costs; for the modules see the ``repr`` of ``model``."""
         report = self.report
         now, dense = report.loc["(model)"], report.loc["(dense model)"]
-        asked = {} if self.budget is None else self.budget.targets  # not known of a file of the pipeline
+        asked = {} if self.budget is None else self.budget.targets  # unknown for files of the pipeline
         budget = ", budget: " * bool(asked) + ", ".join(f"{name} {target:g}" for name, target in asked.items())
         return (
             f"Pruned({type(self.model).__name__}, blocks of {self.block_shape[0]}x{self.block_shape[1]}{budget})\n"
-            f"  MACs: {now['macs']:,.0f} of {dense['macs']:,.0f} an image ({now['keep_ratio']:.1%})\n"
+            f"  MACs: {now['macs']:,.0f} of {dense['macs']:,.0f} per image ({now['keep_ratio']:.1%})\n"
             f"  parameters: {now['parameters']:,.0f} of {dense['parameters']:,.0f}\n"
             f"  blocks: {now['blocks_kept']:,.0f} of {dense['blocks_kept']:,.0f}, "
             f"in {len(self.keep_masks)} layers; see .report"
@@ -57,11 +57,11 @@ class Pruned:
 
     @property
     def report(self) -> pd.DataFrame:
-        """What every layer costs, then all else (norms, embeddings), then the model, now and dense.
+        """Costs of every layer, of everything else (norms, embeddings), and of the model, pruned and dense.
 
         Returns:
-            Indexed by layer: ``keep_ratio``, the share of the MACs that stays, for a layer also that of its weights;
-            ``blocks_kept``, 0 without a mask; ``macs`` for an image, in linear layers, as a budget counts them;
+            Indexed by layer: ``keep_ratio``, the kept share of the MACs, for a layer also of its weights;
+            ``blocks_kept``, 0 without a mask; ``macs`` per image, in linear layers, as a budget counts them;
             ``parameters``, without the pruned ones.
         """
         costs = measure_costs(self.model)

@@ -1,4 +1,4 @@
-"""Quantising a pruned model in one call, by the functions of the workflow."""
+"""Quantises a pruned model in one call, with the functions of the workflow."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,20 +13,20 @@ from lpvit.quantisation.settings import Quantisation
 
 
 def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: Quantisation | None = None) -> Pruned:
-    """The same pruned model in int8 or bfloat16, for inference; fine-tune before, not after.
+    """Converts a pruned model to int8 or bfloat16, for inference; fine-tune before, not after.
 
     Args:
-        pruned: From `lpvit.prune` or `lpvit.load`, or fine-tuned since; left as it is.
-        loader: Calibration images as for `lpvit.prune`; None where the quantisation looks at none.
+        pruned: From `lpvit.prune` or `lpvit.load`, or fine-tuned since; not modified.
+        loader: Calibration images as for `lpvit.prune`; None if the quantisation needs none.
         quantisation: Default int8, weights rounded with error feedback on the calibration images.
 
     Returns:
-        With layers that quantise their inputs at run time, as `lpvit.sparsify`'s kernels do: what its accuracy is, they
-        reach too.
+        With layers that quantise their inputs at run time, like the kernels of `lpvit.sparsify`, which have the same
+        accuracy.
 
     Raises:
-        LpvitError: Images are missing, the loader cannot be read twice or does not fit, or the model is quantised
-            already.
+        LpvitError: Images are missing, the loader cannot be read twice or does not fit, or the model is
+            already quantised.
     """
     model = pruned.model
     parameter = next(model.parameters())

@@ -1,4 +1,4 @@
-"""A pruned model with kernels that skip its pruned blocks."""
+"""Replaces the layers of a pruned model by kernels that skip its pruned blocks."""
 
 import logging
 from copy import deepcopy
@@ -18,23 +18,24 @@ _logger = logging.getLogger(__name__)
 
 
 def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) -> nn.Module:
-    """A copy of a pruned model for inference on its device, block-sparse in the layers that this makes faster there.
+    """Returns a copy of a pruned model for inference on its device, with block-sparse layers where they are faster.
 
-    All forms of every layer are timed, with torch's number of threads. What stays dense, and why, is logged; printed,
-    the model says which kernel runs.
+    All forms of every layer are timed, with torch's number of threads. Layers that stay dense are logged with the
+    reason; the ``repr`` of the model names the kernels.
 
     Args:
-        pruned: From `lpvit.prune` or `lpvit.load`; left as it is.
-        batch_size: Images per pass that it shall be fast for; any number will do later.
-        precision: ``float32``, ``bfloat16`` or ``int8``: of the products in its masked layers. In int8, all else is in
-            bfloat16 where the device has a kernel for it, else in float32. The model then takes images of any
-            floating dtype and gives float32. By default all is in the dtype of the model, images and outputs too.
+        pruned: From `lpvit.prune` or `lpvit.load`; not modified.
+        batch_size: Images per pass to optimise for; any number can be used later.
+        precision: ``float32``, ``bfloat16`` or ``int8``: of the products in its masked layers. In int8, everything else
+            is in bfloat16 if the device has a kernel for it, else in float32. The model then accepts images of any
+            floating dtype and returns float32. By default everything is in the dtype of the model, images and outputs
+            too.
 
     Returns:
         In evaluation mode, without gradients.
 
     Raises:
-        LpvitError: There is no such precision.
+        LpvitError: The precision is unknown.
     """
     model = call_modules(deepcopy(pruned.model).eval().requires_grad_(False))
     if precision is not None:
@@ -46,7 +47,7 @@ def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) 
 
 
 def in_precision(model: nn.Module, precision: str) -> nn.Module:
-    """The model itself, cast to what all but its masked layers has; it takes any floating dtype and gives float32."""
+    """The model, cast to the dtype of its other layers; it accepts any floating dtype and returns float32."""
     model = model.to(_dtype_of_others(precision, next(model.parameters()).device))
     model.register_forward_pre_hook(_take_any_dtype)
     model.register_forward_hook(_give_float32)
@@ -59,7 +60,7 @@ def _dtype_of_others(precision: str, device: torch.device) -> torch.dtype:
         return dtype
     path = path_for(device, torch.bfloat16)
     if path.reason:
-        _logger.info("int8: all but the masked layers is in float32: %s", path.reason)
+        _logger.info("int8: everything except the masked layers is in float32: %s", path.reason)
     return torch.float32 if path.reason else torch.bfloat16
 
 

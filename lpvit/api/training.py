@@ -1,4 +1,4 @@
-"""Fine-tuning and evaluation with the user's own loaders, by the functions of the workflow.
+"""Fine-tuning and evaluation with the user's own loaders, with the functions of the workflow.
 
 N = images of a batch.
 """
@@ -28,14 +28,14 @@ from lpvit.training.train import train
 
 
 def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
-    """Accuracy on labelled images, on the device that the model is on.
+    """Accuracy on labelled images, on the model's device.
 
     Args:
         model: Dense, pruned or sparsified; left in evaluation mode.
-        loader: Batches that begin with images (N, channels, height, width), normalised for the model, and labels (N,).
+        loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,).
 
     Raises:
-        LpvitError: The loader gives something else, or no image.
+        LpvitError: The loader yields something else, or no image.
     """
     module = model.model if isinstance(model, Pruned) else model
     require_plain_module(module)
@@ -51,20 +51,21 @@ def finetune(
     recipe: Recipe,
     teacher: nn.Module | None = None,
 ) -> Pruned:
-    """Trains a pruned model with its masks frozen, on the device that it is on.
+    """Trains a pruned model with fixed masks, on its device.
 
     Args:
-        pruned: Left as it is, a copy is trained.
-        loader: Training images with labels, as for `evaluate`; shuffled and augmented as you like. The keys of a recipe
-            that act on single images (crops, flips, RandAugment) are the loader's to do, those that act on batches
-            (mixup, cutmix, erasing) are done here.
-        validation: Images with labels that are evaluated after every epoch.
-        recipe: Epochs, learning rate and the rest; its ``batch_size`` is that of the loader.
-        teacher: The model to learn from where the recipe says ``distillation`` (and ``teacher="dense"``): the dense
-            one, or another with as many classes.
+        pruned: Not modified, a copy is trained.
+        loader: Training images with labels, as for `evaluate`; with any shuffling and augmentation. The keys of a
+            recipe for single images (crops, flips, RandAugment) are up to the loader, those for batches (mixup, cutmix,
+            erasing) are applied here.
+        validation: Images with labels, evaluated after every epoch.
+        recipe: Hyperparameters; its ``batch_size`` is that of the loader.
+        teacher: For a recipe with ``distillation`` (and ``teacher="dense"``): the dense model, or another with the
+            same classes.
 
     Returns:
-        With the weights of the last epoch, averaged if the recipe says so; pruned weights are still exactly zero.
+        With the weights of the last epoch, averaged if the recipe has an ``ema_decay``; pruned weights are still
+        exactly zero.
 
     Raises:
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
@@ -101,11 +102,11 @@ def _check(recipe: Recipe, teacher: nn.Module | None) -> None:
             "and only then"
         )
     if recipe.pruned_over:
-        raise LpvitError("recipe: pruned_over starts with the dense model, this one is pruned; leave it out")
+        raise LpvitError("recipe: pruned_over starts with the dense model, this one is pruned; omit it")
 
 
 def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
-    """A copy that says which images it takes: those of the loader if it can; else they are brought to its own size."""
+    """A copy with the image size of the loader if it supports it; otherwise images are resized to its own size."""
     copy = deepcopy(teacher)
     with suppress(LpvitError):
         adopt_input_size(copy, next(iter(loader))[0])
@@ -115,7 +116,7 @@ def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Labelled:
-    """What the user's loader gives, as a training reads it."""
+    """The batches of the user's loader, as a training reads them."""
 
     loader: Iterable[Any]
     dtype: torch.dtype
@@ -135,7 +136,7 @@ class _Labelled:
         return len(self.loader)  # type: ignore[arg-type]  # checked above
 
     def set_epoch(self, epoch: int) -> None:
-        """The order of an epoch is the loader's."""
+        """Does nothing: the loader decides the order of an epoch."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.loader:

@@ -1,4 +1,4 @@
-"""Other engines that run a model: OpenVINO and onnxruntime, at their own precisions, with threads pinned alike.
+"""Other inference engines: OpenVINO and onnxruntime, in their own precisions, with threads pinned in the same way.
 
 N = images of a pass; K = classes.
 """
@@ -25,7 +25,7 @@ Run = Callable[[Tensor], Tensor]  # images (N, channels, height, width), float32
 
 
 def require_engines(engines: Iterable[str]) -> None:
-    """Makes sure that engines can run here.
+    """Checks that engines can run here.
 
     Raises:
         LpvitError: A package is not installed.
@@ -39,11 +39,11 @@ def require_engines(engines: Iterable[str]) -> None:
 
 
 def openvino_options(threads: int, *, bfloat16: bool) -> dict[str, Any]:
-    """What OpenVINO compiles a model with, for one pass at a time.
+    """OpenVINO's compile options, for one pass at a time.
 
     Args:
         threads: CPU threads of a pass.
-        bfloat16: Whether what the model has in float32 is computed in that.
+        bfloat16: Whether float32 operations of the model are computed in bfloat16.
     """
     return {
         "INFERENCE_NUM_THREADS": threads,
@@ -55,11 +55,11 @@ def openvino_options(threads: int, *, bfloat16: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Exported:
-    """A model as engines read it.
+    """A model in the format of the engines.
 
     Attributes:
-        model: In float32 on the CPU, dense or with zeros; left as it is.
-        calibration: Batches of images (N, channels, height, width) that OpenVINO's int8 takes its scales from.
+        model: In float32 on the CPU, dense or with zeros; not modified.
+        calibration: Batches of images (N, channels, height, width) for the scales of OpenVINO's int8.
     """
 
     model: nn.Module
@@ -68,11 +68,11 @@ class Exported:
     _made: dict[str, Any] = field(default_factory=dict)
 
     def run_by(self, engine: str, batch_size: int, threads: int) -> Run:
-        """The model made ready by an engine.
+        """Compiles the model with an engine.
 
         Args:
             engine: Of `lpvit.benchmark.settings.ENGINES`.
-            batch_size: N of most passes; in one of fewer images, others fill it up.
+            batch_size: N of most passes; smaller batches are padded.
             threads: CPU threads of a pass.
 
         Raises:
@@ -106,7 +106,7 @@ class Exported:
             model = self._made["int8"].clone()
         else:
             model = core.read_model(self._file)
-        model.reshape({"images": [batch_size, *self.calibration[0].shape[1:]]})  # what it does best is a fixed shape
+        model.reshape({"images": [batch_size, *self.calibration[0].shape[1:]]})  # a fixed shape is fastest
         options = openvino_options(threads, bfloat16=engine.endswith("bfloat16"))
         request = core.compile_model(model, "CPU", options).create_infer_request()
         return lambda images: request.infer({0: images})[0].copy()
@@ -143,7 +143,7 @@ class Rivals:
     Attributes:
         engines: Of `lpvit.benchmark.settings.ENGINES`.
         calibration: As for `Exported`.
-        validation: Labelled images that tell the accuracy of an engine in int8, as for `evaluate`.
+        validation: Labelled images for the accuracy of engines in int8, as for `evaluate`.
     """
 
     engines: Sequence[str]
@@ -151,7 +151,7 @@ class Rivals:
     validation: Sequence[tuple[Tensor, Tensor]]
 
     def export(self, models: Mapping[str, nn.Module]) -> dict[str, Exported]:
-        """The models as the engines read them; copied before they are cast or moved, if there is an engine."""
+        """The models in the format of the engines; copied before they are cast or moved, if there is an engine."""
         if not self.engines:
             return {}
         return {
@@ -159,7 +159,7 @@ class Rivals:
         }
 
     def runs(self, exported: Mapping[str, Exported], batch_size: int, threads: int) -> dict[str, Run]:
-        """Arm, the name of the model and that of the engine -> the one run by the other."""
+        """Configuration (model and engine) -> function that runs it."""
         return {
             f"{name}_{engine}": model.run_by(engine, batch_size, threads)
             for name, model in exported.items()
@@ -167,7 +167,7 @@ class Rivals:
         }
 
     def accuracy(self, run: Run) -> Accuracy:
-        """Of an arm, on the validation images."""
+        """Accuracy of a configuration on the validation images."""
         return evaluate(_Called(run), self.validation, torch.device("cpu"))
 
 
@@ -175,7 +175,7 @@ NO_RIVALS = Rivals((), (), ())
 
 
 class _Called(nn.Module):
-    """A function as a model to evaluate."""
+    """Wraps a function as a model to evaluate."""
 
     def __init__(self, run: Run) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
-"""Settings of what is measured on a machine."""
+"""Settings of benchmarks."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lpvit.allocation.settings import LATENCY_BATCH_SIZE
 from lpvit.settings import Section
 
 ENGINES = (
@@ -17,12 +18,12 @@ ENGINES = (
 
 
 class Benchmark(Section):
-    """How speed and energy are measured. Changing it measures anew; of what is pruned, only under `latency`."""
+    """How speed and energy are measured. Changes rerun measurements; pruning only under a `latency` budget."""
 
     arms: tuple[Literal["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"], ...] = Field(
         ("dense", "masked", "sparse"),
-        description="what takes turns: the dense model, the pruned one with zeros (not in int8), the pruned one "
-        "block-sparse; `_compiled` by torch.compile, which takes minutes on a small machine",
+        description="interleaved configurations: the dense model, the pruned one with zeros (not in int8), the pruned "
+        "one block-sparse; `_compiled` by torch.compile, which takes minutes on a small machine",
     )
     batch_sizes: tuple[Annotated[int, Field(gt=0)] | Literal["largest"], ...] = Field(
         (1, 32, "largest"),
@@ -31,25 +32,27 @@ class Benchmark(Section):
         "a CPU",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of weights and activations")
-    seconds: float = Field(3, gt=0, description="time for each arm and batch size")
+    seconds: float = Field(3, gt=0, description="time per configuration and batch size")
     energy_seconds: float = Field(
         10,
         gt=0,
-        description="length of a window in which energy is measured; three for each arm, at the last batch size",
+        description="length of an energy measurement; three per configuration, at the last batch size",
     )
-    layer_batch_size: int = Field(8, gt=0, description="images per pass for the milliseconds of a budget in `latency`")
+    layer_batch_size: int = Field(
+        LATENCY_BATCH_SIZE, gt=0, description="images per pass for the milliseconds of a budget in `latency`"
+    )
 
     engines: tuple[Literal[ENGINES], ...] = Field(  # type: ignore[valid-type]
         (),
-        description="other engines that run the dense model and the masked one on the CPU, as arms of their own (extra "
-        "`engines`); all then compare with the fastest dense arm",
+        description="other engines that run the dense and the masked model on the CPU, as further configurations "
+        "(extra `engines`); all are then compared with the fastest dense configuration",
     )
     engine_images: int = Field(
-        2000, gt=0, description="validation images, spread over the split, that tell what engines in int8 get right"
+        2000, gt=0, description="validation images, spread over the split, for the accuracy of engines in int8"
     )
 
     @model_validator(mode="after")
     def _dense_is_timed(self) -> "Benchmark":
         if "dense" not in self.arms or len(set(self.arms)) < len(self.arms):
-            raise ValueError("arms: name 'dense', which the others are compared with, and each arm once")
+            raise ValueError("arms: list 'dense', the baseline of the others, and each configuration once")
         return self

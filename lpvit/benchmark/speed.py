@@ -1,4 +1,4 @@
-"""Speed and energy of a pruned model beside the dense one, on the machine at hand.
+"""Speed and energy of a pruned model compared with the dense one, on this machine.
 
 N = images of a pass; K = classes.
 """
@@ -33,7 +33,7 @@ from lpvit.training.evaluation import Accuracy
 
 logger = logging.getLogger(__name__)
 
-# Of the largest logit; in int8, an input may be rounded to the next step elsewhere than where torch imitates it.
+# Of the largest logit; in int8, an input may be rounded differently than in torch's emulation.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.int8: 5e-2}
 LARGEST_BATCH = {"cpu": 128, "cuda": 1024}  # larger ones hardly raise the throughput
 
@@ -42,11 +42,11 @@ Models = Mapping[str, nn.Module]  # dense, masked, sparse
 
 @dataclass(frozen=True)
 class Measurements:
-    """What `benchmark` returns.
+    """The result of `benchmark`.
 
     Attributes:
         speed: Schema ``SPEED`` without ``stage``.
-        choices: Schema ``CHOICES``; no rows where no arm is block-sparse.
+        choices: Schema ``CHOICES``; empty without a block-sparse configuration.
         energy: Schema ``ENERGY``.
     """
 
@@ -65,19 +65,19 @@ def benchmark(
     device: torch.device | str,
     rivals: Rivals = NO_RIVALS,
 ) -> Measurements:
-    """Times a dense and a pruned model against each other at several batch sizes; their energy at the largest.
+    """Compares the speed of a dense and a pruned model at several batch sizes, and their energy at the largest.
 
     Args:
         dense: The model before pruning; it and ``pruned`` are moved and cast in place.
-        pruned: The same with zeros for pruned weights; or in int8, without ``masked`` arms, which torch only imitates.
+        pruned: The same with zeros for pruned weights; or in int8, which torch only emulates, so not timed ``masked``.
         keep_masks: One keep mask (R, C) per layer.
         block_shape: Rows and columns of a block.
-        settings: Arms, batch sizes, dtype and durations.
+        settings: Configurations, batch sizes, dtype and durations.
         device: Where to run.
-        rivals: Engines that run both models too, in float32 on the CPU; but none that is in int8 already.
+        rivals: Engines that run both models too, in float32 on the CPU; not for models already in int8.
 
     Raises:
-        LpvitError: An arm gives other logits than it should, or cannot be compiled here.
+        LpvitError: A configuration gives wrong logits, or cannot be compiled here.
     """
     in_torch = {"dense": dense} | ({} if int8_layers(pruned) else {"masked": pruned})
     arms = [arm for arm in settings.arms if arm.startswith(("sparse", *in_torch))]
@@ -87,7 +87,7 @@ def benchmark(
     models = {"dense": dense.to(device, dtype).eval(), "masked": pruned.to(device, dtype).eval()}
     speed, choices = [], []
     for batch_size in _batch_sizes(settings.batch_sizes, models):
-        torch.compiler.reset()  # what was compiled for another batch size
+        torch.compiler.reset()  # discards code compiled for another batch size
         if any(arm.startswith("sparse") for arm in arms):
             models["sparse"] = deepcopy(models["masked"])
             chosen = sparsify_layers(models["sparse"], keep_masks, block_shape, batch_size)
@@ -109,11 +109,11 @@ def benchmark(
 
 
 def build_arms(arms: Iterable[str], models: Models, images: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """One forward pass for each arm, whose logits have been compared with those of the model without any kernel.
+    """One forward pass per configuration; their logits are compared with those of the model without kernels.
 
     Args:
         arms: ``dense``, ``masked``, ``sparse``, and with ``_compiled`` the same through torch.compile.
-        models: By the names of the arms; ``sparse`` should do what ``masked`` does.
+        models: By configuration; ``sparse`` must equal ``masked``.
         images: Shape (N, channels, height, width), on the device and in the dtype of the models.
 
     Raises:
@@ -126,7 +126,7 @@ def build_arms(arms: Iterable[str], models: Models, images: Tensor) -> dict[str,
         reference = models["dense" if name == "dense" else "masked"]
         try:
             logits = model(images)
-        except torch._dynamo.exc.TorchDynamoException as error:  # of all that torch.compile may do
+        except torch._dynamo.exc.TorchDynamoException as error:  # base class of torch.compile's errors
             reason = str(error).strip().partition("\n")[0]
             raise LpvitError(f"benchmark.arms: '{arm}' cannot be compiled here ({reason}); leave it out") from None
         require_equal(arm, logits, reference(images), torch.int8 if int8_layers(reference) else logits.dtype)
@@ -135,11 +135,11 @@ def build_arms(arms: Iterable[str], models: Models, images: Tensor) -> dict[str,
 
 
 def engine_arms(runs: Mapping[str, Run], models: Models, images: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """One pass for each engine; those that do not round to int8 by themselves are compared with torch.
+    """One pass per engine; engines that do not quantise to int8 themselves are compared with torch.
 
     Args:
-        runs: Arm -> engine, as `lpvit.benchmark.engines.Rivals.runs` gives them.
-        models: In torch, in float32 on the CPU, by the first word of the arms.
+        runs: Configuration -> engine, from `lpvit.benchmark.engines.Rivals.runs`.
+        models: In torch, in float32 on the CPU, by the first word of the configurations.
         images: Shape (N, channels, height, width).
 
     Raises:
@@ -156,26 +156,26 @@ def engine_arms(runs: Mapping[str, Run], models: Models, images: Tensor) -> dict
 
 
 def with_accuracy(speed: pd.DataFrame, accuracies: Mapping[str, Accuracy]) -> pd.DataFrame:
-    """Adds the columns ``top1`` and ``images`` of ``SPEED``: of the arms whose accuracy was measured."""
+    """Adds the columns ``top1`` and ``images`` of ``SPEED``: for configurations whose accuracy was measured."""
     columns = {name: {arm: getattr(of, name) for arm, of in accuracies.items()} for name in ("top1", "images")}
     return speed.join(pd.DataFrame(columns, dtype="float64"), on="arm")
 
 
 def require_equal(arm: str, logits: Tensor, expected: Tensor, precision: torch.dtype) -> None:
-    """Refuses an arm whose logits are off by more than rounding.
+    """Raises if the logits of a configuration differ by more than rounding.
 
     Args:
-        arm: For the message.
+        arm: Configuration, for the message.
         logits: Shape (N, K).
         expected: Shape (N, K).
-        precision: Of the numbers that the arm multiplies.
+        precision: Of the products of the configuration.
 
     Raises:
-        LpvitError: The greatest difference, over the greatest expected logit, is above `TOLERANCE`, or no number.
+        LpvitError: The greatest difference, over the greatest expected logit, is above `TOLERANCE` or NaN.
     """
     error = float((logits.double() - expected.double()).abs().max() / expected.double().abs().max())
     tolerance = TOLERANCE[precision]
-    if not error <= tolerance:  # not: NaN fails too
+    if not error <= tolerance:  # also true for NaN
         raise LpvitError(
             f"benchmark: '{arm}' is off by {error:.2g} of the largest logit, more than {tolerance:g} in "
             f"{str(precision).removeprefix('torch.')}; it is not timed, please report this"
@@ -183,15 +183,15 @@ def require_equal(arm: str, logits: Tensor, expected: Tensor, precision: torch.d
 
 
 def speed_table(times: Mapping[str, NDArray[np.float64]], batch_size: int) -> pd.DataFrame:
-    """Medians and quotients of arms that took turns.
+    """Medians and ratios of interleaved configurations.
 
     Args:
-        times: Arm -> seconds of every round; ``dense`` is among them.
+        times: Configuration -> seconds of every round; includes ``dense``.
         batch_size: Images of a pass.
 
     Returns:
-        Schema ``SPEED`` without ``stage`` and what is known of the machine; the speed-up is over the faster dense arm,
-        taken round by round, so that a disturbance of the machine cancels.
+        Schema ``SPEED`` without ``stage`` and the columns of the machine; the speed-up is over the faster dense
+        configuration, computed round by round, so that load on the machine cancels.
     """
     dense = [arm for arm in times if arm.startswith("dense")]
     reference = min(dense, key=lambda arm: median_interval(times[arm]).median)
@@ -213,7 +213,7 @@ def speed_table(times: Mapping[str, NDArray[np.float64]], batch_size: int) -> pd
 
 
 def facts(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
-    """What times depend on beside the models: columns of ``SPEED``."""
+    """Machine and settings that times depend on: columns of ``SPEED``."""
     return {
         "kernel": path_for(device, dtype).name,
         "dtype": name_of(dtype),
@@ -225,11 +225,11 @@ def facts(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
 
 
 def largest_batch(runs: Callable[[int], object], most: int) -> int:
-    """The largest power of two, up to ``most``, with which something runs without being out of GPU memory.
+    """The largest power of two, up to ``most``, that runs without exceeding the GPU memory.
 
     Args:
         runs: Takes the number of images.
-        most: Where to stop.
+        most: Upper limit.
     """
     size = 1
     while 2 * size <= most:
@@ -243,7 +243,7 @@ def largest_batch(runs: Callable[[int], object], most: int) -> int:
 
 
 def _batch_sizes(asked: Sequence[int | str], models: Models) -> list[int]:
-    """The batch sizes asked for, rising, with ``largest`` as a number."""
+    """The requested batch sizes in ascending order, with ``largest`` as a number."""
     device = next(models["dense"].parameters()).device
     most = LARGEST_BATCH[device.type]
 
@@ -251,13 +251,13 @@ def _batch_sizes(asked: Sequence[int | str], models: Models) -> list[int]:
         for model in models.values():
             model(_random_images(model, size))
 
-    # A CPU has no such end: the system would swap, or kill the process.
+    # Not on a CPU: the system would swap or kill the process.
     largest = most if device.type == "cpu" or "largest" not in asked else largest_batch(forward, most)
     return sorted({largest if size == "largest" else int(size) for size in asked})
 
 
 def _random_images(model: nn.Module, batch_size: int) -> Tensor:
-    """Shape (N, channels, height, width), for the model's device and dtype; always the same ones."""
+    """Shape (N, channels, height, width), for the model's device and dtype; deterministic."""
     parameter = next(model.parameters())
     images = torch.randn(batch_size, *input_size(model), generator=torch.Generator().manual_seed(0))
     return images.to(parameter.device, parameter.dtype)
@@ -287,7 +287,7 @@ def _processor() -> str:
 def _logged(speed: pd.DataFrame) -> pd.DataFrame:
     for row in speed.itertuples():
         logger.info(
-            "batch size %d: %s: %.3f ms, %.2f times as fast as %s",
+            "batch size %d: %s: %.3f ms, speed-up %.2f over %s",
             *(row.batch_size, row.arm, row.milliseconds, row.speed_up, row.reference),
         )
     return speed

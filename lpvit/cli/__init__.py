@@ -1,3 +1,5 @@
+"""The `lpvit` command."""
+
 from lpvit.lazy import modules_of
 
 __getattr__ = modules_of(__name__)

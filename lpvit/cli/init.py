@@ -1,4 +1,4 @@
-"""A folder of images looked at, and a commented config that works for it. Imports no torch."""
+"""Inspects a folder of images and writes a commented config for it. Imports no torch."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from lpvit.store.artifacts import write_text
 
 TRAINING = ("train", "training")
 VALIDATION = ("val", "valid", "validation", "test", "testing")
-SHARE = 0.2  # of the images that validates, where they are not split
-LOOKED_AT = 2000  # images that are decoded, drawn at random
+SHARE = 0.2  # of images without splits, used for validation
+LOOKED_AT = 2000  # images that are decoded, sampled at random
 SMALL = 64  # pixels of the shorter side up to which a small model is trained from scratch
-MEMORY = 2e9  # bytes that decoded images may take
+MEMORY = 2e9  # most bytes of decoded images
 PRETRAINED = {False: "deit_tiny_patch16_224", True: "deit_small_patch16_224"}  # without and with a GPU
-PASSES = {  # of an image through the dense model's training: (from scratch, from timm's weights); on a CPU, for minutes
+PASSES = {  # of an image in the dense model's training: (from scratch, from timm's weights); minutes on a CPU
     False: (24_000, 1_600),
     True: (192_000, 38_400),
 }
@@ -33,18 +33,18 @@ PASSES = {  # of an image through the dense model's training: (from scratch, fro
 
 @dataclass(frozen=True)
 class Images:
-    """What was found in a folder.
+    """Content of a folder of images.
 
     Attributes:
         root: Folder of the splits.
         train: Training split, below ``root``.
-        validation: Validation split; None where there is none.
+        validation: Validation split; None without one.
         classes: Their number.
         count: Images of the training and of the validation split.
-        suffixes: How many images have which.
-        size: Width and height that half of the images do not exceed, in pixels.
-        looked_at: How many were decoded.
-        bad: Those that cannot be, with the reason.
+        suffixes: Suffix -> number of images.
+        size: Median width and height in pixels.
+        looked_at: Number of decoded images.
+        bad: Images that cannot be decoded, with the reason.
     """
 
     root: Path
@@ -64,14 +64,14 @@ class Images:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the config is written with.
+    """Settings of the config to write.
 
     Attributes:
         loader: Of the images.
         model: Lines of the config's model.
-        why: It was chosen, in words.
+        why: Reason for the model.
         epochs: Of the dense model and of the pruned one.
-        calibration: Images that blocks are scored with.
+        calibration: Number of calibration images.
         block: Side of a block.
         batch_size: Of a training.
     """
@@ -86,25 +86,25 @@ class Choice:
 
 
 def write_config(folder: Path, output: Path, model: str | None, epochs: int | None, force: bool) -> Iterator[str]:
-    """Looks at a folder and writes a config; yields what was found and chosen, line by line.
+    """Inspects a folder and writes a config; yields findings and choices, line by line.
 
     Raises:
-        LpvitError: There are no images as expected, or the config exists.
+        LpvitError: No images were found, or the config exists.
     """
     if output.exists() and not force:
-        raise LpvitError(f"{output}: exists; give another name by --output, or write over it by --force")
+        raise LpvitError(f"{output}: exists; give another name by --output, or overwrite it with --force")
     images = survey(folder)
     formats = ", ".join(f"{count} {suffix}" for suffix, count in images.suffixes.most_common())
     yield f"{images.root}: {images.classes} classes, {sum(images.count)} images ({formats})"
     train, validation = images.count
     if images.validation is None:
-        yield f"no validation split: {validation} images, {SHARE:.0%} of every class, will validate"
+        yield f"no validation split: {validation} images, {SHARE:.0%} of every class, for validation"
     else:
-        yield f"{train} images in '{images.train}' train, {validation} in '{images.validation}' validate"
-    yield f"size: half of the images are at most {images.size[0]} x {images.size[1]} pixels"
+        yield f"{train} training images in '{images.train}', {validation} validation images in '{images.validation}'"
+    yield f"size: median {images.size[0]} x {images.size[1]} pixels"
     if images.bad:
         first = "; ".join(f"{file}: {problem}" for file, problem in list(images.bad.items())[:3])
-        yield f"{len(images.bad)} of {images.looked_at} images looked at cannot be read and will be left out: {first}"
+        yield f"{len(images.bad)} of {images.looked_at} inspected images cannot be read and will be skipped: {first}"
     choice = choose(images, model, epochs)
     yield choice.why
     if epochs is None and not has_gpu():
@@ -118,7 +118,7 @@ def survey(folder: Path) -> Images:
     """Finds the splits and classes of a folder, and decodes some of its images.
 
     Raises:
-        LpvitError: It is not there, holds no class folders, or one of them is empty.
+        LpvitError: It is missing, has no class folders, or one of them is empty.
     """
     root, train, validation = _splits(folder)
     share = 0.0 if validation else SHARE
@@ -150,13 +150,13 @@ def _size(file: Path) -> tuple[int, int]:
 def _splits(folder: Path) -> tuple[Path, str, str | None]:
     """The folder that holds the splits, and their names; without a validation split, the third is None."""
     if not folder.is_dir():
-        raise LpvitError(f"{folder}: folder not found; name the folder that holds your images")
+        raise LpvitError(f"{folder}: folder not found; give the folder of your images")
     inside = {entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."}
     train = next((inside[name] for name in TRAINING if name in inside), None)
     validation = next((inside[name] for name in VALIDATION if name in inside), None)
     if train is not None:
         return folder, train, validation
-    if len(inside) == 1:  # as many archives unpack
+    if len(inside) == 1:  # common in archives
         (only,) = inside.values()
         if any(entry.is_dir() for entry in os.scandir(folder / only)):
             return _splits(folder / only)
@@ -169,7 +169,7 @@ def _splits(folder: Path) -> tuple[Path, str, str | None]:
 
 
 def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
-    """Loader, model and lengths of trainings for images."""
+    """Chooses loader, model and lengths of trainings for images."""
     pixels = images.size[0] * images.size[1]
     if 3 * pixels * sum(images.count) < MEMORY:
         loader = "memory"
@@ -183,7 +183,7 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
         model = PRETRAINED[gpu]
     if model is not None:
         lines = f"    timm: {model}\n    weights: pretrained"
-        why = f"{model} with timm's weights, trained on to these classes"
+        why = f"{model} with timm's weights, trained further on these classes"
     else:
         lines, why = _small_model(side, PRETRAINED[gpu])
     first = epochs or max(4 - 2 * bool(model), min(100, round(PASSES[gpu][bool(model)] / train)))
@@ -197,18 +197,18 @@ def _small_model(side: int, pretrained: str) -> tuple[str, str]:
     """A ViT of 64 tokens or less that is trained from scratch, for images of a size."""
     size = 32 if side <= 40 else 64 if side <= SMALL else 112
     options = f"{{img_size: {size}, patch_size: {max(size // 8, 4)}, embed_dim: 128, depth: 6, num_heads: 4}}"
-    reason = "" if side <= SMALL else f" (the weights of {pretrained} are not here and huggingface.co does not answer)"
+    reason = "" if side <= SMALL else f" (the weights of {pretrained} are not cached, huggingface.co does not respond)"
     lines = f"    timm: vit_tiny_patch16_224\n    options: {options}\n    weights: train"
     return lines, f"a small ViT for {size} x {size} pixels, trained from scratch{reason}"
 
 
 def has_gpu() -> bool:
-    """Whether the driver of a GPU is loaded; torch, which would know, takes seconds to import."""
+    """Whether a GPU driver is loaded; asking torch would take seconds of import."""
     return Path("/dev/nvidiactl").exists()
 
 
 def _has_weights(model: str) -> bool:
-    """Whether a model's weights are in the cache, or can be fetched."""
+    """Whether a model's weights are cached or can be downloaded."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
     if any(cache.glob(f"models--timm--{model}*/snapshots/*/model.safetensors")):
@@ -261,7 +261,7 @@ report: {name}
 datasets:
   {name}:
 {dataset}
-    loader: {loader}  # memory: decoded once and held; dali: fast, JPEG alone; timm: whatever Pillow reads
+    loader: {loader}  # memory: decoded once, kept in memory; dali: fast, JPEG only; timm: all formats of Pillow
 
 models:
   vit:
@@ -269,21 +269,21 @@ models:
     recipe: dense  # trains it on these images
 
 calibrations:
-  few: {{images: {calibration}}}  # of the training split; what blocks are scored with
+  few: {{images: {calibration}}}  # of the training split, to score blocks
 
 prunings:
   blocks: {{block_shape: [{block}, {block}], saliency: gauss_newton, distortion: gauss_newton}}
 
-budgets:  # share of the multiply-adds that stays; fitted to the dense model in four steps
+budgets:  # share of the multiply-adds to keep; four pruning rounds with reconstruction
   half: {{macs: 0.5, reconstruction: least_squares, steps: 4}}
   third: {{macs: 0.35, reconstruction: least_squares, steps: 4}}
 
-recipes:  # the more epochs, the better the models, and the longer it takes
+recipes:  # more epochs give better models and take longer
   dense: {{epochs: {dense}, batch_size: {batch}, learning_rate: {rate}, warmup_epochs: {warmup}{more}}}
-  short:  # after pruning, learning from the dense model; leave it out of an experiment by `recipe: null`
+  short:  # after pruning, distilled from the dense model; `recipe: null` in an experiment skips it
     {{epochs: {short}, batch_size: {batch}, learning_rate: 1.0e-4, distillation: soft, teacher: dense}}
 
-experiments:  # one choice of each; what they share is done once
+experiments:  # one name from each section; shared stages run once
   half: {{dataset: {name}, model: vit, calibration: few, pruning: blocks, budget: half, recipe: short}}
   third: {{dataset: {name}, model: vit, calibration: few, pruning: blocks, budget: third, recipe: short}}
 """

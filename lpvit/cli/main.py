@@ -1,4 +1,4 @@
-"""The command ``lpvit``: what the package does, from a shell. What it takes to compute is imported by each command."""
+"""The command ``lpvit``. Each command imports the packages that it needs."""
 
 import argparse
 import logging
@@ -11,18 +11,18 @@ from pathlib import Path
 from lpvit import __version__
 from lpvit.errors import LpvitError
 
-CONFIG = "lpvit.yaml"  # what `init` writes and the others read
+CONFIG = "lpvit.yaml"  # written by `init`, read by the others
 
 _EXAMPLES = f"""from a folder of images to a pruned model:
   lpvit init photos      writes {CONFIG}; open it to change anything
-  lpvit check            what will be pruned, and all mistakes at once
-  lpvit prune            trains, prunes, fine-tunes, evaluates; goes on where it was interrupted
-  lpvit info FILE        what a model is and what is left of it
+  lpvit check            prints what will be pruned, or all errors of the config
+  lpvit prune            trains, prunes, fine-tunes, evaluates; resumes if interrupted
+  lpvit info FILE        describes a model and what was pruned
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit status: 0 if all went well, 1 after a mistake, 2 after an unknown option."""
+    """Runs a command; returns its exit status: 0 on success, 1 after an error, 2 after an unknown option."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"lpvit {options.command}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # who reads it, such as `head`, has seen enough; what is still to be flushed goes nowhere
+    except BrokenPipeError:  # the reader, such as `head`, has stopped; the rest of the output is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
@@ -45,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lpvit",
-        description="Makes Vision Transformers smaller: prunes blocks of their weights under a compute budget.",
+        description="Prunes blocks of the weights of Vision Transformers under a compute budget.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lpvit {__version__}")
-    parser.add_argument("--verbose", action="store_true", help="tell what is done on the way")
+    parser.add_argument("--verbose", action="store_true", help="log progress")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_config_commands(commands)
     _add_file_commands(commands)
@@ -58,34 +58,36 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_config_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    init = _command(commands, "init", _init, "look at a folder of images and write a config for it")
+    init = _command(commands, "init", _init, "inspect a folder of images and write a config for it")
     init.add_argument("folder", type=Path, help="folder of images: <class>/*.jpg, or train/<class>/ and val/<class>/")
     init.add_argument("--output", type=Path, default=Path(CONFIG), help="the config to write (default: %(default)s)")
-    init.add_argument("--force", action="store_true", help="write over a config that is there")
-    init.add_argument("--model", help="a model of timm, instead of one chosen by the size of the images")
-    init.add_argument("--epochs", type=int, help="length of the training of the dense model, instead of a chosen one")
+    init.add_argument("--force", action="store_true", help="overwrite an existing config")
+    init.add_argument("--model", help="timm model (default: by image size)")
+    init.add_argument("--epochs", type=int, help="epochs of the dense model's training (default: by data and machine)")
 
-    check = _command(commands, "check", _check, "say what a config will prune, without a run, or all that is wrong")
+    check = _command(commands, "check", _check, "print what a config will prune, or all its errors")
     prune = _command(commands, "prune", _prune, "run a config: train, prune, fine-tune, evaluate, report")
     for command in (check, prune):
         command.add_argument(
             "config", nargs="*", type=Path, help=f"config; of several, later ones win (default: {CONFIG})"
         )
     prune.add_argument("--cores", default="all", help="CPU cores to use (default: all)")
-    prune.add_argument("--dry-run", action="store_true", help="say what would run")
+    prune.add_argument("--dry-run", action="store_true", help="list what would run")
 
 
 def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    info = _command(commands, "info", _info, "say what a file is: a saved model, or anything that a run wrote")
-    bench = _command(commands, "bench", _bench, "time a pruned model against its dense form on this machine")
-    export = _command(commands, "export", _export, "write a pruned model for use elsewhere")
+    info = _command(commands, "info", _info, "describe a file: a saved model or any output of a run")
+    bench = _command(commands, "bench", _bench, "time a pruned model and its dense form on this machine")
+    export = _command(commands, "export", _export, "convert a pruned model for other engines")
     info.add_argument("file", type=Path, help="model.safetensors, pruned.pt, finetuned.pt, curves.parquet, ...")
     for command in (bench, export):
         command.add_argument("file", type=Path, help="model.safetensors, pruned.pt or finetuned.pt")
     bench.add_argument("--batch-size", type=int, nargs="+", default=[1, 8], help="images per pass (default: 1 8)")
     bench.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the weights")
     bench.add_argument("--threads", type=int, help="CPU threads (default: as torch does)")
-    bench.add_argument("--seconds", type=float, default=3.0, help="for each arm and batch size (default: %(default)g)")
+    bench.add_argument(
+        "--seconds", type=float, default=3.0, help="per configuration, batch size (default: %(default)g)"
+    )
     kinds = ".safetensors for lpvit.load, .onnx for other engines, .xml for OpenVINO with our kernels"
     export.add_argument("target", type=Path, help=f"file to write: {kinds}")
     precisions = ["float32", "bfloat16", "int8"]
@@ -145,7 +147,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _configs(options: argparse.Namespace) -> list[Path]:
-    """The configs given, or the one that `init` wrote, or that of a checkout."""
+    """The given configs, or that of `init`, or that of a checkout."""
     found = options.config or [file for file in (Path(CONFIG), Path("config/config.yaml")) if file.is_file()][:1]
     if not found:
         raise LpvitError(f"{CONFIG}: config not found; write one with 'lpvit init FOLDER', or name another")

@@ -1,4 +1,4 @@
-"""Files of models and results: what they are, how fast they run, and the same for use elsewhere."""
+"""Describes, times and converts files of models and results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,10 +21,10 @@ from lpvit.store.schemas import ALL, read_parquet
 
 
 def described(path: Path) -> Iterator[str]:
-    """What a file is, in lines.
+    """Describes a file, line by line.
 
     Raises:
-        LpvitError: It is missing, damaged, or not of lpvit.
+        LpvitError: It is missing, damaged, or not written by lpvit.
     """
     if not path.is_file():
         raise LpvitError(f"{path}: file not found")
@@ -41,7 +41,7 @@ def _described_table(path: Path) -> Iterator[str]:
     name = path.name.removeprefix("dense_")
     schema = next((schema for schema in ALL if schema.file in (name, f"{name.partition('@')[0]}.parquet")), None)
     if schema is None:
-        raise LpvitError(f"{path}: no table of lpvit; they are {', '.join(schema.file for schema in ALL)}")
+        raise LpvitError(f"{path}: not a table of lpvit; these are {', '.join(schema.file for schema in ALL)}")
     table = read_parquet(path, schema)
     yield f"a table: {len(table)} rows, one per {schema.row}"
     yield table.head(20).to_string(index=False)
@@ -71,17 +71,17 @@ def _described_architecture(architecture: Architecture) -> str:
 
 
 def timed(path: Path, batch_sizes: Sequence[int], dtype: str, threads: int | None, seconds: float) -> Iterator[str]:
-    """Milliseconds of a pruned model, block-sparse and with zeros, beside the dense one, in lines.
+    """Times a pruned model, block-sparse and with zeros, and the dense one; yields lines.
 
     Raises:
-        LpvitError: It is no pruned model, or an arm gives other logits than it should.
+        LpvitError: It is not a pruned model, or a configuration gives wrong logits.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     pruned = read_pruned(path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = Benchmark(batch_sizes=tuple(batch_sizes), dtype=dtype, seconds=seconds, energy_seconds=0.01)
-    dense = read_pruned(path).model  # zeros take a dense layer as long as any other number
+    dense = read_pruned(path).model  # zeros do not change the time of a dense layer
     speed = benchmark(dense, pruned.model, pruned.keep_masks, pruned.block_shape, settings, device).speed
     about = speed.iloc[0]
     yield f"{about['device_name']}, {about['threads']} threads, {about['dtype']}, kernel: {about['kernel']}"
@@ -99,7 +99,7 @@ def timed(path: Path, batch_sizes: Sequence[int], dtype: str, threads: int | Non
 
 
 def export(path: Path, target: Path, precision: str | None = None) -> None:
-    """Writes a pruned model as a file for `lpvit.load`, as ONNX or for OpenVINO, as the suffix says.
+    """Writes a pruned model as a file for `lpvit.load`, as ONNX or for OpenVINO, by suffix.
 
     Args:
         path: Of the model.
@@ -107,7 +107,7 @@ def export(path: Path, target: Path, precision: str | None = None) -> None:
         precision: Of the products in OpenVINO; float32 by default.
 
     Raises:
-        LpvitError: It is no pruned model, the suffix is another or has no precision, or what it takes is not installed.
+        LpvitError: It is not a pruned model, the suffix is unknown or takes no precision, or a package is missing.
     """
     of_openvino = partial(export_openvino, precision=precision or "float32")
     writers: dict[str, Callable[[Pruned, Path], None]]
@@ -115,7 +115,7 @@ def export(path: Path, target: Path, precision: str | None = None) -> None:
     if target.suffix not in writers:
         raise LpvitError(f"{target}: found suffix '{target.suffix}', expected one of {', '.join(writers)}")
     if precision is not None and target.suffix != ".xml":
-        raise LpvitError(f"{target}: --precision is of a file .xml alone; this one keeps that of the model")
+        raise LpvitError(f"{target}: --precision is for .xml files only; this one keeps that of the model")
     writers[target.suffix](read_pruned(path), target)
 
 

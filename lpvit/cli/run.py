@@ -1,4 +1,4 @@
-"""A config checked, and run as the workflow."""
+"""Checks a config, and runs it as the workflow."""
 
 import subprocess
 import sys
@@ -11,35 +11,35 @@ from lpvit.config.config import Config
 from lpvit.config.files import read_config
 from lpvit.errors import LpvitError
 
-QUIET = ("--quiet", "host", "reason", "rules")  # the stages say themselves what they do
+QUIET = ("--quiet", "host", "reason", "rules")  # the stages log their own progress
 _PACKAGE = Path(lpvit.__file__).parent
 
 
 def planned(configs: Sequence[Path]) -> Iterator[str]:
-    """What every experiment of a config will prune, in words.
+    """Describes what every experiment of a config will prune.
 
     Raises:
-        LpvitError: The config cannot work; one line per problem.
+        LpvitError: The config is invalid; one line per problem.
     """
     settings = read_config(*configs)
-    from lpvit.stages.plan import plan_experiments  # imports torch, which a mistake in the config need not wait for
+    from lpvit.stages.plan import plan_experiments  # imports torch, so errors of the config are reported first
 
     for row in plan_experiments(settings).to_dict("records"):
         experiment = settings.experiments[row["experiment"]]
         asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].targets.items())
         yield (
             f"{row['experiment']}: {settings.models[experiment.model].timm} on {row['classes']} classes of "
-            f"'{experiment.dataset}'; {row['dense_macs'] / 1e6:,.1f} M multiply-adds an image, "
+            f"'{experiment.dataset}'; {row['dense_macs'] / 1e6:,.1f} M multiply-adds per image, "
             f"of which {row['prunable_macs'] / row['dense_macs']:.0%} can be pruned; budget: {asked}"
         )
-    yield f"{', '.join(map(str, configs))}: no mistakes found"
+    yield f"{', '.join(map(str, configs))}: no errors found"
 
 
 def run_workflow(configs: Sequence[Path], cores: str, dry_run: bool) -> int:
     """Runs the workflow on a config, in the current folder; returns its exit status.
 
     Raises:
-        LpvitError: The config has mistakes that show without a look at images and models, or Snakemake is missing.
+        LpvitError: The config has errors that do not depend on images and models, or Snakemake is missing.
     """
     settings = read_config(*configs)
     if find_spec("snakemake") is None:
@@ -51,19 +51,19 @@ def run_workflow(configs: Sequence[Path], cores: str, dry_run: bool) -> int:
         try:
             code = process.wait()
             break
-        except KeyboardInterrupt:  # which Snakemake was sent as well; it ends its jobs first
+        except KeyboardInterrupt:  # Snakemake receives it as well and ends its jobs first
             continue
     if code == 0 and not dry_run:
         for file in final_models(settings):
             print(f"pruned model: {file}")
         print("next: lpvit info FILE, lpvit bench FILE, lpvit export FILE model.safetensors")
     elif code:
-        print("not finished; the same command goes on where it stopped", file=sys.stderr)
+        print("not finished; run the same command again to resume", file=sys.stderr)
     return code
 
 
 def final_models(settings: Config) -> list[Path]:
-    """The last model of every experiment, as the workflow's folders spell it."""
+    """The path of the last model of every experiment."""
     files = []
     for experiment in settings.experiments.values():
         budget = "@".join([experiment.budget, *experiment.schemes])
@@ -74,10 +74,10 @@ def final_models(settings: Config) -> list[Path]:
 
 
 def snakefile() -> Path:
-    """The workflow of this checkout, or that which was installed with the package.
+    """The workflow of this checkout, or that installed with the package.
 
     Raises:
-        LpvitError: There is neither.
+        LpvitError: Neither exists.
     """
     for folder in (_PACKAGE.parent, _PACKAGE / "_workflow"):
         if (folder / "workflow/rules").is_dir():

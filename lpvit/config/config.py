@@ -1,10 +1,11 @@
-"""The configuration as closed, typed models. Imports no torch, so that a dry-run stays fast.
+"""The configuration as closed, typed models. Imports no torch, so a dry run is fast.
 
-Each section of ``config/config.yaml`` names decisions (a dataset, a budget, ...); an experiment chooses one name
-from each. The descriptions below are the README's reference of configuration keys.
+Each section of ``config/config.yaml`` has named settings (a dataset, a budget, ...); an experiment selects one name
+from each. The descriptions below become the reference of configuration keys.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,28 +13,32 @@ from pydantic import Field, ValidationError, model_validator
 
 from lpvit.allocation.settings import Budget
 from lpvit.benchmark.settings import Benchmark
+from lpvit.config.old_keys import upgraded
 from lpvit.costs.settings import Energy
 from lpvit.data.settings import Calibration, Dataset
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, nearest
+from lpvit.mistakes import mistakes
 from lpvit.models.settings import Model
 from lpvit.quantisation.settings import Quantisation
-from lpvit.schemes.settings import Scheme
-from lpvit.settings import Compute, Name, Section, mistakes, nearest
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.schemes.settings import AnyScheme
+from lpvit.settings import Compute, Name, Section
+from lpvit.structures.settings import AnyStructure
 from lpvit.training.settings import Recipe
+
+_logger = logging.getLogger(__name__)
 
 
 class Published(Section):
     """A row of the paper's tables."""
 
-    row: str = Field(description="what the paper calls it")
-    top1: float | None = Field(None, gt=0, le=100, description="published top-1 accuracy in %; null is not known")
-    gmacs: float | None = Field(None, gt=0, description="published multiply-accumulates in G; null is not known")
+    row: str = Field(description="name in the paper")
+    top1: float | None = Field(None, gt=0, le=100, description="published top-1 accuracy in %; null if not known")
+    gmacs: float | None = Field(None, gt=0, description="published multiply-accumulates in G; null if not known")
     stage: Literal["dense", "final"] = Field("final", description="the dense model, or the experiment's last one")
 
 
 class Experiment(Section):
-    """One choice from each section; its artifacts lie in the folder that these names spell."""
+    """One name from each section; the names form the path of its artifacts."""
 
     dataset: str = Field(description="name in `datasets`")
     model: str = Field(description="name in `models`")
@@ -43,24 +48,24 @@ class Experiment(Section):
     schemes: tuple[str, ...] = Field(
         (),
         description="names in `schemes`, added to the pruned model in this order; its budget is a share of "
-        "what the dense model costs with them",
+        "the dense model's cost with them",
     )
     recipe: str | None = Field(None, description="name in `recipes`; null evaluates without fine-tuning")
     quantisation: str | None = Field(
         None,
-        description="name in `quantisations`, for the pruned and the fine-tuned model; null leaves them as they are",
+        description="name in `quantisations`, for the pruned and the fine-tuned model; null is none",
     )
-    published: Published | None = Field(None, description="row of the paper that it stands for in `paper_tables`")
+    published: Published | None = Field(None, description="row of the paper that it reproduces in `paper_tables`")
 
 
 class Config(Section):
-    """The whole file."""
+    """A whole config."""
 
     results: Path = Field(Path("results"), description="folder of all artifacts")
     report: Name = Field("main", description="folder of this config's tables and figures in `results/report`")
     scale: Literal["paper", "proxy"] = Field(
         "paper",
-        description="`proxy`: small models and images stand in for those of `published` rows; tables say so",
+        description="`proxy`: small models and images replace those of `published` rows, as tables state",
     )
     compute: Compute = Field(Compute(), description="device, threads, processes")
     energy: Energy = Field(Energy(), description="constants of the energy model")
@@ -68,17 +73,17 @@ class Config(Section):
     datasets: dict[Name, Dataset] = Field(description="images")
     models: dict[Name, Model] = Field(description="dense models")
     calibrations: dict[Name, Calibration] = Field(description="calibration sets")
-    prunings: dict[Name, Pruning] = Field(description="block shapes, saliencies, curves")
+    prunings: dict[Name, AnyStructure] = Field(description="structures, block shapes, saliencies, curves")
     budgets: dict[Name, Budget] = Field(description="budgets and allocators")
-    schemes: dict[Name, Scheme] = Field({}, description="what makes models compute less beside pruned blocks")
+    schemes: dict[Name, AnyScheme] = Field({}, description="token and attention schemes besides pruning")
     recipes: dict[Name, Recipe] = Field({}, description="trainings")
-    quantisations: dict[Name, Quantisation] = Field({}, description="precisions of models that are done")
+    quantisations: dict[Name, Quantisation] = Field({}, description="precisions of finished models")
     experiments: dict[Name, Experiment] = Field(min_length=1, description="choices of names")
 
     @model_validator(mode="after")
     def _reports_have_their_folder(self) -> "Config":
         if "report" in self.datasets:
-            raise ValueError("datasets.report: reports lie in the folder 'report'; choose another name")
+            raise ValueError("datasets.report: the folder 'report' is for reports; choose another name")
         return self
 
     @model_validator(mode="after")
@@ -102,6 +107,15 @@ class Config(Section):
             raise ValueError("\n".join(problems))
         return self
 
+    @model_validator(mode="after")
+    def _budgets_suit_their_structures(self) -> "Config":
+        for key, experiment in self.experiments.items():
+            try:
+                self.prunings[experiment.pruning].require_budget(self.budgets[experiment.budget])
+            except ValueError as error:
+                raise ValueError(f"experiments.{key}.budget: '{experiment.budget}': {error}") from None
+        return self
+
     def _references(self) -> Iterator[tuple[str, str, str]]:
         for key, model in self.models.items():
             if model.recipe is not None:
@@ -121,29 +135,12 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
         raw: The parsed YAML.
 
     Raises:
-        LpvitError: One line per problem; an unknown key comes with the nearest known one.
+        LpvitError: One line per problem; an unknown key is reported with the nearest known one.
     """
+    raw, moved = upgraded(raw)
+    for line in moved:
+        _logger.warning("config: %s", line)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise LpvitError("\n".join(f"config: {line}" for line in mistakes(error, raw, _keys_at))) from None
-
-
-_SECTIONS: dict[str, type[Section]] = {
-    "datasets": Dataset,
-    "models": Model,
-    "calibrations": Calibration,
-    "prunings": Pruning,
-    "budgets": Budget,
-    "schemes": Scheme,
-    "recipes": Recipe,
-    "quantisations": Quantisation,
-    "experiments": Experiment,
-    "compute": Compute,
-    "energy": Energy,
-    "benchmark": Benchmark,
-}
-
-
-def _keys_at(location: tuple[int | str, ...]) -> Iterable[str]:
-    return (_SECTIONS[str(location[0])] if location else Config).model_fields
+        raise LpvitError("\n".join(f"config: {line}" for line in mistakes(error, raw, Config))) from None

@@ -1,4 +1,4 @@
-"""Configs as files: YAML that names its mistakes by file and line, and in which no key stands twice."""
+"""Config files: YAML with errors by file and line, and without duplicate keys."""
 
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -11,10 +11,10 @@ from lpvit.errors import LpvitError, one_line
 
 
 def read_config(*files: str | Path) -> Config:
-    """The config of one file, or of several laid over each other as Snakemake does.
+    """The config of one file, or of several merged as Snakemake does.
 
     Raises:
-        LpvitError: A file is missing or no YAML, a key stands twice, or the config is wrong: one line per problem.
+        LpvitError: A file is missing or not YAML, a key is duplicated, or the config is invalid: one line per problem.
     """
     raw: dict[str, Any] = {}
     for file in files:
@@ -26,17 +26,17 @@ def read_config(*files: str | Path) -> Config:
 
 
 def read_yaml(file: str | Path) -> Any:
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
-        LpvitError: The file is missing or no YAML, or a key stands twice in one place; with the line.
+        LpvitError: The file is missing or not YAML, or a key is duplicated; with the line.
     """
     try:
         return yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise LpvitError(f"{file}: config not found; correct the path, or make one with 'lpvit init'") from None
     except UnicodeDecodeError as error:
-        raise LpvitError(f"{file}: byte {error.start} is no UTF-8 text; save the file as UTF-8") from None
+        raise LpvitError(f"{file}: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
     except OSError as error:
         raise LpvitError(f"{file}: cannot be read ({error.strerror})") from None
     except yaml.MarkedYAMLError as error:
@@ -48,7 +48,7 @@ def read_yaml(file: str | Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML's own loader keeps the last; those merged by ``<<`` may recur."""
+    """Rejects duplicate keys, of which YAML's own loader keeps the last; keys merged by ``<<`` may recur."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, int] = {}
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key.value}' stands here and in line {seen[key.value]}; rename one", key.start_mark
+                    None, None, f"'{key.value}' appears here and in line {seen[key.value]}; rename one", key.start_mark
                 )
             seen[key.value] = line
         return super().construct_mapping(node, deep)
@@ -68,7 +68,7 @@ class _Loader(yaml.SafeLoader):
         self.written: dict[int, list[tuple[yaml.Node, yaml.Node]]] = {}
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Notes what was written before keys are merged into it."""
+        """Records the written keys before others are merged into them."""
         self.written.setdefault(id(node), list(node.value))
         super().flatten_mapping(node)
 
@@ -79,7 +79,7 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_sound(files: Iterable[str | Path]) -> None:
-    """Reads files for their mistakes alone, where something else has read them for what they hold.
+    """Checks files for errors only, after Snakemake has read their content.
 
     Raises:
         LpvitError: As `read_yaml`.

@@ -1,8 +1,8 @@
 """The documentation's reference of config keys and of artifact columns, generated from `config` and `schemas`.
 
-``python -m lpvit.config.reference`` rewrites what stands between the markers ``<!-- reference:NAME -->`` and
-``<!-- /reference:NAME -->``, and ``config/schema.json``, which editors read; with ``--check`` it only tells whether all
-that is up to date.
+``python -m lpvit.config.reference`` rewrites the text between the markers ``<!-- reference:NAME -->`` and
+``<!-- /reference:NAME -->``, and ``config/schema.json``, which editors read; with ``--check`` it only checks that all
+of this is up to date.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def update(text: str, references: Mapping[str, str], source: str | Path) -> str:
     Args:
         text: Markdown.
         references: Name in the markers -> markdown.
-        source: Where the text comes from, for the message.
+        source: Origin of the text, for the message.
 
     Raises:
         LpvitError: A pair of markers is missing.
@@ -49,7 +49,7 @@ def update(text: str, references: Mapping[str, str], source: str | Path) -> str:
     for name, reference in references.items():
         start, end = f"<!-- reference:{name} -->", f"<!-- /reference:{name} -->"
         if not 0 <= text.find(start) < text.find(end):
-            raise LpvitError(f"{source}: the markers '{start}' and '{end}' are missing; put them where it shall stand")
+            raise LpvitError(f"{source}: the markers '{start}' and '{end}' are missing; add them for the reference")
         before, rest = text.split(start, 1)
         text = f"{before}{start}\n\n{reference}\n\n{end}{rest.split(end, 1)[1]}"
     return text
@@ -107,35 +107,72 @@ def _write_schema(file: Path, check: bool) -> None:
 def _sections(schema: JsonSchema) -> Iterator[str]:
     """The sections that the top-level keys hold, in the order of those keys."""
     for key, field in schema["properties"].items():
+        title = f"{key}.<name>" if "patternProperties" in field else key
         if reference := _reference(field):
-            title = f"{key}.<name>" if "patternProperties" in field else key
-            section = schema["$defs"][reference.removeprefix("#/$defs/")]
-            yield f"#### `{title}`\n\n{section['description']}\n\n{_keys(section)}"
+            yield _section(title, f"`{title}`", reference, schema)
+        elif union := _union(field):
+            for name, reference in union["mapping"].items():
+                yield _section(title, f"`{title}` with `{union['propertyName']}: {name}`", reference, schema)
+
+
+def _section(place: str, title: str, reference: str, schema: JsonSchema) -> str:
+    section = _definition(reference, schema)
+    chosen = {key: union for key, field in section["properties"].items() if (union := _union(field))}
+    tables = [f"##### `{place}.{key}`\n\n{_strategies(union, schema)}" for key, union in chosen.items()]
+    return "\n\n".join([f"#### {title}\n\n{section['description']}\n\n{_keys(section)}", *tables])
+
+
+def _strategies(union: JsonSchema, schema: JsonSchema) -> str:
+    """What a key chooses from: a row for every strategy, followed by its keys."""
+    rows = []
+    for name, reference in union["mapping"].items():
+        section = _definition(reference, schema)
+        rows.append((f"`{union['propertyName']}`", f"`{name}`", "", section["description"].partition("\n")[0]))
+        keys = [row for row in _rows(section) if row[0] != f"`{union['propertyName']}`"]
+        rows += [(key, value, default, f"of `{name}`: {meaning}") for key, value, default, meaning in keys]
+    return _table(("key", "value", "default", "meaning"), rows)
+
+
+def _entries(field: JsonSchema) -> list[JsonSchema]:
+    """A field and what it may hold: entries by name, or one of several forms."""
+    inside = [field, *field.get("patternProperties", {}).values()]
+    return [form for entry in inside for form in (entry, *entry.get("anyOf", ()))]
 
 
 def _reference(field: JsonSchema) -> str | None:
-    """Where the section of a key is defined; None for a key with a plain value."""
+    """The definition of the section of a key; None for a key with a plain value or with one of several sections."""
     entries = [field, *field.get("patternProperties", {}).values()]
     return next((entry["$ref"] for entry in entries if "$ref" in entry), None)
 
 
+def _union(field: JsonSchema) -> JsonSchema | None:
+    """The key that says which of several sections a field holds, and where each is defined; None for other fields."""
+    return next((entry["discriminator"] for entry in _entries(field) if "discriminator" in entry), None)
+
+
+def _definition(reference: str, schema: JsonSchema) -> JsonSchema:
+    definition: JsonSchema = schema["$defs"][reference.removeprefix("#/$defs/")]
+    return definition
+
+
 def _keys(section: JsonSchema) -> str:
-    rows = [
-        (f"`{key}`", _type(field), _default(field, key in section.get("required", ())), field["description"])
+    return _table(("key", "value", "default", "meaning"), _rows(section))
+
+
+def _rows(section: JsonSchema) -> list[tuple[str, str, str, str]]:
+    return [
+        (f"`{key}`", _type(field), _default(field, key in section.get("required", ())), field.get("description", ""))
         for key, field in section["properties"].items()
     ]
-    return _table(("key", "value", "default", "meaning"), rows)
 
 
 def _type(field: JsonSchema) -> str:
-    if _reference(field):
+    if "patternProperties" in field or _reference(field):
         return "names, see below" if "patternProperties" in field else "see below"
+    if names := _names(field):
+        return ", ".join(f"`{name}`" for name in names) + "; with keys, see below" * (_union(field) is not None)
     if "anyOf" in field:
         return " or ".join(_type(branch) for branch in field["anyOf"])
-    if "const" in field:
-        return f"`{field['const']}`"
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
     if field["type"] == "array":
         items = field.get("prefixItems") or [field["items"]]
         return f"[{', '.join(_type(item) for item in items)}{', ...' * ('items' in field)}]"
@@ -144,10 +181,19 @@ def _type(field: JsonSchema) -> str:
     return f"{_TYPES.get(kind, kind)} {', '.join(bounds)}".rstrip()
 
 
+def _names(field: JsonSchema) -> list[Any]:
+    """The values that a field takes one of."""
+    if union := _union(field):
+        return list(union["mapping"])
+    return list(field.get("enum", [field["const"]] if "const" in field else []))
+
+
 def _default(field: JsonSchema, required: bool) -> str:
     if required:
         return "required"
-    return "" if _reference(field) else f"`{_yaml(field['default'])}`"
+    if _reference(field) or "patternProperties" in field:
+        return ""
+    return f"`{_yaml(field['default'])}`"
 
 
 def _yaml(value: Any) -> str:
@@ -173,7 +219,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escape(cell: str) -> str:
-    """A bar would end the cell, and what looks like a tag would not be shown."""
+    """Escapes bars, which would end the cell, and angle brackets, which would be read as tags."""
     return re.sub(r"\||<(?=\w)", r"\\\g<0>", cell)
 
 

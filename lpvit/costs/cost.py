@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates, parameters, energy and the paper's term, dense and with pruned weights."""
+"""Costs of a model: multiply-accumulates, parameters, energy and the paper's term, dense and pruned."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from lpvit.models.analysis.trace import trace
 
 
 def measure_costs(model: nn.Module) -> pd.DataFrame:
-    """The layers that multiply by a weight matrix, in order of execution, with what each costs.
+    """The layers that multiply by a weight matrix, in order of execution, with their costs.
 
     Args:
         model: On any device; on the meta device nothing is computed.
@@ -41,7 +41,7 @@ def measure_costs(model: nn.Module) -> pd.DataFrame:
 def count_macs(model: nn.Module) -> int:
     """Multiply-accumulates of all matrix products for one image, attention included: half of torch's FLOP count.
 
-    Zeroed weights count like others. Softmax, norms, activations and biases do not count, as in torch.
+    Zeroed weights are counted like others. Softmax, norms, activations and biases do not count, as in torch.
 
     Args:
         model: On any device; on the meta device nothing is computed.
@@ -50,12 +50,12 @@ def count_macs(model: nn.Module) -> int:
 
 
 class Kept(NamedTuple):
-    """What is left of a layer that was pruned.
+    """Remaining blocks of a pruned layer.
 
     Attributes:
         blocks: Blocks of its weight.
-        blocks_kept: Those that stay.
-        weights_pruned: Weights of the others.
+        blocks_kept: Kept blocks.
+        weights_pruned: Weights of the pruned blocks.
     """
 
     blocks: int
@@ -70,16 +70,17 @@ def layer_table(
     energy: Energy = HOROWITZ,
     dtypes: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """What every layer costs once its pruned blocks are gone.
+    """Costs of every layer without its pruned blocks.
 
     A layer that is not among the pruned ones is dense and has no blocks, hence no power term.
 
     Args:
         stage: ``dense``, ``pruned``, ``finetuned``, ``quantised`` or ``finetuned_quantised``.
         costs: Schema ``COSTS``.
-        kept: Layer -> what is left of it, from `lpvit.structures.blocks.masks.kept_blocks`; empty for a dense model.
+        kept: Layer -> its remaining blocks, from `lpvit.structures.blocks.masks.kept_blocks`; empty for a dense model.
         energy: Constants of the energy model.
-        dtypes: Layer -> what it multiplies in, where that is not the energy model's ``dtype``, from `narrow_dtypes`.
+        dtypes: Layer -> dtype of its products, where it differs from the energy model's ``dtype``, from
+            `narrow_dtypes`.
 
     Returns:
         Schema ``LAYERS``, in the order of ``costs``.
@@ -116,15 +117,15 @@ def narrow_dtypes(model: nn.Module) -> dict[str, str]:
 
 
 def model_metrics(layers: pd.DataFrame, costs: pd.DataFrame, model: nn.Module) -> pd.DataFrame:
-    """One row that sums up what a model costs.
+    """One row with the total costs of a model.
 
     Args:
         layers: Of one stage, from `layer_table`.
         costs: Of the dense model, schema ``COSTS``.
-        model: With all its weights; zeroed ones count as dense here.
+        model: With all its weights; zeroed ones are counted as dense.
 
     Returns:
-        Schema ``METRICS`` without what is measured on images, one row.
+        Schema ``METRICS`` without the columns measured on images, one row.
     """
     dense_parameters = sum(parameter.numel() for parameter in model.parameters())
     macs = int(layers["macs"].sum())
@@ -143,9 +144,9 @@ def model_metrics(layers: pd.DataFrame, costs: pd.DataFrame, model: nn.Module) -
 
 
 def _relative_power(layers: pd.DataFrame, costs: pd.DataFrame) -> float | None:
-    """Power terms of the surviving blocks over those of all blocks: comparable between block shapes, 1 if dense.
+    """Power terms of the kept blocks over those of all blocks: comparable between block shapes, 1 if dense.
 
-    None of a model that gave up something else than blocks.
+    None for a model compressed by other means than blocks.
     """
     if not layers["blocks"].any():
         return 1.0 if layers["stage"].iloc[0] == "dense" else None

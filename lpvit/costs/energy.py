@@ -1,8 +1,8 @@
-"""What computing with blocks costs in energy: an analytic model and the paper's term. Plain arithmetic, no torch.
+"""Energy of a layer: an analytic model and the paper's power term. Plain arithmetic, no torch.
 
-The model is separable: what a layer costs is a fixed part plus a part for every weight that stays, whichever weights
-these are. So a pruned block saves its arithmetic and its weights; the activations of a layer count as dense, also where
-a whole row or column of blocks is gone.
+The model is separable: the energy of a layer is a constant plus an amount for every kept weight, whichever these are. A
+pruned block saves its arithmetic and its weights; the activations of a layer count as dense, even where a whole row or
+column of blocks is pruned.
 
 | what | pJ | source |
 | --- | --- | --- |
@@ -13,7 +13,7 @@ a whole row or column of blocks is gone.
 | 64 bits from 1 MB of SRAM | 100 | the same |
 | 64 bits from DRAM | 1300 to 2600 | the same; the lower end is the default |
 
-Of a chip of today every constant is smaller, but their ratios, on which an allocation depends, have changed less.
+On current chips every constant is smaller, but their ratios, which determine an allocation, have changed less.
 """
 
 from lpvit.costs.settings import Energy
@@ -22,14 +22,14 @@ HOROWITZ = Energy()
 PICOJOULE = 1e-12  # J
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 PICOJOULES_PER_MAC = {"float32": 3.7 + 0.9, "float16": 1.1 + 0.4, "bfloat16": 1.1 + 0.4, "int8": 0.2 + 0.03}
-POWER_TERM_LANES = 16  # input features that the paper's accelerator takes in at once
+POWER_TERM_LANES = 16  # input features that the paper's accelerator processes at once
 
 
 def energy_per_weight(tokens: int, model: Energy) -> float:
-    """Energy that a weight costs for an image if it stays.
+    """Energy of a kept weight for one image.
 
     ``tokens * (mac + 2 * bytes * buffer / reuse) + bytes * (dram / batch_size + sram)``: a multiply-accumulate for each
-    token, whose two operands come from the buffers, and the way of the weight to them.
+    token, whose two operands come from the buffers, and the transfer of the weight to them.
 
     Args:
         tokens: Vectors that the layer multiplies for an image.
@@ -46,10 +46,10 @@ def energy_per_weight(tokens: int, model: Energy) -> float:
 
 
 def fixed_energy(out_features: int, in_features: int, tokens: int, model: Energy) -> float:
-    """Energy of a layer for an image that pruning does not lower: its activations.
+    """Energy of a layer for one image that does not depend on pruning: its activations.
 
     ``tokens * (in_features + out_features) * bytes * sram``: inputs are read from and outputs written to the on-chip
-    memory, where those of one image have their place. Biases are not counted.
+    memory, which holds those of one image. Biases are not counted.
 
     Args:
         out_features: Rows of the weight matrix.
@@ -69,10 +69,10 @@ def layer_energy(out_features: int, in_features: int, tokens: int, weights: floa
 
 
 def power_term(blocks_kept: float, in_features: int) -> float:
-    """LPViT's power term of a layer: surviving blocks * in_features / 16 (arXiv 2407.02068, power constraint).
+    """LPViT's power term of a layer: kept blocks * in_features / 16 (arXiv 2407.02068, power constraint).
 
     Args:
-        blocks_kept: Blocks that stay.
+        blocks_kept: Kept blocks.
         in_features: Columns of the weight matrix.
 
     Returns:

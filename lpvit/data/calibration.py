@@ -1,4 +1,4 @@
-"""The draw of the calibration images."""
+"""Sampling of the calibration images."""
 
 import logging
 
@@ -14,14 +14,14 @@ _logger = logging.getLogger(__name__)
 def sample_calibration(images: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """Draws usable training images without replacement, balanced over the classes.
 
-    The counts of two classes differ by at most one; the seed says which classes get one more. A class with fewer
-    images than its share gives all it has, and the others make up for it evenly. The draw depends on the paths, labels
-    and seed alone: not on the order of the rows, nor on the machine.
+    The counts of two classes differ by at most one; the seed chooses which classes get one more. A class with fewer
+    images than its share contributes all of them, and the others share the rest evenly. The sample depends only on the
+    paths, labels and seed, not on the order of the rows or the machine.
 
     Args:
         images: Schema ``IMAGES``.
         count: Images to draw.
-        seed: Of the draw.
+        seed: Of the random sample.
 
     Returns:
         Schema ``SAMPLES``, the classes mixed.

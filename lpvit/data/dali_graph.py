@@ -1,6 +1,6 @@
 """DALI graphs from encoded JPEG files to normalised batches.
 
-The functions run once, while a pipeline is built; a `DataNode` stands for the batch that will flow. Per-image arguments
+The functions run once, while a pipeline is built; a `DataNode` represents a future batch. Per-image arguments
 are CPU nodes; images are on the CPU or the GPU.
 """
 
@@ -104,7 +104,7 @@ def rand_augment(images: DataNode, draws: RandAugmentDraws, layers: int, preproc
         images: (height, width, 3), uint8.
         draws: Nodes: the arrays of `RandAugmentDraws` without N.
         layers: L.
-        preprocessing: Its mean fills what comes in from outside an image.
+        preprocessing: Its mean fills pixels from outside the image.
     """
     fill = 255 * sum(preprocessing.mean) / len(preprocessing.mean)
     for layer in range(layers):
@@ -139,7 +139,7 @@ def _resized_shape(height: DataNode, width: DataNode, preprocessing: Preprocessi
 
 
 def _crop_or_pad(images: DataNode, height: DataNode, width: DataNode, preprocessing: Preprocessing) -> DataNode:
-    """Centres images of (height, width) in the crop size; what is outside gets the mean colour."""
+    """Centres images of (height, width) in the crop size; pixels outside get the mean colour."""
     crop_height, crop_width = preprocessing.crop_size
     top, left = _crop_or_pad_start(height, crop_height), _crop_or_pad_start(width, crop_width)
     return fn.slice(
@@ -213,7 +213,7 @@ def _change_tone(images: DataNode, brightness: DataNode, contrast: DataNode) -> 
 
 
 def _stretch_contrast(images: DataNode) -> DataNode:
-    """Spreads each channel from its smallest and largest value to 0 and 255; a flat channel stays."""
+    """Spreads each channel from its smallest and largest value to 0 and 255; a constant channel is unchanged."""
     low = fn.reductions.min(images, axis_names="HW", keep_dims=True)
     high = fn.reductions.max(images, axis_names="HW", keep_dims=True)
     flat = low == high

@@ -29,7 +29,7 @@ def read_image(root: Path | None, path: str, channels: int) -> Image.Image:
     try:
         with Image.open(io.BytesIO(read_encoded(root / path))) as image:
             return image.convert(_MODES[channels])
-    except Exception as error:  # Pillow raises a different type for every kind of damage
+    except Exception as error:  # Pillow raises different types for different damage
         raise LpvitError(f"{root / path}: cannot be decoded ({type(error).__name__}); replace or remove it") from None
 
 

@@ -1,9 +1,9 @@
-"""The encoded bytes of images: where they lie, and how they are read.
+"""The encoded bytes of images: where they are stored, and how they are read.
 
-The path of an image says where, and ends with a name for people:
+The path of an image gives the location and ends with a readable name:
 
 - ``train/cat/1.jpg``: a file;
-- ``train-0.tar@1536+40960/1.jpg``: 40,960 bytes from byte 1,536 on, of a file that holds many;
+- ``train-0.tar@1536+40960/1.jpg``: 40,960 bytes from byte 1,536 of a file that holds many;
 - ``train-0.parquet@17/1.jpg``: row 17 of a table.
 """
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 
 _BYTES = re.compile(r"(.+\.(?:tar|images))@(\d+)\+(\d+)/", re.DOTALL)
-_ONE_AT_A_TIME = Lock()  # or threads that read in order would all read a row group that none has yet
+_ONE_AT_A_TIME = Lock()  # else threads that read in order would all read the same row group
 _ROW = re.compile(r"(.+\.parquet)@(\d+)/", re.DOTALL)
 
 
@@ -30,25 +30,25 @@ def is_a_file(path: str) -> bool:
 
 
 def file_of(path: str) -> str:
-    """The file that an image lies in."""
+    """The file that contains an image."""
     place = _BYTES.match(path) or _ROW.match(path)
     return place[1] if place else path
 
 
 def name_of(path: str) -> str:
-    """A path without the place within a file."""
+    """A path without the location within a file."""
     return re.sub(r"(\.(?:tar|images|parquet))@[\d+]+/", r"\1/", path)
 
 
 def read_encoded(path: str | Path) -> bytes:
-    """What an image file holds, or would hold.
+    """The bytes of an image file.
 
     Args:
         path: As above, below the folder of this process.
 
     Raises:
         OSError: The file cannot be read.
-        pyarrow.ArrowException: It is no sound parquet file.
+        pyarrow.ArrowException: It is not a valid parquet file.
     """
     if place := _BYTES.match(str(path)):
         with Path(place[1]).open("rb") as file:

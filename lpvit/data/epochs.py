@@ -1,4 +1,4 @@
-"""Which image comes when: order, shards, repeats and batches of an epoch, the same for every loader."""
+"""Order, shards, repeats and batches of an epoch, the same for every loader."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 
 from lpvit.errors import LpvitError
 
-_ORDER, _IMAGES, _STREAM = 1, 2, 3  # independent random streams; none is 0, which NumPy takes as no entry at all
+_ORDER, _IMAGES, _STREAM = 1, 2, 3  # independent random streams; none is 0, which NumPy ignores
 
 
 class Draw(NamedTuple):
@@ -31,9 +31,9 @@ class EpochPlan:
     Training shuffles by (seed, epoch), gives every process equally many images, and drops the last incomplete batch
     unless it is the only one. Evaluation keeps the order and every image.
 
-    Repeated augmentation (Hoffer et al., 2020) follows DeiT: every shuffled image stands ``repeats`` times in a row,
-    the processes take turns, and the epoch ends after as many draws as the dataset has images, so that it sees
-    1 / ``repeats`` of them.
+    Repeated augmentation (Hoffer et al., 2020) follows DeiT: every shuffled image is repeated ``repeats`` times in a
+    row, images go to the processes in turn, and the epoch ends after as many draws as the dataset has images, so that
+    it covers 1 / ``repeats`` of them.
 
     Attributes:
         images: Number of images.
@@ -42,7 +42,7 @@ class EpochPlan:
         seed: Of order and augmentation.
         rank: Of this process.
         world_size: Number of processes.
-        repeats: Times an image stands in an epoch (training only).
+        repeats: Repetitions of an image in an epoch (training only).
         epoch: Set by the training loop before each pass.
 
     Raises:

@@ -36,12 +36,12 @@ def index_images(
         root: Folder that holds the splits; not used by ``digits``.
         train: Training split, a folder below ``root`` with one folder per class, or shards; see `list_shards`.
         validation: Validation split, likewise.
-        validation_share: Above 0, the share of every class of ``train`` that validates, instead of ``validation``.
+        validation_share: Above 0, the share of every class of ``train`` used for validation, instead of ``validation``.
         threads: Files decoded at a time.
 
     Returns:
-        Schema ``IMAGES``: the training split first, each split by class and file name in lexical order, or as it
-        lies in its shards.
+        Schema ``IMAGES``: the training split first, each split by class and file name in lexical order, or in
+        the order of its shards.
 
     Raises:
         LpvitError: A split, class folder or shard is missing or empty, or the splits do not have the same classes.
@@ -59,7 +59,7 @@ def list_images(
     validation: str = "val",
     validation_share: float = 0.0,
 ) -> pd.DataFrame:
-    """The same without a look into the files: no image has a problem yet."""
+    """The same without decoding files: no image has a problem yet."""
     if source == "digits":
         return _index_digits()
     if root is None:
@@ -102,11 +102,11 @@ def _in_shards(source: str, root: Path, train: str, validation: str, validation_
 
 
 def part_for_validation(files: Sequence[str], share: float, name: str) -> dict[str, list[str]]:
-    """Parts the files of a class by a hash of their paths, so that a new file moves at most one other.
+    """Splits the files of a class by a hash of their paths, so that a new file moves at most one other.
 
     Args:
         files: Paths.
-        share: Of them that validates, at least one and not all.
+        share: Used for validation; at least one file and not all.
         name: Of the class, for the message.
 
     Returns:
@@ -142,7 +142,7 @@ def count_skipped(images: pd.DataFrame, split: str) -> int:
 
 
 def check_images(images: pd.DataFrame, on_bad_image: str, root: str | Path | None) -> None:
-    """Stops on images that cannot be decoded, or says how many are left out.
+    """Raises for images that cannot be decoded, or logs how many are skipped.
 
     Args:
         images: Schema ``IMAGES``.
@@ -181,14 +181,14 @@ def find_problem(file: str | Path) -> str | None:
             image.load()
     except UnidentifiedImageError:
         return "no image, or of a format that Pillow does not know"
-    except Exception as error:  # Pillow raises a different type for every kind of damage
+    except Exception as error:  # Pillow raises different types for different damage
         text = re.sub(r"<_io\.BytesIO [^>]*>", "it", str(error).replace(str(file), "it"))
         return f"{type(error).__name__}: {one_line(text)}"
     return None
 
 
 def _index_digits() -> pd.DataFrame:
-    """scikit-learn's digits; every fifth image of a class validates."""
+    """scikit-learn's digits; every fifth image of a class is for validation."""
     from sklearn.datasets import load_digits
 
     labels = pd.Series(load_digits().target, dtype="int64")
@@ -206,7 +206,7 @@ def _index_digits() -> pd.DataFrame:
 
 
 def _files_of(root: Path, split: str) -> dict[str, list[str]]:
-    """Class -> paths of its files below ``root``, in lexical order; folders within that of a class belong to it."""
+    """Class -> paths of its files below ``root``, in lexical order; subfolders of a class folder belong to it."""
     prefix = "" if split == "." else f"{split}/"
     found: dict[str, list[str]] = {}
     ignored: list[str] = []

@@ -1,4 +1,4 @@
-"""What lies in a dataset's folder, without opening a file. Imports neither pandas nor Pillow: each start lists anew."""
+"""Listing of a dataset's folder without opening files. Runs at every start, so it imports neither pandas nor Pillow."""
 
 import hashlib
 import os
@@ -8,16 +8,16 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
-THREADS = 8  # folders listed at a time: a network file system answers late
+THREADS = 8  # folders listed at a time, because network file systems have high latency
 
 
 class Listing(NamedTuple):
-    """What changes when a file is added, removed, renamed or written.
+    """Fingerprint of a folder that changes when a file is added, removed, renamed or written.
 
     Attributes:
         files: How many.
         bytes: Of all.
-        digest: Of the path, size and time of change of each.
+        digest: Of the path, size and modification time of each.
     """
 
     files: int
@@ -26,10 +26,10 @@ class Listing(NamedTuple):
 
 
 def list_splits(root: str | Path, splits: Iterable[str]) -> Listing:
-    """Lists the files of some splits and of the folders in them; hidden ones do not count.
+    """Lists the files of some splits and their subfolders, except hidden ones.
 
     Args:
-        root: Folder that holds the splits; what is missing is an empty listing.
+        root: Folder that holds the splits; a missing folder is an empty listing.
         splits: Folders below it, or what the names of their shards begin with.
     """
     folders = [folder for split in sorted(splits) for folder in _folders(Path(root), split)]
@@ -40,12 +40,12 @@ def list_splits(root: str | Path, splits: Iterable[str]) -> Listing:
 
 
 def stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
-    """Size in bytes and time of change in ns of files: another in the place of one is seen, also an older one."""
+    """Size in bytes and modification time in ns of files: detects a replaced file, also by an older one."""
     return {str(file): [(status := Path(file).stat()).st_size, status.st_mtime_ns] for file in files}
 
 
 def _folders(root: Path, split: str) -> list[tuple[str, str]]:
-    """Where the files of a split lie, as folder and beginning of their names."""
+    """Folder and name prefix of the files of a split."""
     if not (root / split).is_dir():
         folder, _, name = split.rpartition("/")
         return [(folder, f"{name}-")] if (root / folder).is_dir() else []
@@ -63,7 +63,7 @@ def _list_folder(root: Path, folder: str, start: str) -> Listing:
             continue
         try:
             status = entry.stat()
-        except OSError:  # a link to nothing; the index says so
+        except OSError:  # a broken link; the index reports it
             files.append(f"{entry.name}\0")
             continue
         total += status.st_size

@@ -1,4 +1,4 @@
-"""Loaders of images: what they share, and how a stage gets one.
+"""Loaders of images: their base class, and functions that create one.
 
 N = images of a batch; C, H, W = channels, height and width of the model's input.
 """
@@ -7,6 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,16 @@ from lpvit.data import loaders
 from lpvit.data.epochs import EpochPlan
 from lpvit.data.preprocessing import Augmentation, Preprocessing
 from lpvit.data.scratch import copy_to_scratch, scratch_folder
-from lpvit.data.settings import LOADERS
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute
-from lpvit.variants import variant, variants
+from lpvit.strategies import module_names
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Labelled images, and what reads them.
+    """Labelled images and the name of their loader.
 
     Attributes:
         table: Columns ``path`` (see `lpvit.data.encoded`) and ``label``; their order is that of evaluation.
@@ -43,12 +43,12 @@ class ImageFiles:
 
 @dataclass
 class Loader(ABC):
-    """Batches of images and labels; the same epoch comes out the same twice.
+    """Batches of images and labels; an epoch is reproducible.
 
     Attributes:
         files: What to read.
         preprocessing: Of the model.
-        plan: Which image comes when; of training, if there is an augmentation.
+        plan: Order of the images; of training, if there is an augmentation.
         threads: Threads, or worker processes.
         device: Where the batches go.
         augmentation: Random steps of training; None evaluates.
@@ -61,8 +61,8 @@ class Loader(ABC):
     device: torch.device
     augmentation: Augmentation | None = None
 
-    def __post_init__(self) -> None:  # noqa: B027 - most have something to do here
-        """What a loader prepares before the first epoch, or refuses.
+    def __post_init__(self) -> None:  # noqa: B027 - most loaders override it
+        """Prepares the loader before the first epoch.
 
         Raises:
             LpvitError: The loader cannot read these images.
@@ -93,18 +93,19 @@ def make_loader(
     device: torch.device | str,
     augmentation: Augmentation | None = None,
 ) -> Loader:
-    """The loader that the files name; for the arguments, see `Loader`.
+    """Creates the loader that ``files`` names; for the arguments, see `Loader`.
 
     Raises:
         LpvitError: The loader cannot run here or cannot read these images; the message names one that can.
     """
-    if files.loader not in variants(LOADERS):
-        raise LpvitError(f"loader: '{files.loader}' is unknown; choose one of {', '.join(variants(LOADERS))}")
+    modules = module_names(loaders.__name__)
+    if files.loader not in modules:
+        raise LpvitError(f"loader: '{files.loader}' is unknown; choose one of {', '.join(modules)}")
     purpose = "evaluation" if augmentation is None else "training"
     _logger.info(
         "loader '%s': %d images for %s on %s, %d threads", files.loader, len(files.table), purpose, device, threads
     )
-    loader: Loader = variant(loaders, files.loader).ImageLoader(
+    loader: Loader = import_module(modules[files.loader]).ImageLoader(
         files, preprocessing, plan, threads, torch.device(device), augmentation
     )
     return loader
@@ -113,7 +114,7 @@ def make_loader(
 def evaluation_loader(
     images: pd.DataFrame, dataset: Mapping[str, Any], model: nn.Module, batch_size: int, compute: Compute
 ) -> Loader:
-    """The images of a stage in their order, as its model takes them.
+    """The images of a stage in order, preprocessed for its model.
 
     Args:
         images: Columns ``path`` and ``label``.
@@ -131,7 +132,7 @@ def evaluation_loader(
 
 
 def image_files(images: pd.DataFrame, dataset: Mapping[str, Any], scratch: Path | None) -> ImageFiles:
-    """Images of a dataset of the config, or their copies in a folder of this machine; see `evaluation_loader`.
+    """Images of a dataset of the config, or their copies in the scratch folder; see `evaluation_loader`.
 
     Raises:
         LpvitError: They cannot be copied.

@@ -1,4 +1,4 @@
-"""What happens to an image between the file and the model: fixed steps, and random ones for training."""
+"""Preprocessing of images: fixed operations, and random ones for training."""
 
 import math
 import re
@@ -43,7 +43,7 @@ class Preprocessing:
 
     @classmethod
     def from_model(cls, model: nn.Module) -> "Preprocessing":
-        """The preprocessing that a timm model was made for, overrides of its data config included.
+        """The preprocessing of a timm model, including overrides of its data config.
 
         Raises:
             LpvitError: Mean or standard deviation do not fit the number of channels.
@@ -60,19 +60,19 @@ class Preprocessing:
 
     @property
     def crop_size(self) -> tuple[int, int]:
-        """(height, width) of what the model sees."""
+        """(height, width) of the model's input."""
         return self.input_size[1:]
 
     @property
     def resize_size(self) -> tuple[int, int]:
-        """(height, width) that the image is resized towards before the crop, rounded as timm does."""
+        """(height, width) that the image is resized to before the crop, rounded as timm does."""
         height, width = self.crop_size
         return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random steps on single images; mixing and erasing act on the batch and live in the training.
+    """Random operations on single images; mixing and erasing act on the batch and are part of the training.
 
     Attributes:
         crop_scale: Range of the area of the random crop over the area of the image.

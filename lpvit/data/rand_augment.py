@@ -35,7 +35,7 @@ _SMOOTHING = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's filter
 
 
 class RandAugmentDraws(NamedTuple):
-    """What to do to every image in every layer; parameters that the kind does not use are neutral.
+    """Operations of every image in every layer; parameters that the kind does not use are neutral.
 
     Attributes:
         kind: One of the eleven kinds of operation above, shape (N, L), int32.
@@ -45,7 +45,7 @@ class RandAugmentDraws(NamedTuple):
         saturation: Factor around the grey image, shape (N, L), float32.
         kernel: Sharpening filter, shape (N, L, 3, 3), float32.
         added: Added to values below 128, shape (N, L), uint8.
-        kept_bits: Bits that stay, shape (N, L), uint8.
+        kept_bits: Bits that are kept, shape (N, L), uint8.
         flipped_bits: Bits that are inverted, shape (N, L), uint8.
         threshold: Values from here on are inverted, 0 to 256, shape (N, L), int32.
     """

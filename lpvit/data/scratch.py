@@ -1,4 +1,4 @@
-"""A copy of images on the disk of the machine that reads them."""
+"""A copy of images on a local disk."""
 
 import fcntl
 import hashlib
@@ -17,22 +17,22 @@ from lpvit.errors import LpvitError
 from lpvit.progress import bar
 from lpvit.store.artifacts import replace_atomically
 
-_READERS = 16  # a shared file system answers late
+_READERS = 16  # because shared file systems have high latency
 _BATCH = 1024  # images read at a time
 
 _logger = logging.getLogger(__name__)
 
 
 def copy_to_scratch(paths: Sequence[str], root: Path, scratch: Path) -> list[str]:
-    """Copies images, one behind the other in one file; a copy that is there is taken as it is.
+    """Copies images into one file, or uses an existing copy.
 
-    Processes that ask for the same images wait for the first of them. A copy is of the same images if their paths are
-    the same and their files have the same sizes and times. Nothing is ever deleted.
+    Processes that need the same images wait for the first of them. A copy is valid if paths, file sizes and
+    modification times are the same. Nothing is ever deleted.
 
     Args:
         paths: Below ``root``; see `lpvit.data.encoded`.
         root: Folder of the dataset.
-        scratch: Folder of the copies, which exists.
+        scratch: Existing folder of the copies.
 
     Returns:
         Paths of the same images, below ``scratch``.
@@ -44,7 +44,7 @@ def copy_to_scratch(paths: Sequence[str], root: Path, scratch: Path) -> list[str
     images, sizes = scratch / f"{digest}.images", scratch / f"{digest}.sizes.npy"
     with _held(scratch / f"{digest}.lock"):
         if sizes.exists():  # written last
-            _logger.info("scratch: %d images lie in %s already", len(paths), images)
+            _logger.info("scratch: %d images are already in %s", len(paths), images)
         else:
             with replace_atomically(sizes) as partial, partial.open("wb") as file:
                 np.save(file, _copy([root / path for path in paths], images))
@@ -57,7 +57,7 @@ def copy_to_scratch(paths: Sequence[str], root: Path, scratch: Path) -> list[str
 
 
 def scratch_folder(configured: Path) -> Path:
-    """The folder that ``compute.scratch`` names on this machine, with its variables, such as ``$TMPDIR``, filled in.
+    """The folder ``compute.scratch``, with variables such as ``$TMPDIR`` expanded.
 
     Raises:
         LpvitError: A variable is not set, or the folder cannot be made.
@@ -109,5 +109,5 @@ def _stamp(file: Path) -> str:
 @contextmanager
 def _held(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the process ends
         yield

@@ -1,17 +1,16 @@
 """Settings of images: datasets and calibration sets."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from lpvit.settings import Section, Share
-from lpvit.variants import chooses
+from lpvit.strategies import NameIn
 
 LOADERS = "lpvit.data.loaders"
 
 
-@chooses(loader=LOADERS, keyless=["loader"])
 class Dataset(Section):
     """Labelled images with a training and a validation split."""
 
@@ -23,19 +22,19 @@ class Dataset(Section):
     root: Path | None = Field(None, description="folder that holds the splits (none for `digits`)")
     train: str = Field(
         "train",
-        description="training split, a folder below `root`; of shards also what their names begin with: `train-*`",
+        description="training split, a folder below `root`; of shards also a prefix of their names: `train-*`",
     )
     validation: str = Field("val", description="validation split, a folder below `root`")
     validation_share: Share = Field(
         0.0,
-        description="above 0, the share of every class of `train` that validates, instead of `validation`; of images "
-        "that are not split, `train` is `.`: the class folders lie in `root` itself",
+        description="above 0, the share of every class of `train` used for validation, instead of `validation`; for "
+        "images without splits set `train` to `.`: the class folders are in `root` itself",
     )
-    loader: str = Field(
-        "dali", description="`dali`: JPEG files; `memory`: small sets, decoded once; `timm`: whatever Pillow reads"
+    loader: Annotated[str, NameIn(LOADERS)] = Field(
+        "dali", description="`dali`: JPEG files; `memory`: small sets, decoded once; `timm`: all formats Pillow reads"
     )
     on_bad_image: Literal["error", "skip"] = Field(
-        "error", description="an image that cannot be decoded stops the run, or is left out and counted"
+        "error", description="an image that cannot be decoded stops the run, or is skipped and counted"
     )
 
     @model_validator(mode="after")
@@ -53,4 +52,4 @@ class Calibration(Section):
     """Training images that the statistics and curves are measured on."""
 
     images: int = Field(gt=0, description="number of images, class-balanced")
-    seed: int = Field(0, ge=0, description="seed of the draw")
+    seed: int = Field(0, ge=0, description="seed of the random sample")

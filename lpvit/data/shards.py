@@ -1,4 +1,4 @@
-"""Images in shards: tar files as WebDataset lays them out, parquet files as Hugging Face does."""
+"""Images in shards: tar files in WebDataset layout, parquet files in Hugging Face layout."""
 
 import glob
 import json
@@ -17,14 +17,14 @@ SOURCES = ("tar", "parquet")
 
 
 def list_shards(source: str, root: Path, split: str) -> pd.DataFrame:
-    """Lists the images of a split in the order in which they lie in its shards.
+    """Lists the images of a split in the order of its shards.
 
     Args:
         source: ``tar``: images and class numbers, ``<key>.jpg`` and ``<key>.cls``. ``parquet``: a struct column with
             the bytes of the images, and the column ``label``; the names of the classes are in its metadata, or are
             their numbers.
         root: Folder of the dataset.
-        split: A folder of shards below it, ``<split>/*.tar``, or what their names begin with, ``<split>-*.tar``.
+        split: A folder of shards below it, ``<split>/*.tar``, or a prefix of their names, ``<split>-*.tar``.
 
     Returns:
         Columns ``path`` (see `lpvit.data.encoded`), ``label`` and ``class_name``.
@@ -102,7 +102,7 @@ def _rows_of_parquet(root: Path, shard: str) -> Iterator[tuple[str, int, str]]:
 
 
 def _class_names(schema: pa.Schema) -> list[str]:
-    """Those that Hugging Face's metadata gives the column ``label``; none if it does not."""
+    """Class names from Hugging Face's metadata of the column ``label``; empty without them."""
     written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names: list[str] = written.get("info", {}).get("features", {}).get("label", {}).get("names", [])
     return names

@@ -47,7 +47,7 @@ def seed_transforms(seed: int) -> None:
 
 @contextmanager
 def undisturbed_generators() -> Iterator[None]:
-    """Gives Python's, NumPy's and torch's global generators back in the state in which it found them."""
+    """Restores the state of Python's, NumPy's and torch's global generators on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[]):

@@ -13,12 +13,12 @@ from lpvit.models.sources.timm import input_size
 
 
 def write_onnx(model: nn.Module, path: str | Path) -> None:
-    """Writes a model in float32, its layers in int8 as such, for any number of images at once.
+    """Writes a model in float32, with its int8 layers in int8, for any batch size.
 
     Input ``images`` (N, channels, height, width), float32; output ``logits`` (N, classes).
 
     Args:
-        model: Left as it is.
+        model: Not modified.
         path: Target, overwritten.
 
     Raises:
@@ -39,5 +39,5 @@ def write_onnx(model: nn.Module, path: str | Path) -> None:
         custom_translation_table=translations(),
         verbose=False,
     )
-    assert program is not None  # as it is with dynamo
+    assert program is not None  # always so with dynamo
     program.save(path)

@@ -1,6 +1,6 @@
 """Layers in int8 as ONNX operators: the integers of `lpvit.quantisation.layers`, token by token.
 
-``MatMulInteger`` of tokens in uint8, which is what onnxruntime is fast with, less zero points times sums of weights.
+``MatMulInteger`` of tokens in uint8, which is fast in onnxruntime, minus zero points times sums of weights.
 T = tokens; I, O = input and output features.
 """
 
@@ -15,7 +15,7 @@ from lpvit.quantisation.layers import LEVELS, SMALLEST_RANGE, QuantisedLinear, i
 
 @torch.library.custom_op("lpvit::int8_product", mutates_args=())
 def int8_product(inputs: Tensor, weight: Tensor, scales: Tensor, row_sums: Tensor) -> Tensor:
-    """What `QuantisedLinear` makes of float inputs (..., I), without its bias.
+    """The product of `QuantisedLinear` with float inputs (..., I), without its bias.
 
     Args:
         inputs: Shape (..., I).
@@ -53,18 +53,18 @@ class ExportedLinear(nn.Module):
 
 
 def replace_for_export(model: nn.Module) -> None:
-    """Puts the form for export in the place of every layer in int8."""
+    """Replaces every int8 layer by its form for export."""
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantisedLinear):
             model.set_submodule(name, ExportedLinear(module))
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What torch's exporter makes of `int8_product`."""
+    """Translation of `int8_product` for torch's exporter."""
     import onnxscript
     from onnxscript import opset18
 
-    op: Any = opset18  # whose types know no values that are computed
+    op: Any = opset18  # its types do not cover computed values
 
     def number(value: float) -> Any:
         return op.Constant(value_float=value)

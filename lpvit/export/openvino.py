@@ -13,10 +13,10 @@ from torch import nn
 
 from lpvit.sparse.int8 import QuantisedLayer
 from lpvit.sparse.linear import BlockSparseLinear
-from lpvit.sparse.operator import SparseLayer, Surroundings
+from lpvit.sparse.operator import FusedOperations, SparseLayer
 
-_SCALARS = {"out_features": 0, "block_columns": 0, "gelu": False, "norm_epsilon": 0.0}  # and what they are by default
-# In the order in which the operation takes them.
+_SCALARS = {"out_features": 0, "block_columns": 0, "gelu": False, "norm_epsilon": 0.0}  # with their defaults
+# In the order of the operation's inputs.
 _TENSORS = (
     *("inputs", "values", "crow_indices", "col_indices", "bias", "scales", "row_sums"),
     *("norm_weight", "norm_bias", "residual"),
@@ -24,10 +24,10 @@ _TENSORS = (
 
 
 def converted(model: nn.Module, input_size: tuple[int, ...], library: Path) -> Any:
-    """A model as OpenVINO has it, for any number of images.
+    """Converts a model to OpenVINO, for any batch size.
 
     Args:
-        model: With block-sparse layers, on the CPU, from and to float32; their values are laid out anew.
+        model: With block-sparse layers, on the CPU, from and to float32; the layout of their values is changed.
         input_size: Of an image.
         library: From `lpvit.sparse.build.openvino_library`.
 
@@ -39,7 +39,7 @@ def converted(model: nn.Module, input_size: tuple[int, ...], library: Path) -> A
     from openvino.utils.node_factory import NodeFactory
 
     for layer in model.modules():
-        if isinstance(layer, BlockSparseLinear):  # OpenVINO copies others, and loses the copies in bfloat16
+        if isinstance(layer, BlockSparseLinear):  # OpenVINO copies other layouts, and loses the copies in bfloat16
             layer.values = layer.values.contiguous()
     program = torch.export.export(
         model.eval(),
@@ -65,7 +65,7 @@ def converted(model: nn.Module, input_size: tuple[int, ...], library: Path) -> A
 
 def _linear(context: Any, fields: tuple[str, ...], factory: Any) -> Any:
     """The operation for a layer; its values with columns before rows, as the kernels read them."""
-    given = _arguments(context, ("inputs", *fields, *Surroundings._fields))
+    given = _arguments(context, ("inputs", *fields, *FusedOperations._fields))
     values = given["values"].get_node()
     given["values"] = _with_columns_first(values)
     scalars = {
@@ -85,7 +85,7 @@ def _linear(context: Any, fields: tuple[str, ...], factory: Any) -> Any:
 
 
 def _attention(context: Any, int8: bool, factory: Any) -> Any:
-    """The operation for attention, on the outputs of one layer if queries, keys and values are these."""
+    """The operation for attention, on the outputs of one layer if these are its queries, keys and values."""
     given = _arguments(context, ("queries", "keys", "values", "bias", "mask", "scale"))
     parts = [given[name] for name in ("queries", "keys", "values")]
     packed = _packed(parts)
@@ -101,7 +101,7 @@ def _attention(context: Any, int8: bool, factory: Any) -> Any:
 
 
 def _packed(parts: Sequence[Any]) -> Any:
-    """The (N, T, 3 H d) that was reshaped to (N, T, 3, H, d) and cut into these parts; None if there is no such one."""
+    """The (N, T, 3 H d) that was reshaped to (N, T, 3, H, d) and cut into these parts; None if there is none."""
     cuts = []
     for index, part in enumerate(parts):
         squeezed = part.get_node()
@@ -119,7 +119,7 @@ def _packed(parts: Sequence[Any]) -> Any:
 
 
 def _arguments(context: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """What an operator was called with, without what is None; torch leaves out defaults at the end."""
+    """The arguments of an operator call without None; torch omits trailing defaults."""
 
     def given() -> Iterator[tuple[str, Any]]:
         for index in range(context.get_input_size()):

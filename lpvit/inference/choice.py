@@ -1,4 +1,4 @@
-"""What was made of a module: its own product, or that of a kernel which was measured to be faster."""
+"""The choice for a module: its own product, or a kernel that was measured to be faster."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,17 +8,17 @@ import torch
 
 @dataclass(frozen=True)
 class Choice:
-    """Of a masked layer, or of the product of an attention module.
+    """The choice for a masked layer, or for the product of an attention module.
 
     Attributes:
         module: Name in the model.
-        kind: What it is.
+        kind: Layer or attention.
         by_kernel: Whether a kernel of ours computes it now.
-        precision: Of the numbers that it multiplies now.
-        sparsity: Share of its blocks that is pruned; None of attention.
-        torch_seconds: Median time of the module as it was, None where nothing was timed.
+        precision: Of its products now.
+        sparsity: Share of its blocks that is pruned; None for attention.
+        torch_seconds: Median time without our kernel, None where nothing was timed.
         kernel_seconds: The same of our (fastest) kernel, None where nothing was timed.
-        reason: Why it stayed as it was; empty if a kernel computes it.
+        reason: Why it was not replaced; empty if a kernel computes it.
     """
 
     module: str
@@ -32,10 +32,10 @@ class Choice:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """Of a precision."""
+    """Label of a precision."""
     return str(dtype).removeprefix("torch.")
 
 
 def slower(torch_seconds: float, kernel_seconds: float) -> str:
     """The reason of a module whose kernel is not faster."""
-    return f"{1e3 * kernel_seconds:.3f} ms by our kernel, {1e3 * torch_seconds:.3f} ms as it was"
+    return f"{1e3 * kernel_seconds:.3f} ms by our kernel, {1e3 * torch_seconds:.3f} ms without it"

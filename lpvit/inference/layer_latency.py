@@ -15,7 +15,7 @@ from lpvit.store.schemas import LATENCY
 from lpvit.structures.blocks.grid import BlockGrid
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-SECONDS = 0.1  # for a layer at a sparsity, and as much for its dense form
+SECONDS = 0.1  # per layer and sparsity, and the same for its dense form
 _SHAPE = ["out_features", "in_features", "tokens"]
 
 
@@ -30,10 +30,10 @@ def measure_latency(
     sparsities: Iterable[float] = SPARSITIES,
     seconds: float = SECONDS,
 ) -> pd.DataFrame:
-    """Times linear layers of every shape of a model, dense and with random blocks pruned, in turns.
+    """Times linear layers of every shape of a model, dense and with random blocks pruned, interleaved.
 
     Patch embeddings are convolutions and have no block-sparse form, so they are not timed; nor are layers smaller than
-    a block. Where the block-sparse layer is the slower one its time stands in the table all the same;
+    a block. The table also has the times of block-sparse layers that are slower;
     `lpvit.allocation.latency.milliseconds` counts such a layer as dense.
 
     Args:
@@ -70,8 +70,8 @@ def _milliseconds(
 ) -> dict[float, float]:
     """Sparsity -> time of a pass, 0 for the dense layer.
 
-    Each block-sparse layer takes turns with the dense one alone: between other block-sparse layers its code would stay
-    in the caches, as it does not in a model, and that of the dense one would not.
+    Each block-sparse layer is interleaved with the dense one only. Among several block-sparse layers, their common code
+    would stay in the caches, unlike in a model, and that of the dense layer would not.
     """
     pairs = {
         sparsity: time_in_turns(
@@ -85,7 +85,7 @@ def _milliseconds(
 
 
 def _block_sparse(dense: nn.Linear, grid: BlockGrid, sparsities: Iterable[float]) -> dict[float, nn.Module]:
-    """Share of the weights pruned -> the layer without random blocks, for the shares that its blocks can give."""
+    """Share of the weights pruned -> the layer without random blocks, for the shares possible with its blocks."""
     layers: dict[float, nn.Module] = {}
     for pruned in sorted({round(sparsity * grid.count) for sparsity in sparsities} - {0}):
         keep_mask = _random_keep_mask(grid, pruned)
@@ -95,6 +95,6 @@ def _block_sparse(dense: nn.Linear, grid: BlockGrid, sparsities: Iterable[float]
 
 
 def _random_keep_mask(grid: BlockGrid, pruned: int) -> Tensor:
-    """Shape (R, C), bool, False for as many blocks as are pruned; always the same ones."""
+    """Shape (R, C), bool, False for pruned blocks; deterministic."""
     order = torch.randperm(grid.count, generator=torch.Generator().manual_seed(0))
     return (order >= pruned).view(grid.rows, grid.columns)

@@ -1,4 +1,4 @@
-"""Block-sparse layers in place of the pruned linear layers of a timm model, where and in the form that is fastest."""
+"""Replaces the pruned linear layers of a timm model by block-sparse ones, in the fastest form."""
 
 import logging
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from lpvit.inference.attention_fusion import fuse_attention
 from lpvit.inference.choice import Choice, name_of, slower
-from lpvit.inference.fusion import fuse_attention
-from lpvit.inference.joining import join_surroundings
+from lpvit.inference.layer_fusion import fuse_prologues_and_epilogues
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.quantisation.layers import QuantisedLinear
@@ -40,8 +40,8 @@ def sparsify_layers(
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
     dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
     become block-sparse in int8 or in the model's dtype, whichever is faster. Then attention becomes that of
-    `lpvit.inference.fusion.fuse_attention`, of the same precisions, and layers also do what `lpvit.inference.joining`
-    lists.
+    `lpvit.inference.attention_fusion`, of the same precisions, and the operations before and after layers are fused
+    into them (`lpvit.inference.layer_fusion`).
 
     Args:
         model: Dense or masked; the pruned weights become zero.
@@ -49,10 +49,10 @@ def sparsify_layers(
         block_shape: (r, c).
         batch_size: Images per pass that the choice is made for.
         only_faster: False makes every linear layer sparse, untimed, in ``precision``.
-        precision: The least precise numbers that a layer may multiply: int8; by default those of the model.
+        precision: Lowest precision that a layer may multiply in: int8; by default that of the model.
 
     Returns:
-        One choice per masked layer and per attention; those that stayed as they were are logged too.
+        One choice per masked layer and per attention; those not replaced are logged too.
 
     Raises:
         LpvitError: A mask does not fit its layer.
@@ -64,23 +64,23 @@ def sparsify_layers(
         forms = _forms(model, layer, keep_mask, block_shape, precision)
         choices.append(_replace(model, layer, forms, tokens[layer] * batch_size, only_faster))
     choices += fuse_attention(model, tokens, batch_size, only_faster, int8=precision == "int8")
-    join_surroundings(model)
+    fuse_prologues_and_epilogues(model)
     for choice in choices:
         if not choice.by_kernel:
             pruned = "" if choice.sparsity is None else f", {choice.sparsity:.0%} pruned,"
-            _logger.info("%s%s stays as it was: %s", choice.module, pruned, choice.reason)
+            _logger.info("%s%s is not replaced: %s", choice.module, pruned, choice.reason)
     return choices
 
 
 def _forms(
     model: nn.Module, layer: str, keep_mask: Tensor, block_shape: tuple[int, int], precision: str | None
 ) -> list[BlockSparseLinear]:
-    """The block-sparse forms that a layer may take, the one that was asked for first; none of a convolution."""
+    """The block-sparse forms that a layer may take, the requested one first; empty for a convolution."""
     dense = model.get_submodule(layer)
     if not isinstance(dense, nn.Linear):
         return []
     gelu = _gelu_after(model, layer) is not None
-    if isinstance(dense, QuantisedLinear):  # to whole numbers that were chosen with care
+    if isinstance(dense, QuantisedLinear):  # with the integers of a quantised model
         scaled = (dense.dense(), keep_mask, block_shape, gelu, "int8", dense.scales)
         return [BlockSparseLinear.from_linear(*scaled)]
     precisions = [precision, None] if precision == "int8" else [precision]
@@ -88,7 +88,7 @@ def _forms(
 
 
 def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], tokens: int, only_faster: bool) -> Choice:
-    """Swaps one layer for the fastest of its forms, or for the first of them without asking for speed."""
+    """Replaces a layer by the fastest of its forms, or by the first of them untimed."""
     dense = model.get_submodule(layer)
     weight: Tensor = dense.weight  # type: ignore[assignment]
     if not forms:
@@ -115,7 +115,7 @@ def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], token
 
 
 def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:
-    """The exact GELU that alone follows a layer: that of timm's Mlp after ``fc1``."""
+    """The exact GELU that directly follows a layer: that of timm's Mlp after ``fc1``."""
     parent = model.get_submodule(_parent(layer))
     if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1":
         return None
@@ -132,7 +132,7 @@ def _form(sparse: BlockSparseLinear) -> str:
 
 
 def _timed(dense: nn.Sequential, forms: Sequence[BlockSparseLinear], tokens: int) -> dict[str, float]:
-    """Median seconds of the dense and of each sparse form, taking turns on one random input; measured once per key."""
+    """Median seconds of the dense and of each sparse form, interleaved on one random input; measured once per key."""
     weight: Tensor = dense[0].weight  # type: ignore[assignment]
     first = forms[0]
     dtype = weight.dtype if weight.is_floating_point() else torch.float32

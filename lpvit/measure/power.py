@@ -1,6 +1,6 @@
 """Measured energy of running a model: counters of GPUs (NVML) and CPUs (RAPL), windows, idle power.
 
-A machine without a counter is no error: its result says what is missing.
+A machine without a counter is not an error: the result states what is missing.
 """
 
 import logging
@@ -19,16 +19,16 @@ from lpvit.store.schemas import ENERGY
 logger = logging.getLogger(__name__)
 
 POWERCAP = Path("/sys/class/powercap")
-MARGIN = 1.05  # of the calls in a window, so that one a little faster than its warm-up is still long enough
+MARGIN = 1.05  # more calls in a window, so that it is long enough even if calls get faster after the warm-up
 
 
 @dataclass(frozen=True)
 class Counter:
-    """A counter of energy.
+    """An energy counter.
 
     Attributes:
         source: ``nvml`` or ``rapl``.
-        read: Joules since some moment, once all that was asked of the device is done.
+        read: Joules since an arbitrary time, after the device has finished its work.
     """
 
     source: str
@@ -44,22 +44,22 @@ def measure_energy(
     repeats: int = 3,
     counter: Counter | str | None = None,
 ) -> pd.DataFrame:
-    """Energy of running each of some functions over and over, with and without the power of the idle device.
+    """Measures the energy of repeated calls of some functions, with and without the idle power of the device.
 
-    Each repeat measures the idle device, then all arms in turn, every other time backwards, so that a drift of the
-    clock rate or of the temperature meets all alike. A window is as many calls as fill ``seconds`` after a warm-up.
+    Each repeat measures the idle device, then all configurations, every other time in reverse order, so that drift of
+    clock rate or temperature affects all of them. A window has as many calls as fill ``seconds`` after a warm-up.
 
     Args:
-        functions: Arm -> one forward pass; may return before the device is done.
+        functions: Configuration -> one forward pass; may return before the device has finished.
         images_per_call: Images of a call.
         device: Where they run; its counter is read.
-        seconds: Least length of a window; NVML's counter is refreshed about ten times a second, so that 10 s
+        seconds: Minimum length of a window; NVML's counter is refreshed about ten times a second, so that 10 s
             bound its error to 1 %.
-        repeats: Windows of each arm.
-        counter: Instead of that of the device, or why there is none.
+        repeats: Windows per configuration.
+        counter: Replaces that of the device, or the reason why there is none.
 
     Returns:
-        Schema ``ENERGY``; without a counter one row per arm with the reason.
+        Schema ``ENERGY``; without a counter one row per configuration with the reason.
     """
     counter = find_counter(device) if counter is None else counter
     if isinstance(counter, str):
@@ -88,7 +88,7 @@ def measure_energy(
 
 
 def find_counter(device: torch.device | str) -> Counter | str:
-    """The energy counter of a device, or the reason why it has none that can be read here."""
+    """The energy counter of a device, or the reason why none can be read."""
     device = torch.device(device)
     return _nvml(device.index or 0) if device.type == "cuda" else _rapl(POWERCAP)
 
@@ -136,7 +136,7 @@ def _nvml(index: int) -> Counter | str:
 
 @dataclass
 class _Zone:
-    """A RAPL zone, whose counter in microjoules starts again at its range; reads must be less than a round apart."""
+    """A RAPL zone, whose counter in microjoules wraps around; reads must be less than one period apart."""
 
     folder: Path
     last: int = field(init=False)
@@ -157,7 +157,7 @@ class _Zone:
 
 
 def _rapl(powercap: Path) -> Counter | str:
-    """All processor packages and their memory; read as files, since zeus would start a process to count the rounds."""
+    """All processor packages and their memory; read as files, because zeus would start a process."""
     try:
         zones = [
             _Zone(folder)

@@ -1,4 +1,4 @@
-"""Times of functions that take turns, and medians that say how sure they are.
+"""Interleaved timing of functions, and medians with confidence intervals.
 
 N = rounds.
 """
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-WARM_UP = 3  # rounds that are not counted: caches fill, clocks rise
-LEAST_ROUNDS = 7  # whose least and greatest time hold the median with a confidence of 98 %
+WARM_UP = 3  # rounds that are discarded: caches fill, clock rates rise
+LEAST_ROUNDS = 7  # the interval from the smallest to the largest time contains the median with 98 % confidence
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ def time_in_turns(
     seconds: float,
     clock: Callable[[], float] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds of every call of some functions that take turns, so that a disturbance of the machine meets all alike.
+    """Times interleaved calls of some functions, so that load on the machine affects all of them.
 
-    A round calls each once, every other round backwards. The device has done its work before the clock is read.
+    A round calls each once, every other round in reverse order. The device is synchronised before the clock is read.
 
     Args:
-        functions: Arm -> what is timed.
+        functions: Configuration -> function to time.
         device: Where they run.
-        seconds: For each arm; there are at least `LEAST_ROUNDS` rounds.
-        clock: Says the seconds; by default those on the wall.
+        seconds: Per configuration; there are at least `LEAST_ROUNDS` rounds.
+        clock: Returns seconds; by default wall-clock time.
 
     Returns:
-        Arm -> shape (N,); times of equal index are of the same round.
+        Configuration -> shape (N,); times of equal index are of the same round.
     """
     device, clock = torch.device(device), clock or time.perf_counter
     times: dict[str, list[float]] = {arm: [] for arm in functions}
@@ -60,7 +60,7 @@ def time_in_turns(
 
 
 def calm_clock(device: torch.device | str) -> Callable[[], float]:
-    """What others disturb least: the clock of the processor where one thread does it all, else the one on the wall."""
+    """The clock that other load affects least: processor time for one thread on a CPU, else wall-clock time."""
     alone = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
     return time.process_time if alone else time.perf_counter
 
@@ -69,7 +69,8 @@ def median_interval(samples: ArrayLike) -> Interval:
     """Median with its 95 % interval, from order statistics: the number of samples below it is binomial.
 
     Args:
-        samples: Shape (N,), N at least 1; below 6 samples, the least and the greatest are less than 95 % sure.
+        samples: Shape (N,), N at least 1; below 6 samples, the interval from smallest to largest has less than 95 %
+            confidence.
     """
     ordered = np.sort(np.asarray(samples, np.float64))
     count = len(ordered)

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from torch import nn
 
-from lpvit.errors import one_line
-from lpvit.settings import Section, nearest
+from lpvit.errors import nearest, one_line
+from lpvit.settings import Section
 
 PACKAGE = Path(__file__).parent.parent
 

@@ -1,4 +1,4 @@
-"""Settings of models: which one, with which weights."""
+"""Settings of models and their weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +10,7 @@ from lpvit.settings import Section
 
 
 class Model(Section):
-    """A timm model and where its dense weights come from."""
+    """A timm model and the source of its dense weights."""
 
     timm: str = Field(description="model name in timm, for example `deit_small_patch16_224`")
     options: dict[str, Any] = Field({}, description="keyword arguments for `timm.create_model`, for example `depth`")
@@ -22,7 +22,7 @@ class Model(Section):
     )
     checkpoint: Path | None = Field(None, description="`.safetensors`, or `.pt`/`.pth` holding a state dict")
     recipe: str | None = Field(
-        None, description="recipe that trains the dense model from scratch (`train`), or on from the weights given"
+        None, description="recipe that trains the dense model from scratch (`train`), or from the given weights"
     )
     seed: int = Field(0, ge=0, description="seed of the initial weights (`train`, `random`)")
 

@@ -2,11 +2,10 @@ r"""Gradients of random projections of the logits with respect to every layer, i
 
 For an image x with Jacobian J_x of the logits with respect to the weights, and a random probe v over the logits with
 E v v^T = I, one backward pass gives J_x^T v for all layers. The probes of an image are orthogonal and of equal length,
-which leaves less to chance than independent normal ones (Hutchinson, 1989), and nothing when there are as many as
-logits.
+which has less variance than independent normal ones (Hutchinson, 1989), and none with as many probes as logits.
 
 N = images of a batch; S = images x probes; K = logits; T = tokens of an image in a layer; O, I = output and input
-features of a layer; B = numbers that are kept of a gradient.
+features of a layer; B = numbers kept per gradient.
 """
 
 import math
@@ -34,9 +33,9 @@ def gradient_products(
     device: torch.device | str,
     seed: int,
 ) -> dict[str, Tensor]:
-    """What a function makes of the gradients of every image and probe: layer and (n, O, I) -> (n, B).
+    """Applies a function to the gradients of every image and probe: layer and (n, O, I) -> (n, B).
 
-    Layers ``with_bias`` have the gradient of the bias as one more column.
+    Layers ``with_bias`` have the gradient of the bias as an additional column.
     """
     model.to(device)
     layers = list(with_bias)
@@ -93,7 +92,7 @@ def _image_gradients(inputs: Tensor, output_gradients: Tensor) -> Iterator[Tenso
 def draw_probes(logits: Tensor, probes: int, generator: torch.Generator) -> Tensor:
     """Random vectors, orthogonal for an image as far as K allows, shape (probes, N, K); E v v^T = I.
 
-    They are drawn image by image so that batches do not matter.
+    They are drawn image by image, so they do not depend on the batch size.
     """
     classes = logits.shape[1]
     of_images = []
@@ -107,14 +106,14 @@ def draw_probes(logits: Tensor, probes: int, generator: torch.Generator) -> Tens
 def recorded_layers(
     model: nn.Module, layers: Sequence[str]
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, GradientEdge]]]:
-    """Keeps input and output of layers in a forward pass, and makes the outputs differentiable."""
+    """Records input and output of layers in a forward pass, and makes the outputs differentiable."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, GradientEdge] = {}
 
     def record(layer: str, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         inputs[layer] = arguments[0].detach()
         given = output.requires_grad_() if output.grad_fn is None else output
-        outputs[layer] = get_gradient_edge(given)  # of the output as it is now: what follows may change it in place
+        outputs[layer] = get_gradient_edge(given)  # of the current output, which later modules may change in place
         return given.clone() if given.is_leaf else None  # a leaf itself must not be changed in place
 
     hooks = [
@@ -131,7 +130,7 @@ def recorded_layers(
 
 
 def input_tokens(layer: nn.Module, inputs: Tensor, images: int) -> Tensor:
-    """What a layer multiplies with its weight matrix, (N, T, I); windows of an image follow one another."""
+    """Inputs of a layer's weight matrix, (N, T, I); the windows of an image are consecutive."""
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)
         patches = nn.functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
@@ -140,7 +139,7 @@ def input_tokens(layer: nn.Module, inputs: Tensor, images: int) -> Tensor:
 
 
 def output_tokens(layer: nn.Module, outputs: Tensor, images: int) -> Tensor:
-    """What a layer makes of its tokens, (N, T, O)."""
+    """Outputs of a layer, (N, T, O)."""
     if isinstance(layer, nn.Conv2d):
         return outputs.flatten(2).transpose(1, 2)
     return outputs.reshape(images, -1, outputs.shape[-1])

@@ -1,4 +1,4 @@
-"""Pruning a model to a budget: measure, allocate, choose, refit, once a round."""
+"""Prunes a model to a budget: measure, allocate, choose, refit, once per round."""
 
 import torch
 from torch import nn
@@ -23,11 +23,11 @@ def prune(
     """Prunes a model to a budget.
 
     Args:
-        model: Dense; moved to the device, otherwise left as it is.
+        model: Dense; moved to the device, otherwise not modified.
         images: Calibration images.
-        structure: What is removed, and by which measure.
-        budget: What may stay, who allocates, in how many rounds, and whether weights are refitted.
-        shapes: What the layers of the model cost, as the budget counts them.
+        structure: What is removed, and its measures.
+        budget: Target, allocator, number of rounds, and whether weights are refitted.
+        shapes: Costs of the model's layers, in the quantity of the budget.
         device: Where to compute.
 
     Returns:
@@ -39,7 +39,7 @@ def prune(
     if isinstance(structure, ModelStructure):
         assert budget.macs is not None, "the settings of a budget take nothing else here"
         return structure.compress_to(model.to(device), images, budget.macs, refit=budget.refits)
-    require_reachable(shapes, budget)  # before the long part
+    require_reachable(shapes, budget)  # before the expensive part
     options = measure(model, images, structure, device)
     tables = LayerTables(options.curves, options.blocks, shapes.costs, shapes.energy, shapes.latency)
     tables = before_last_round(model, images, structure, tables, budget, device)

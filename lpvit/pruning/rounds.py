@@ -1,8 +1,8 @@
-"""Pruning in rounds, each on scores and curves of the model that the rounds before left.
+"""Pruning in rounds, each with scores and curves of the model of the last round.
 
-A curve of the dense model is right near its start and wrong far from it: it does not know how the remaining weights,
-once they are refitted, make up for the pruned ones. In rounds, every curve is followed only a short way, as in gradual
-magnitude pruning (Zhu and Gupta, 2017), here between calibration and refitting, without training.
+A curve of the dense model is accurate at low sparsity only: it does not include how refitting the remaining weights
+compensates for the pruned ones. In rounds, every curve is used over a short range only, as in gradual magnitude pruning
+(Zhu and Gupta, 2017), here with refitting instead of training.
 """
 
 import logging
@@ -22,10 +22,10 @@ _logger = logging.getLogger(__name__)
 
 
 def measure(model: nn.Module, images: Batches, structure: Structure, device: torch.device | str) -> Options:
-    """What an allocation needs to know of the layers of a model.
+    """Measures the options of the layers of a model for an allocation.
 
     Args:
-        model: Dense, or pruned already: what is gone costs nothing; moved to the device.
+        model: Dense, or pruned: pruned parts have no cost; moved to the device.
         images: Calibration images.
         structure: What may be removed.
         device: Where to compute.
@@ -47,25 +47,25 @@ def before_last_round(
 ) -> LayerTables:
     """Runs all rounds of a budget but the last, and measures the options of the model that they leave.
 
-    Every round prunes the dense model anew, by the options that the round before left: what is gone costs nothing
-    there, and so goes again, unless an allocator asks less of its layer.
+    Every round prunes the dense model again, by the options of the model of the last round. Parts that were pruned
+    there have no distortion, so they are pruned again unless the allocator prunes less of their layer.
 
     Args:
-        model: Dense; moved to the device, otherwise left as it is.
+        model: Dense; moved to the device, otherwise not modified.
         images: Calibration images.
         structure: What is removed.
         tables: Of the dense model's layers.
-        budget: Says how many rounds, and whether weights are refitted in each.
+        budget: Number of rounds, and whether weights are refitted in each.
         device: Where to compute.
 
     Returns:
-        With the options of the model that the rounds left; of one round, those given.
+        With the options of the model after these rounds; unchanged for a single round.
 
     Raises:
         LpvitError: As `lpvit.allocation.allocate`, `measure` and `Structure.compress`.
     """
     if budget.steps > 1:
-        allocate(tables, budget)  # a budget that cannot be met is refused before the first round
+        allocate(tables, budget)  # raises before the first round if the budget cannot be met
     for number, interim in enumerate(budget.on_the_way, start=1):
         choice = structure.choose(tables.blocks, allocate(tables, interim))
         with labelled(f"round {number} of {budget.steps}"):

@@ -1,4 +1,4 @@
-"""Linear layers that multiply in int8, computed with torch's own operators: what the accuracy of int8 is measured with.
+"""Linear layers that multiply in int8, emulated with torch's operators to measure the accuracy of int8.
 
 T = tokens; I, O = input and output features of a layer.
 """
@@ -19,8 +19,8 @@ _EXACT_SUMS = 2**24 // (LARGEST * LEVELS)  # products that float32 adds up witho
 class QuantisedLinear(nn.Linear):
     """``y = s_t s_o ((q_t - z_t) . v_o) + b_o`` for token t and output o, with int8 weights v and sums in int32.
 
-    Tokens are quantised as they come, each by its own scale and zero point (`quantise_tokens`), as the kernels of
-    `lpvit.sparse` do; weights once, by a scale a row. Outputs are in the dtype of the inputs.
+    Tokens are quantised at run time, each by its own scale and zero point (`quantise_tokens`), as the kernels of
+    `lpvit.sparse` do; weights once, by one scale per row. Outputs are in the dtype of the inputs.
 
     Attributes:
         weight: Shape (O, I), int8, without a gradient.
@@ -47,18 +47,18 @@ class QuantisedLinear(nn.Linear):
 
     @torch.no_grad()
     def store(self, values: Tensor, scales: Tensor, bias: Tensor | None) -> None:
-        """Takes int8 values (O, I), scales (O,), and a bias (O,) where the layer has one."""
+        """Stores int8 values (O, I), scales (O,), and a bias (O,) where the layer has one."""
         self.weight.copy_(values)
         self.scales.copy_(scales)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 
     def multiplied_inputs(self, inputs: Tensor) -> Tensor:
-        """Inputs (..., I) as they are rounded, in their own dtype."""
+        """Quantised inputs (..., I), dequantised to their own dtype."""
         return rounded_tokens(inputs)
 
     def store_rounded(self, weight: Tensor, gram: Tensor, keep: Tensor, feedback: bool = True) -> None:
-        """Takes a weight (O, J) as `lpvit.quantisation.rounding.round_weight` rounds it."""
+        """Stores a weight (O, J) rounded by `lpvit.quantisation.rounding.round_weight`."""
         rounded = round_weight(weight, gram, keep, feedback)
         self.store(rounded.values, rounded.scales, rounded.bias)
 
@@ -72,7 +72,7 @@ class QuantisedLinear(nn.Linear):
         return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
 
     def dense(self) -> nn.Linear:
-        """A plain layer with the weights that the integers stand for, in the dtype of the bias or float32."""
+        """A plain layer with the dequantised weights, in the dtype of the bias or float32."""
         dtype = torch.float32 if self.bias is None else self.bias.dtype
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, self.weight.device, dtype)
         with torch.no_grad():
@@ -84,26 +84,25 @@ class QuantisedLinear(nn.Linear):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         scales = self.scales
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.scales.dtype != scales.dtype:  # a cast of the model; rounded scales would be those of other weights
+        if self.scales.dtype != scales.dtype:  # after a cast of the model: rounded scales would change the weights
             self.scales = scales.to(self.scales.device)
         return self
 
 
 def quantise_tokens(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eight bits a number, a scale and a zero point a token: 0, the least and the greatest input are met.
+    """Quantises to eight bits with one scale and zero point per token; 0, minimum and maximum are represented.
 
     Args:
         inputs: Shape (..., I).
 
     Returns:
-        q (..., I), whole numbers from 0 to 255, scale s (..., 1) and zero point z (..., 1), all float32: an input is
-        about s (q - z). Halves go to the even number. s is not a number for a token that has an input that is not
-        finite.
+        q (..., I), integers from 0 to 255, scale s (..., 1) and zero point z (..., 1), all float32: an input is
+        about s (q - z). Halves are rounded to even. s is NaN for a token with an input that is not finite.
     """
     inputs = inputs.float()
     low, high = inputs.amin(-1, keepdim=True).clamp(max=0), inputs.amax(-1, keepdim=True).clamp(min=0)
     extent = high - low
-    levels = extent.new_full((), LEVELS)  # a number divided by a tensor would be rounded twice
+    levels = extent.new_full((), LEVELS)  # a Python number divided by a tensor would be rounded twice
     reciprocal = torch.where(extent > SMALLEST_RANGE, levels / extent, 0.0)
     zero_point = (-low * reciprocal).round()
     scale = extent / levels + (0 * inputs).sum(-1, keepdim=True)
@@ -111,15 +110,15 @@ def quantise_tokens(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def rounded_tokens(inputs: Tensor) -> Tensor:
-    """What `quantise_tokens` makes of inputs, as numbers in their own dtype."""
+    """Inputs quantised by `quantise_tokens`, dequantised to their own dtype."""
     values, scales, zero_points = quantise_tokens(inputs)
     return ((values - zero_points) * scales).to(inputs.dtype)
 
 
 def integer_product(tokens: Tensor, weight: Tensor) -> Tensor:
-    """Whole numbers (T, I) of at most 255 in float32, times int8 (O, I) -> (T, O), int32, exact on every device.
+    """Product of integers (T, I) up to 255 in float32 and int8 (O, I) -> (T, O), int32, exact on every device.
 
-    In float32, in parts that are so short that no sum is rounded: torch's own products of int8 saturate on some CPUs.
+    Computed in float32, in parts so short that no sum is rounded, because torch's int8 products saturate on some CPUs.
     """
     sums = tokens.new_zeros(len(tokens), len(weight), dtype=torch.int32)
     for start in range(0, tokens.shape[1], _EXACT_SUMS):
@@ -129,11 +128,11 @@ def integer_product(tokens: Tensor, weight: Tensor) -> Tensor:
 
 
 def make_int8(model: nn.Module, layers: Iterable[str]) -> nn.Module:
-    """Puts layers with int8 weights of 0 in the place of linear layers.
+    """Replaces linear layers by layers with int8 weights of 0.
 
     Args:
         model: Changed in place, and returned.
-        layers: Names of linear layers; those that multiply in int8 already stay.
+        layers: Names of linear layers; those already in int8 are kept.
     """
     for name in layers:
         module = model.get_submodule(name)

@@ -1,4 +1,4 @@
-"""A pruned model quantised for inference: its layers in int8, or the whole of it in bfloat16.
+"""Quantises a pruned model for inference: its layers to int8, or the whole model to bfloat16.
 
 O, I = output and input features of a layer; J = I, or I + 1 with a bias.
 """
@@ -32,16 +32,16 @@ def quantise_model(
 ) -> nn.Module:
     """A quantised copy of a pruned model, fine-tuned or not, on the CPU.
 
-    With error feedback every layer is first fitted to the outputs of the model that is given, from the inputs that
-    reach it in the model as quantised up to there and that it rounds itself (`lpvit.refitting.reconstruction`), and
-    then rounded (`lpvit.quantisation.rounding`). So it makes up for what the layers before it lost.
+    With error feedback every layer is first fitted to the outputs of the given model, from its quantised inputs in the
+    model quantised so far (`lpvit.refitting.reconstruction`), and then rounded (`lpvit.quantisation.rounding`). So it
+    compensates for the errors of earlier layers.
 
     Args:
-        model: Its pruned weights are zero; moved to the device, otherwise left as it is.
-        keep_masks: Which blocks stay; a layer without a mask keeps all.
+        model: Its pruned weights are zero; moved to the device, otherwise not modified.
+        keep_masks: Kept blocks; a layer without a mask keeps all.
         block_shape: Rows and columns of a block.
-        loader: Calibration images; None where `quantisation` looks at none.
-        quantisation: Precision, layers and way of rounding.
+        loader: Calibration images; None where `quantisation` needs none.
+        quantisation: Precision, layers and rounding.
         device: Where to compute.
 
     Raises:
@@ -66,7 +66,7 @@ def quantise_model(
 
 
 def _round_to_nearest(quantised: nn.Module, fits: Sequence[Fit]) -> None:
-    """As if the inputs of every layer were independent and of equal size."""
+    """Identity Gram matrices: inputs of every layer taken as independent and of equal size."""
     for fit in fits:
         layer = quantised.get_submodule(fit.layer)
         assert isinstance(layer, QuantisedLinear)
@@ -74,7 +74,7 @@ def _round_to_nearest(quantised: nn.Module, fits: Sequence[Fit]) -> None:
 
 
 def _layers(model: nn.Module, quantisation: Quantisation) -> list[str]:
-    """Names of the layers that shall multiply in int8, in order of execution."""
+    """Names of the layers to quantise to int8, in order of execution."""
     layers = [layer.name for layer in prunable_layers(matrix_layers(model), quantisation.layers)]
     for layer in layers:
         if not isinstance(model.get_submodule(layer), nn.Linear):

@@ -1,10 +1,10 @@
-r"""Weights rounded to int8 so that a layer's outputs change least, with error feedback (GPTQ, Frantar et al., 2022).
+r"""Rounds weights to int8 with the least change of a layer's outputs, with error feedback (GPTQ, Frantar et al., 2022).
 
-O, I = output and input features of a layer; J = I, or I + 1 with a bias, the weight of an input that is always 1 and is
+O, I = output and input features of a layer; J = I, or I + 1 with a bias, the weight of a constant input 1, which is
 not rounded; K = inputs that a row keeps.
 
 For weights w of a row and their rounded ones v, with the Gram matrix G = X^T X of the layer's inputs, the error of the
-outputs on all tokens is (w - v)^T G (w - v). The best bias for given v follows in closed form; what is left is the same
+outputs on all tokens is (w - v)^T G (w - v). The best bias for given v follows in closed form; the rest is the same
 error with the centred Gram matrix G - g g^T / n, where g is the column of the bias and n the number of tokens.
 """
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 LARGEST = 127  # of a weight; symmetric: -128 is not used
-DAMPING = 0.01  # of the mean of the Gram matrix's diagonal, added to it: an input that never varies has no inverse
-SHRINKAGES = tuple(1 - step / 50 for step in range(16))  # of the scale that spares all weights: 1 to 0.7
-COLUMNS = 128  # rounded before their errors are spread over all columns that follow
+DAMPING = 0.01  # of the mean of the Gram matrix's diagonal, added to it, because a constant input makes it singular
+SHRINKAGES = tuple(1 - step / 50 for step in range(16))  # of the scale that clips no weight: 1 to 0.7
+COLUMNS = 128  # rounded before their errors are propagated to all later columns
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,24 @@ class Rounded:
 
     @property
     def weight(self) -> Tensor:
-        """The weights with the bias behind, as numbers, (O, J), float64."""
+        """The dequantised weights with the bias appended, (O, J), float64."""
         matrix = self.values.double() * self.scales.double()[:, None]
         return matrix if self.bias is None else torch.cat([matrix, self.bias[:, None]], dim=1)
 
 
 def round_weight(weight: Tensor, gram: Tensor, keep: Tensor, feedback: bool = True) -> Rounded:
-    """Rounds a weight to int8, a scale a row, for the least error of the outputs.
+    """Rounds a weight to int8, with one scale per row, for the least error of the outputs.
 
     Args:
         weight: Shape (O, J), float64.
-        gram: G, (J, J), float64, of the inputs as the rounded layer sees them.
-        keep: (O, I), bool; rows that keep the same inputs, as those of a block do, share their work.
-        feedback: Whether what a weight is rounded by is made up for by those that follow; else each goes to the
-            nearest point of its grid.
+        gram: G, (J, J), float64, of the inputs of the rounded layer.
+        keep: (O, I), bool; rows that keep the same inputs, as those of a block do, are processed together.
+        feedback: Whether later weights compensate for the rounding error of a weight; else each is rounded to the
+            nearest grid point.
 
     Returns:
-        The best scale of each row is searched with weights that go to the nearest point, and fitted once more by least
-        squares to the integers that were found.
+        The scale of each row is searched with weights rounded to the nearest point, and then fitted by least squares to
+        the resulting integers.
     """
     in_features = keep.shape[1]
     matrix, centred = weight[:, :in_features].where(keep, 0.0), _centred(gram, in_features)
@@ -76,12 +76,12 @@ def round_weight(weight: Tensor, gram: Tensor, keep: Tensor, feedback: bool = Tr
 
 
 def output_error(difference: Tensor, gram: Tensor) -> Tensor:
-    """Sum over tokens of the squares of what a difference of weights (..., O, J) does to the outputs: (..., O)."""
+    """Squared change of the outputs by a difference of weights (..., O, J), summed over tokens: (..., O)."""
     return ((difference @ gram) * difference).sum(dim=-1)
 
 
 def _centred(gram: Tensor, in_features: int) -> Tensor:
-    """G of the inputs less their means where the layer has a bias, (I, I)."""
+    """G of the inputs, centred where the layer has a bias, (I, I)."""
     inputs = gram[:in_features, :in_features]
     if len(gram) == in_features:
         return inputs
@@ -95,7 +95,7 @@ def _nearest(weight: Tensor, scales: Tensor) -> Tensor:
 
 
 def _searched_scales(weight: Tensor, system: Tensor) -> Tensor:
-    """The scales with the least error if all weights (O, K) go to the nearest point, (O,), float32."""
+    """The scales with the least error if all weights (O, K) are rounded to the nearest point, (O,), float32."""
     spared = (weight.abs().amax(dim=1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
     candidates = (spared * torch.tensor(SHRINKAGES, device=weight.device)[:, None]).float()
     errors = [output_error(weight - scale.double()[:, None] * _nearest(weight, scale), system) for scale in candidates]
@@ -104,19 +104,19 @@ def _searched_scales(weight: Tensor, system: Tensor) -> Tensor:
 
 
 def _fitted_scales(weight: Tensor, system: Tensor, values: Tensor, scales: Tensor) -> Tensor:
-    """Least squares: v^T G w / v^T G v; where that is no positive number, the scale as it was."""
+    """Least squares: v^T G w / v^T G v; where that is not positive, the given scale."""
     product = values @ system
     fitted = ((product * weight).sum(dim=1) / (product * values).sum(dim=1)).float()
     return fitted.where(fitted.isfinite() & (fitted > 0), scales)
 
 
 def _with_feedback(weight: Tensor, system: Tensor, scales: Tensor) -> Tensor:
-    r"""Integers by GPTQ's update: column j is rounded, and its error is spread over the columns that follow.
+    r"""Integers by GPTQ's update: column j is rounded, and its error is propagated to the later columns.
 
     .. math:: w_{>j} \leftarrow w_{>j} - \frac{w_j - v_j}{U_{jj}} U_{j,>j}, \quad H^{-1} = U^T U,
 
-    with H the damped Gram matrix and U its inverse's upper Cholesky factor; columns in order of falling energy, since
-    the last ones have nowhere to go with their error.
+    with H the damped Gram matrix and U its inverse's upper Cholesky factor; columns in order of falling energy,
+    because the errors of the last ones cannot be compensated.
 
     Args:
         weight: Shape (O, K).
@@ -124,7 +124,7 @@ def _with_feedback(weight: Tensor, system: Tensor, scales: Tensor) -> Tensor:
         scales: Shape (O,).
 
     Returns:
-        Shape (O, K), whole numbers in float64.
+        Shape (O, K), integers in float64.
     """
     energy = system.diagonal()
     order = energy.argsort(descending=True)

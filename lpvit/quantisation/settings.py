@@ -1,30 +1,37 @@
-"""Settings of what is done to the weights of a pruned model at last."""
+"""Settings of quantisation."""
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lpvit.settings import Section
 
 
 class Quantisation(Section):
-    """How a pruned model is made coarser for inference, after any fine-tuning."""
+    """How a pruned model is quantised for inference, after any fine-tuning."""
 
     precision: Literal["int8", "bfloat16"] = Field(
         "int8",
-        description="`int8`: weights by a scale a row, inputs by one a token as they come, the other layers in "
+        description="`int8`: weights with one scale per row, inputs quantised per token at run time, other layers in "
         "float32; `bfloat16`: the whole model",
     )
     layers: tuple[str, ...] = Field(
         ("qkv", "proj", "fc1", "fc2"),
         min_length=1,
-        description="linear layers that multiply in int8; patch embedding and head are not worth their error",
+        description="linear layers that multiply in `int8`; patch embedding and head gain little for their error",
     )
     rounding: Literal["error_feedback", "nearest"] = Field(
         "error_feedback",
-        description="weights in int8: layer by layer on the calibration images, what one is rounded by made up for by "
-        "the others (GPTQ), or each to the nearest of its grid, without images",
+        description="rounding of `int8` weights: layer by layer on the calibration images with error feedback (GPTQ), "
+        "or to the nearest grid point, without images",
     )
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> "Quantisation":
+        for name in ("layers", "rounding"):
+            if self.precision != "int8" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: belongs to precision 'int8', not to '{self.precision}'; leave it out")
+        return self
 
     @property
     def looks_at_images(self) -> bool:

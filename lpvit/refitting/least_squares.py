@@ -1,7 +1,7 @@
-"""Ridge regression of the weights of a layer that stay, from sums over tokens.
+"""Ridge regression of the remaining weights of a layer, from sums over tokens.
 
-T = tokens; O, I = output and input features of a layer; J = I, or I + 1 with a bias. The bias is the weight of an input
-that is always 1 and that no ridge holds: the same weights as with centred inputs and targets, by one formula for sums,
+T = tokens; O, I = output and input features of a layer; J = I, or I + 1 with a bias. The bias is the weight of a
+constant input 1 without ridge. This gives the same weights as centred inputs and targets, with one formula for sums,
 solution and error.
 """
 
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-SINGULAR = 1e-12  # share of an input's squares that the inputs before it do not explain
-SYSTEM_NUMBERS = 2**25  # of the systems that a GPU solves side by side: 256 MiB in float64
+SINGULAR = 1e-12  # least share of an input's squared sum that is not explained by earlier inputs
+SYSTEM_NUMBERS = 2**25  # of the systems that a GPU solves in one batch: 256 MiB in float64
 
 
 class SingularError(ArithmeticError):
-    """Least squares without a single solution, to working precision."""
+    """Least squares without a unique solution, to working precision."""
 
 
 @dataclass
 class Moments:
-    """Sums over tokens, from which follow the best weights and the error of any weights.
+    """Sums over tokens that determine the best weights and the error of any weights.
 
     Attributes:
         gram: X^T X of the inputs X, (J, J), float64.
@@ -37,13 +37,13 @@ class Moments:
 
     @classmethod
     def zeros(cls, weight: Tensor) -> "Moments":
-        """Of no tokens yet, for a weight (O, J), on its device."""
+        """Empty sums for a weight (O, J), on its device."""
         out_features, in_features = weight.shape
         shapes = ((in_features, in_features), (in_features, out_features), ())
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=weight.device) for shape in shapes))
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Takes in tokens: their inputs (T, J) and targets (T, O), multiplied in their own precision."""
+        """Adds tokens: inputs (T, J) and targets (T, O), multiplied in their own precision."""
         self.gram += inputs.T @ inputs
         self.cross += inputs.T @ targets
         self.energy += targets.square().sum(dtype=torch.float64)
@@ -63,14 +63,14 @@ def fit_layer(
     """The ridge with the least error on held-out tokens, then the fit to all tokens.
 
     Args:
-        fit: Of the tokens that the candidates are fitted to.
-        held_out: Of the tokens that choose among them.
+        fit: Of the tokens to fit.
+        held_out: Of the tokens that select the ridge.
         weight: Dense, (O, J), float64.
         keep: (O, I), bool.
-        ridges: Strengths to choose from; of equals the first.
+        ridges: Strengths to choose from; the first of equals.
 
     Returns:
-        The fitted weight (O, J), and the relative errors on the held-out tokens without a fit and of the fit chosen.
+        The fitted weight (O, J), and the relative errors on the held-out tokens without a fit and of the selected fit.
 
     Raises:
         SingularError: A system is singular with every ridge.
@@ -78,7 +78,7 @@ def fit_layer(
     before = held_out.relative_error(fit_rows(fit, weight, keep, math.inf))
     errors = {}
     for ridge in ridges:
-        with suppress(SingularError):  # too weak for single precision; a stronger one may do
+        with suppress(SingularError):  # too weak for single precision; a stronger one may work
             errors[ridge] = held_out.relative_error(fit_rows(fit, weight, keep, ridge))
     finite = {ridge for ridge in ridges if math.isfinite(ridge)}
     if finite and finite.isdisjoint(errors):
@@ -88,7 +88,7 @@ def fit_layer(
 
 
 def fit_rows(moments: Moments, weight: Tensor, keep: Tensor, ridge: float) -> Tensor:
-    r"""Weights that stay, fitted by ridge regression towards the dense ones.
+    r"""Fits the remaining weights by ridge regression towards the dense ones.
 
     For every row of the layer, with K the inputs that it keeps and w_0 its dense weights,
 
@@ -131,7 +131,7 @@ def fit_rows(moments: Moments, weight: Tensor, keep: Tensor, ridge: float) -> Te
 
 
 def _of_like_size(patterns: Tensor) -> Sequence[Tensor]:
-    """Numbers of the patterns (P, J) whose systems are solved side by side: on a CPU each alone, which pads nothing."""
+    """Numbers of the patterns (P, J) whose systems are solved in one batch: one by one on a CPU, without padding."""
     kept = patterns.sum(dim=1)
     order = kept.argsort()
     at_once = max(1, SYSTEM_NUMBERS // max(1, int(kept.max()) ** 2)) if patterns.is_cuda else 1
@@ -139,13 +139,13 @@ def _of_like_size(patterns: Tensor) -> Sequence[Tensor]:
 
 
 def _listed(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of what is True in every row of (P, J), padded to as many as the fullest row has, and which are real."""
+    """Indices of True in every row of (P, J), padded to the largest count, and a mask of the real ones."""
     places = masks.byte().argsort(dim=1, descending=True, stable=True)[:, : int(masks.sum(dim=1).max())]
     return places, masks.gather(1, places)
 
 
 def _solved(systems: Tensor, right: Tensor, real: Tensor) -> Tensor:
-    """Solutions (P, K, n) of symmetric systems (P, K, K); what is not real, (P, K), is padding and has no part."""
+    """Solutions (P, K, n) of symmetric systems (P, K, K); entries not real, (P, K), are padding and ignored."""
     if not real.all():
         systems = systems * (real[:, :, None] & real[:, None, :]) + (~real).to(systems).diag_embed()
     factors, failed = torch.linalg.cholesky_ex(systems)

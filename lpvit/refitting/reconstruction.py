@@ -1,10 +1,16 @@
-"""Least-squares reconstruction: the weights that stay are fitted to the outputs of the dense network.
+"""Least-squares reconstruction: refits the remaining weights to the outputs of the dense network.
+
+The inputs of a layer are those that reach it in the compressed network, fitted up to there; its targets are the outputs
+of the dense layer in the dense network. So it compensates for its own error and that of earlier layers. The last layer
+of a transformer block, ``fc2``, is fitted to the dense block's output r + s y (`lpvit.models.analysis.network.Branch`),
+so it also compensates for the error of the residual stream r. LayerScale s is multiplied into its weight, and
+afterwards divided out. Held-out images select the ridge of every layer, which is then fitted to all images.
 
 N = images of a batch; T = tokens; O, I = output and input features of a layer; J = I, or I + 1 with a bias.
 
-Every image is read once; from layer to layer the passes of both networks resume where a transformer block begins, which
-comes to some five forward passes in all, however deep the network. For every image two outputs of a block wait in main
-memory (2.4 GB for DeiT-B and 2,000 images); on the device lie three `Moments` of one layer.
+Every image is read once. From layer to layer the passes of both networks resume at the start of a transformer block,
+about five forward passes in total for any depth. Two outputs of a transformer block per image are stored in main memory
+(2.4 GB for DeiT-B and 2,000 images), and three `Moments` of one layer on the device.
 """
 
 import logging
@@ -19,13 +25,13 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import MatrixLayer, weight_matrix
-from lpvit.models.analysis.network import Branch, understand
-from lpvit.models.analysis.passes import Batches, Halt, PausedPass, evaluation_mode, run_until
+from lpvit.models.analysis.network import Branch, analyse
+from lpvit.models.analysis.passes import Batches, CachedPass, StopPoint, evaluation_mode, run_until
 from lpvit.progress import bar
 from lpvit.refitting.least_squares import Moments, SingularError, fit_layer
 
-RIDGES = (math.inf, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # infinity leaves a layer as it is
-HELD_OUT = 5  # one calibration image in so many chooses the ridge
+RIDGES = (math.inf, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # infinity keeps a layer unchanged
+HELD_OUT = 5  # every fifth calibration image is held out to select the ridge
 
 _logger = logging.getLogger(__name__)
 
@@ -38,20 +44,20 @@ class RoundedLayer(Protocol):
     """A linear layer that rounds its inputs and weights, as `lpvit.quantisation.layers.QuantisedLinear`."""
 
     def multiplied_inputs(self, inputs: Tensor) -> Tensor:
-        """What its weight multiplies, in the shape and dtype of the inputs."""
+        """The quantised inputs that its weight multiplies, in the shape and dtype of the inputs."""
 
     def store_rounded(self, weight: Tensor, gram: Tensor, keep: Tensor) -> None:
-        """Takes in a fitted weight (O, J), given the Gram matrix (J, J) of its inputs and what is kept, (O, I)."""
+        """Stores a fitted weight (O, J), given the Gram matrix (J, J) of its inputs and the kept weights (O, I)."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What is fitted of a layer.
+    """The part of a layer that is fitted.
 
     Attributes:
         layer: Its name.
-        rows: The outputs of the dense layer that its outputs stand for.
-        start: Weight that the ridge pulls to and that stays without a fit, (O, J), float64.
+        rows: The outputs of the dense layer that correspond to its outputs.
+        start: Weight towards which the ridge regularises, used without a fit, (O, J), float64.
         keep: Weights that may differ from 0, (O, I), bool.
     """
 
@@ -74,22 +80,15 @@ def fit_in_order(
 ) -> dict[str, Tensor]:
     """Fits layers of a compressed model one after the other, in order of execution.
 
-    The inputs of a layer are those that reach it in the compressed network, fitted up to there; its targets are the
-    outputs of the dense layer in the dense network. So it makes up for what it and the layers before it lost. The last
-    layer of a transformer block, ``fc2``, aims at the dense block's output r + s y
-    (`lpvit.models.analysis.network.Branch`): it also makes up for what the residual stream r has lost on the way. It is
-    fitted with LayerScale s as a part of its weight, which is then taken out again. Held-out images choose the ridge of
-    every layer, which is then fitted to all images.
-
     Args:
         model: Dense, on the device.
-        pruned: Changed in place; on the device. Layers in int8 are fitted to inputs as they round them, then rounded.
+        pruned: Changed in place; on the device. Layers in int8 are fitted with their quantised inputs, then rounded.
         fits: Of the layers that are fitted, in order of execution.
         loader: Calibration images.
-        ridges: Strengths to choose from, as in `fit_rows`; of equals the first.
+        ridges: Strengths to choose from, as in `fit_rows`; the first of equals.
         device: Where to compute.
-        choose: Chooses the weights that stay anew when a layer is reached, from its name, moments, dense weight (O, J)
-            and those that would stay (O, I).
+        choose: Selects the kept weights again when a layer is reached, from its name, moments, dense weight (O, J)
+            and the given kept weights (O, I).
 
     Returns:
         The state dict of the compressed model, on the CPU.
@@ -97,16 +96,17 @@ def fit_in_order(
     Raises:
         LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
     """
-    network, errors = understand(model), []
+    network, errors = analyse(model), []
     with evaluation_mode(model), evaluation_mode(pruned):
         reading = bar(loader, "calibration images", "batch")
-        dense_walk = _Walk(model, network.units, [PausedPass(images.cpu()) for images, _ in reading], device)
-        pruned_walk = _Walk(pruned, network.units, list(dense_walk.passes), device)
+        cached, points = [CachedPass(images.cpu()) for images, _ in reading], network.resume_points
+        dense_passes = _CachedPasses(model, points, cached, device)
+        pruned_passes = _CachedPasses(pruned, points, list(cached), device)
         for fit in bar(fits, "reconstruction", "layer"):
             branch, module = network.branches.get(fit.layer), matrix_layer(model, fit.layer)
             scale = _scale(branch, module)[fit.rows]
             target, start, keep = scale * weight_with_bias(module)[fit.rows], scale * fit.start, fit.keep
-            moments = _collect_moments(dense_walk, pruned_walk, fit, branch, target)
+            moments = _collect_moments(dense_passes, pruned_passes, fit, branch, target)
             if choose is not None:
                 keep = choose(fit.layer, moments[0] + moments[1], start, keep)
             with _named_if_singular(fit.layer):
@@ -129,7 +129,7 @@ def _named_if_singular(layer: str) -> Iterator[None]:
 
 
 def _log_errors(errors: Sequence[Sequence[float]]) -> None:
-    """Shares of the outputs' energy that are missed before and after, of every layer."""
+    """Relative squared errors of the outputs of every layer, before and after."""
     if errors:
         before, after = (100 * sum(shares) / len(errors) for shares in zip(*errors, strict=True))
         _logger.info(
@@ -139,31 +139,31 @@ def _log_errors(errors: Sequence[Sequence[float]]) -> None:
 
 
 @dataclass
-class _Walk:
-    """The passes of a network over all batches, on their way from layer to layer."""
+class _CachedPasses:
+    """Forward passes over all batches, each cached at the last resume point before the layer that is fitted."""
 
     model: nn.Module
-    units: list[str]
-    passes: list[PausedPass]
+    resume_points: list[str]
+    passes: list[CachedPass]
     device: torch.device | str
 
     def inputs_of(self, layer: str, branch: Branch | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """For every batch what a layer multiplies, (N, T / N, J), and what its output is added to, (N, T / N, O)."""
+        """For every batch the inputs of a layer, (N, T / N, J), and the residual at its output, (N, T / N, O)."""
         module = matrix_layer(self.model, layer)
-        halt = Halt(layer, None if branch is None else branch.block)
-        for number, paused in enumerate(self.passes):
-            inputs, residual, self.passes[number] = run_until(self.model, self.units, paused, halt, self.device)
+        stop = StopPoint(layer, None if branch is None else branch.block)
+        for number, cached in enumerate(self.passes):
+            inputs, residual, self.passes[number] = run_until(self.model, self.resume_points, cached, stop, self.device)
             vectors = _vectors(module, _single(inputs))
-            images = len(paused.images)
+            images = len(cached.images)
             if residual is not None:
                 residual = _single(residual).reshape(images, -1, residual.shape[-1])
             yield vectors.reshape(images, -1, vectors.shape[-1]), residual
 
 
 def _collect_moments(
-    dense: _Walk, pruned: _Walk, fit: Fit, branch: Branch | None, target: Tensor
+    dense: _CachedPasses, pruned: _CachedPasses, fit: Fit, branch: Branch | None, target: Tensor
 ) -> tuple[Moments, Moments]:
-    """Moments of a layer over the images that are fitted and over those held out.
+    """Moments of a layer over the images to fit and over the held-out ones.
 
     Args:
         dense: Of the dense model.
@@ -193,12 +193,12 @@ def _collect_moments(
 
 
 def _single(tensor: Tensor) -> Tensor:
-    """In single precision, or in double where it is."""
+    """Casts to single precision, unless it is double."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _vectors(module: MatrixLayer, inputs: Tensor) -> Tensor:
-    """What the weight matrix multiplies, (..., J), images first: patches of a convolution, and 1 for the bias."""
+    """Inputs of the weight matrix, (..., J), images first: patches of a convolution, and 1 for the bias."""
     if isinstance(module, RoundedLayer):
         inputs = module.multiplied_inputs(inputs)
     if isinstance(module, nn.Conv2d):
@@ -220,7 +220,7 @@ def weight_with_bias(module: MatrixLayer) -> Tensor:
 
 
 def _scale(branch: Branch | None, module: MatrixLayer) -> Tensor:
-    """What the layer's output is multiplied with before it is added, (O, 1), float64; 1 where that is nothing."""
+    """The factor of the layer's output before it is added, (O, 1), float64; 1 without one."""
     weight = weight_matrix(module)
     if branch is None:
         return torch.ones(len(weight), 1, dtype=torch.float64, device=weight.device)

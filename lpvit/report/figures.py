@@ -143,7 +143,8 @@ def plot_blocks(keep_masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame
     """Pictures of which blocks stay in the first, middle and last layer of each role, with the share that does.
 
     Args:
-        keep_masks: Layer -> (R, C), True where the block stays; output features are drawn down, input features across.
+        keep_masks: Layer -> (R, C), True where the block is kept; output features are drawn down, input features
+            across.
         costs: Schema ``COSTS``; gives roles and order of execution.
     """
     layers = place_layers(costs, keep_masks)

@@ -26,7 +26,7 @@ FIGURES = {  # name of the file -> title, what to see
         "One line a layer: what pruning it alone does to the logits. Low lines are cheap.",
     ),
     "allocation": ("Keep ratios", "Share of its blocks that every layer keeps under the budget."),
-    "blocks": ("Block patterns", "Which blocks stay in the first, the middle and the last layer of each role."),
+    "blocks": ("Block patterns", "Kept blocks in the first, the middle and the last layer of each role."),
     "interactions": (
         "Interactions of layers",
         "White off the diagonal: distortions add up, as the allocation assumes.",
@@ -34,11 +34,11 @@ FIGURES = {  # name of the file -> title, what to see
     "frontier": ("Two budgets", "What both budgets could be at equal distortion."),
     "history": (
         "Fine-tuning",
-        "Course of the training with frozen masks, from the pruned model on; dashed: on training images.",
+        "TrainingProgress of the training with frozen masks, from the pruned model on; dashed: on training images.",
     ),
     "dense_history": (
         "Training of the dense model",
-        "Course of the training before anything was pruned; dashed: on training images.",
+        "TrainingProgress of the training before anything was pruned; dashed: on training images.",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Attention seen from outside: what a module of timm hands to the attention product is taken over.
+"""Intercepts ``scaled_dot_product_attention`` in timm's attention modules.
 
 N = images (or windows of images); H = heads; T = tokens; d = features of a head.
 """
@@ -22,26 +22,24 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def take_over(modules: Iterable[nn.Module], product: AttentionProduct) -> None:
-    """Computes the attention product of some modules by a function of ours, wherever in them timm asks torch for it.
+    """Replaces the attention product in some modules by another function.
 
     Args:
-        modules: From `attention_modules`; changed in place. A copy of the model has a copy of ``product`` where that is
-            a method of one of its submodules.
+        modules: From `attention_modules`; changed in place. If ``product`` is a method of a submodule, a copy of the
+            model has its own copy.
         product: May be a method of a submodule of the model.
     """
     for module in modules:
         if module.attn_drop.p:  # type: ignore[union-attr]
-            raise LpvitError(
-                "schemes: attention with dropout cannot be taken over; build the model without 'attn_drop'"
-            )
-        module.fused_attn = True  # type: ignore[assignment]  # else it multiplies by itself
+            raise LpvitError("schemes: attention with dropout cannot be replaced; build the model without 'attn_drop'")
+        module.fused_attn = True  # type: ignore[assignment]  # else timm does not call torch's product
         watch = _Watch(product)
         module.register_forward_pre_hook(watch.begin)
         module.register_forward_hook(watch.end, always_call=True)
 
 
 class _Watch:
-    """A function mode that lives as long as a module runs."""
+    """A function mode that is active while a module runs."""
 
     def __init__(self, product: AttentionProduct) -> None:
         self.product = product
@@ -67,6 +65,6 @@ class _Mode(TorchFunctionMode):
         if function is not functional.scaled_dot_product_attention:
             return function(*arguments, **options)
         if options.get("is_causal"):
-            raise LpvitError("schemes: causal attention cannot be taken over")
+            raise LpvitError("schemes: causal attention cannot be replaced")
         queries, keys, values, *rest = arguments
         return self.product(queries, keys, values, rest[0] if rest else options.get("attn_mask"))

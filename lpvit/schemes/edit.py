@@ -3,13 +3,11 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import field_serializer
+from pydantic import field_validator
 from torch import nn
 
 from lpvit.models.edits import Edit, apply_edit
-from lpvit.schemes import kinds
-from lpvit.schemes.settings import Scheme
-from lpvit.variants import own_settings, variant
+from lpvit.schemes.settings import AnyScheme, Scheme, read_scheme
 
 
 class AddedScheme(Edit):
@@ -20,12 +18,12 @@ class AddedScheme(Edit):
     """
 
     kind: Literal["schemes"] = "schemes"
-    scheme: Scheme
+    scheme: AnyScheme
 
-    @field_serializer("scheme")
-    def _without_keys_of_others(self, scheme: Scheme) -> dict[str, Any]:
-        own = own_settings(variant(kinds, scheme.scheme), scheme)
-        return {"scheme": scheme.scheme} | {key: value for part in own for key, value in part.model_dump().items()}
+    @field_validator("scheme", mode="before")
+    @classmethod
+    def _read(cls, scheme: Any) -> Any:
+        return read_scheme(scheme) if isinstance(scheme, dict) else scheme
 
     def apply(self, model: nn.Module) -> None:
         """Adds it; its own weights are drawn.
@@ -33,22 +31,21 @@ class AddedScheme(Edit):
         Raises:
             LpvitError: The scheme does not fit the model.
         """
-        module = variant(kinds, self.scheme.scheme)
-        module.add(model, *own_settings(module, self.scheme))
-        model.train(model.training)  # new parts too
+        self.scheme.add(model)
+        model.train(model.training)  # for the new parts
 
 
 def schemes_added(settings: Iterable[Any]) -> list[AddedScheme]:
     """The edits of schemes with these settings, as a config has them."""
-    return [AddedScheme(scheme=Scheme.model_validate(each)) for each in settings]
+    return [AddedScheme(scheme=each) for each in settings]
 
 
 def add_scheme(model: nn.Module, scheme: Scheme) -> nn.Module:
-    """Adds a scheme to a model, which remembers it: `lpvit.save` keeps it, and training, benchmarks and export run it.
+    """Adds a scheme to a model. `lpvit.save` stores it, and training, benchmarks and export include it.
 
     Args:
         model: From timm; changed in place.
-        scheme: Which one, with its settings.
+        scheme: Its kind and settings.
 
     Raises:
         LpvitError: The scheme does not fit the model.

@@ -7,22 +7,22 @@ from lpvit.errors import LpvitError
 
 
 def anneal(model: nn.Module, progress: float) -> None:
-    """Tells the schemes of a model how much of the training is done, from 0 to 1."""
+    """Updates the schemes of a model with the progress of the training, from 0 to 1."""
     for module in model.modules():
         if hasattr(module, "anneal"):
             module.anneal(progress)  # type: ignore[operator]
 
 
 def require_chain(model: nn.Module, scheme: str) -> VisionTransformer:
-    """A model whose tokens may become fewer on the way: a plain ViT or DeiT.
+    """Checks that the number of tokens may change between transformer blocks: a plain ViT or DeiT.
 
     Raises:
         LpvitError: It is another kind of model.
     """
     if not isinstance(model, VisionTransformer) or getattr(model, "rope", None) is not None:
         raise LpvitError(
-            f"schemes: '{scheme}' needs a chain of blocks on tokens that carry their own position (ViT, DeiT), "
-            f"{type(model).__name__} is none; use 'sparse_attention'"
+            f"schemes: '{scheme}' needs a chain of transformer blocks on tokens with absolute positions (ViT, "
+            f"DeiT), not {type(model).__name__}; use 'sparse_attention'"
         )
     return model
 

@@ -1,15 +1,51 @@
 """Settings of schemes."""
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
+from lpvit.errors import LpvitError
 from lpvit.settings import Section
-from lpvit.variants import chooses
+from lpvit.strategies import Registry
 
-SCHEMES = "lpvit.schemes.kinds"
+if TYPE_CHECKING:
+    from torch import nn
 
 
-@chooses(scheme=SCHEMES)
 class Scheme(Section):
-    """What makes a model compute less beside pruned blocks."""
+    """A scheme that saves computation besides pruning.
 
-    scheme: str = Field(description="which; the other keys belong to one scheme each")
+    ``Scheme(scheme="token_merging", merged_tokens=8)`` creates the one of that name.
+    """
+
+    registry: ClassVar = Registry("lpvit.schemes.kinds", tag="scheme")
+
+    scheme: str
+
+    def __new__(cls, **values: Any) -> Self:
+        if cls is not Scheme:
+            return super().__new__(cls)
+        try:
+            kind: type[Self] = cls.registry[cls.registry.with_tag(values)["scheme"]]
+        except ValueError as error:
+            raise LpvitError(f"Scheme: {error}") from None
+        return super().__new__(kind)
+
+    def add(self, model: "nn.Module") -> None:
+        """Adds it to a model in place, by hooks and submodules; see `lpvit.schemes.kinds`.
+
+        Raises:
+            LpvitError: The model is not of the kind that the scheme works on.
+        """
+        raise NotImplementedError
+
+
+AnyScheme = Annotated[Scheme, Scheme.registry]
+
+
+def read_scheme(values: Mapping[str, Any]) -> Scheme:
+    """A scheme as files have it; those of format 1 have the keys of every scheme."""
+    kinds = Scheme.registry
+    own = kinds[kinds.with_tag(values)["scheme"]]
+    others = {key for kind in kinds.values() for key in kind.model_fields} - own.model_fields.keys()
+    scheme: Scheme = own.model_validate({key: value for key, value in values.items() if key not in others})
+    return scheme

@@ -1,4 +1,4 @@
-"""Block-sparse linear layers that run faster than dense ones: storage and kernels."""
+"""Block-sparse linear layers: storage and kernels."""
 
 from lpvit.lazy import modules_of
 from lpvit.sparse.linear import BlockSparseLinear

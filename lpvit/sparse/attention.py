@@ -1,4 +1,4 @@
-"""The operator ``lpvit::attention``, also in int8: attention of short sequences, head by head in the cache.
+"""The operator ``lpvit::attention``, also in int8: attention of short sequences, one head at a time in the cache.
 
 N = images, or windows of them; T = tokens; H = heads; d = features of a head; W = masks.
 """
@@ -31,13 +31,13 @@ def attention(
 ) -> Tensor:
     """``softmax(scale * queries keys^T + bias + mask) values``, for each head, in the dtype of the queries.
 
-    The kernel reads tensors where they lie, such as the three parts of what one layer has made, as long as the features
-    of a head are side by side. Its exponentials are off by 2.2e-7 of themselves at most, its sums are in float32; of
-    bfloat16, softmax is rounded before it meets the values. A query whose scores are all minus infinity gets 0.
+    The kernel reads strided tensors without a copy, such as the three parts of one layer's output, if the features of a
+    head are contiguous. The relative error of its exponentials is at most 2.2e-7, its sums are in float32; in bfloat16,
+    softmax is rounded before the product with the values. A query whose scores are all minus infinity gives 0.
 
-    In int8, queries are quantised as the inputs of a layer are, keys (less their mean, which softmax does not see) and
-    features of the values symmetrically with a scale each, and softmax to 255 steps of its greatest weight; sums are
-    exact in int32.
+    In int8, queries are quantised like the inputs of a layer, keys (minus their mean, to which softmax is invariant)
+    and features of the values symmetrically with one scale each, and softmax to 255 steps of its largest weight; sums
+    are exact in int32.
 
     Args:
         queries: Shape (N, T, H, d).
@@ -46,7 +46,7 @@ def attention(
         scale: Positive.
         bias: Shape (H, T, T), or None.
         mask: Shape (W, T, T), additive, or None; N is a multiple of W, and image n has mask n modulo W.
-        int8: Whether to multiply whole numbers, where there is a kernel for it; else as without it.
+        int8: Whether to multiply in int8, if there is a kernel for it.
 
     Returns:
         Shape (N, T, H d).
@@ -68,7 +68,7 @@ def attention_path(device: torch.device, dtype: torch.dtype, *, int8: bool = Fal
     Args:
         device: Of queries, keys and values.
         dtype: Of these.
-        int8: Whether whole numbers are to be multiplied.
+        int8: Whether to multiply in int8.
     """
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return Path("dense", f"no kernel for {str(dtype).removeprefix('torch.')} on '{device.type}'")
@@ -92,7 +92,7 @@ def _dense_attention(
 
 
 def _attention_without_kernel(queries: Tensor, *others: Tensor | float | None, int8: bool = False) -> Tensor:
-    """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
+    """Called by torch where no kernel is registered; on a CPU, possibly at the first use."""
     kernel_was_registered = attention_path(queries.device, queries.dtype).reason == ""
     registered = torch.ops.lpvit.attention_int8 if int8 else torch.ops.lpvit.attention
     operator = registered if kernel_was_registered else torch.ops.lpvit.dense_attention

@@ -1,7 +1,7 @@
 """The CPU kernel: compiled on first use, kept in a cache folder, loaded into the process.
 
-The operator's C++ side uses torch's stable ABI and the arithmetic no torch at all, so that a build takes seconds, and
-that other engines can call it. The kernels are compiled once, into an object that goes into every caller's library.
+The operator's C++ code uses torch's stable ABI and the kernels no torch at all, so a build takes seconds, and other
+engines can call them. The kernels are compiled once, into an object that is linked into every caller's library.
 """
 
 import ctypes
@@ -39,11 +39,11 @@ class InstructionSet:
 
     Attributes:
         name: As in the kernel's name.
-        flags: That let the compiler use it.
-        lanes: Sums in a vector.
-        tile_tokens: Tokens that, times two vectors of sums, fit the registers.
-        arithmetic: Numbers that the kernel multiplies: float32, bfloat16 or int8.
-        attends: Whether attention is faster by it than in float32.
+        flags: Compiler flags that enable it.
+        lanes: Sums per vector.
+        tile_tokens: Tokens for which two vectors of sums each fit the registers.
+        arithmetic: Type of the products: float32, bfloat16 or int8.
+        attends: Whether attention is faster with it than in float32.
     """
 
     name: str
@@ -90,13 +90,13 @@ INSTRUCTION_SETS = {
 
 @dataclass(frozen=True)
 class Caller:
-    """What calls the kernels, and the source that lets it.
+    """A library that calls the kernels, and its source.
 
     Attributes:
         source: File, compiled apart from the kernels.
-        version: Of the package that the library is built for.
-        flags: That the source is compiled with.
-        libraries: That the library is linked with.
+        version: Of the package for which the library is built.
+        flags: Compiler flags of the source.
+        libraries: Linked libraries.
     """
 
     source: str
@@ -115,13 +115,13 @@ _BY_TORCH = Caller(
 
 @dataclass(frozen=True)
 class CpuKernel:
-    """The kernels of this process: the instruction set that they use, or why there are none.
+    """The kernels of this process: their instruction set, or the reason why there are none.
 
     Attributes:
         instruction_set: Of the kernel for float32; None if there is none.
         bfloat16: Of the kernel for bfloat16; None if there is none.
         int8: Of the kernel for int8; None if there is none.
-        int8_attention: Whether that has attention too.
+        int8_attention: Whether it includes attention.
         reason: Why there are none.
     """
 
@@ -136,14 +136,14 @@ class CpuKernel:
 def cpu_kernel() -> CpuKernel:
     """Builds the kernel unless the cache has it, and registers it as CPU implementation of the operator.
 
-    ``LPVIT_INSTRUCTION_SET`` names the instruction set to use; by default it is the best that the CPU has.
+    ``LPVIT_INSTRUCTION_SET`` names the instruction set to use; by default the best that the CPU supports.
 
     Raises:
-        LpvitError: It names none that there is on any machine.
+        LpvitError: The name is unknown.
     """
     wanted = os.environ.get("LPVIT_INSTRUCTION_SET", "")
     known = [one.name for sets in INSTRUCTION_SETS.values() for one in sets if one.arithmetic == "float32"]
-    known += ["avx_vnni"]  # avx2, but for int8
+    known += ["avx_vnni"]  # avx2, except for int8
     if wanted not in ("", *known):
         raise LpvitError(f"LPVIT_INSTRUCTION_SET: {wanted!a} is unknown; leave it out or use {', '.join(known)}")
     try:
@@ -162,7 +162,7 @@ def cpu_kernel() -> CpuKernel:
 
 
 def openvino_library() -> Path:
-    """The library that gives the kernels to the OpenVINO that is installed, without torch; built unless it is cached.
+    """The library with the kernels for the installed OpenVINO, without torch; built unless it is cached.
 
     Raises:
         LpvitError: It cannot be built.
@@ -191,13 +191,13 @@ def cache_folder() -> Path:
 
 
 class _BuildError(Exception):
-    """Why there is no kernel, in one line."""
+    """The reason why there is no kernel, in one line."""
 
 
 def _loaded_library(caller: Caller = _BY_TORCH) -> tuple[ctypes.CDLL, Path]:
-    """The library for these sources, this compiler and this caller, and its file; built if the cache has none whole.
+    """The library for these sources, this compiler and this caller, and its file; built unless it is cached.
 
-    Processes that build at once do so apart, and each puts its result in place by one rename.
+    Processes that build at the same time do so in separate folders, and each stores its result with one rename.
     """
     compiler = _compiler()
     try:
@@ -212,19 +212,19 @@ def _loaded_library(caller: Caller = _BY_TORCH) -> tuple[ctypes.CDLL, Path]:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build_", suffix=partial_suffix()) as temporary:
             Path(temporary).chmod(0o700)
             used, built = _build(compiler, Path(temporary), caller, known)
-            loaded = ctypes.CDLL(str(built))  # what cannot be loaded is not kept
+            loaded = ctypes.CDLL(str(built))  # a library that cannot be loaded is not kept
             if known is None:
                 used.replace(kernels)
             built.replace(library)
         return loaded, library
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home, or links in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder, or circular links
         raise _BuildError(
             f"the kernel cannot be kept and loaded ({error}); set LPVIT_CACHE to another folder"
         ) from None
 
 
 def _places(compiler: tuple[str, ...], caller: Caller) -> tuple[Path, Path]:
-    """Where the object with the kernels is kept, and the caller's library."""
+    """Paths of the object with the kernels, and of the caller's library."""
     folder = _private_folder()
     version = _finish(_start([*compiler, "--version"]))
     digest = hashlib.sha256(repr((compiler, version, FLAGS, _instruction_sets())).encode())
@@ -237,12 +237,12 @@ def _places(compiler: tuple[str, ...], caller: Caller) -> tuple[Path, Path]:
 
 
 def _private_folder() -> Path:
-    """The cache folder, made if need be; what is in it is run, so no other user may be able to write there."""
+    """The cache folder, created if needed; its content is executed, so no other user may write there."""
     folder = cache_folder().resolve()
     for part in (*reversed(folder.parents), folder):
         if not part.exists():
             part.mkdir(0o700, exist_ok=True)
-            part.chmod(0o700)  # whatever the umask
+            part.chmod(0o700)  # for any umask
         elif part != folder and part.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
             raise _BuildError(f"{part}: every user may replace the kernel below it; set LPVIT_CACHE to another folder")
     _require_own(folder)
@@ -254,12 +254,12 @@ def _require_own(path: Path) -> None:
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise _BuildError(
             f"{path}: another user may write to it, so no kernel is loaded from there; "
-            "set LPVIT_CACHE to another folder, or make it yours with chown and chmod go-w"
+            "set LPVIT_CACHE to another folder, or change it with chown and chmod go-w"
         )
 
 
 def _is_whole(built: Path) -> bool:
-    """Whether a file is there as it was built. A folder in its place is removed; a file will be replaced."""
+    """Whether a built file is complete and unchanged. A folder in its place is removed; a file will be replaced."""
     if built.is_symlink() or not built.exists():
         return False
     _require_own(built)
@@ -276,7 +276,7 @@ def _compiler() -> tuple[str, ...]:
     text = os.environ.get("CXX", "c++")
     try:
         command = [text] if shutil.which(text) else shlex.split(text)
-    except ValueError as error:  # a quote without its fellow
+    except ValueError as error:  # an unclosed quote
         raise _BuildError(f"CXX: {text!a} is no command ({error}); name a C++ compiler") from None
     path = shutil.which(command[0]) if command else None
     if path is None:
@@ -292,14 +292,14 @@ def _instruction_sets() -> tuple[InstructionSet, ...]:
 
 
 def _build(compiler: tuple[str, ...], folder: Path, caller: Caller, kernels: Path | None) -> tuple[Path, Path]:
-    """The object with the kernels, compiled beside the caller unless it is given, and the library; in ``folder``."""
+    """The object with the kernels, compiled in parallel with the caller unless given, and the library."""
     common = [*compiler, *FLAGS, "-c"]
     of_kernels = {} if kernels else _kernel_commands(common)
     _compile({"caller.o": [*common, *caller.flags, str(SOURCES / caller.source)], **of_kernels}, folder)
     if kernels is None:
         objects = [str(folder / name) for name in of_kernels]
         kernels = _linked([*compiler, "-r", "-nostdlib", *objects], folder / "kernels.o")
-    # The caller comes first: of a function that several have, it must keep the one for any CPU.
+    # The caller is linked first: of a function defined several times, its version for any CPU must be kept.
     objects = [str(folder / "caller.o"), str(kernels)]
     library = _linked([*compiler, "-shared", *objects, *caller.libraries], folder / "block_sparse.so")
     library.chmod(0o700)
@@ -307,7 +307,7 @@ def _build(compiler: tuple[str, ...], folder: Path, caller: Caller, kernels: Pat
 
 
 def _kernel_commands(common: list[str]) -> dict[str, list[str]]:
-    """What compiles the kernels, by the names of the objects."""
+    """Commands that compile the kernels, by object name."""
     commands = {}
     for instruction_set in _instruction_sets():
         flags = (*instruction_set.flags, *instruction_set.definitions())
@@ -317,7 +317,7 @@ def _kernel_commands(common: list[str]) -> dict[str, list[str]]:
 
 
 def _compile(commands: dict[str, list[str]], folder: Path) -> None:
-    """Runs commands side by side, each of which makes an object in ``folder``."""
+    """Runs commands in parallel, each of which creates an object in ``folder``."""
     compilations: list[subprocess.Popen[bytes]] = []
     cores = len(os.sched_getaffinity(0))
     try:
@@ -334,11 +334,11 @@ def _compile(commands: dict[str, list[str]], folder: Path) -> None:
 
 
 def _linked(command: list[str], target: Path) -> Path:
-    """``target``, which a command links, sealed."""
+    """Links ``target`` with a command, and seals it."""
     _finish(_start([*command, "-o", str(target)]))
     with target.open("r+b") as file:
         file.seek(0, os.SEEK_END)
-        file.write(BLANK.encode())  # no loader and no linker reads beyond the end of its tables
+        file.write(BLANK.encode())  # loaders and linkers ignore bytes after the end of their tables
     seal(target)
     return target
 
@@ -353,9 +353,9 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def _finish(process: subprocess.Popen[bytes]) -> str:
-    """What a process has printed, once it has ended well."""
+    """Output of a process that has succeeded."""
     output, _ = process.communicate()
-    text = output.decode(errors="replace")  # it may print anything
+    text = output.decode(errors="replace")  # it may print any bytes
     if process.returncode:
         errors = [line for line in text.splitlines() if "error" in line] or text.splitlines() or ["no message"]
         raise _BuildError(f"the C++ compiler failed: {errors[0]}")

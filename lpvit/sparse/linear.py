@@ -21,7 +21,7 @@ from lpvit.sparse.int8 import (
     sums_of_rows,
     unpack,
 )
-from lpvit.sparse.operator import SparseLayer, Surroundings, block_sparse_linear, path_of
+from lpvit.sparse.operator import FusedOperations, SparseLayer, block_sparse_linear, path_of
 from lpvit.sparse.storage import compress, decompress, indexed_keep_mask
 from lpvit.structures.blocks.grid import BlockGrid
 
@@ -29,7 +29,7 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 class BlockSparseLinear(nn.Module):
-    """``y = x W^T + b``, optionally through GELU (erf), for inference; W has pruned blocks that are not stored.
+    """``y = x W^T + b``, optionally through GELU (erf), for inference; pruned blocks of W are not stored.
 
     Attributes:
         values: Kept blocks, shape (K, r, c).
@@ -46,7 +46,7 @@ class BlockSparseLinear(nn.Module):
     bias: Tensor | None
     norm_weight: Tensor | None
     norm_bias: Tensor | None
-    _exact: tuple[str, ...] = ("norm_weight", "norm_bias")  # what a cast of the model leaves alone
+    _exact: tuple[str, ...] = ("norm_weight", "norm_bias")  # not changed by a cast of the model
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class BlockSparseLinear(nn.Module):
         bias: Tensor | None = None,
         gelu: bool = False,
     ) -> None:
-        """Takes storage as `lpvit.sparse.storage.compress` makes it, for a weight of ``shape`` (O, I)."""
+        """Takes the storage from `lpvit.sparse.storage.compress`, for a weight of ``shape`` (O, I)."""
         super().__init__()
         self.out_features, self.in_features = shape
         self.gelu = gelu
@@ -84,9 +84,9 @@ class BlockSparseLinear(nn.Module):
 
         Args:
             linear: Its weights and bias are copied.
-            keep_mask: Shape (R, C), bool, True where the block stays.
+            keep_mask: Shape (R, C), bool, True where the block is kept.
             block_shape: (r, c).
-            gelu: Whether a GELU that follows is computed too.
+            gelu: Whether to fuse a following GELU.
             precision: ``float32``, ``bfloat16`` or ``int8``; by default that of the weights.
             scales: For int8, of each output, shape (O,); by default the largest kept weight over 127.
 
@@ -122,21 +122,21 @@ class BlockSparseLinear(nn.Module):
 
     @property
     def sparsity(self) -> float:
-        """Share of the blocks that is pruned."""
+        """Share of pruned blocks."""
         return 1 - len(self.values) / self.grid.count
 
     def dense_weight(self) -> Tensor:
-        """The weight as a matrix (O, I), zero where it is pruned."""
+        """The weight as a matrix (O, I), zero in pruned blocks."""
         return decompress(self.values, self.crow_indices, self.col_indices, self.grid)
 
     def take_norm(self, norm: nn.LayerNorm) -> None:
-        """Makes a LayerNorm over the inputs a part of the layer, which then normalises them as it reads them."""
+        """Fuses a LayerNorm of the inputs into the layer (prologue)."""
         self.norm_weight = norm.weight.detach().float()
         bias = torch.zeros_like(self.norm_weight) if norm.bias is None else norm.bias
         self.norm_bias, self.norm_epsilon = bias.detach().float(), norm.eps
 
     def take_scale(self, factors: Tensor) -> None:
-        """Makes factors of the outputs, shape (O,), a part of the layer, as LayerScale has them."""
+        """Fuses factors of the outputs, shape (O,), into the layer, such as LayerScale (epilogue)."""
         of_blocks = F.pad(factors.detach(), (0, -self.out_features % self.block_shape[0])).view(-1, self.block_shape[0])
         rows = torch.arange(self.grid.rows, device=factors.device).repeat_interleave(self.crow_indices.diff())
         self.values = self.values * of_blocks[rows][:, :, None]
@@ -144,7 +144,7 @@ class BlockSparseLinear(nn.Module):
         self._lay_out_values()
 
     def forward(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
-        """(..., I) -> (..., O), in the dtype of the weights, which is kept under ``torch.autocast``.
+        """(..., I) -> (..., O), in the dtype of the weights, also under ``torch.autocast``.
 
         Args:
             inputs: Shape (..., I).
@@ -158,11 +158,11 @@ class BlockSparseLinear(nn.Module):
         self._check(inputs, (self.values.dtype,))
         indices = (self.crow_indices, self.col_indices)
         layer = SparseLayer(self.values, *indices, self.bias, self.out_features, self.gelu)
-        return block_sparse_linear(inputs, layer, self._surroundings(inputs, residual))
+        return block_sparse_linear(inputs, layer, self._fused_operations(inputs, residual))
 
-    def _surroundings(self, inputs: Tensor, residual: Tensor | None) -> Surroundings:
+    def _fused_operations(self, inputs: Tensor, residual: Tensor | None) -> FusedOperations:
         residual = None if residual is None else residual.to(inputs.dtype)
-        return Surroundings(self.norm_weight, self.norm_bias, self.norm_epsilon, residual)
+        return FusedOperations(self.norm_weight, self.norm_bias, self.norm_epsilon, residual)
 
     def _check(self, inputs: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
         if torch.is_grad_enabled() and (inputs.requires_grad or self.values.requires_grad):
@@ -187,7 +187,7 @@ class BlockSparseLinear(nn.Module):
         )
 
     def _lay_out_values(self) -> None:
-        """Puts the values in the memory order that the kernel of their device reads."""
+        """Converts the values to the memory order of the kernel of their device."""
         if self.values.device.type == "cpu":
             self.values = self.values.transpose(1, 2).contiguous().transpose(1, 2)
         else:
@@ -197,7 +197,7 @@ class BlockSparseLinear(nn.Module):
         exact = {name: getattr(self, name) for name in self._exact}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._lay_out_values()
-        for name, tensor in exact.items():  # which another dtype for the model would have rounded
+        for name, tensor in exact.items():  # which a cast of the model would have rounded
             setattr(self, name, None if tensor is None else tensor.to(self.values.device))
         return self
 
@@ -208,12 +208,12 @@ class BlockSparseLinear(nn.Module):
 
 
 class Int8BlockSparseLinear(BlockSparseLinear):
-    """The layer with int8 weights, and a scale for each output; it quantises its inputs token by token.
+    """The layer with int8 weights, and one scale per output; it quantises its inputs per token.
 
-    Takes and gives float32 or bfloat16; ``.to(dtype)`` leaves it as it is.
+    Inputs and outputs are float32 or bfloat16; ``.to(dtype)`` does not change it.
 
     Attributes:
-        values: Kept blocks, shape (K, r, g, 4), int8: four columns at once, padded with zeros.
+        values: Kept blocks, shape (K, r, g, 4), int8: groups of four columns, padded with zeros.
         scales: Shape (O,), float32; a weight is its value times the scale of its output.
         row_sums: Sum of each output's values, shape (O,), int32; follows from them.
         bias: Shape (O,), float32, or None.
@@ -233,7 +233,7 @@ class Int8BlockSparseLinear(BlockSparseLinear):
         bias: Tensor | None = None,
         gelu: bool = False,
     ) -> None:
-        """Takes blocks (K, r, c) of whole numbers, for a weight of ``shape`` (O, I)."""
+        """Takes blocks (K, r, c) of integers, for a weight of ``shape`` (O, I)."""
         if shape[1] > MOST_INPUTS:
             raise LpvitError(
                 f"BlockSparseLinear: {shape[1]} input features in int8; sums may overflow beyond {MOST_INPUTS}"
@@ -244,7 +244,7 @@ class Int8BlockSparseLinear(BlockSparseLinear):
         self.register_buffer("scales", scales.float())
 
     def take_scale(self, factors: Tensor) -> None:
-        """Makes factors of the outputs, shape (O,), a part of the layer, as LayerScale has them."""
+        """Fuses factors of the outputs, shape (O,), into the layer, such as LayerScale (epilogue)."""
         factors = factors.detach().float()
         self.scales = self.scales * factors
         self.bias = None if self.bias is None else self.bias * factors
@@ -254,7 +254,7 @@ class Int8BlockSparseLinear(BlockSparseLinear):
         return self.values.shape[1], self._block_columns
 
     def dense_weight(self) -> Tensor:
-        """The weight as a matrix (O, I), zero where it is pruned."""
+        """The weight as a matrix (O, I), zero in pruned blocks."""
         values = decompress(unpack(self.values, self._block_columns), self.crow_indices, self.col_indices, self.grid)
         return values * self.scales[:, None]
 
@@ -271,7 +271,7 @@ class Int8BlockSparseLinear(BlockSparseLinear):
             block_columns=self._block_columns,
             gelu=self.gelu,
         )
-        return block_sparse_linear_int8(inputs, layer, self._surroundings(inputs, residual))
+        return block_sparse_linear_int8(inputs, layer, self._fused_operations(inputs, residual))
 
     def _lay_out_values(self) -> None:
         super()._lay_out_values()

@@ -1,4 +1,4 @@
-"""The torch operator ``lpvit::block_sparse_linear``, and which implementation of it runs where.
+"""The torch operator ``lpvit::block_sparse_linear``, and the choice of its implementation.
 
 B = leading dimensions, any number; I, O = input and output features; r, c = rows and columns of a block;
 R = rows of the grid; K = kept blocks.
@@ -21,10 +21,10 @@ from lpvit.structures.blocks.grid import BlockGrid
 
 _logger = logging.getLogger(__name__)
 
-SURROUNDINGS = "Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_epsilon=0.0, Tensor? residual=None"
+FUSED_OPERATIONS = "Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_epsilon=0.0, Tensor? residual=None"
 _ARGUMENTS = (
     "(Tensor inputs, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor? bias, int out_features, "
-    f"bool gelu, {SURROUNDINGS})"
+    f"bool gelu, {FUSED_OPERATIONS})"
 )
 LIBRARY = torch.library.Library("lpvit", "DEF")  # type: ignore[no-untyped-call]
 define: Callable[..., str] = LIBRARY.define
@@ -33,14 +33,14 @@ define(f"block_sparse_linear{_ARGUMENTS} -> Tensor", tags=(torch.Tag.needs_exact
 define(f"masked_dense_linear{_ARGUMENTS} -> Tensor")
 
 
-class Surroundings(NamedTuple):
-    """What a layer does beside its product.
+class FusedOperations(NamedTuple):
+    """Prologue and epilogue fused into a layer.
 
     Attributes:
-        norm_weight: Shape (I,), float32: inputs go through LayerNorm first; or None.
+        norm_weight: Shape (I,), float32: LayerNorm of the inputs; or None.
         norm_bias: Shape (I,), float32, or None.
         norm_epsilon: That LayerNorm adds to the variance.
-        residual: Added to the outputs at last, shape (B, O), in the dtype of the inputs; or None.
+        residual: Added to the outputs, shape (B, O), in the dtype of the inputs; or None.
     """
 
     norm_weight: Tensor | None = None
@@ -49,18 +49,18 @@ class Surroundings(NamedTuple):
     residual: Tensor | None = None
 
     def before(self, inputs: Tensor) -> Tensor:
-        """(B, I) as they meet the product; in float32 if they are normalised."""
+        """Inputs (B, I) after the prologue; in float32 if they are normalised."""
         if self.norm_weight is None:
             return inputs
         return F.layer_norm(inputs.float(), inputs.shape[-1:], self.norm_weight, self.norm_bias, self.norm_epsilon)
 
     def after(self, outputs: Tensor) -> Tensor:
-        """(B, O) as they leave the layer."""
+        """Outputs (B, O) after the epilogue."""
         return outputs if self.residual is None else outputs + self.residual
 
 
 class SparseLayer(NamedTuple):
-    """What the operator takes beside the inputs and `Surroundings`.
+    """What the operator takes beside the inputs and `FusedOperations`.
 
     Attributes:
         values: Shape (K, r, c); read without a copy if the memory order is (K, c, r) on a CPU, (K, r, c) on a GPU.
@@ -79,19 +79,19 @@ class SparseLayer(NamedTuple):
     gelu: bool
 
 
-def block_sparse_linear(inputs: Tensor, layer: SparseLayer, surroundings: Surroundings) -> Tensor:
+def block_sparse_linear(inputs: Tensor, layer: SparseLayer, fused: FusedOperations) -> Tensor:
     """Inputs (B, I) through a block-sparse layer: (B, O), in their dtype, which is that of the values."""
-    outputs: Tensor = torch.ops.lpvit.block_sparse_linear(inputs, *layer, *surroundings)
+    outputs: Tensor = torch.ops.lpvit.block_sparse_linear(inputs, *layer, *fused)
     return outputs
 
 
 @dataclass(frozen=True)
 class Path:
-    """Which implementation runs.
+    """An implementation of the operator.
 
     Attributes:
         name: Of the kernel, or ``masked dense``.
-        reason: Why it is masked dense; empty for a kernel.
+        reason: Why there is no kernel; empty for a kernel.
     """
 
     name: str
@@ -104,7 +104,7 @@ def path_for(device: torch.device, dtype: torch.dtype, block_columns: int = 2) -
     Args:
         device: Of values and inputs.
         dtype: Of the values.
-        block_columns: c; the CPU kernel for bfloat16 takes them in pairs.
+        block_columns: c; the CPU kernel for bfloat16 processes them in pairs.
     """
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return Path("masked dense", "Triton is not installed")
@@ -137,16 +137,16 @@ def path_of(values: Tensor) -> Path:
 
 
 def _masked_dense_linear(inputs: Tensor, *arguments: Any) -> Tensor:
-    layer, surroundings = _parted(arguments)
+    layer, fused = _parted(arguments)
     log_once(path_of(layer.values).reason)
     grid = BlockGrid((layer.out_features, inputs.shape[-1]), (layer.values.shape[1], layer.values.shape[2]))
     weight = decompress(layer.values, layer.crow_indices, layer.col_indices, grid)
-    outputs = F.linear(surroundings.before(inputs).to(inputs.dtype), weight, layer.bias)
-    return surroundings.after(F.gelu(outputs) if layer.gelu else outputs)
+    outputs = F.linear(fused.before(inputs).to(inputs.dtype), weight, layer.bias)
+    return fused.after(F.gelu(outputs) if layer.gelu else outputs)
 
 
 def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tensor:
-    """What torch calls where no kernel is registered: on a CPU, that may be the first use of it."""
+    """Called by torch where no kernel is registered; on a CPU, possibly at the first use."""
     kernel_was_registered = path_of(values).reason == "" and values.device.type == "cpu"
     operator = torch.ops.lpvit.block_sparse_linear if kernel_was_registered else torch.ops.lpvit.masked_dense_linear
     outputs: Tensor = operator(inputs, values, *others)
@@ -154,19 +154,19 @@ def _linear_without_kernel(inputs: Tensor, values: Tensor, *others: Any) -> Tens
 
 
 def _linear_on_gpu(inputs: Tensor, *arguments: Any) -> Tensor:
-    layer, surroundings = _parted(arguments)
+    layer, fused = _parted(arguments)
     if path_of(layer.values).reason:
         outputs: Tensor = torch.ops.lpvit.masked_dense_linear(inputs, *arguments)
         return outputs
     from lpvit.sparse.triton_kernel import block_sparse_linear as linear_by_triton
 
-    flat = surroundings.before(inputs).to(inputs.dtype).reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
-    return surroundings.after(linear_by_triton(flat, *layer).view(*inputs.shape[:-1], layer.out_features))
+    flat = fused.before(inputs).to(inputs.dtype).reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
+    return fused.after(linear_by_triton(flat, *layer).view(*inputs.shape[:-1], layer.out_features))
 
 
-def _parted(arguments: Sequence[Any]) -> tuple[SparseLayer, Surroundings]:
+def _parted(arguments: Sequence[Any]) -> tuple[SparseLayer, FusedOperations]:
     count = len(SparseLayer._fields)
-    return SparseLayer(*arguments[:count]), Surroundings(*arguments[count:])
+    return SparseLayer(*arguments[:count]), FusedOperations(*arguments[count:])
 
 
 def _shape_only(inputs: Tensor, *arguments: Any) -> Tensor:

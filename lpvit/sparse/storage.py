@@ -1,4 +1,4 @@
-"""Compressed block rows (BSR): the kept blocks of a weight matrix, and where they lie.
+"""Compressed block rows (BSR): the kept blocks of a weight matrix, and their positions.
 
 O, I = output and input features; r, c = rows and columns of a block; R, C = rows and columns of the grid;
 K = kept blocks.
@@ -16,7 +16,7 @@ def compress(weight: Tensor, keep_mask: Tensor, block_shape: tuple[int, int]) ->
 
     Args:
         weight: Shape (O, I).
-        keep_mask: Shape (R, C), bool, True where the block stays.
+        keep_mask: Shape (R, C), bool, True where the block is kept.
         block_shape: (r, c).
 
     Returns:
@@ -48,7 +48,7 @@ def block_indices(keep_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompress(values: Tensor, crow_indices: Tensor, col_indices: Tensor, grid: BlockGrid) -> Tensor:
-    """The weight matrix (O, I) that `compress` took apart, zero where blocks were pruned."""
+    """Inverse of `compress`: the weight matrix (O, I), zero in pruned blocks."""
     (height, width), (out_features, in_features) = grid.block_shape, grid.shape
     rows = torch.arange(grid.rows, device=values.device)
     row_indices = rows.repeat_interleave(crow_indices.diff(), output_size=len(values))
@@ -59,7 +59,7 @@ def decompress(values: Tensor, crow_indices: Tensor, col_indices: Tensor, grid: 
 
 
 def indexed_keep_mask(crow_indices: Tensor, col_indices: Tensor, kept: int, grid: BlockGrid) -> Tensor:
-    """The keep mask that indices from a file spell, checked, since the kernels trust them.
+    """The keep mask of indices from a file. They are checked, because the kernels do not.
 
     Args:
         crow_indices: Shape (R + 1,).

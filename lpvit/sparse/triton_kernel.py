@@ -2,18 +2,18 @@
 
 M = tokens; I, O = input and output features; r, c = rows and columns of a block; R = ceil(O / r) block rows.
 
-A program computes a tile of M by one whole block row. The kept blocks of that row, side by side, form one dense axis of
-``kept * c`` weights, over which it steps ``tile_k`` at a time: a step is a part of a wide block, or gathers several
-narrow ones, so that tensor cores get full tiles whatever c is. The other side of their tiles is r: 64 and more is fast,
-below that the inputs are read too often for what is computed with them.
+A program computes a tile of M by one whole block row. The kept blocks of that row form one dense axis of ``kept * c``
+weights, processed ``tile_k`` per iteration: a part of a wide block, or several narrow ones, so that tensor cores get
+full tiles for any c. The other side of the tiles is r: 64 and more is fast; below that, inputs are read too often for
+their arithmetic.
 
-A step that lies in one block may be copied as two boxes, of inputs and of weights, which Hopper's tensor memory
-accelerator does by itself; all else is gathered by addresses. The product may be turned: with the weights as its left
-side, a few blocks meet many tokens in one instruction, and the shared memory is read less often.
+An iteration within one block may copy two boxes, of inputs and of weights, with Hopper's tensor memory accelerator; all
+else is gathered by addresses. The product may be transposed: with the weights on the left, a few blocks are multiplied
+with many tokens in one instruction, and the shared memory is read less often.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-# (Triton has no types, nor has what it compiles)
+# (Triton is untyped, and so are its kernels)
 
 from typing import Any, NamedTuple
 
@@ -35,14 +35,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret
 LEAST_TILE = 16  # of tl.dot, in every direction
 LEAST_TURNED = 64  # rows that Hopper's tensor cores take on the left side
-LEAST_BOXED = 128  # tokens of a tile from which copies of boxes, where they can be had, are always faster
+LEAST_BOXED = 128  # tokens of a tile from which box copies, where available, are always faster
 MOST_SUMS = 128  # sums a thread can hold, of its 255 registers
-MOST_UNROLLED = 2048  # multiply-adds a thread has unrolled in a step, without tensor cores
-LINE = 16  # bytes that rows of a box begin at multiples of
+MOST_UNROLLED = 2048  # unrolled multiply-adds of a thread per iteration, without tensor cores
+LINE = 16  # alignment in bytes of the rows of a box
 
 
 class Scales(NamedTuple):
-    """What whole numbers of int8 stand for: an input s (q - z), a weight a v.
+    """Scales of int8 numbers: an input is s (q - z), a weight a v.
 
     Attributes:
         tokens: s, shape (M,), float32.
@@ -66,7 +66,7 @@ def block_sparse_linear(
     out_features: int,
     gelu: bool,
 ) -> Tensor:
-    """``inputs @ weight.T + bias``, with GELU on top if asked, for a weight of which only some blocks are kept.
+    """``inputs @ weight.T + bias``, optionally followed by GELU, for a weight with pruned blocks.
 
     Sums are in float32. Inputs of float32 are rounded to TF32 only where torch's own matrix products would be
     (``torch.backends.cuda.matmul.fp32_precision``). The first call with a new shape times a few tilings; Triton caches
@@ -76,7 +76,7 @@ def block_sparse_linear(
         inputs: Shape (M, I); float16, bfloat16 or float32, on a GPU (on a CPU under Triton's interpreter).
         values: Kept blocks by rows, shape (kept, r, c), in the dtype of the inputs; zero where a block of the last row
             or column reaches past the weight matrix.
-        crow_indices: Where each block row begins in ``values``, shape (R + 1,), int32.
+        crow_indices: Start of each block row in ``values``, shape (R + 1,), int32.
         col_indices: Block column of every kept block, shape (kept,), int32.
         bias: Shape (O,), or None.
         out_features: O.
@@ -107,7 +107,7 @@ def block_sparse_linear_int8(
     dtype: torch.dtype,
     gelu: bool,
 ) -> Tensor:
-    """`block_sparse_linear` of whole numbers, whose sums are exact.
+    """`block_sparse_linear` of integers, with exact sums.
 
     Args:
         inputs: Shape (M, I), int8, from `lpvit.sparse.triton_quantise.quantise_tokens`.
@@ -115,7 +115,7 @@ def block_sparse_linear_int8(
         crow_indices: Shape (R + 1,), int32.
         col_indices: Shape (kept,), int32.
         bias: Shape (O,), float32, or None.
-        scales: What the numbers stand for.
+        scales: Of inputs and weights.
         dtype: Of the outputs.
         gelu: Whether to apply GELU.
 
@@ -160,7 +160,7 @@ def _launch(
 
 
 def _constants(dtype: torch.dtype, in_features: int, block_shape: tuple[int, int], gelu: bool) -> dict[str, Any]:
-    """What the kernel is compiled for, beside dtypes and tiling."""
+    """Compile-time constants of the kernel besides dtypes and tiling."""
     block_rows, block_columns = block_shape
     return {
         "block_rows": block_rows,
@@ -174,14 +174,14 @@ def _constants(dtype: torch.dtype, in_features: int, block_shape: tuple[int, int
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Of the operands of tensor cores; only float32 is not taken as it is."""
+    """Input precision of tensor cores; only float32 is converted."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _tilings() -> list[triton.Config]:
-    """Candidates: (tile_m, tile_k, warps, stages) of copies by address, by boxes, and by boxes in turned products."""
+    """Candidates: (tile_m, tile_k, warps, stages) for copies by address, by boxes, by boxes transposed."""
     by_address = [
-        (16, 32, 4, 3),  # fits wherever Triton runs
+        (16, 32, 4, 3),  # fits on any GPU with Triton
         (16, 64, 4, 4),
         (32, 64, 4, 4),
         (64, 32, 4, 4),
@@ -194,7 +194,7 @@ def _tilings() -> list[triton.Config]:
         (256, 32, 8, 4),
         (256, 64, 8, 3),
     ]
-    # On an H100 in bfloat16 the best of these is within 3 % of the best of 28 (benchmarks/README.md).
+    # On an H100 in bfloat16 the best of these is within 3 % of the best of 28 (benchmarks/notes/sparse_gpu.md).
     by_boxes = [(64, 64, 4, 4), (128, 32, 4, 5), (128, 64, 4, 3), (128, 128, 8, 3)]
     turned = [(128, 64, 4, 2), (128, 128, 4, 3), (256, 64, 8, 2), (256, 64, 8, 3)]
     if INTERPRETED:
@@ -212,7 +212,7 @@ def _tiling(tile_m: int, tile_k: int, warps: int, stages: int, boxes: bool, turn
 
 
 def _worth_timing(tilings: list[triton.Config], arguments: dict[str, Any], **meta: Any) -> list[triton.Config]:
-    """Leaves out what does not fit the shared memory, spills registers, or is mostly padding for so few tokens."""
+    """Excludes tilings that exceed the shared memory, spill registers, or are mostly padding for so few tokens."""
     inputs, bucket, tile_n = arguments["inputs"], arguments["tokens_bucket"], meta["tile_n"]
     device = torch.cuda.get_device_properties(inputs.device)
     without_tensor_cores = inputs.dtype == torch.float32 and meta["precision"] == "ieee"
@@ -234,12 +234,12 @@ def _worth_timing(tilings: list[triton.Config], arguments: dict[str, Any], **met
 
 
 def _have_boxes(arguments: dict[str, Any]) -> bool:
-    """Whether a step is one box of the inputs and one of the weights, as the hardware can copy them."""
+    """Whether an iteration is one box of the inputs and one of the weights that the hardware can copy."""
     inputs, values, size = arguments["inputs"], arguments["values"], arguments["inputs"].element_size()
     aligned = (inputs.data_ptr(), values.data_ptr(), inputs.shape[1] * size, values.shape[2] * size)
     return bool(
         arguments["boxes"]
-        and size <= 2  # float32 is for exactness
+        and size <= 2  # float32 is used for exactness
         and arguments["block_rows"] == arguments["tile_n"]
         and arguments["block_columns"] % arguments["tile_k"] == 0
         and len(values) > 0
@@ -309,8 +309,8 @@ def _kernel(
             *(block_rows, block_columns, turned, precision, tile_k),
         )
     else:
-        # Only the first address of a tile needs 64 bits. Rows past the end read the last one again: that needs no mask,
-        # and they are not stored.
+        # Only the first address of a tile needs 64 bits. Rows past the end read the last one again, which needs no
+        # mask, and they are not stored.
         inputs += first_token.to(tl.int64) * in_features
         values += first_block.to(tl.int64) * block_rows * block_columns
         input_rows = inputs + tl.minimum(token, tokens - first_token - 1)[:, None] * in_features

@@ -1,10 +1,10 @@
-"""Inputs of int8 layers as whole numbers, on a GPU, in Triton: what `quantise_tokens` computes.
+"""Quantises the inputs of int8 layers on a GPU, in Triton, like `quantise_tokens`.
 
 M = tokens; I = input features.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-# (Triton has no types, nor has what it compiles)
+# (Triton is untyped, and so are its kernels)
 
 import torch
 import triton
@@ -16,19 +16,19 @@ from lpvit.quantisation import layers as quantised
 SHIFT = tl.constexpr(128)  # from 0 ... 255 to int8
 LEVELS = tl.constexpr(float(quantised.LEVELS))
 SMALLEST_RANGE = tl.constexpr(quantised.SMALLEST_RANGE)
-TO_WHOLE = tl.constexpr(1.5 * 2**23)  # added and taken off, rounds to whole numbers, halves to even ones
+TO_WHOLE = tl.constexpr(1.5 * 2**23)  # added and subtracted, rounds to integers, halves to even
 FEATURES_OF_A_WARP = 512
 
 
 def quantise_tokens(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eight bits a number, a scale and a zero point a token, to the last bit those of a CPU.
+    """Quantises to eight bits with one scale and zero point per token, bit for bit as on a CPU.
 
     Args:
         inputs: Shape (M, I), float32, bfloat16 or float16.
 
     Returns:
         q - 128, shape (M, I), int8; scale s, shape (M,), float32; z - 128, shape (M,), int32: an input is about
-        s (q - z), and s is not a number for a token with an input that is not finite.
+        s (q - z), and s is NaN for a token with an input that is not finite.
     """
     inputs = inputs.contiguous()
     (tokens, features), device = inputs.shape, inputs.device
@@ -42,7 +42,7 @@ def quantise_tokens(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 *(inputs, values, scales, zero_points, features),
                 width=width,
                 num_warps=min(8, max(1, width // FEATURES_OF_A_WARP)),
-                enable_fp_fusion=False,  # a product is rounded before it is rounded to a whole number
+                enable_fp_fusion=False,  # products are rounded before they are rounded to integers
             )
     return values, scales, zero_points
 

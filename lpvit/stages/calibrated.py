@@ -1,4 +1,4 @@
-"""What the stages that show calibration images to the dense model read alike."""
+"""Inputs of the stages that run the dense model on calibration images."""
 
 from dataclasses import dataclass
 from typing import Any

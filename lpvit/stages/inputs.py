@@ -1,4 +1,4 @@
-"""What several stages of the workflow read alike."""
+"""Inputs that several stages of the workflow share."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.costs.settings import Energy
 from lpvit.store.schemas import BLOCKS, COSTS, CURVES, read_parquet
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.structure import BlockStructure
 from lpvit.structures.structure import Structure
 
 
 def structure_asked(snakemake: Any) -> Structure:
     """The structure that the param ``pruning`` asks for."""
-    return BlockStructure(Pruning.model_validate(snakemake.params.pruning))
+    return BlockStructure(Blocks.model_validate(snakemake.params.pruning))
 
 
 def allocation_inputs(snakemake: Any) -> tuple[LayerTables, Budget]:
-    """What an allocation goes by.
+    """Reads the inputs of an allocation.
 
     Args:
         snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.

@@ -1,4 +1,4 @@
-"""A whole config checked against its data and models in seconds: what would otherwise fail after hours of work."""
+"""Checks a whole config against its data and models in seconds, before hours of work."""
 
 import functools
 import importlib.util
@@ -29,14 +29,16 @@ from lpvit.models.sources.pretrained import require_fetchable
 from lpvit.models.sources.timm import create_model, nearest_model
 from lpvit.schemes.edit import add_scheme
 from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.width.narrowing import require_narrowable
+from lpvit.structures.width.settings import Width
 from lpvit.training.settings import Recipe
 
 LARGEST_BLOCK_PRODUCTS = 8 * 2**30  # bytes
 
 
 def plan_experiments(settings: Config) -> pd.DataFrame:
-    """Checks every experiment and says what it will prune. Images are listed, not decoded.
+    """Checks every experiment and reports what it will prune. Images are listed, not decoded.
 
     Args:
         settings: The whole config.
@@ -45,7 +47,7 @@ def plan_experiments(settings: Config) -> pd.DataFrame:
         Schema ``PLAN``, one row per experiment.
 
     Raises:
-        LpvitError: Experiments cannot work: for every reason a line with their names, the key at fault and what to do.
+        LpvitError: Experiments cannot work: one line per reason, with their names, the key at fault and the remedy.
     """
     rows, problems = [], _Problems()
     listed = functools.cache(lambda name: _list_dataset(settings.datasets[name]))
@@ -70,7 +72,7 @@ def plan_experiments(settings: Config) -> pd.DataFrame:
 
 
 class _Problems:
-    """Why experiments cannot work: every reason once, with the names of those that it stops."""
+    """Why experiments cannot work: every reason once, with the names of the affected experiments."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[str]] = {}
@@ -138,14 +140,14 @@ def _check_teacher(recipe: Recipe) -> None:
 
 
 def _check_model(model: Model, classes: int | None) -> nn.Module:
-    """The model, on the meta device; without images, what goes by classes is not checked."""
+    """The model, on the meta device; without images, the number of classes is not checked."""
     with torch.device("meta"):
         built = create_model(model.timm, classes or 1000, model.options, model.data_config)
     known = built.pretrained_cfg.get("num_classes")  # type: ignore[union-attr, operator]
     if classes and model.weights == "pretrained" and model.recipe is None and known != classes:
         raise LpvitError(
             f"models: timm's '{model.timm}' knows {known} classes, the dataset has {classes}, so its head is random; "
-            "give the model a 'recipe' that trains it on"
+            "give the model a 'recipe' to train it"
         )
     if classes and model.checkpoint is not None:
         require_same(built, read_checkpoint(model.checkpoint), model.checkpoint)
@@ -155,13 +157,13 @@ def _check_model(model: Model, classes: int | None) -> nn.Module:
 def _check_pruning(model: nn.Module, experiment: Experiment, settings: Config) -> dict[str, Any]:
     """What an experiment will prune of a model on the meta device."""
     budget, pruning = settings.budgets[experiment.budget], settings.prunings[experiment.pruning]
-    if budget.structure == "width":
+    if isinstance(pruning, Width):
         require_narrowable(model)
     with torch.device("meta"):
         for scheme in experiment.schemes:
             add_scheme(model, settings.schemes[scheme])
     costs = measure_costs(model)
-    if budget.structure == "width":
+    if not isinstance(pruning, Blocks):
         macs = costs["macs"].sum()
         return {"dense_macs": macs, "prunable_macs": macs, "least_macs": 0, "target": budget.targets["macs"]}
     prunable = prunable_layers(matrix_layers(model), pruning.layers)

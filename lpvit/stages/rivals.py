@@ -1,4 +1,4 @@
-"""What the benchmark reads for other engines."""
+"""Inputs of the benchmark of other engines."""
 
 from typing import Any
 

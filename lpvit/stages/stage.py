@@ -1,4 +1,4 @@
-"""What every workflow script does around its work: log, threads, device, and errors in one line."""
+"""Context of every workflow script: log, threads, device, and errors in one line."""
 
 import logging
 import signal
@@ -19,20 +19,20 @@ logger = logging.getLogger("lpvit")
 
 @contextmanager
 def stage(snakemake: Any) -> Iterator[Compute]:
-    """Runs a stage: logs to its log file and the terminal, and ends in one line, good or bad.
+    """Runs a stage: logs to its log file and the terminal, and ends with one line, on success or failure.
 
-    How the stage is computed (device, threads, processes) is read from the config without being a param, since
+    How the stage is computed (device, threads, processes) is read from the config and is not a param, because
     changing it must not rerun anything.
 
     Args:
         snakemake: The object that Snakemake gives to a script.
 
     Yields:
-        Where and how wide to compute; ``device`` is ``cpu`` or ``cuda``, ``threads`` are those of the job.
+        Device and threads; ``device`` is ``cpu`` or ``cuda``, ``threads`` are those of the job.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the workflow says what happened, once for all jobs
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the workflow reports the interrupt, once for all jobs
     try:
-        require_held()  # a job that waited long in a queue may come too late
+        require_held()  # after a long wait in a queue the run may have ended
     except LpvitError as error:
         sys.exit(f"{snakemake.rule}: {error}")
     end_with_the_run()
@@ -50,13 +50,13 @@ def stage(snakemake: Any) -> Iterator[Compute]:
         if _is_out_of_memory(error):
             logger.error("%s: out of memory; lower a 'batch_size', or give it a larger machine", snakemake.rule)
             sys.exit(1)
-        logger.exception("%s: a bug, or a case that lpvit does not foresee", snakemake.rule)
+        logger.exception("%s: a bug, or an unsupported case", snakemake.rule)
         sys.exit(1)
     logger.info("%s: done in %.1f s", snakemake.rule, time.monotonic() - started)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Of Python, NumPy, torch on the CPU (a plain RuntimeError) and on the GPU."""
+    """Whether memory ran out in Python, NumPy, torch on the CPU (a RuntimeError) or on the GPU."""
     told = str(error)
     return isinstance(error, MemoryError) or "can't allocate memory" in told or "CUDA out of memory" in told
 
@@ -77,7 +77,7 @@ def _compute(snakemake: Any) -> Compute:
 
 
 def _log_to(file: str, results: str) -> None:
-    """Every line begins with the last two decisions behind the result, for example ``[half/short]``."""
+    """Prefixes every line with the last two decisions of the result, for example ``[half/short]``."""
     folder = Path(file).parent
     folder.mkdir(parents=True, exist_ok=True)
     decisions = folder.relative_to(results).parts if folder.is_relative_to(results) else folder.parts
@@ -86,4 +86,4 @@ def _log_to(file: str, results: str) -> None:
     handlers: list[logging.Handler] = [logging.FileHandler(file, mode="w"), logging.StreamHandler()]
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=handlers)
     logging.captureWarnings(True)
-    logging.raiseExceptions = False  # a log on a full disk: the error itself says so, in its line
+    logging.raiseExceptions = False  # a log on a full disk: the error itself is reported

@@ -1,4 +1,4 @@
-"""What the stages that train read alike."""
+"""Inputs of the stages that train."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def read_training(
         snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.
         compute: From `lpvit.stages.stage.stage`.
         architecture: Of the model.
-        state: Its weights at the start.
+        state: Its initial weights.
     """
     recipe = Recipe.model_validate(snakemake.params.recipe)
     model: nn.Module = architecture.build(state, drop_path=recipe.drop_path)

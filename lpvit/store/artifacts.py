@@ -1,4 +1,4 @@
-"""Files of the pipeline: whole or not there at all, and `.pt` payloads that say what they are."""
+"""Files of the pipeline: written atomically, with `.pt` payloads that carry their kind and format."""
 
 import errno
 import os
@@ -20,42 +20,42 @@ from lpvit.store.holding import require_held
 FORMAT_VERSION = 1  # of payloads, where their owner says no other
 
 _DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room
-    *(errno.EACCES, errno.EPERM, errno.EROFS),  # no right
-    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),  # something else is in the way
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no space
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),  # the path is occupied
 )
 
 
 def remove_leftovers(folder: str | Path) -> list[Path]:
-    """Removes what processes that were killed while writing have left in a folder and those below.
+    """Removes partial files of killed processes in a folder and its subfolders.
 
-    The name of a partial file says which process writes it, on which machine. Only that machine can tell whether it
-    still runs, so those of others stay.
+    The name of a partial file contains its process and machine. Only that machine can check whether the process still
+    runs, so files of other machines are kept.
 
     Args:
         folder: Need not exist.
 
     Returns:
-        What was removed.
+        The removed files.
     """
     removed = []
     for partial in list(Path(folder).rglob(".*.partial")):
         process, _, host = partial.name.split(".")[-2].partition("@")
         if host == _host() and process.isdigit() and not _runs(int(process)):
-            with suppress(OSError):  # another start does the same
+            with suppress(OSError):  # another run may do the same
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
                 removed.append(partial)
     return removed
 
 
 def partial_suffix() -> str:
-    """Ends the name of what this process is writing; it begins with a point."""
+    """Suffix of this process's partial files; their names start with a dot."""
     return f".{os.getpid()}@{_host()}.partial"
 
 
 @contextmanager
 def replace_atomically(path: str | Path) -> Iterator[Path]:
-    """Yields a neighbouring path to write to; it takes the place of ``path`` only when all went well.
+    """Yields a temporary path in the same folder; it replaces ``path`` only on success.
 
     Raises:
         LpvitError: The disk is full, the folder cannot be written, or another run took it.
@@ -74,12 +74,12 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
             f"{path}: cannot be written ({_reason(error)}); free some space or choose another folder"
         ) from None
     finally:
-        with suppress(OSError):  # gone already, or never begun
+        with suppress(OSError):  # renamed already, or never created
             partial.unlink()
 
 
 def write_text(text: str, path: str | Path) -> None:
-    """Writes a text file; all or nothing.
+    """Writes a text file atomically.
 
     Raises:
         LpvitError: The disk is full or the folder cannot be written.
@@ -124,8 +124,8 @@ def load(path: str | Path, kind: str, form: Any = dict[str, Any]) -> Any:
             versions, version -> type of the payload, the present one first.
 
     Raises:
-        LpvitError: The file is missing, damaged, of another kind or of another format version, or its payload is not
-            of the form.
+        LpvitError: The file is missing, damaged, of another kind or of another format version, or its payload does
+            not match the form.
     """
     import torch
 
@@ -133,7 +133,7 @@ def load(path: str | Path, kind: str, form: Any = dict[str, Any]) -> Any:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found, payload = (content["kind"], content["format"]), content["payload"]
-    except Exception as error:  # torch raises a different type for every kind of damage
+    except Exception as error:  # torch raises different types for different damage
         raise LpvitError(
             f"{path}: cannot be read as an artifact of lpvit ({type(error).__name__}); delete it and rerun"
         ) from None
@@ -153,7 +153,7 @@ def load(path: str | Path, kind: str, form: Any = dict[str, Any]) -> Any:
 
 
 def header(path: str | Path) -> dict[str, Any]:
-    """What a `.pt` file says of itself: ``kind``, ``format``, ``lpvit``, ``torch`` and ``provenance``.
+    """Header of a `.pt` file: ``kind``, ``format``, ``lpvit``, ``torch`` and ``provenance``.
 
     Raises:
         LpvitError: The file is missing, damaged or no artifact of lpvit.
@@ -164,7 +164,7 @@ def header(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return {name: content[name] for name in ("kind", "format", "lpvit", "torch", "provenance")}
-    except Exception as error:  # torch raises a different type for every kind of damage
+    except Exception as error:  # torch raises different types for different damage
         raise LpvitError(f"{path}: cannot be read as an artifact of lpvit ({type(error).__name__})") from None
 
 

@@ -1,8 +1,7 @@
-"""The digest that a file carries of itself: a byte that changed on the disk is noticed before anything is read.
+"""A digest inside each file, which detects changed bytes before the file is used.
 
-It stands where the format leaves room for a word: in the comment of a zip archive (`.pt`), in the metadata of parquet
-and of safetensors. It covers every byte of the file but its own, headers included. It guards against damage, not
-against a forger, who could write it too.
+It is stored in the comment of a zip archive (`.pt`) or in the metadata of parquet and safetensors. It covers every byte
+of the file except its own, including headers. It detects damage, not forgery: a forger could write a valid digest.
 """
 
 import mmap
@@ -17,9 +16,9 @@ from lpvit.errors import LpvitError
 
 _MARK = b"lpvit xxh3 "
 _DIGITS = 32
-_WINDOW = 2**20  # the mark lies in the first or the last megabyte: before or after the data
+_WINDOW = 2**20  # the mark is in the first or the last megabyte: before or after the data
 
-BLANK = (_MARK + b"0" * _DIGITS).decode()  # what a writer puts into the file, for `seal` to fill in
+BLANK = (_MARK + b"0" * _DIGITS).decode()  # placeholder in a new file, replaced by `seal`
 
 
 def seal(path: str | Path) -> None:
@@ -34,11 +33,11 @@ def seal(path: str | Path) -> None:
 
 
 def verify(path: str | Path, cure: str = "delete it and rerun") -> None:
-    """Makes sure that a file is as it was when it was sealed. Reads it once, at the speed of memory.
+    """Checks that a file has not changed since it was sealed. Reads it once, at memory speed.
 
     Args:
         path: Any file.
-        cure: What the user should do about a damaged one.
+        cure: Remedy in the error message.
 
     Raises:
         LpvitError: The file is missing or no file, cannot be read, was not sealed, or has changed since.
@@ -46,9 +45,9 @@ def verify(path: str | Path, cure: str = "delete it and rerun") -> None:
     found = expected = None
     try:
         status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
             raise LpvitError(f"{path}: cannot be read (not a file); {cure}")
-        if status.st_size:  # nothing cannot be mapped
+        if status.st_size:  # an empty file cannot be mapped
             with _mapped(path) as content:
                 if (place := _place(content)) is not None:
                     found, expected = content[place : place + _DIGITS], _digest(content, place)
@@ -70,7 +69,7 @@ def _mapped(path: str | Path) -> Iterator[mmap.mmap]:
 
 
 def _place(content: mmap.mmap) -> int | None:
-    """Where the digest stands, in bytes from the start."""
+    """Offset of the digest in bytes."""
     place = content.find(_MARK, 0, _WINDOW)
     if place < 0:
         place = content.rfind(_MARK, max(0, len(content) - _WINDOW))

@@ -1,7 +1,7 @@
-"""Who works in a folder of results: one run at a time, whose jobs end with it.
+"""Lock of a results folder: one run at a time, whose jobs end with it.
 
-The file `.running` names the run that holds the folder. With it goes a lock of the operating system, which ends with
-its process, and a sign of life, the file's time of change, for machines between which such a lock may not count.
+The file `.running` names the run that holds the folder. It has an operating system lock, which ends with the process,
+and its modification time is a heartbeat for machines between which such a lock may not work.
 """
 
 import fcntl
@@ -22,15 +22,15 @@ from uuid import uuid4
 
 from lpvit.errors import LpvitError
 
-RUN = "LPVIT_RUN"  # environment variable: the run that asked for a job
+RUN = "LPVIT_RUN"  # environment variable: the run that started a job
 FILE = ".running"
-SIGN_OF_LIFE = 15  # seconds between two
+SIGN_OF_LIFE = 15  # seconds between two heartbeats
 SILENCE = 120  # seconds after which a run of another machine counts as dead
-LOST = 600  # seconds after which a job on another machine gives its run up; patient, for file systems that stall
+LOST = 600  # seconds after which a job on another machine ends; long, because file systems may stall
 
 logger = logging.getLogger(__name__)
 
-_files: dict[str, IO[str]] = {}  # open as long as the process: a closed file loses its lock
+_files: dict[str, IO[str]] = {}  # open for the life of the process: a closed file loses its lock
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Run:
     """A process that holds a folder.
 
     Attributes:
-        folder: As its config says; jobs run in the same working directory.
-        host: Name of its machine, for people.
-        machine: Which kernel and which set of process numbers it lives in.
-        process: Its number.
-        started: When, in the kernel's count: another process may get the same number later.
-        token: Tells two runs apart in any case.
+        folder: As in the config; jobs run in the same working directory.
+        host: Name of its machine, for messages.
+        machine: Its kernel and process namespace.
+        process: Process id.
+        started: Start time by the kernel, because process ids are reused.
+        token: Unique per run.
     """
 
     folder: str
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def is_alive(self) -> bool:
-        """Only known of a process on this machine."""
+        """Known only for a process on this machine."""
         return _started(self.process) == self.started
 
     @property
@@ -75,16 +75,16 @@ class Run:
         return Path(self.folder, FILE)
 
     def holds(self) -> bool:
-        """Whether the folder is still its own."""
+        """Whether the run still holds the folder."""
         holder = _holder(self.file)
         return holder is not None and holder.token == self.token
 
 
 def hold(folder: str | Path) -> Run:
-    """Takes a folder for this process, until it ends or calls `release`; jobs that it starts know it by `RUN`.
+    """Locks a folder for this process until it ends or calls `release`; jobs identify the run by `RUN`.
 
     Raises:
-        LpvitError: Another run works in the folder, or it cannot be written.
+        LpvitError: Another run holds the folder, or it cannot be written.
     """
     folder = Path(folder)
     try:
@@ -99,7 +99,7 @@ def hold(folder: str | Path) -> Run:
         if_dead = "" if last is None or last.is_here else f", or {SILENCE} s if it is dead"
         raise LpvitError(f"{folder}: another run works in this folder{who}; wait until it ends{if_dead}")
     if last is not None and not last.is_here:
-        logger.warning("%s: taken over from %s, which gives no sign of life", folder, last)
+        logger.warning("%s: was held by %s, which has been silent and counts as dead", folder, last)
     run = Run.this(folder)
     _write(file, json.dumps(asdict(run)))
     _files[run.token] = file
@@ -109,24 +109,24 @@ def hold(folder: str | Path) -> Run:
 
 
 def release(run: Run) -> None:
-    """Gives a folder back; what a killed run leaves instead is told apart by the next."""
+    """Releases a folder; the lock file of a killed run is recognised by the next run."""
     if run.holds():
         _write(_files[run.token], "")
 
 
 def require_held() -> None:
-    """Before a result takes its place: refuses it if the run that asked for it no longer holds the folder.
+    """Checks, before a result is stored, that the run that started this job still holds the folder.
 
     Raises:
-        LpvitError: Another run took the folder, whose results are newer.
+        LpvitError: Another run, with newer results, holds the folder.
     """
     run = _asked_by()
     if run is not None and not run.holds():
-        raise LpvitError(f"{run.folder}: no longer held by the run that asked for this ({run}); nothing is written")
+        raise LpvitError(f"{run.folder}: no longer held by the run that started this job ({run}); nothing is written")
 
 
 def end_with_the_run() -> None:
-    """Ends this process, a job, as soon as the run that asked for it is gone or another took its folder."""
+    """Ends this job as soon as its run has ended or another run holds the folder."""
     run = _asked_by()
     if run is not None:
         Thread(target=_end_when, args=(_is_gone(run), run), daemon=True).start()
@@ -140,13 +140,13 @@ def _asked_by() -> Run | None:
 def _end_when(gone: Callable[[], bool], run: Run) -> None:
     while not gone():
         time.sleep(1 if run.is_here else SIGN_OF_LIFE)
-    logger.error("stopped: the run that asked for this (%s) is gone; a new start goes on from here", run)
-    os.kill(os.getpid(), signal.SIGKILL)  # its own children end with it; nothing can hold this signal up
+    logger.error("stopped: the run that started this job (%s) has ended; start again to resume", run)
+    os.kill(os.getpid(), signal.SIGKILL)  # its children end with it; this signal cannot be blocked
 
 
 def _is_gone(run: Run) -> Callable[[], bool]:
-    """Asked again and again, tells whether a run ended or lost its folder."""
-    last = (0.0, time.monotonic())  # sign of life, when it was first seen
+    """Repeated check whether a run has ended or lost its folder."""
+    last = (0.0, time.monotonic())  # heartbeat, when it was first seen
 
     def gone() -> bool:
         nonlocal last
@@ -154,7 +154,7 @@ def _is_gone(run: Run) -> Callable[[], bool]:
             if not run.holds():
                 return True
             sign = run.file.stat().st_mtime
-        except OSError:  # a file system that stalls is not a dead run
+        except OSError:  # a stalled file system is not a dead run
             return False
         if run.is_here:
             return not run.is_alive
@@ -167,17 +167,17 @@ def _is_gone(run: Run) -> Callable[[], bool]:
 
 def _give_signs_of_life(run: Run) -> None:
     while run.holds():
-        with suppress(OSError):  # a file system that stalls
+        with suppress(OSError):  # a stalled file system
             os.utime(run.file)
         time.sleep(SIGN_OF_LIFE)
     taker = _holder(run.file)
     if taker is not None:
-        logger.error("stopped: %s was taken over by %s", run.folder, taker)
+        logger.error("stopped: %s is now held by %s", run.folder, taker)
         os.kill(os.getpid(), signal.SIGINT)
 
 
 def _lock(file: IO[str]) -> Literal["ours", "taken", "unknown"]:
-    """Takes the operating system's lock, where the file system has it."""
+    """Acquires the operating system's lock, where the file system supports it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -188,17 +188,17 @@ def _lock(file: IO[str]) -> Literal["ours", "taken", "unknown"]:
 
 
 def _may_live(last: Run, lock: str, folder: Path) -> bool:
-    """Whether the last run that named itself may still work, although no lock says so."""
+    """Whether the last recorded run may still be running, although it has no lock."""
     if last.is_here:
         return lock == "unknown" and last.is_alive
-    with TemporaryFile(dir=folder) as probe:  # for the time of the file system, which may not be this machine's
+    with TemporaryFile(dir=folder) as probe:  # for the clock of the file system, which may differ from this machine's
         return os.fstat(probe.fileno()).st_mtime - (folder / FILE).stat().st_mtime < SILENCE
 
 
 def _holder(file: Path) -> Run | None:
     try:
         return Run(**json.loads(file.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):  # none, or of a version that wrote nothing
+    except (FileNotFoundError, ValueError, TypeError):  # no file, or an empty one of an older version
         return None
 
 
@@ -215,7 +215,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process began, by the kernel's line about it; empty where there is none, or only its exit code is left."""
+    """Start time of a process from ``/proc``; empty if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

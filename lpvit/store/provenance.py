@@ -1,7 +1,7 @@
-"""Digests of what a result depends on.
+"""Digests of the code and inputs of a result.
 
-Snakemake watches a rule's script, not what the script imports. Every rule therefore carries the digests of the code
-behind its script as a param: an edited module reruns the stages that import it and no others, and is named.
+Snakemake detects changes of a rule's script, not of the modules it imports. Every rule therefore has the digests of
+this code as a param: an edited module reruns the stages that import it and no others, and is named.
 """
 
 import ast
@@ -13,23 +13,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent.parent
-BESIDE = ("csrc", "template")  # folders of what modules use beside Python
+BESIDE = ("csrc", "template")  # folders with files that modules use besides Python
 
 
 # Modules that find others by name, with patterns of those: no import names them.
 FOUND_BY_NAME = {"stages/edited": "**/edit.py"}
 
 # Where files, logs and errors are handled, not results; of these only the constants that are imported count: schemas.
-NEUTRAL = ("__init__", "errors", "lazy", "moved", "progress", "settings", "stages/stage", "store/")
+NEUTRAL = (
+    "__init__",
+    "errors",
+    "lazy",
+    "moved",
+    "mistakes",
+    "progress",
+    "settings",
+    "stages/stage",
+    "store/",
+    "strategies",
+)
 
 
 def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str]:
-    """Digests of a script and of all modules of the package that it imports, directly or not, with kernels beside them.
+    """Digests of a script and of all modules of the package that it imports, directly or not, including kernels.
 
     Of a package that is imported by its name (``from lpvit.data import loaders``), all modules count.
 
-    Comments, docstrings, layout, the version number and imports for type checkers do not count, nor does what is
-    `NEUTRAL`: rewording, a release or another message of an error reruns nothing.
+    Comments, docstrings, formatting, the version number and imports for type checkers do not count, nor do `NEUTRAL`
+    modules: rewording, a release or another error message reruns nothing.
 
     Args:
         script: Python file.
@@ -62,7 +73,7 @@ def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str
 
 
 def fingerprint(settings: object, *files: str | Path) -> str:
-    """Digest of settings and of the content of files: names all that a resumable training depends on.
+    """Digest of settings and file contents: identifies everything that a resumable training depends on.
 
     Args:
         settings: Plain values.
@@ -77,7 +88,7 @@ def fingerprint(settings: object, *files: str | Path) -> str:
 class _Module(NamedTuple):
     digest: str
     imported: list[Path]
-    constants: list[tuple[Path, str]]  # that it takes from neutral modules
+    constants: list[tuple[Path, str]]  # imported from neutral modules
 
 
 @functools.cache
@@ -99,7 +110,7 @@ def _constants(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
 
 @functools.cache
 def _assignments(text: str) -> dict[str, str]:
-    """Digest of what a module assigns to each of its names."""
+    """Digest of the value that a module assigns to each of its names."""
     tree = ast.parse(text)
     assigned = (node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name))
     return {node.targets[0].id: _digest(ast.dump(node.value).encode()) for node in assigned}  # type: ignore[attr-defined]
@@ -124,7 +135,7 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names[1:]:  # a package taken by its name holds variants, of which any may be used
+            for name in names[1:]:  # a package imported by name is a registry; any strategy may be used
                 if name.startswith(f"{package.name}."):
                     yield from package.joinpath(*name.split(".")[1:]).rglob("*.py")
         else:
@@ -136,7 +147,7 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
 
 
 def _files_of(parts: list[str], package: Path) -> Iterator[Path]:
-    """Files that importing ``package.parts`` runs: the ``__init__`` of every folder on the way, and the module."""
+    """Files that importing ``package.parts`` runs: the ``__init__`` of every parent package, and the module."""
     folder = package
     yield from _existing(folder / "__init__.py")
     for part in parts:

@@ -1,6 +1,6 @@
-"""The settings that made a result, in a file beside it.
+"""Records of the settings and code of a result, in a file next to it.
 
-What a run would make by other settings is made anew, whatever Snakemake remembers of the folder or has forgotten.
+Results with other settings than those of the run are recomputed, independent of Snakemake's own metadata.
 """
 
 import json
@@ -11,28 +11,28 @@ from typing import Any
 from lpvit import __version__
 from lpvit.store.artifacts import write_text
 
-PLACES = ("resume",)  # params that say where, not what
-NAMED = 3  # changes that are shown
+PLACES = ("resume",)  # params that are locations and do not affect results
+NAMED = 3  # changes listed in a message
 
 
 def record_file(log: str | Path) -> Path:
-    """Where the record of a job lies, which is known by its log: ``masks.log`` -> ``masks.settings.json``."""
+    """The record of a job, next to its log: ``masks.log`` -> ``masks.settings.json``."""
     return Path(log).with_suffix(".settings.json")
 
 
 def write_record(log: str | Path, rule: str, params: Mapping[str, Any]) -> None:
-    """Writes down what made the results of a job, once they are there."""
+    """Writes the record of a job after its results."""
     record = {"rule": rule, "lpvit": __version__, "settings": _plain(params)}
     write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", record_file(log))
 
 
 def drop_record(log: str | Path) -> None:
-    """Before a job begins: results of which a part is newer are of no settings."""
+    """Deletes the record before a job starts, so that partly overwritten results count as without a record."""
     record_file(log).unlink(missing_ok=True)
 
 
 def read_record(log: str | Path) -> dict[str, Any] | None:
-    """The settings that made the results of a job; None where nothing says so."""
+    """The settings in the record of a job; None without a valid record."""
     try:
         settings = json.loads(record_file(log).read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -41,9 +41,9 @@ def read_record(log: str | Path) -> dict[str, Any] | None:
 
 
 def changes(recorded: Mapping[str, Any], params: Mapping[str, Any]) -> str:
-    """What differs, in words: ``budget.macs: 0.5 -> 0.3``; empty if nothing does."""
+    """Description of the differences: ``budget.macs: 0.5 -> 0.3``; empty if there are none."""
     old, new = dict(_flat(recorded)), dict(_flat(_plain(params)))
-    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]  # null is like nothing
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]  # null: missing
     code = [key.removeprefix("sources/") for key in differing if key.startswith("sources/")]
     told = [
         f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
@@ -56,13 +56,13 @@ def changes(recorded: Mapping[str, Any], params: Mapping[str, Any]) -> str:
 
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """Params after a round trip through JSON."""
     plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in params.items() if key not in PLACES}))
     return plain
 
 
 def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key -> value; lists count as values unless they hold sections. Modules keep their slashes."""
+    """Dotted key -> value; lists are values unless they contain sections. Modules keep their slashes."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         value = {str(number): item for number, item in enumerate(value)}
     if not isinstance(value, dict) or not value:

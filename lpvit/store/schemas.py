@@ -1,4 +1,4 @@
-"""Every parquet table of the pipeline: its columns, their units and meaning, and a checked read and write.
+"""Schemas of the pipeline's parquet tables: columns, units and meaning, with checked reading and writing.
 
 The README's reference of artifacts is generated from these schemas.
 """
@@ -39,7 +39,7 @@ class Schema:
 
 
 def write_parquet(frame: pd.DataFrame, path: str | Path, schema: Schema) -> None:
-    """Writes a frame whose columns are exactly those of the schema, in any order; all or nothing.
+    """Writes a frame whose columns are exactly those of the schema, in any order, atomically.
 
     Raises:
         ValueError: Columns, types or missing values do not fit the schema.
@@ -143,7 +143,7 @@ PLAN = Schema(
         Column("classes", pa.int64(), "", "classes of the dataset"),
         Column("dense_macs", pa.int64(), "MAC/image", "MACs of the dense model in linear layers"),
         Column("prunable_macs", pa.int64(), "MAC/image", "part of dense_macs in prunable layers"),
-        Column("least_macs", pa.int64(), "MAC/image", "MACs that stay when every prunable layer is at min_keep_ratio"),
+        Column("least_macs", pa.int64(), "MAC/image", "MACs kept when every prunable layer is at min_keep_ratio"),
         Column("target", pa.float64(), "", "the budget: a share kept, or sparsity; of two the first"),
     ),
 )
@@ -166,7 +166,7 @@ CURVES = Schema(
     "point of the rate-distortion curve of a layer, by rising sparsity",
     (
         _LAYER,
-        Column("sparsity", pa.float64(), "", "share of blocks asked to be pruned, 0 to 1"),
+        Column("sparsity", pa.float64(), "", "requested share of pruned blocks, 0 to 1"),
         Column("blocks_pruned", pa.int64(), "", "blocks pruned: the least salient of the layer"),
         Column("weights_pruned", pa.int64(), "", "weights in the pruned blocks"),
         Column(
@@ -188,8 +188,8 @@ INTERACTIONS = Schema(
             "distortion",
             pa.float64(),
             "logit^2/image",
-            "mean product of what both layers' pruning adds to the logits; all pairs sum to the model's distortion, to "
-            "first order in the weights and before reconstruction",
+            "mean product of the logit changes by pruning each of the two layers; all pairs sum to the model's "
+            "distortion, to first order in the weights and before reconstruction",
         ),
     ),
 )
@@ -200,16 +200,21 @@ ALLOCATION = Schema(
     (
         _LAYER,
         Column("blocks", pa.int64(), "", "blocks of the layer"),
-        Column("blocks_kept", pa.int64(), "", "blocks that stay: the most salient of the layer"),
+        Column("blocks_kept", pa.int64(), "", "kept blocks: the most salient of the layer"),
         Column("keep_ratio", pa.float64(), "", "blocks_kept / blocks"),
         Column("macs_dense", pa.int64(), "MAC/image", "MACs of the dense layer"),
-        Column("macs_kept", pa.int64(), "MAC/image", "MACs of the blocks that stay"),
-        Column("budget", pa.string(), "", "macs, sparsity, energy or latency; like all that follows, same in all rows"),
+        Column("macs_kept", pa.int64(), "MAC/image", "MACs of the kept blocks"),
+        Column(
+            "budget",
+            pa.string(),
+            "",
+            "macs, sparsity, energy or latency; like all columns below, same in all rows",
+        ),
         Column("target", pa.float64(), "", "the budget: share kept of the dense model's, or sparsity"),
-        Column("achieved", pa.float64(), "", "what the allocation reaches of it"),
+        Column("achieved", pa.float64(), "", "value that the allocation reaches"),
         Column("second_budget", pa.string(), "", "the other of two budgets; null without one", nullable=True),
         Column("second_target", pa.float64(), "", "its target", nullable=True),
-        Column("second_achieved", pa.float64(), "", "what the allocation reaches of it", nullable=True),
+        Column("second_achieved", pa.float64(), "", "value that the allocation reaches", nullable=True),
     ),
 )
 
@@ -217,11 +222,21 @@ FRONTIER = Schema(
     "frontier.parquet",
     "allocation on the frontier of two budgets, by distortion and weight",
     (
-        Column("level", pa.float64(), "", "distortion allowed, in those of the allocation that meets both budgets"),
-        Column("weight", pa.float64(), "", "share of the first budget in the combined cost; 1 less it, of the second"),
+        Column(
+            "level",
+            pa.float64(),
+            "",
+            "allowed distortion, relative to the allocation that meets both budgets",
+        ),
+        Column(
+            "weight",
+            pa.float64(),
+            "",
+            "weight of the first budget in the combined cost; 1 - weight for the second",
+        ),
         Column("distortion", pa.float64(), "logit^2/image", "sum of the layers' curves"),
-        Column("first", pa.float64(), "", "what is reached of the first budget: share kept, or sparsity"),
-        Column("second", pa.float64(), "", "what is reached of the second"),
+        Column("first", pa.float64(), "", "value reached for the first budget: share kept, or sparsity"),
+        Column("second", pa.float64(), "", "value reached for the second budget"),
     ),
 )
 
@@ -244,15 +259,15 @@ METRICS = Schema(
     (
         _STAGE,
         Column("images", pa.int64(), "", "validation images evaluated"),
-        Column("images_skipped", pa.int64(), "", "validation images left out because they cannot be decoded"),
+        Column("images_skipped", pa.int64(), "", "validation images skipped because they cannot be decoded"),
         Column("top1", pa.float64(), "%", "top-1 accuracy"),
         Column("top5", pa.float64(), "%", "top-5 accuracy"),
         Column("loss", pa.float64(), "nat", "cross-entropy"),
-        Column("macs", pa.int64(), "MAC/image", "in linear layers, as the paper counts: what blocks keep"),
+        Column("macs", pa.int64(), "MAC/image", "in linear layers, as the paper counts: of kept blocks"),
         Column(
             "macs_all", pa.int64(), "MAC/image", "all matrix products, attention included (half of torch's FLOP count)"
         ),
-        Column("parameters", pa.int64(), "", "parameters that are kept: all, less the pruned weights"),
+        Column("parameters", pa.int64(), "", "kept parameters: all minus the pruned weights"),
         Column("sparsity", pa.float64(), "", "share of the weights of prunable layers that is pruned"),
         Column(
             "power_term",
@@ -274,47 +289,47 @@ LAYERS = Schema(
         Column("role", pa.string(), "", "last part of the name"),
         Column("prunable", pa.bool_(), "", "whether the layer has a mask"),
         Column("blocks", pa.int64(), "", "blocks of the layer; 0 without a mask"),
-        Column("blocks_kept", pa.int64(), "", "blocks that stay; 0 without a mask"),
-        Column("macs", pa.int64(), "MAC/image", "multiply-accumulates of the weights that stay"),
-        Column("parameters", pa.int64(), "", "weights that stay, and biases"),
+        Column("blocks_kept", pa.int64(), "", "kept blocks; 0 without a mask"),
+        Column("macs", pa.int64(), "MAC/image", "multiply-accumulates of the kept weights"),
+        Column("parameters", pa.int64(), "", "kept weights, and biases"),
         Column(
             "power_term",
             pa.float64(),
             "block row",
             "the paper's term: blocks_kept * in_features / 16; 0 without a mask",
         ),
-        Column("energy", pa.float64(), "J/image", "modelled energy of the layer with the weights that stay"),
+        Column("energy", pa.float64(), "J/image", "modelled energy of the layer with its kept weights"),
     ),
 )
 
 SPEED = Schema(
     "speed.parquet",
-    "arm of a benchmark, at a batch size",
+    "configuration of a benchmark, at a batch size",
     (
         _STAGE,
-        Column("arm", pa.string(), "", "what ran: dense, masked or sparse model, eager, compiled or by an engine"),
+        Column("arm", pa.string(), "", "configuration: dense, masked or sparse model, eager, compiled or by an engine"),
         Column("batch_size", pa.int64(), "", "images per pass"),
-        Column("rounds", pa.int64(), "", "timed passes; in each round all arms take turns"),
+        Column("rounds", pa.int64(), "", "timed passes; in each round all configurations are interleaved"),
         Column("milliseconds", pa.float64(), "ms/pass", "median"),
         Column("milliseconds_low", pa.float64(), "ms/pass", "lower end of the median's 95 % interval"),
         Column("milliseconds_high", pa.float64(), "ms/pass", "upper end"),
         Column("images_per_second", pa.float64(), "1/s", "from the median"),
-        Column("reference", pa.string(), "", "the fastest dense arm"),
-        Column("speed_up", pa.float64(), "", "median over the rounds of the reference's time over the arm's"),
+        Column("reference", pa.string(), "", "the fastest dense configuration"),
+        Column("speed_up", pa.float64(), "", "median over the rounds of the reference's time over the configuration's"),
         Column("speed_up_low", pa.float64(), "", "lower end of the median's 95 % interval"),
         Column("speed_up_high", pa.float64(), "", "upper end"),
         Column(
             "top1",
             pa.float64(),
             "%",
-            "accuracy of an engine that rounds to int8 by itself, on `engine_images`; null: that of the model",
+            "accuracy of an engine that quantises to int8 itself, on `engine_images`; null: that of the model",
             nullable=True,
         ),
-        Column("images", pa.int64(), "", "images that this accuracy was counted on; null as it is", nullable=True),
-        Column("kernel", pa.string(), "", "what computes block-sparse layers here: its name, or masked dense"),
+        Column("images", pa.int64(), "", "images of this accuracy; null like top1", nullable=True),
+        Column("kernel", pa.string(), "", "kernel of block-sparse layers here, or masked dense"),
         Column("dtype", pa.string(), "", "of weights and activations"),
         Column("device", pa.string(), "", "cpu or cuda"),
-        Column("device_name", pa.string(), "", "as the system calls it"),
+        Column("device_name", pa.string(), "", "name by the system"),
         Column("threads", pa.int64(), "", "CPU threads of torch"),
         Column("torch", pa.string(), "", "version"),
     ),
@@ -327,12 +342,12 @@ CHOICES = Schema(
         Column("batch_size", pa.int64(), "", "images per pass"),
         Column("module", pa.string(), "", "name in the model"),
         Column("kind", pa.string(), "", "layer, or attention (its product alone)"),
-        Column("by_kernel", pa.bool_(), "", "whether our kernel computes it, since that was measured to be faster"),
-        Column("precision", pa.string(), "", "numbers that it multiplies: float32, bfloat16, int8"),
+        Column("by_kernel", pa.bool_(), "", "whether our kernel computes it, because it was measured to be faster"),
+        Column("precision", pa.string(), "", "type of the products: float32, bfloat16, int8"),
         Column("sparsity", pa.float64(), "", "share of its blocks that is pruned; null of attention", nullable=True),
-        Column("torch_milliseconds", pa.float64(), "ms/pass", "as it was; null if not timed", nullable=True),
-        Column("kernel_milliseconds", pa.float64(), "ms/pass", "by our kernel; null if not timed", nullable=True),
-        Column("reason", pa.string(), "", "why it stayed as it was; empty if a kernel computes it"),
+        Column("torch_milliseconds", pa.float64(), "ms/pass", "without our kernel; null if not timed", nullable=True),
+        Column("kernel_milliseconds", pa.float64(), "ms/pass", "with our kernel; null if not timed", nullable=True),
+        Column("reason", pa.string(), "", "why it was not replaced; empty if our kernel computes it"),
     ),
 )
 
@@ -349,12 +364,12 @@ ENERGY = Schema(
             nullable=True,
         ),
         Column("reason", pa.string(), "", "why nothing was measured; null if it was", nullable=True),
-        Column("repeat", pa.int64(), "", "from 1, all arms in turn; 0 if nothing was measured"),
+        Column("repeat", pa.int64(), "", "from 1, configurations interleaved; 0 if nothing was measured"),
         Column("images", pa.int64(), "", "images computed in the window; 0 if nothing was measured"),
         Column("seconds", pa.float64(), "s", "length of the window", nullable=True),
-        Column("joules", pa.float64(), "J", "what the counter rose by, idle power included", nullable=True),
+        Column("joules", pa.float64(), "J", "increase of the counter, idle power included", nullable=True),
         Column("idle_watts", pa.float64(), "W", "power of the idle device, before this repeat", nullable=True),
-        Column("joules_net", pa.float64(), "J", "joules less idle_watts * seconds", nullable=True),
+        Column("joules_net", pa.float64(), "J", "joules - idle_watts * seconds", nullable=True),
     ),
 )
 

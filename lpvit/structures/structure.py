@@ -1,4 +1,4 @@
-"""The interface of a structure: what may be removed from a model, at which distortion, and how the rest is refitted.
+"""The interface of a structure: what may be removed from a model, its distortion, and refitting of the rest.
 
 A structure either offers options layer by layer, among which an allocator chooses (`Structure`), or makes one choice
 for the whole model (`ModelStructure`).
@@ -7,7 +7,7 @@ for the whole model (`ModelStructure`).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec
 from lpvit.models.analysis.passes import Batches
-from lpvit.settings import Section
+
+if TYPE_CHECKING:
+    from lpvit.structures.settings import StructureSettings
 
 Statistics = dict[str, dict[str, Tensor]]  # layer -> name of a statistic -> tensor
 
@@ -25,8 +27,8 @@ class Options:
     """What can be removed from every layer, and the distortion of removing it.
 
     Attributes:
-        blocks: What goes piece by piece, schema ``BLOCKS``.
-        curves: Distortion of every layer by how many pieces have gone, schema ``CURVES``.
+        blocks: The removable pieces, schema ``BLOCKS``.
+        curves: Distortion of every layer by the number of removed pieces, schema ``CURVES``.
     """
 
     blocks: pd.DataFrame
@@ -69,7 +71,7 @@ class Structure(Protocol):
     def statistics(
         model: nn.Module, images: Batches, needed: Mapping[str, Any], device: torch.device | str
     ) -> Statistics:
-        """What the calibration images say about the layers of a model."""
+        """Statistics of the layers of a model on the calibration images."""
 
     def options(
         self, statistics: Statistics, model: nn.Module | None, images: Batches | None, device: torch.device | str
@@ -77,10 +79,10 @@ class Structure(Protocol):
         """The options that follow from the statistics; model and images are needed if `measures_images`."""
 
     def choose(self, blocks: pd.DataFrame, allocation: pd.DataFrame) -> Any:
-        """What an allocation (schema ``ALLOCATION``) leaves of every layer, in the terms of this structure."""
+        """The remaining part of every layer after an allocation (schema ``ALLOCATION``), in terms of this structure."""
 
     def compress(self, model: nn.Module, choice: Any, images: Batches | None, device: torch.device | str) -> Compressed:
-        """A compressed copy of a dense model, on the CPU; weights are refitted where calibration images are given."""
+        """A compressed copy of a dense model, on the CPU; weights are refitted if calibration images are given."""
 
 
 @runtime_checkable
@@ -96,7 +98,7 @@ def structure_class(name: str) -> Any:
     return import_module(f"lpvit.structures.{name}.structure").STRUCTURE
 
 
-def structure_of(pruning: Section) -> Structure | ModelStructure:
-    """The structure that the settings of a pruning ask for."""
-    structure: Structure | ModelStructure = structure_class(getattr(pruning, "structure", "blocks"))(pruning)
+def structure_of(pruning: "StructureSettings") -> Structure | ModelStructure:
+    """The structure of the settings of a pruning."""
+    structure: Structure | ModelStructure = structure_class(pruning.structure)(pruning)
     return structure

@@ -1,3 +1,5 @@
+"""Training loop, loss, resuming, launching of processes, evaluation."""
+
 from lpvit.lazy import modules_of
 
 __getattr__ = modules_of(__name__)

@@ -1,4 +1,4 @@
-"""What happens to whole batches of training images: erasing, mixing, smooth labels, by timm's parts.
+"""Augmentation of whole batches: erasing, mixing and label smoothing, built from timm.
 
 N = images of a batch; C, H, W = channels, height and width; K = classes.
 """
@@ -12,7 +12,7 @@ from lpvit.training.settings import Recipe
 
 
 class BatchAugmentation:
-    """Random erasing, then mixup or cutmix, of whole batches where they lie, and label smoothing.
+    """Random erasing, then mixup or cutmix, of whole batches on their device, and label smoothing.
 
     Args:
         recipe: Its ``random_erasing``, ``mixup``, ``cutmix`` and ``label_smoothing``.
@@ -36,6 +36,6 @@ class BatchAugmentation:
             self.erase(images)
         targets = mixup_target(labels, self.classes, smoothing=self.smoothing)
         if self.mixup:
-            even = len(images) // 2 * 2  # images are mixed in pairs; the last of an odd batch stays as it is
+            even = len(images) // 2 * 2  # images are mixed in pairs; the last of an odd batch is unchanged
             _, targets[:even] = self.mixup(images[:even], labels[:even])
         return images, targets

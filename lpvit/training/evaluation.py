@@ -35,10 +35,10 @@ class Accuracy:
 
     @classmethod
     def from_sums(cls, sums: Tensor) -> "Accuracy":
-        """From the sums that `evaluation_sums` gives, added over as many parts of the images as there are.
+        """From the sums of `evaluation_sums`, added over all shards of the images.
 
         Raises:
-            LpvitError: There was no image.
+            LpvitError: No image was evaluated.
         """
         images, top1, top5, loss = sums.tolist()
         if images == 0:
@@ -55,7 +55,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: 
         device: Where to compute.
 
     Raises:
-        LpvitError: The loader gives no image.
+        LpvitError: The loader yields no image.
     """
     accuracy = Accuracy.from_sums(evaluation_sums(model, loader, device))
     _logger.info("top-1 %.2f %% of %d images", accuracy.top1, accuracy.images)
@@ -65,7 +65,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: 
 def evaluation_sums(
     model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device, progress: bool = True
 ) -> Tensor:
-    """Sums over a loader, which may be one process's part of the images, or empty.
+    """Sums over a loader, which may be the shard of one process, or empty.
 
     Args:
         model: Moved to the device and left in evaluation mode.
@@ -79,7 +79,7 @@ def evaluation_sums(
     dtype = next((weight.dtype for weight in model.to(device).eval().parameters()), None)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, labels in bar(loader, "evaluation", "batch", leave=False, shown=progress):
-        with torch.inference_mode():  # not around the loader, which may keep its tensors for training
+        with torch.inference_mode():  # not around the loader, whose tensors may be reused in training
             sums += _batch_sums(model(images.to(device=device, dtype=dtype)), labels.to(device))
     return sums
 

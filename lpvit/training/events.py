@@ -1,4 +1,4 @@
-"""The course of a training as TensorBoard events, for `tensorboard --logdir`."""
+"""History of a training as TensorBoard events, for `tensorboard --logdir`."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ class Events:
     """Writes a scalar for each column of ``HISTORY`` and epoch; without a folder, nothing.
 
     Args:
-        folder: Of this training alone.
-        first_epoch: What a killed run wrote from this epoch on is not shown any more.
+        folder: For this training only.
+        first_epoch: Events that an interrupted run wrote from this epoch on are hidden.
     """
 
     def __init__(self, folder: Path | None, first_epoch: int) -> None:
@@ -25,7 +25,7 @@ class Events:
             self._writer = SummaryWriter(str(folder), purge_step=first_epoch)
 
     def write(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Adds an epoch; it can be seen at once."""
+        """Adds an epoch and flushes the file."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, epoch)
@@ -40,7 +40,7 @@ class Events:
 
 
 def require_tensorboard(folder: Path | None) -> None:
-    """Makes sure that events can be written if they are asked for.
+    """Checks that events can be written if they are requested.
 
     Raises:
         LpvitError: TensorBoard is not installed.

@@ -1,10 +1,10 @@
-r"""Gradual magnitude pruning: blocks go while a model is trained (Zhu and Gupta, 2017, To prune, or not to prune).
+r"""Gradual magnitude pruning: blocks are pruned during training (Zhu and Gupta, 2017, To prune, or not to prune).
 
-Of a layer that is to lose a share s of its blocks, at progress p of the time given the share
+A layer with final sparsity s has, at progress p of the pruning phase, the sparsity
 
 .. math:: s (1 - (1 - p)^3)
 
-is gone, those of the least mean abs(w) first. With blocks of 1 x 1 these are single weights.
+with the blocks of the smallest mean abs(w) pruned first. With blocks of 1 x 1 these are single weights.
 """
 
 import torch
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from lpvit.models.analysis.layers import weight_matrix
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
 
-UPDATES = 100  # of the masks, over the time given
+UPDATES = 100  # of the masks, over the pruning phase
 
 
 class GradualPruning:
     """Masks that follow the weights of a model.
 
     Args:
-        model: Whose weights are looked at.
-        final: Keep masks at the end, (R, C) for each layer, of which only the number of blocks counts.
+        model: The weights are read from it.
+        final: Keep masks at the end, (R, C) for each layer, of which only the number of blocks is used.
         block_shape: Rows and columns of a block.
-        steps: Over which blocks go.
+        steps: Optimiser steps of the pruning phase.
     """
 
     def __init__(self, model: nn.Module, final: KeepMasks, block_shape: tuple[int, int], steps: int) -> None:

@@ -1,8 +1,8 @@
-"""A function in several processes on one machine or on several, through torch's own elastic launcher.
+"""Runs a function in several processes on one or several machines, with torch's elastic launcher.
 
-``torch.distributed.launcher`` is what ``torchrun`` runs on: kept with torch, no further dependency. It finds the free
-port, watches the processes, and stops all of them when one fails. On every further machine runs a launcher of its own
-(``python -m lpvit.training.launcher FILE``); that of the first machine starts them and hands them the work in a file.
+``torch.distributed.launcher`` is the basis of ``torchrun`` and part of torch. It finds a free port, monitors the
+processes, and stops all of them when one fails. Every further machine runs its own launcher
+(``python -m lpvit.training.launcher FILE``), started by that of the first machine, with the work in a file.
 """
 
 import json
@@ -47,18 +47,18 @@ def launch(
 ) -> None:
     """Calls ``function(argument, rank, processes)`` in new processes that form a process group; waits for all.
 
-    Log records of rank 0 arrive at this process's loggers. The processes end with this one, however it ends.
+    Log records of rank 0 are forwarded to this process's loggers. The processes end when this one ends or is killed.
 
     Args:
         function: A function of an importable module.
-        argument: Can be pickled; whatever it refers to stands in an importable module, not in the script that runs.
+        argument: Picklable; everything it refers to is defined in an importable module, not in the running script.
         processes: How many, over all nodes.
         backend: ``gloo`` on CPUs, ``nccl`` on GPUs; a process uses the GPU of its local rank.
         nodes: Where; they share the folder in which this process runs.
 
     Raises:
         LpvitError: One of the processes raised it; same message. Or the processes do not divide over the nodes.
-        ChildFailedError: Another exception in one of the processes; holds its traceback.
+        ChildFailedError: Another exception in one of the processes; contains its traceback.
     """
     if processes % len(nodes):
         raise LpvitError(f"compute.processes: {processes} do not divide over {len(nodes)} nodes")
@@ -75,7 +75,7 @@ def launch(
 
 @dataclass(frozen=True)
 class _Group:
-    """What the launchers of all nodes agree on."""
+    """Settings shared by the launchers of all nodes."""
 
     processes: int
     backend: str
@@ -117,7 +117,7 @@ def _meeting_point(nodes: Nodes) -> str:
 
 @contextmanager
 def _further_nodes(launchers: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Ends the launchers of the other nodes with this one, and fails where one of them did."""
+    """Ends the launchers of the other nodes with this one, and raises if one of them failed."""
     try:
         yield
         for launcher in launchers:
@@ -129,9 +129,9 @@ def _further_nodes(launchers: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def _work(job: bytes, backend: str, parent: int, log: Connection | None, level: int) -> None:
-    """What each process runs."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # comes when the parent dies; must also end a blocked collective
-    if os.getppid() != parent:  # it died before torch asked for that signal
+    """Entry point of each process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # sent when the parent dies; must also interrupt a blocked collective
+    if os.getppid() != parent:  # it died before torch registered that signal
         sys.exit("the launching process is gone")
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank == 0 and log is not None:
@@ -147,7 +147,7 @@ def _work(job: bytes, backend: str, parent: int, log: Connection | None, level: 
 def _user_errors(folder: Path) -> Iterator[str]:
     """Messages of the LpvitErrors among the processes' error files.
 
-    Others may have failed first in the eyes of the launcher: they lose the connection to the process that raised.
+    The launcher may report others first, because they lose the connection to the process that raised.
     """
     prefix = f"{LpvitError.__name__}: "
     for file in sorted(folder.rglob("error.json")):
@@ -176,12 +176,12 @@ def _relayed_log() -> Iterator[Connection]:
     try:
         yield writer
     finally:
-        writer.close()  # with the processes gone, the last writer: the reader comes to its end
+        writer.close()  # the last writer once the processes have ended, so the reader sees the end of the pipe
         thread.join(timeout=5)
 
 
 def _relay(reader: Connection) -> None:
-    with reader, suppress(EOFError, OSError):  # OSError: the sender was killed in the middle of a record
+    with reader, suppress(EOFError, OSError):  # OSError: the sender was killed while writing a record
         while True:
             record = reader.recv()
             logging.getLogger(record.name).handle(record)
@@ -200,7 +200,7 @@ def _hidden_main_module() -> Iterator[None]:
 
 @contextmanager
 def _quiet_agent() -> Iterator[None]:
-    """Leaves the telling of a failure to the exception, which says the same as torch's log records."""
+    """Silences torch's log records of a failure, which repeat the exception."""
     loggers = [
         logging.getLogger(f"torch.distributed.elastic.{name}")
         for name in ("multiprocessing.api", "agent.server.local_elastic_agent")
@@ -229,7 +229,7 @@ def _main(file: str, host: str) -> int:
 
 
 if __name__ == "__main__":
-    # Pickled classes name this module as others import it, not as __main__.
+    # Pickled classes refer to this module by its import name, not as __main__.
     from lpvit.training.launcher import _main as main
 
     sys.exit(main(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The loss of training: cross-entropy, alone or together with a teacher's opinion.
+"""The loss of training: cross-entropy, alone or with distillation from a teacher.
 
 After Touvron et al., "Training data-efficient image transformers & distillation through attention" (DeiT), ICML 2021,
 section 4. N = images of a batch; K = classes.
@@ -21,10 +21,10 @@ class TrainingLoss(nn.Module):
     r"""(1 - alpha) * cross-entropy with the targets + alpha * distillation loss against the teacher.
 
     A model with two heads gives (class logits, distillation logits): the class head learns the targets, the other the
-    teacher. A model with one learns both with it. Without a teacher the cross-entropy is all.
+    teacher. A model with one head learns both with it. Without a teacher only the cross-entropy is used.
 
     Args:
-        student: The model in training, for its normalisation; a two-headed one is told to give both outputs.
+        student: The model in training, for its normalisation; a two-headed one is set to return both outputs.
         teacher: Frozen here; None without distillation.
         kind: Which distillation loss.
         alpha: Share of the distillation loss.
@@ -57,7 +57,7 @@ class TrainingLoss(nn.Module):
         """The mean over a batch, in nat.
 
         Args:
-            images: As the student saw them, (N, C, H, W).
+            images: Input of the student, (N, C, H, W).
             output: Of the student in training mode: logits (N, K), or two of them.
             targets: Probabilities of the classes, (N, K).
         """
@@ -94,7 +94,7 @@ def soft_distillation_loss(student: Tensor, teacher: Tensor, temperature: float)
 
 
 def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cross-entropy with the class that the teacher chooses, mean over the images (DeiT, equation 3).
+    """Cross-entropy with the teacher's most likely class, mean over the images (DeiT, equation 3).
 
     Args:
         student: Logits (N, K).
@@ -104,7 +104,7 @@ def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class InputConversion(nn.Module):
-    """From a batch as one model takes it to what another takes: normalisation and size.
+    """Converts a batch from the input format of one model to that of another: normalisation and size.
 
     x' = (x * std + mean - mean') / std', then a bicubic resize.
 
@@ -129,7 +129,7 @@ class InputConversion(nn.Module):
         self.register_buffer("shift", ((mean - new_mean) / new_std).float())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to (N, C, H', W'); the same tensor where there is nothing to convert."""
+        """Images (N, C, H, W) to (N, C, H', W'); the same tensor if the formats are equal."""
         if not self.same_normalisation:
             images = images * self.scale + self.shift
         if tuple(images.shape[-2:]) != self.size:

@@ -1,4 +1,4 @@
-"""The machines of a training: which they are, and how a process is started on each."""
+"""The machines of a training, and starting a process on each."""
 
 import os
 import shlex
@@ -16,11 +16,11 @@ _SLURM = "srun --overlap --nodes=1 --ntasks=1 --nodelist={host}"
 
 @dataclass(frozen=True)
 class Nodes:
-    """Machines that see the same files, this one first.
+    """Machines with a shared file system, this one first.
 
     Attributes:
-        hosts: Their addresses; none is this machine alone.
-        command: What starts a command on another, with ``{host}`` in the place of its address.
+        hosts: Their addresses; empty for this machine only.
+        command: Starts a command on another machine; ``{host}`` is replaced by its address.
     """
 
     hosts: tuple[str, ...] = ()
@@ -33,17 +33,17 @@ class Nodes:
         """Starts a command on another machine, in the folder of this process."""
         script = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}"
         start = shlex.split(self.command.format(host=host))
-        if start[0] == "ssh":  # hands its arguments to a shell as one line
+        if start[0] == "ssh":  # joins its arguments to one shell line
             return subprocess.Popen([*start, script])
         return subprocess.Popen([*start, "sh", "-c", script])
 
 
 def nodes_of(asked: Sequence[str] | int | Literal["slurm"], command: str) -> Nodes:
-    """The nodes that the config asks for.
+    """The nodes of the config.
 
     Args:
-        asked: Addresses, this machine first; a number of nodes that SLURM gave the job; or ``slurm``: all of them.
-        command: For addresses; SLURM has its own.
+        asked: Addresses, this machine first; the number of nodes of the SLURM job; or ``slurm``: all of them.
+        command: For addresses; SLURM uses ``srun``.
 
     Raises:
         LpvitError: This is no SLURM job, or it has another number of nodes.
@@ -59,7 +59,7 @@ def nodes_of(asked: Sequence[str] | int | Literal["slurm"], command: str) -> Nod
 
 
 def _hosts_of_job(asked: int | str) -> list[str]:
-    """Its nodes, this one first; of the job, since the environment of a step within it names those of the step."""
+    """Nodes of the SLURM job, this one first; the environment of a job step lists only those of the step."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         raise LpvitError(
@@ -75,7 +75,7 @@ def _told(*command: str) -> list[str]:
 
 
 def free_port(host: str) -> int:
-    """A port at which the processes can meet."""
+    """A free port for the rendezvous of the processes."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

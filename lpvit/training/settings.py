@@ -18,14 +18,16 @@ Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 class Recipe(Section):
-    """Training: from scratch for a dense model, or with frozen masks for a pruned one."""
+    """Training: from scratch for a dense model, or with fixed masks for a pruned one."""
 
     epochs: int = Field(gt=0, description="passes over the training split")
     batch_size: int = Field(gt=0, description="images per optimiser step, over all processes")
-    accumulation: int = Field(1, gt=0, description="parts of a process's batch that follow each other, to save memory")
+    accumulation: int = Field(1, gt=0, description="micro-batches per process and optimiser step, to save memory")
     learning_rate: float = Field(gt=0, description="peak learning rate")
     learning_rate_batch_size: int | None = Field(
-        None, gt=0, description="batch size that `learning_rate` is for; it is scaled in proportion to `batch_size`"
+        None,
+        gt=0,
+        description="batch size of `learning_rate`, which is scaled in proportion to `batch_size`",
     )
     min_learning_rate: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine")
     warmup_epochs: float = Field(0, ge=0, description="epochs of linear warm-up")
@@ -41,12 +43,12 @@ class Recipe(Section):
     color_jitter: float = Field(0.0, ge=0, description="strength of colour jitter; timm uses it without RandAugment")
     rand_augment: str | None = Field(None, description="timm's policy string, for example `rand-m9-mstd0.5-inc1`")
     random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle")
-    repeated_augmentation: int = Field(1, gt=0, description="times an image is repeated in an epoch of equal length")
+    repeated_augmentation: int = Field(1, gt=0, description="repetitions of an image in an epoch of the same length")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null is off")
     pruned_over: Share = Field(
         0.0,
-        description="share of the training over which blocks go from the dense model, by magnitude (gradual magnitude "
-        "pruning; as many of every layer as the budget says); 0 starts without them",
+        description="share of the training during which blocks are pruned by magnitude (gradual magnitude pruning; as "
+        "many per layer as the budget allocates); 0 starts from the pruned model",
     )
     distillation: Literal["none", "soft", "hard"] = Field("none", description="loss against the teacher")
     teacher: str | None = Field(None, description="`dense` (the model before pruning) or a timm model name")
@@ -58,7 +60,7 @@ class Recipe(Section):
 
     @property
     def learning_rate_scale(self) -> float:
-        """By which the peak of the learning rate is multiplied (Goyal et al., 2017)."""
+        """Factor of the peak learning rate (Goyal et al., 2017)."""
         return self.batch_size / (self.learning_rate_batch_size or self.batch_size)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The loaders of a training: both splits of a dataset, shared by the processes that train."""
+"""The loaders of a training: both splits of a dataset, sharded over the processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lpvit.training.settings import Recipe
 
 @dataclass(frozen=True)
 class SplitLoaders:
-    """Makes the loaders of one process; can be pickled, so that every process makes its own.
+    """Creates the loaders of one process; can be pickled, so that every process creates its own.
 
     Attributes:
         images: Both splits, schema ``IMAGES``.
@@ -34,7 +34,7 @@ class SplitLoaders:
     compute: Compute
 
     def __call__(self, rank: int, processes: int, device: torch.device) -> tuple[Loader, Loader]:
-        """The parts of the training and validation split that process ``rank`` of ``processes`` reads."""
+        """The shards of the training and validation split of process ``rank`` of ``processes``."""
         threads = max(1, self.compute.threads // processes)
         return self._training(rank, processes, threads, device), self._validation(rank, processes, threads, device)
 
@@ -60,7 +60,7 @@ class SplitLoaders:
 
 
 def augmentation_of(recipe: Recipe) -> Augmentation:
-    """The part of a recipe that acts on single images.
+    """The augmentation of single images in a recipe.
 
     Raises:
         LpvitError: The RandAugment policy cannot be read.

@@ -1,4 +1,4 @@
-"""The teacher that a recipe names."""
+"""The teacher of a recipe."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from lpvit.training.settings import Recipe
 
 
 def load_teacher(recipe: Recipe, num_classes: int, dense: str | Path) -> nn.Module | None:
-    """The teacher that a recipe names, or None if it has none.
+    """The teacher of a recipe, or None without distillation.
 
     Args:
         recipe: ``teacher`` is ``dense`` or a timm name, with timm's weights or a local ``teacher_checkpoint``.
@@ -19,7 +19,7 @@ def load_teacher(recipe: Recipe, num_classes: int, dense: str | Path) -> nn.Modu
         dense: Artifact of the model before pruning.
 
     Raises:
-        LpvitError: The teacher's weights are not there or do not fit.
+        LpvitError: The teacher's weights are missing or do not fit.
     """
     if recipe.teacher is None:
         return None

@@ -1,4 +1,4 @@
-"""Training, of a dense model from scratch as of a pruned one with frozen masks.
+"""Training of a dense model from scratch, or of a pruned one with fixed masks.
 
 The recipe is DeiT's (Touvron et al., ICML 2021, section 6 and table 9) built from timm's parts.
 """
@@ -17,22 +17,22 @@ from torch import Tensor
 from lpvit.errors import LpvitError
 from lpvit.store.artifacts import load
 from lpvit.structures.blocks.grid import KeepMasks
-from lpvit.training.course import resumed_course, seed_generators
 from lpvit.training.events import Events, require_tensorboard
 from lpvit.training.job import Training
 from lpvit.training.launcher import launch, local_rank
+from lpvit.training.progress import resumed_progress, seed_generators
 from lpvit.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
-    """What a training ends with.
+    """The result of a training.
 
     Attributes:
-        state: Weights on the CPU, averaged (EMA) if the recipe says so.
+        state: Weights on the CPU, averaged (EMA) if the recipe has an ``ema_decay``.
         history: Schema ``HISTORY``.
-        keep_masks: Those given, or what gradual pruning made of them.
+        keep_masks: The given ones, or those of gradual pruning.
     """
 
     state: dict[str, Tensor]
@@ -41,19 +41,22 @@ class Trained(NamedTuple):
 
 
 def train(training: Training) -> Trained:
-    """Trains a model; a run that was killed goes on after its last complete epoch, to the same result.
+    """Trains a model; an interrupted run resumes from its last checkpoint, with the same result.
 
     Several processes (`lpvit.training.launcher`) share each batch, with their gradients averaged.
 
     Returns:
-        The weights, the course and the masks.
+        The weights, the history and the masks.
 
     Raises:
         LpvitError: The recipe does not fit the data, the model, the teacher or the machine; or the loss is not finite.
     """
     _check(training)
     require_tensorboard(training.events)
-    model, teacher = copy.deepcopy(training.model), copy.deepcopy(training.teacher)  # apart, also where they are one
+    model, teacher = (
+        copy.deepcopy(training.model),
+        copy.deepcopy(training.teacher),
+    )  # may be one object
     job = replace(training, model=model, teacher=teacher)
     if job.processes == 1:
         _train(job)
@@ -78,23 +81,23 @@ def _check(training: Training) -> None:
 
 
 def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
-    """The part of one process; at the end the resume file holds the result."""
+    """The training of one process; at the end the resume file contains the result."""
     torch.set_num_threads(max(1, job.threads * len(job.nodes) // processes))
     device = torch.device("cuda", local_rank()) if processes > 1 and job.device.type == "cuda" else job.device
     training_loader, validation_loader = job.make_loaders(rank, processes, device)
     if len(training_loader) == 0:
-        raise LpvitError("recipe: the training split gives no batch; lower 'batch_size' or check the dataset")
+        raise LpvitError("recipe: the training split yields no batch; lower 'batch_size' or check the dataset")
     trainer = Trainer(job, device, len(training_loader), processes)
-    course = resumed_course(job, trainer)
-    first_epoch = len(course.history) + 1
+    progress = resumed_progress(job, trainer)
+    first_epoch = len(progress.history) + 1
     with Events(job.events if rank == 0 else None, first_epoch) as events:
         for epoch in range(first_epoch, job.recipe.epochs + 1):
             start = time.monotonic()
-            if course.steps_done == 0:
+            if progress.steps_done == 0:
                 seed_generators(job.recipe.seed, epoch, rank)
             training_loader.set_epoch(epoch)
-            loss = trainer.train_epoch(training_loader, epoch, course, progress=rank == 0)
-            accuracy = trainer.validate(validation_loader, epoch, progress=rank == 0)
+            loss = trainer.train_epoch(training_loader, epoch, progress, shown=rank == 0)
+            accuracy = trainer.validate(validation_loader, epoch, shown=rank == 0)
             measured = {
                 "learning_rate": trainer.learning_rate,
                 "train_loss": loss,
@@ -102,19 +105,19 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
                 "top1": accuracy.top1,
                 "seconds": time.monotonic() - start,
             }
-            course.end_epoch({"epoch": epoch, **measured})
-            course.save(trainer)
+            progress.end_epoch({"epoch": epoch, **measured})
+            progress.save(trainer)
             events.write(epoch, measured)
             if rank == 0:
                 logger.info(
                     "epoch %d/%d, %s left: loss %.4f, validation loss %.4f, top-1 %.2f %%, %.1f s",
-                    *(epoch, job.recipe.epochs, _time_left(course.history, job.recipe.epochs)),
+                    *(epoch, job.recipe.epochs, _time_left(progress.history, job.recipe.epochs)),
                     *(loss, accuracy.loss, accuracy.top1, measured["seconds"]),
                 )
 
 
 def _time_left(history: Sequence[Mapping[str, float]], epochs: int) -> str:
-    """What the epochs to come take if each is like the mean of the last three."""
+    """Estimated time of the remaining epochs, from the mean of the last three."""
     recent = [row["seconds"] for row in history[-3:]]
     seconds = (epochs - len(history)) * sum(recent) / len(recent)
     if seconds < 90:

@@ -1,4 +1,4 @@
-"""One process's part of a training: a model, and all that changes with it from step to step.
+"""Training state of one process: model, optimiser, schedule, averaged weights.
 
 N = images of a batch; K = classes.
 """
@@ -21,16 +21,16 @@ from lpvit.schemes.scheme import anneal
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.training.augmentation import BatchAugmentation
-from lpvit.training.course import Course
 from lpvit.training.evaluation import Accuracy, evaluation_sums
 from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
 from lpvit.training.loss import TrainingLoss
+from lpvit.training.progress import TrainingProgress
 from lpvit.training.settings import Recipe
 
 
 class Trainer:
-    """A model, and all that changes with it from step to step."""
+    """A model with its optimiser, schedule and averaged weights."""
 
     def __init__(self, job: Training, device: torch.device, steps_per_epoch: int, processes: int) -> None:
         recipe = job.recipe
@@ -65,10 +65,10 @@ class Trainer:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that counts: the averaged one if there is one."""
+        """The model to evaluate: the averaged one if there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def train_epoch(self, loader: Loader, epoch: int, course: Course, progress: bool) -> float:
+    def train_epoch(self, loader: Loader, epoch: int, progress: TrainingProgress, shown: bool) -> float:
         """One pass over the training split, or what is left of it.
 
         Returns:
@@ -76,15 +76,15 @@ class Trainer:
         """
         self.network.train()
         title = f"epoch {epoch}/{self.recipe.epochs}"
-        steps = bar(loader, title, "batch", leave=False, shown=progress)
+        steps = bar(loader, title, "batch", leave=False, shown=shown)
         for step, (images, labels) in enumerate(steps, start=1):
-            if step <= course.steps_done:  # before the run was killed
+            if step <= progress.steps_done:  # before the run was killed
                 continue
             loss = self.step(*self.augment(images, labels))
             _require_finite(loss, f"the loss in epoch {epoch}, step {step}")
-            course.end_step(loss, len(images), self)
+            progress.end_step(loss, len(images), self)
             steps.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        total, count = _over_processes(torch.tensor(course.sums, dtype=torch.float64, device=self.device)).tolist()
+        total, count = _over_processes(torch.tensor(progress.sums, dtype=torch.float64, device=self.device)).tolist()
         for model in {self.model, self.evaluated}:
             verify_pruned(model.state_dict(), self.expanded_masks)
         return float(total / count)
@@ -104,7 +104,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.gradual is not None:  # what is gone still has momentum
+        if self.gradual is not None:  # pruned weights still have momentum
             zero_pruned(self.model.state_dict(), self.expanded_masks)
         if self.ema is not None:
             self.ema.update(self.model)
@@ -113,7 +113,7 @@ class Trainer:
         return value
 
     def _backward(self, images: Tensor, targets: Tensor) -> float:
-        """Adds the gradients of a batch, part by part; returns its loss. The processes exchange them with the last."""
+        """Accumulates the gradients of a batch by micro-batches, reduces them with the last; returns the loss."""
         value = 0.0
         parts = list(zip(*(batch.chunk(self.recipe.accumulation) for batch in (images, targets)), strict=True))
         for number, (some_images, some_targets) in enumerate(parts, start=1):
@@ -126,13 +126,13 @@ class Trainer:
             value += float(loss.detach())
         return value
 
-    def validate(self, loader: Loader, epoch: int, progress: bool) -> Accuracy:
-        accuracy = Accuracy.from_sums(_over_processes(evaluation_sums(self.evaluated, loader, self.device, progress)))
+    def validate(self, loader: Loader, epoch: int, shown: bool) -> Accuracy:
+        accuracy = Accuracy.from_sums(_over_processes(evaluation_sums(self.evaluated, loader, self.device, shown)))
         _require_finite(accuracy.loss, f"the validation loss after epoch {epoch}")
         return accuracy
 
     def state(self) -> dict[str, Any]:
-        """All that the next epoch depends on; the weights on the CPU."""
+        """Everything that the next epoch depends on; the weights on the CPU."""
         return {
             "model": _on_cpu(self.model),
             "ema": None if self.ema is None else _on_cpu(self.ema.module),
@@ -143,7 +143,7 @@ class Trainer:
         }
 
     def resume(self, saved: dict[str, Any]) -> None:
-        """Goes back to what `state` gave."""
+        """Restores the result of `state`."""
         self.model.load_state_dict(saved["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
@@ -159,14 +159,14 @@ class Trainer:
         return torch.autocast(self.device.type, getattr(torch, self.recipe.precision))
 
     def _take_masks(self, keep_masks: KeepMasks) -> None:
-        """From here on, all other weights are exactly zero, those of the averaged model too."""
+        """Sets all other weights to exactly zero, from now on, also in the averaged model."""
         self.keep_masks = keep_masks
         self.expanded_masks = expand_keep_masks(self.model, keep_masks, self.block_shape)
         for model in {self.model, self.evaluated}:
             zero_pruned(model.state_dict(), self.expanded_masks)
 
     def _freeze_pruned(self) -> None:
-        """With gradient zero, pruned weights have no part in the clipped norm, no momentum, and stay exactly zero."""
+        """With zero gradient, pruned weights do not affect the clipped norm, get no momentum, and stay exactly zero."""
         gradients = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
         zero_pruned(gradients, {name: mask for name, mask in self.expanded_masks.items() if name in gradients})
 
@@ -174,7 +174,7 @@ class Trainer:
 def learning_rate_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> CosineLRScheduler:
     r"""Linear warm-up to the peak, then half a cosine down to the minimum; a value for every optimiser step.
 
-    With w steps of warm-up, T in all, and the peak and minimum of the recipe, step t = 0, 1, ... uses
+    With w steps of warm-up, T steps in total, and the peak and minimum of the recipe, step t = 0, 1, ... uses
     min + (peak - min) t / w for t < w, else min + (peak - min) (1 + cos(pi (t - w) / (T - w))) / 2.
     """
     steps = recipe.epochs * steps_per_epoch

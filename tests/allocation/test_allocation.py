@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from lpvit.allocation import allocate as allocation_of
 from lpvit.allocation import frontier as frontier_of
-from lpvit.allocation.allocators.lpvit import curve_slopes, smooth
+from lpvit.allocation.allocators import Allocator
+from lpvit.allocation.allocators.lpvit import SlopeRule, curve_slopes, smooth
 from lpvit.allocation.hull import lower_hull
 from lpvit.allocation.latency import milliseconds
 from lpvit.allocation.priority import blocks_always_kept
@@ -26,9 +27,8 @@ from lpvit.errors import LpvitError
 from lpvit.store.schemas import ALLOCATION, FRONTIER, read_parquet, write_parquet
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import build_keep_masks
-from lpvit.variants import variants
 
-ALLOCATORS = list(variants("lpvit.allocation.allocators"))
+ALLOCATORS = list(Allocator.registry)
 HEAD = {
     "layer": "head",
     "role": "head",
@@ -203,7 +203,7 @@ def test_lpvit_equalises_the_slopes_of_the_layers():
     # Slopes 2x and 8x are equal at x = 0.8 and 0.2, which together prune half.
     share = np.arange(101) / 100
     frames = case({"a": ((10, 10), 1, share**2), "b": ((10, 10), 1, 4 * share**2)})
-    budget = Budget(sparsity=0.5, allocator="lpvit", smoothing=1)
+    budget = Budget(sparsity=0.5, allocator=SlopeRule(smoothing=1))
     assert pruned(allocate(*frames, budget)) == pytest.approx([80, 20], abs=1)
 
 
@@ -214,16 +214,16 @@ def power_case():
 
 def test_the_power_term_prunes_layers_of_much_power_more():
     # Power slopes -100*10/16 and -100*40/16; 2x - 62.5 beta = 2y - 250 beta with beta 0.4/187.5 makes y = x + 0.2.
-    budget = Budget(sparsity=0.5, allocator="lpvit", smoothing=1)
+    budget = Budget(sparsity=0.5, allocator=SlopeRule(smoothing=1))
     assert pruned(allocate(*power_case(), budget)) == pytest.approx([50, 50], abs=1)
-    powered = budget.model_copy(update={"power_beta": 0.4 / 187.5})
+    powered = budget.model_copy(update={"allocator": SlopeRule(smoothing=1, power_beta=0.4 / 187.5)})
     assert pruned(allocate(*power_case(), powered)) == pytest.approx([40, 60], abs=1)
 
 
 def test_automatic_beta_is_the_ratio_of_the_mean_largest_slopes():
-    budget = Budget(sparsity=0.5, allocator="lpvit", smoothing=1, power_beta="auto", min_keep_ratio=0)
+    budget = Budget(sparsity=0.5, allocator=SlopeRule(smoothing=1, power_beta="auto"), min_keep_ratio=0)
     by_hand = (1 - 0.99**2) / 0.01 / 156.25
-    explicit = budget.model_copy(update={"power_beta": by_hand})
+    explicit = budget.model_copy(update={"allocator": SlopeRule(smoothing=1, power_beta=by_hand)})
     allocation = allocate(*power_case(), budget)
     assert allocation.equals(allocate(*power_case(), explicit))
     assert pruned(allocation) == pytest.approx([0, 99], abs=1)
@@ -231,7 +231,8 @@ def test_automatic_beta_is_the_ratio_of_the_mean_largest_slopes():
 
 def test_a_flat_power_term_of_zero_changes_nothing():
     off = Budget(macs=0.5, allocator="lpvit")
-    assert allocate(*random_case(0), off).equals(allocate(*random_case(0), off.model_copy(update={"power_beta": 0.0})))
+    zero = Budget(macs=0.5, allocator=SlopeRule(power_beta=0.0))
+    assert allocate(*random_case(0), off).equals(allocate(*random_case(0), zero))
 
 
 def test_lpvit_reaches_every_budget_on_curves_that_are_not_convex():
@@ -351,12 +352,12 @@ def test_the_least_reachable_budget_in_the_message_can_be_met(allocator):
 
 def test_an_impossible_sparsity_says_how_far_it_can_go():
     frames = case({"a": ((1, 4), 1, cubic(4)), "b": ((1, 4), 1, cubic(4))})
-    with pytest.raises(LpvitError, match=r"sparsity 0\.9 is impossible, at most 0\.7500 can go.*lower 'sparsity'"):
+    with pytest.raises(LpvitError, match=r"0\.9 is impossible, at most 0\.7500 can be pruned.*lower 'sparsity'"):
         allocate(*frames, Budget(sparsity=0.9))
 
 
 def test_uniform_plus_of_a_single_layer_says_why_it_can_prune_nothing():
-    with pytest.raises(LpvitError, match=r"at most 0\.0000 can go .*the first layer dense"):
+    with pytest.raises(LpvitError, match=r"at most 0\.0000 can be pruned .*the first layer dense"):
         allocate(*case({"a": ((1, 4), 1, cubic(4))}), Budget(sparsity=0.5, allocator="uniform_plus"))
 
 

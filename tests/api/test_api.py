@@ -123,14 +123,14 @@ def test_a_model_on_a_gpu_stays_there_and_is_saved_from_there(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("pruning", "budget"),
     [
-        (lpvit.Pruning(block_shape=(5, 3), distortion="empirical", points=5), lpvit.Budget(sparsity=0.3)),
+        (lpvit.Blocks(block_shape=(5, 3), distortion="empirical", points=5), lpvit.Budget(sparsity=0.3)),
         (
-            lpvit.Pruning(block_shape=(5, 3), saliency="l1", distortion="taylor", layers=("fc1", "patch_embed")),
+            lpvit.Blocks(block_shape=(5, 3), saliency="l1", distortion="taylor", layers=("fc1", "patch_embed")),
             lpvit.Budget(sparsity=0.5, allocator="exact", reconstruction="least_squares"),
         ),
     ],
 )
-def test_every_option_of_the_config_is_within_reach(pruning: lpvit.Pruning, budget: lpvit.Budget) -> None:
+def test_every_option_of_the_config_is_within_reach(pruning: lpvit.Blocks, budget: lpvit.Budget) -> None:
     pruned = lpvit.prune(dense_model("vit"), photographs("vit").split(8), budget=budget, pruning=pruning)
     assert {name.split(".")[-1] for name in pruned.keep_masks} == (
         {"fc1", "proj"} if "patch_embed" in pruning.layers else {"qkv", "proj", "fc1", "fc2"}
@@ -142,7 +142,7 @@ def test_every_option_of_the_config_is_within_reach(pruning: lpvit.Pruning, budg
 
 def test_a_number_as_budget_reconstructs_and_plain_settings_do_not() -> None:
     model, images = dense_model("vit"), photographs("vit").split(8)
-    pruning = lpvit.Pruning(block_shape=BLOCK_SHAPE, saliency="gauss_newton", distortion="gauss_newton")
+    pruning = lpvit.Blocks(block_shape=BLOCK_SHAPE, saliency="gauss_newton", distortion="gauss_newton")
     plain = lpvit.prune(model, images, budget=lpvit.Budget(macs=0.5), pruning=pruning)
     fitted = lpvit.prune(model, images, budget=0.5, block_shape=BLOCK_SHAPE)
     expected = logits(model, torch.cat(images))
@@ -163,7 +163,7 @@ class Endless:
     [
         ({"loader": iter([torch.zeros(1, 1, 16, 16)])}, "loader: found list_iterator, which can be read at most once"),
         ({"loader": None}, "loader: found NoneType, which can be read at most once"),
-        ({"loader": []}, "loader: gives no images"),
+        ({"loader": []}, "loader: yields no images"),
         ({"loader": Endless()}, "loader: found a dict, expected normalised images"),
         ({"loader": [torch.zeros(2, 1, 16, 16, dtype=torch.uint8)]}, "dtype torch.uint8, expected normalised images"),
         ({"loader": [torch.zeros(1, 16, 16)]}, r"loader: found a tensor of shape \(1, 16, 16\)"),
@@ -173,7 +173,7 @@ class Endless:
         ({"block_shape": (64, 64)}, "block_shape: 64x64 is larger than a layer"),
         ({"block_shape": (0, 4)}, r"block_shape: found \(0, 4\), expected two positive whole numbers"),
         ({"block_shape": None}, "block_shape: give either"),
-        ({"pruning": lpvit.Pruning(block_shape=(8, 8))}, "block_shape: give either"),
+        ({"pruning": lpvit.Blocks(block_shape=(8, 8))}, "block_shape: give either"),
     ],
 )
 def test_a_wrong_argument_is_told_in_one_line(arguments: dict[str, Any], line: str) -> None:
@@ -569,7 +569,7 @@ def test_what_is_no_model_to_prune_is_refused_in_its_own_words() -> None:
     for model, message in (
         ("deit_small_patch16_224", "model: found str, expected a model of timm"),
         (on_meta, "model: is on the meta device"),
-        (torch.compile(dense_model("vit")), "model: is compiled; give the model that went into torch.compile"),
+        (torch.compile(dense_model("vit")), "model: is compiled; give the model before torch.compile"),
         (nn.DataParallel(dense_model("vit")), "model: is wrapped in DataParallel; give its 'module'"),
         (network, "model: is not a ViT, DeiT or Swin: no attention to prune, only layers such as conv1"),
     ):

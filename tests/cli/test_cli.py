@@ -69,9 +69,9 @@ def large(root: Path) -> None:
     ("make", "words", "dataset"),
     [
         (unsplit, "no validation split: 4 images, 20% of every class", {"train": ".", "validation_share": 0.2}),
-        (split, "16 images in 'train' train, 8 in 'test' validate", {"validation": "test"}),
+        (split, "16 training images in 'train', 8 validation images in 'test'", {"validation": "test"}),
         (nested, "2 classes, 20 images (20 .png)", {"root": Path("photos/photos of 2024")}),
-        (corrupt, "1 of 20 images looked at cannot be read", {"on_bad_image": "skip"}),
+        (corrupt, "1 of 20 inspected images cannot be read", {"on_bad_image": "skip"}),
         (large, "a small ViT for 112 x 112 pixels, trained from scratch (the weights", {"loader": "memory"}),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
@@ -94,11 +94,11 @@ def test_a_config_is_written_for_a_folder_of_images_and_works(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: None, "photos: folder not found; name the folder that holds your images"),
+        (lambda root: None, "photos: folder not found; give the folder of your images"),
         (lambda root: root.mkdir(), "photos: holds no folders of images; expected photos/<class>/*.jpg, or photos/tr"),
         (lambda root: [unsplit(root), (root / "c").mkdir()], "photos/c: holds no images"),
         (lambda root: make_images(root / "train/a", 3), "photos/train: holds one class, 'a'; a classifier needs two"),
-        (lambda root: Path("lpvit.yaml").touch(), "lpvit.yaml: exists; give another name by --output, or write over"),
+        (lambda root: Path("lpvit.yaml").touch(), "lpvit.yaml: exists; give another name by --output, or overwrite"),
     ],
 )
 def test_a_folder_that_cannot_work_is_told_in_one_line(
@@ -254,10 +254,10 @@ def test_files_that_are_none_of_ours_are_told_in_one_line(capsys: pytest.Capture
     for arguments, message in (
         (["info", "absent.pt"], "absent.pt: file not found"),
         (["info", "foreign.pt"], "foreign.pt: cannot be read (it carries no digest"),
-        (["info", "foreign.parquet"], "foreign.parquet: no table of lpvit; they are images.parquet"),
+        (["info", "foreign.parquet"], "foreign.parquet: not a table of lpvit; these are images.parquet"),
         (["bench", "foreign.pt"], "foreign.pt: cannot be read (it carries no digest"),
         (["export", "model.safetensors", "model.tflite"], "model.tflite: found suffix '.tflite', expected one of"),
-        (["export", "model.safetensors", "m.onnx", "--precision", "int8"], "m.onnx: --precision is of a file .xml"),
+        (["export", "model.safetensors", "m.onnx", "--precision", "int8"], "m.onnx: --precision is for .xml files"),
     ):
         assert main(arguments) == 1
         told = capsys.readouterr().err

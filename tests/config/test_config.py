@@ -1,14 +1,21 @@
 import copy
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import yaml
 
+from lpvit.allocation.allocators.lagrangian import Lagrangian
+from lpvit.allocation.allocators.lpvit import SlopeRule
 from lpvit.allocation.settings import Budget
 from lpvit.config.config import Config, parse_config
 from lpvit.errors import LpvitError
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.schemes.kinds.token_merging import TokenMerging
+from lpvit.settings import Section
+from lpvit.strategies import Registry, registry_of
+from lpvit.structures.blocks.settings import Blocks
+from lpvit.structures.width.settings import Width
 
 VALID = yaml.safe_load("""
 datasets:
@@ -21,13 +28,18 @@ calibrations: {c10: {images: 10}}
 prunings: {b16: {block_shape: [16, 16]}}
 budgets:
   half: {macs: 0.5}
-  sparse: {sparsity: 0.7, allocator: lpvit, power_beta: auto}
+  sparse: {sparsity: 0.7, allocator: {name: lpvit, power_beta: auto}}
+  slopes: {macs: 0.5, allocator: {name: lpvit}}
 recipes:
   long: {epochs: 1, batch_size: 8, learning_rate: 1e-3}
   soft: {epochs: 1, batch_size: 8, learning_rate: 0.001, distillation: soft, teacher: dense}
 experiments:
   main: {dataset: digits, model: tiny, calibration: c10, pruning: b16, budget: half, recipe: long}
 """)
+
+
+BETA = "budgets.slopes.allocator.power_beta"
+CORRECTION = "belongs to distortion 'gauss_newton': write distortion: {name: gauss_newton"
 
 
 def changed(path, value):
@@ -48,8 +60,9 @@ def test_a_valid_config_is_filled_with_defaults():
     config = parse_config(VALID)
     assert isinstance(config, Config)
     assert config.recipes["long"].learning_rate == 0.001  # YAML reads 1e-3 as text
-    assert config.budgets["half"].allocator == "lagrangian"
-    assert config.budgets["half"].power_beta == "off"
+    assert config.budgets["half"].allocator == Lagrangian()
+    assert config.budgets["slopes"].allocator == SlopeRule(smoothing=0.5, stencil_step=4, power_beta="off")
+    assert config.prunings["b16"].structure == "blocks"
     assert config.prunings["b16"].block_shape == (16, 16)
     assert config.prunings["b16"].points == 101
     assert config.compute.device == "auto"
@@ -70,8 +83,10 @@ def test_a_config_cannot_be_changed():
     ("path", "value"),
     [
         ("budgets/half/macs", 1),
-        ("budgets/half/power_beta", 0.25),
-        ("budgets/half/power_beta", False),  # YAML's bare `off`
+        ("budgets/slopes/allocator/power_beta", 0.25),
+        ("budgets/slopes/allocator/power_beta", False),  # YAML's bare `off`
+        ("budgets/slopes/allocator", "lpvit"),
+        ("budgets/slopes/allocator", {"name": "exact"}),
         ("budgets/half", {"sparsity": 0}),
         ("budgets/half/energy", 0.5),
         ("budgets/half", {"sparsity": 0.5, "latency": 0.5, "latency_table": "x.parquet", "allocator": "exact"}),
@@ -79,9 +94,14 @@ def test_a_config_cannot_be_changed():
         ("benchmark", {"arms": ["dense_compiled", "dense"], "batch_sizes": [8, "largest"], "dtype": "bfloat16"}),
         ("energy", {"dtype": "int8", "mac": 0.3, "batch_size": 32}),
         ("budgets/half", {"sparsity": 0.93, "min_keep_ratio": 0.07}),
-        ("budgets/half/smoothing", 1),
+        ("budgets/slopes/allocator/smoothing", 1),
         ("prunings/b16/block_shape", [1, 64]),
         ("prunings/b16/distortion", "gauss_newton"),
+        ("prunings/b16/distortion", {"name": "gauss_newton", "form": "diagonal"}),
+        ("prunings/b16/structure", "blocks"),
+        ("prunings/b16", {"structure": "width"}),
+        ("schemes", {"selection": {"scheme": "token_selection", "keep_tokens": 0.5}, "merging": "token_merging"}),
+        ("quantisations", {"half": {"precision": "bfloat16"}, "int8": {"rounding": "nearest"}}),
         ("prunings/b16/probes", 8),
         ("budgets/half/allocator", "exact"),
         ("prunings/b16/layers", ["fc1", "head"]),
@@ -137,16 +157,71 @@ def test_what_makes_sense_is_accepted(path, value):
         ("experiments", {}, "experiments: dictionary should have at least 1 item"),
         # choices
         ("compute", {"device": "gpu"}, "compute.device: input should be 'auto', 'cpu' or 'cuda', found 'gpu'"),
-        ("budgets/half/allocator", "magic", "budgets.half.allocator: input should be 'erk', 'exact', 'global'"),
-        ("budgets/half/power_beta", "on", "budgets.half.power_beta: input should be 'off' or 'auto', found 'on' or"),
-        ("budgets/half/power_beta", True, "budgets.half.power_beta: input should be 'off' or 'auto', found 'on' or"),
-        ("budgets/half/power_beta", -1, "budgets.half.power_beta: input should be 'off' or 'auto', found -1 or input"),
+        (
+            "datasets/digits/loader",
+            "dalli",
+            "datasets.digits.loader: input should be 'dali', 'memory' or 'timm', found",
+        ),
+        ("budgets/half/allocator", "magic", "budgets.half.allocator: no 'magic'; known are erk, exact, global, lagr"),
+        ("budgets/half/allocator", "unifrom", "budgets.half.allocator: no 'unifrom'; did you mean 'uniform'?"),
+        ("budgets/half/allocator", {"smoothing": 1}, "budgets.half.allocator: name: missing; known are erk, exact"),
+        ("budgets/half/allocator", 3, "budgets.half.allocator: expected keys with values, found 3"),
+        ("budgets/half/allocator", {"name": ["erk"]}, "budgets.half.allocator: no '['erk']'; did you mean 'erk'?"),
+        ("budgets/slopes/allocator/power_beta", "on", f"{BETA}: input should be 'off' or 'auto', found 'on' or input"),
+        ("budgets/slopes/allocator/power_beta", True, f"{BETA}: input should be 'off' or 'auto', found 'on' or input"),
+        ("budgets/slopes/allocator/power_beta", -1, f"{BETA}: input should be 'off' or 'auto', found -1 or input"),
+        ("prunings/b16/structure", "blokcs", "prunings.b16: no 'blokcs'; did you mean 'blocks'?"),
+        ("prunings/b16", None, "prunings.b16: expected keys with values, found None"),
+        ("prunings/b16", {"points": 5}, "prunings.b16.block_shape: missing"),
+        ("prunings/b16", "width", "prunings.b16: expected keys with values, found 'width'"),
+        (
+            "schemes",
+            {"tokens": {"scheme": "token_mergin"}},
+            "schemes.tokens: no 'token_mergin'; did you mean 'token_merging'?",
+        ),
+        # keys of another strategy
+        (
+            "budgets/half/power_beta",
+            "auto",
+            "budgets.half.power_beta: belongs to allocator 'lpvit': write allocator: {na",
+        ),
+        (
+            "budgets/half/allocator",
+            {"name": "erk", "smoothing": 1},
+            "allocator.smoothing: belongs to allocator 'lpvit', not",
+        ),
+        (
+            "budgets/slopes/allocator/smothing",
+            1,
+            "budgets.slopes.allocator.smothing: unknown key; did you mean 'smoothing'",
+        ),
+        ("prunings/b16/correction_images", 4, f"b16.correction_images: {CORRECTION}, correction_images: ...}}"),
+        (
+            "prunings/b16",
+            {"structure": "width", "block_shape": [1, 1]},
+            "b16.block_shape: belongs to structure 'blocks'",
+        ),
+        (
+            "prunings/b16",
+            {"structure": "width", "batchsize": 1},
+            "b16.batchsize: unknown key; did you mean 'batch_size'?",
+        ),
+        (
+            "schemes",
+            {"tokens": {"scheme": "token_merging", "stride": 7}},
+            "belongs to scheme 'sparse_attention', not to",
+        ),
+        (
+            "quantisations",
+            {"a": {"precision": "bfloat16", "rounding": "nearest"}},
+            "a: rounding: belongs to precision 'int8'",
+        ),
         # keys that belong together
         ("budgets/half", {}, "budgets.half: give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them"),
         ("budgets/half", {"macs": 0.5, "energy": 0.5, "sparsity": 0.5}, "budgets.half: give one of 'macs', 'sparsity'"),
         ("budgets/sparse/macs", 0.5, "allocator: 'lpvit' meets one budget, found macs and sparsity; use 'lagrangian'"),
-        ("benchmark", {"arms": ["sparse"]}, "benchmark: arms: name 'dense', which the others are compared with"),
-        ("benchmark", {"arms": ["dense", "dense"]}, "benchmark: arms: name 'dense'"),
+        ("benchmark", {"arms": ["sparse"]}, "benchmark: arms: list 'dense', the baseline of the others"),
+        ("benchmark", {"arms": ["dense", "dense"]}, "benchmark: arms: list 'dense'"),
         ("benchmark", {"arms": ["dense", "spars"]}, "benchmark.arms.1: "),
         ("benchmark", {"batch_sizes": [1, "large"]}, "benchmark.batch_sizes.1: "),
         ("budgets/half/latency_table", "x.parquet", "budgets.half: latency_table: give the table"),
@@ -154,7 +229,7 @@ def test_what_makes_sense_is_accepted(path, value):
         ("datasets/imagenet", {}, "datasets.imagenet: root: missing"),
         ("datasets/digits/root", "x", "datasets.digits: source 'digits' takes no root"),
         ("datasets/digits/loader", "dali", "datasets.digits: source 'digits' takes no root and needs 'loader: memory'"),
-        ("datasets/report", {"root": "x"}, "datasets.report: reports lie in the folder 'report'"),
+        ("datasets/report", {"root": "x"}, "datasets.report: the folder 'report' is for reports"),
         ("models/tiny/weights", "checkpoint", "models.tiny: checkpoint: give a path together with"),
         ("models/local/checkpoint", ..., "models.local: checkpoint: give a path together with"),
         ("models/tiny/weights", "random", "models.tiny: recipe: 'weights: random' is not trained"),
@@ -201,18 +276,35 @@ def test_a_name_that_yaml_reads_as_a_number_is_refused():
         parse_config(raw)
 
 
-def test_every_key_has_a_description():
-    def models(model):
-        yield model
-        for field in model.model_fields.values():
-            for nested in (field.annotation, *getattr(field.annotation, "__args__", ())):
-                if isinstance(nested, type) and hasattr(nested, "model_fields"):
-                    yield from models(nested)
+def test_a_structure_that_a_budget_does_not_suit_is_told_with_the_experiment():
+    raw = changed("prunings/b16", {"structure": "width"})
+    raw["budgets"]["half"] = {"energy": 0.5}
+    with pytest.raises(
+        LpvitError, match=r"^config: experiments\.main\.budget: 'half': structure 'width' takes a budget of"
+    ):
+        parse_config(raw)
 
-    sections = list(models(Config))
-    assert Budget in sections
-    assert len(sections) == 14
-    assert all(field.description for section in sections for field in section.model_fields.values())
+
+def test_every_key_has_a_description():
+    def sections(kind):
+        """The sections that a type names, and those within."""
+        inside = [kind] if isinstance(kind, Registry) else get_args(kind)
+        for each in inside:
+            yield from sections_of(*each.values()) if isinstance(each, Registry) else sections(each)
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from sections_of(kind)
+
+    def sections_of(*kinds):
+        for kind in kinds:
+            if "registry" not in vars(kind):  # not an interface
+                yield kind
+                for field in kind.model_fields.values():
+                    yield from sections(registry_of(field) or field.annotation)
+
+    found = set(sections(Config))
+    assert {Budget, SlopeRule, Blocks, Width, TokenMerging} <= found
+    assert all(field.description or key == "name" for section in found for key, field in section.model_fields.items())
+    assert all(section.__doc__ for section in found)
 
 
 def test_a_dry_run_needs_no_torch():
@@ -230,4 +322,4 @@ def test_a_dry_run_needs_no_torch():
     ],
 )
 def test_probes_are_used_only_where_something_is_gauss_newton(settings, probes):
-    assert Pruning(block_shape=(16, 16), **settings).probes_used == probes
+    assert Blocks(block_shape=(16, 16), **settings).probes_used == probes

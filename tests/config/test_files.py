@@ -14,10 +14,10 @@ from lpvit.errors import LpvitError
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: {c: 1}\na: 2\n", "line 3: 'a' stands here and in line 1; rename one"),
-        ("experiments:\n  x: {a: 1}\n  y: {a: 1}\n  x: {a: 2}\n", "line 4: 'x' stands here and in line 2; rename one"),
-        ("a: {b: 1, b: 2}\n", "line 1: 'b' stands here and in line 1"),
-        ("a: &n {b: 1}\nc: {<<: *n, b: 2, b: 3}\n", "line 2: 'b' stands here and in line 2"),
+        ("a: 1\nb: {c: 1}\na: 2\n", "line 3: 'a' appears here and in line 1; rename one"),
+        ("experiments:\n  x: {a: 1}\n  y: {a: 1}\n  x: {a: 2}\n", "line 4: 'x' appears here and in line 2; rename one"),
+        ("a: {b: 1, b: 2}\n", "line 1: 'b' appears here and in line 1"),
+        ("a: &n {b: 1}\nc: {<<: *n, b: 2, b: 3}\n", "line 2: 'b' appears here and in line 2"),
         ("a: [1, 2\nb: 3\n", "line 2: while parsing a flow sequence"),
         ("a:\n\tb: 1\n", "line 2: while scanning for the next token"),
         ("a: *missing\n", "line 1: found undefined alias 'missing'"),
@@ -51,7 +51,7 @@ def test_what_is_no_config_is_told_in_one_line(tmp_path: Path) -> None:
     for name, message in (
         ("absent.yaml", "config not found; .*'lpvit init'"),
         ("list.yaml", "expected keys with values"),
-        ("latin.yaml", "byte 3 is no UTF-8 text"),
+        ("latin.yaml", "byte 3 is not UTF-8 text"),
         (".", "cannot be read"),
     ):
         with pytest.raises(LpvitError, match=message):

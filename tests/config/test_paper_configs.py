@@ -17,7 +17,7 @@ from lpvit.costs.cost import count_macs, layer_table, measure_costs, model_metri
 from lpvit.pruning.rounds import measure
 from lpvit.schemes.edit import add_scheme
 from lpvit.structures.blocks.masks import build_keep_masks, kept_blocks
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.structure import BlockStructure
 
 PAPER = Path(__file__).parents[2] / "config" / "paper"
@@ -40,7 +40,7 @@ BLOCK_ROWS = {
     for name, experiment in TABLE1.experiments.items()
     if experiment.published is not None
     and experiment.published.stage == "final"
-    and TABLE1.budgets[experiment.budget].structure == "blocks"
+    and TABLE1.prunings[experiment.pruning].structure == "blocks"
 }
 
 
@@ -71,7 +71,7 @@ def random_model(name: str) -> nn.Module:
 def tables_of(name: str, block_shape: tuple[int, int]) -> LayerTables:
     model = random_model(name)
     images = [(torch.randn(1, 3, 224, 224), torch.zeros(1))]
-    options = measure(model, images, BlockStructure(Pruning(block_shape=block_shape)), "cpu")
+    options = measure(model, images, BlockStructure(Blocks(block_shape=block_shape)), "cpu")
     return LayerTables(options.curves, options.blocks, measure_costs(model))
 
 

@@ -1,5 +1,6 @@
 """The generated reference: complete, readable, and checked for drift."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import jsonschema
 import pytest
 from conftest import REPOSITORY, TINY
 
+from lpvit.allocation.allocators import Allocator
 from lpvit.allocation.settings import Budget
 from lpvit.config import reference
 from lpvit.config.config import Config, Experiment
@@ -16,9 +18,12 @@ from lpvit.config.files import read_yaml
 from lpvit.data.settings import Calibration, Dataset
 from lpvit.errors import LpvitError
 from lpvit.models.settings import Model
-from lpvit.settings import Compute
+from lpvit.schemes.settings import Scheme
+from lpvit.settings import Compute, Section
 from lpvit.store.schemas import ALL
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.distortions import Distortion
+from lpvit.structures.blocks.saliencies import Saliency
+from lpvit.structures.settings import StructureSettings
 from lpvit.training.settings import Recipe
 
 README = """# A title
@@ -44,24 +49,42 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("section", "title"),
-    [
-        (Dataset, "datasets.<name>"),
-        (Model, "models.<name>"),
-        (Calibration, "calibrations.<name>"),
-        (Pruning, "prunings.<name>"),
-        (Budget, "budgets.<name>"),
-        (Recipe, "recipes.<name>"),
-        (Experiment, "experiments.<name>"),
-        (Compute, "compute"),
-    ],
-)
-def test_every_key_of_a_section_stands_in_its_table(section: type, title: str) -> None:
-    part = reference.config_reference().split(f"#### `{title}`")[1].split("####")[0]
-    assert section.__doc__ in part
+SECTIONS = [
+    (Dataset, "`datasets.<name>`"),
+    (Model, "`models.<name>`"),
+    (Calibration, "`calibrations.<name>`"),
+    (Budget, "`budgets.<name>`"),
+    (Recipe, "`recipes.<name>`"),
+    (Experiment, "`experiments.<name>`"),
+    (Compute, "`compute`"),
+    *((each, f"`prunings.<name>` with `structure: {name}`") for name, each in StructureSettings.registry.items()),
+    *((each, f"`schemes.<name>` with `scheme: {name}`") for name, each in Scheme.registry.items()),
+]
+STRATEGIES = [
+    ("budgets.<name>.allocator", Allocator),
+    ("prunings.<name>.saliency", Saliency),
+    ("prunings.<name>.distortion", Distortion),
+]
+
+
+@pytest.mark.parametrize(("section", "title"), SECTIONS, ids=str)
+def test_every_key_of_a_section_stands_in_its_table(section: type[Section], title: str) -> None:
+    part = reference.config_reference().split(f"\n#### {title}\n")[1].split("\n####")[0]
+    assert section.__doc__ is not None
+    assert inspect.cleandoc(section.__doc__) in part
     for key, field in section.model_fields.items():
-        assert row(part, key)[3] == field.description.replace("|", "/")
+        assert row(part, key)[3] == (field.description or "").replace("|", "/")
+
+
+@pytest.mark.parametrize(("key", "interface"), STRATEGIES)
+def test_every_strategy_stands_in_the_table_of_its_key_with_its_own_keys(key: str, interface: type[Section]) -> None:
+    part = reference.config_reference().split(f"\n##### `{key}`\n")[1].split("\n####")[0]
+    for name, strategy in interface.registry.items():  # type: ignore[attr-defined]
+        of_strategy = part.split(f"| `name` | `{name}` |")[1].split("| `name` |")[0]
+        assert strategy.__doc__.splitlines()[0] in of_strategy
+        for own, field in strategy.model_fields.items():
+            assert own == "name" or f"| `{own}` |" in of_strategy
+            assert own == "name" or f"of `{name}`: {field.description}" in of_strategy
 
 
 def test_top_level_keys_come_first() -> None:
@@ -81,6 +104,9 @@ def test_top_level_keys_come_first() -> None:
         ("checkpoint", "path or `null`", "`null`"),
         ("options", "keys with values", "`{}`"),
         ("budgets", "names, see below", "required"),
+        ("prunings", "names, see below", "required"),
+        ("schemes", "names, see below", ""),
+        ("distortion", "`empirical`, `gauss_newton`, `taylor`; with keys, see below", "`taylor`"),
         ("compute", "see below", ""),
         ("batch_sizes", "[integer > 0 or `largest`, ...]", "`[1, 32, largest]`"),
     ],
@@ -158,6 +184,14 @@ def test_editors_find_the_configs_that_are_shipped_right_and_a_misspelt_key_wron
     for file in (REPOSITORY / "config").glob("*.yaml"):
         assert file.read_text().startswith("# yaml-language-server: $schema=schema.json\n"), file.name
         jsonschema.validate(read_yaml(file), schema)
+    for accepted in ("exact", {"name": "exact"}, {"name": "lpvit", "smoothing": 0.5}):
+        jsonschema.validate({**TINY, "budgets": {"half": {"macs": 0.5, "allocator": accepted}}}, schema)
+    for refused in ("exakt", {"name": "exact", "smoothing": 0.5}, {"smoothing": 0.5}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**TINY, "budgets": {"half": {"macs": 0.5, "allocator": refused}}}, schema)
+    jsonschema.validate({**TINY, "prunings": {"b8": {"structure": "width"}}}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**TINY, "prunings": {"b8": {"structure": "width", "block_shape": [8, 8]}}}, schema)
     with pytest.raises(jsonschema.ValidationError, match="mac"):
         jsonschema.validate({**TINY, "budgets": {"half": {"mac": 0.5}}}, schema)
 

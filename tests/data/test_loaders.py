@@ -22,11 +22,11 @@ from lpvit.data.index import index_images, usable_images
 from lpvit.data.loading import ImageFiles, Loader, make_loader
 from lpvit.data.preprocessing import Augmentation, Preprocessing
 from lpvit.errors import LpvitError
+from lpvit.strategies import module_names
 from lpvit.training.settings import Recipe
 from lpvit.training.splits import augmentation_of
-from lpvit.variants import variants
 
-LOADERS = tuple(variants("lpvit.data.loaders"))
+LOADERS = tuple(module_names("lpvit.data.loaders"))
 SMALL = Preprocessing((3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "bicubic", 0.9)
 PLAIN = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), horizontal_flip=0.0)
 FULL = Augmentation(color_jitter=0.3)

@@ -149,7 +149,7 @@ def test_an_edit_that_does_not_fit_is_told_and_an_unknown_one_is_named():
         Architecture(source=SOURCE, edits=[{"kind": "widht"}])
     with pytest.raises(LpvitError, match=r"Architecture: source: found source 'tim'; did you mean 'timm'"):
         Architecture(source={"source": "tim"})
-    with pytest.raises(LpvitError, match=r"Architecture: edits.0: width\.shapes: "):
+    with pytest.raises(LpvitError, match=r"Architecture: edits.0: width\.shapes"):
         Architecture(source=SOURCE, edits=[{"kind": "width", "shapes": {"a": "b"}}])
 
 

@@ -14,8 +14,8 @@ import lpvit
 from lpvit.costs.cost import count_macs
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import prunable_layers
-from lpvit.models.analysis.network import understand
-from lpvit.models.analysis.passes import Halt, PausedPass, run_until
+from lpvit.models.analysis.network import analyse
+from lpvit.models.analysis.passes import CachedPass, StopPoint, run_until
 from lpvit.models.sources.families import call_modules
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
@@ -28,7 +28,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def prunable(model: nn.Module) -> list:
-    return prunable_layers(understand(model).layers, ROLES)
+    return prunable_layers(analyse(model).layers, ROLES)
 
 
 def random_masks(model: nn.Module) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ def random_masks(model: nn.Module) -> dict[str, Tensor]:
 
 @every_family
 def test_layers_are_those_of_the_transformer_blocks(family: str) -> None:
-    network = understand(call_modules(member(family)))
+    network = analyse(call_modules(member(family)))
     roles = {layer.role for layer in network.layers}
     assert {"patch_embed", "head", *ROLES} <= roles
     first = next(layer for layer in network.layers if layer.role in ROLES)
@@ -91,7 +91,7 @@ def test_a_block_product_is_the_derivative_of_the_logits_along_the_block(family:
 @torch.no_grad()
 def test_a_pass_that_resumes_gives_a_layer_the_input_of_a_plain_pass(family: str) -> None:
     model = call_modules(member(family))
-    network = understand(model)
+    network = analyse(model)
     images = images_for(model, 3)
     seen: dict[str, Tensor] = {}
     layers = [layer.name for layer in prunable_layers(network.layers, ROLES)]
@@ -105,9 +105,9 @@ def test_a_pass_that_resumes_gives_a_layer_the_input_of_a_plain_pass(family: str
     expected = dict(seen)
     for hook in hooks:
         hook.remove()
-    paused = PausedPass(images)
+    paused = CachedPass(images)
     for layer in layers:
-        found, _, paused = run_until(model, network.units, paused, Halt(layer), "cpu")
+        found, _, paused = run_until(model, network.resume_points, paused, StopPoint(layer), "cpu")
         torch.testing.assert_close(found, expected[layer], rtol=1e-5, atol=1e-5)
 
 

@@ -15,10 +15,10 @@ from lpvit.allocation.tables import LayerTables
 from lpvit.costs.cost import measure_costs
 from lpvit.models.analysis.passes import Batches
 from lpvit.pruning.rounds import before_last_round, measure
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.structure import BlockStructure
 
-PRUNING = Pruning(block_shape=(4, 4), saliency="gauss_newton", distortion="gauss_newton")
+PRUNING = Blocks(block_shape=(4, 4), saliency="gauss_newton", distortion="gauss_newton")
 BLOCKS = BlockStructure(PRUNING)
 ALLOCATORS = get_args(Budget.model_fields["allocator"].annotation)
 

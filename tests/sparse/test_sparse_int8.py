@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.inference import sparsify as sparse_model
-from lpvit.inference.joining import JoinedBlock
+from lpvit.inference.layer_fusion import FusedBlock
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.sources.timm import create_model
@@ -245,8 +245,8 @@ def test_the_operator_keeps_the_rules_of_torch():
         for bias, gelu in ((torch.randn(64), True), (None, False)):
             for operator in (torch.ops.lpvit.block_sparse_linear_int8, torch.ops.lpvit.masked_dense_linear_int8):
                 around = (torch.rand(48), torch.randn(48), 1e-6, torch.randn(*inputs.shape[:-1], 64).to(inputs))
-                for surroundings in ((), around):
-                    torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, 16, gelu, *surroundings))
+                for fused in ((), around):
+                    torch.library.opcheck(operator.default, (inputs, *storage, bias, 64, 16, gelu, *fused))
 
 
 def test_a_vit_in_int8_is_near_the_masked_one_eager_compiled_and_exported():
@@ -272,7 +272,7 @@ def test_what_stands_around_int8_layers_becomes_a_part_of_them_where_nothing_els
     del keep_masks["blocks.1.mlp.fc1"]
     sparsify_layers(model, keep_masks, (16, 16), only_faster=False, precision="int8")
     first, second = model.blocks
-    assert (type(first), type(second)) == (JoinedBlock, Block)
+    assert (type(first), type(second)) == (FusedBlock, Block)
     assert isinstance(first.norm1, nn.Identity)
     assert isinstance(first.norm2, nn.Identity)
     assert "after LayerNorm" in repr(first.mlp.fc1)
@@ -295,7 +295,7 @@ def test_layer_scale_and_sums_of_a_dinov2_are_a_part_of_its_layers():
     keep_masks = {layer.name: random_mask(layer.shape, (16, 16), 0.0) for layer in layers}
     joined = copy.deepcopy(dense)
     sparsify_layers(joined, keep_masks, (16, 16), only_faster=False, precision="int8")
-    assert [type(block) for block in joined.blocks] == [JoinedBlock] * 2
+    assert [type(block) for block in joined.blocks] == [FusedBlock] * 2
     images = torch.randn(3, 3, 28, 28)
     for block, of_dense in zip(joined.blocks, dense.blocks, strict=True):
         tokens = torch.randn(3, 5, 32)

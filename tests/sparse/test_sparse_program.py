@@ -120,7 +120,7 @@ def require_whole_numbers(program: Program, shape: tuple[int, int], block_shape:
             assert torch.equal(program(layer, inputs.float()).long(), inputs @ weight.T)
 
 
-def require_surroundings(program: Program, shape: tuple[int, int], block_shape: tuple[int, int]) -> None:
+def require_fused_operations(program: Program, shape: tuple[int, int], block_shape: tuple[int, int]) -> None:
     int8 = SETS[program.file.name.removeprefix("kernel_")].arithmetic == "int8"
     linear, mask = torch.nn.Linear(shape[1], shape[0]), random_mask(shape, block_shape, 0.5)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_attention_of_neon_equals_that_of_torch(program_of, name):
 def test_neon_equals_the_masked_dense_layer(program_of, shape, block_shape):
     program = program_of("neon", COMPILER, ("-static",))
     require_masked_dense(program, shape, block_shape)
-    require_surroundings(program, shape, block_shape)
+    require_fused_operations(program, shape, block_shape)
 
 
 @needs_emulator
@@ -169,7 +169,7 @@ def test_neon_equals_the_masked_dense_layer(program_of, shape, block_shape):
 def test_int8_of_neon_gives_the_sums_of_whole_numbers(program_of, name, shape, block_shape):
     program = program_of(name, COMPILER, ("-static",))
     require_whole_numbers(program, shape, block_shape)
-    require_surroundings(program, shape, block_shape)
+    require_fused_operations(program, shape, block_shape)
 
 
 @pytest.mark.parametrize(("shape", "block_shape"), SHAPES)
@@ -191,7 +191,7 @@ def test_no_kernel_reads_or_writes_where_it_should_not(program_of, name):
         (require_whole_numbers if SETS[name].arithmetic == "int8" else require_masked_dense)(
             program, shape, block_shape
         )
-        require_surroundings(program, shape, block_shape)
+        require_fused_operations(program, shape, block_shape)
 
 
 @pytest.mark.sanitizers

@@ -34,9 +34,8 @@ def test_the_plan_says_what_is_prunable_and_what_must_stay(tiny_config: dict[str
 def test_a_narrower_model_gives_up_any_part_of_it(
     tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]]
 ) -> None:
-    config = change(tiny_config, "prunings.b8.block_shape", [8, 64])  # larger than a layer, which does not matter
     blocks = plan_experiments(parse_config(tiny_config)).iloc[0]
-    plan = plan_experiments(parse_config(change(config, "budgets.half.structure", "width"))).iloc[0]
+    plan = plan_experiments(parse_config(change(tiny_config, "prunings.b8", {"structure": "width"}))).iloc[0]
     assert plan["dense_macs"] == plan["prunable_macs"] == blocks["dense_macs"]
     assert plan[["least_macs", "target"]].tolist() == [0, 0.6]
 
@@ -81,7 +80,7 @@ def test_an_experiment_that_cannot_work_is_named_with_the_key_at_fault(
 ) -> None:
     config = change(tiny_config, key, value)
     if "structure" in message:
-        config = change(change(config, "budgets.half.structure", "width"), "models.vit.options", {})
+        config = change(change(config, "prunings.b8", {"structure": "width"}), "models.vit.options", {})
     if "teacher" in key:
         config = change(config, "recipes.short.distillation", "soft")
         config = change(config, "recipes.short.teacher_checkpoint", "nowhere.pt")

@@ -74,7 +74,7 @@ def test_a_job_that_comes_too_late_touches_nothing(job: Any, tmp_path: Path, mon
     before, late = log_of(job), Run.this(tmp_path)
     monkeypatch.setenv(RUN, json.dumps(asdict(late)))
     late.file.write_text(json.dumps(asdict(replace(late, token="newer"))))
-    with pytest.raises(SystemExit, match=r"finetune: .* no longer held by the run that asked for this"), stage(job):
+    with pytest.raises(SystemExit, match=r"finetune: .* no longer held by the run that started this job"), stage(job):
         raise AssertionError("it began")
     assert log_of(job) == before
     assert read_record(job.log[0]) == {"macs": 0.5}

@@ -405,7 +405,7 @@ def test_a_recipe_that_does_not_fit_is_refused(
 
 
 def test_a_training_split_without_a_batch_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LpvitError, match="gives no batch"):
+    with pytest.raises(LpvitError, match="yields no batch"):
         fit(tmp_path, recipe(), ToyData(images=4))
 
 

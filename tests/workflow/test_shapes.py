@@ -50,7 +50,7 @@ def write_photographs(root: Path) -> None:
         (
             "swin_tiny_patch4_window7_224",
             {"block_shape": [16, 16], "points": 101},
-            {"macs": 0.5, "allocator": "lpvit", "power_beta": "auto"},
+            {"macs": 0.5, "allocator": {"name": "lpvit", "power_beta": "auto"}},
         ),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_key_that_stands_twice_stops_the_run_with_its_lines(workflow: Workflow
     (workflow.folder / "twice.yaml").write_text("report: a\nbudgets: {half: {macs: 0.5}}\nreport: b\n")
     run = snakemake(workflow.folder, "--configfile", "twice.yaml", "--dry-run")
     assert run.code == 1
-    assert "twice.yaml, line 3: 'report' stands here and in line 1; rename one" in run.output
+    assert "twice.yaml, line 3: 'report' appears here and in line 1; rename one" in run.output
 
 
 def test_every_rule_says_what_it_does_and_none_the_same_as_another(workflow: Workflow) -> None:

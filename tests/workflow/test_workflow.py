@@ -37,7 +37,7 @@ from lpvit.store.schemas import (
     read_parquet,
 )
 from lpvit.structures.blocks.masks import expand_keep_masks, load_masks, verify_pruned
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 
 AFTER_ALLOCATION = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
 AFTER_CURVES = {"measure_rate_distortion"} | AFTER_ALLOCATION
@@ -276,7 +276,7 @@ def test_the_library_prunes_as_the_workflow_does_whose_models_are_exported_on_re
     tiny_config: dict, change, finished
 ) -> None:
     workflow, _ = finished
-    pruning = Pruning(block_shape=(8, 8), saliency="gauss_newton", distortion="gauss_newton", batch_size=32)
+    pruning = Blocks(block_shape=(8, 8), saliency="gauss_newton", distortion="gauss_newton", batch_size=32)
     budget = Budget(macs=0.5, reconstruction="least_squares", steps=4)
     config = change(tiny_config, "prunings.ours", pruning.model_dump(mode="json"))
     config = change(config, "budgets.fitted", budget.model_dump(mode="json"))
@@ -318,8 +318,8 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     config = change(config, "quantisations", {"w8a8": {}})
     timed = {**tiny_config["experiments"]["main"], "budget": "timed", "recipe": None, "quantisation": "w8a8"}
     config = change(config, "experiments.timed", timed)
-    config = change(config, "budgets.narrower", {"macs": 0.6, "structure": "width"})
-    config = change(config, "experiments.narrower", {**tiny_config["experiments"]["main"], "budget": "narrower"})
+    config = change(config, "prunings.narrower", {"structure": "width"})
+    config = change(config, "experiments.narrower", {**tiny_config["experiments"]["main"], "pruning": "narrower"})
     run = workflow.run(config, "benchmark")
     assert run.code == 0, run.output
     assert run.jobs["narrow_model"] == run.jobs["allocate_sparsity"] == run.jobs["build_masks"] == 1
@@ -346,7 +346,7 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     assert "| main       | sparse |" in (report / "speed.md").read_text()
     assert {"speed_up.png", "latency.png", "choices.csv"} <= {file.name for file in report.iterdir()}
 
-    narrower = results / "c64/b8/narrower"
+    narrower = results / "c64/narrower/half"
     metrics = read_parquet(narrower / "short/finetuned/metrics.parquet", METRICS).iloc[0]
     layers = read_parquet(narrower / "short/finetuned/layers.parquet", LAYERS)
     dense = read_parquet(results / "dense/metrics.parquet", METRICS).iloc[0]

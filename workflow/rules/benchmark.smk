@@ -4,7 +4,6 @@ benchmarked = [
     {
         **{"experiment": name, "dataset": experiment.dataset, "model": experiment.model},
         **{"dense": evaluated(experiment)["dense"], "folder": final_of(experiment)},
-        "latency": LATENCY.format(**experiment.model_dump(), block=block_of(experiment.pruning)),
     }
     for name, experiment in experiments.items()
 ]
@@ -13,7 +12,11 @@ for_engines = (
     if settings.benchmark.engines
     else {}
 )
-timed = list({entry["latency"]: entry for entry in benchmarked}.values())  # one per model and block shape
+timed = {  # latency tables, one per model and block shape
+    LATENCY.format(**experiment.model_dump(), block=block_of(experiment.pruning)): experiment
+    for experiment in experiments.values()
+    if settings.prunings[experiment.pruning].structure == "blocks"
+}
 
 
 rule measure_latency:
@@ -174,8 +177,8 @@ rule summarize_speed:
 rule plot_speed_up:
     """Draws the speed-up of layers against their sparsity, for the block shapes of all experiments."""
     input:
-        latency=[entry["latency"] for entry in timed],
-        costs=[f"{MODEL}/costs.parquet".format(**entry) for entry in timed],
+        latency=list(timed),
+        costs=[f"{MODEL}/costs.parquet".format(**experiment.model_dump()) for experiment in timed.values()],
     output:
         svg=report(
             f"{REPORT}/speed_up.svg",
@@ -185,7 +188,7 @@ rule plot_speed_up:
         ),
         png=f"{REPORT}/speed_up.png",
     params:
-        models=[{"dataset": entry["dataset"], "model": entry["model"]} for entry in timed],
+        models=[{"dataset": experiment.dataset, "model": experiment.model} for experiment in timed.values()],
         benchmark=chosen(settings.benchmark, "dtype", "layer_batch_size"),
         sources=sources("plot_speed_up.py"),
     log:
@@ -213,5 +216,5 @@ rule benchmark:
     input:
         f"{RESULTS}/plan.parquet",
         f"{REPORT}/speed.csv",
-        f"{REPORT}/speed_up.svg",
+        *([f"{REPORT}/speed_up.svg"] if timed else []),
         f"{REPORT}/.page_with_speed",

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import re
 import sys
@@ -40,6 +41,9 @@ if not workflow.config_settings.configfiles:
 
     configfile: DEFAULT_CONFIG
 
+
+if not workflow.is_main_process:  # which has said what it warns of
+    logging.getLogger("lpvit.config").setLevel(logging.ERROR)
 
 try:
     settings = parse_config(config)
@@ -154,10 +158,10 @@ def is_reconstructed(wildcards) -> bool:
     return budget_of(wildcards).reconstruction != "none"
 
 
-def budgets_of(structure: str) -> str:
-    """Wildcard constraint: the budgets that remove blocks, or width, with schemes or without."""
-    names = [name for name, budget in settings.budgets.items() if budget.structure == structure]
-    return f"({'|'.join(map(re.escape, names)) or '(?!)'})(@[^/]+)?"
+def prunings_of(structure: str) -> str:
+    """Wildcard constraint: the prunings that remove blocks, or width."""
+    names = [name for name, pruning in settings.prunings.items() if pruning.structure == structure]
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def last_step(file: str) -> Callable:

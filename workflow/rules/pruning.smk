@@ -133,7 +133,7 @@ rule build_masks:
     benchmark:
         f"{BUDGET}/masks.time.tsv"
     wildcard_constraints:
-        budget=budgets_of("blocks"),
+        pruning=prunings_of("blocks"),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
@@ -159,14 +159,13 @@ rule narrow_model:
         macs=lambda wildcards: budget_of(wildcards).macs,
         refit=is_reconstructed,
         schemes=schemes_of,
-        block_shape=lambda wildcards: settings.prunings[wildcards.pruning].block_shape,
         sources=sources("narrow_model.py"),
     log:
         f"{BUDGET}/masks.log",
     benchmark:
         f"{BUDGET}/masks.time.tsv"
     wildcard_constraints:
-        budget=budgets_of("width"),
+        pruning=prunings_of("width"),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),

@@ -79,10 +79,8 @@ rule plot_curves:
         ),
         png=f"{PRUNING}/curves.png",
     params:
-        pruning=lambda wildcards: chosen(
-            settings.prunings[wildcards.pruning], "block_shape", "distortion", "form", "saliency"
-        ),
-        unit=lambda wildcards: settings.prunings[wildcards.pruning].distortion_unit,
+        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape", "distortion", "saliency"),
+        unit=lambda wildcards: settings.prunings[wildcards.pruning].distortion.unit,
         sources=sources("plot_curves.py"),
     log:
         f"{PRUNING}/curves.svg.log",
@@ -107,7 +105,7 @@ rule plot_allocation:
         ),
         png=f"{BUDGET}/allocation.png",
     params:
-        allocator=lambda wildcards: budget_of(wildcards).allocator,
+        allocator=lambda wildcards: budget_of(wildcards).allocator.name,
         sources=sources("plot_allocation.py"),
     log:
         f"{BUDGET}/allocation.svg.log",

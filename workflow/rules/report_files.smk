@@ -46,7 +46,7 @@ def trained_from(names) -> str:
 def figures_of(experiment: Experiment) -> list[str]:
     names, budget = names_of(experiment), BUDGET.format(**names_of(experiment))
     figures = []
-    if settings.budgets[experiment.budget].structure == "blocks":
+    if settings.prunings[experiment.pruning].structure == "blocks":
         figures += [f"{PRUNING}/curves.svg".format(**names), f"{budget}/allocation.svg", f"{budget}/blocks.svg"]
         if settings.prunings[experiment.pruning].probes_used:
             figures.append(f"{budget}/interactions.svg")
@@ -85,13 +85,19 @@ def page_params() -> dict:
                 "decisions": decisions_of(experiment),
                 "figures": figures_of(experiment),
                 "layers": f"{final_of(experiment)}/layers.parquet",
-                "unit": settings.prunings[experiment.pruning].distortion_unit,
+                "unit": unit_of(experiment),
                 "before": "" if experiment.recipe is None else trained_from(names_of(experiment)),
             }
             for name, experiment in experiments.items()
         ],
         "timed": timed_stages(),
     }
+
+
+def unit_of(experiment: Experiment) -> str:
+    """Unit of its curves, if it has some."""
+    pruning = settings.prunings[experiment.pruning]
+    return pruning.distortion.unit if pruning.structure == "blocks" else ""
 
 
 def decisions_of(experiment: Experiment) -> dict:
@@ -109,7 +115,8 @@ def decisions_of(experiment: Experiment) -> dict:
 
 def told(section: Section) -> str:
     given = section.model_dump(mode="json", exclude_unset=True)
-    texts = {key: json.dumps(value).strip('"') for key, value in given.items()}
+    short = {key: value["name"] for key, value in given.items() if isinstance(value, dict) and [*value] == ["name"]}
+    texts = {key: json.dumps(value).strip('"') for key, value in (given | short).items()}
     return ", ".join(f"{key}: {text}" for key, text in texts.items())
 
 

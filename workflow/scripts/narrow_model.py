@@ -12,6 +12,6 @@ with stage(snakemake) as compute:
     narrower = WidthStructure().compress_to(
         dense.model.to(compute.device), dense.images, params.macs, refit=params.refit
     )
-    save_masks({}, params.block_shape, snakemake.output.masks)
+    save_masks({}, (1, 1), snakemake.output.masks)
     model = extended(Architecture.of(narrower.model), narrower.model.state_dict(), schemes_added(params.schemes))
     save_model(*model, snakemake.output.pruned, "pruned")

@@ -1,17 +1,22 @@
-"""One threshold on LAMP scores: squared norm over the sum of those not smaller (Lee et al., 2021, equation 1).
-
-The scores decide how many blocks of a layer go; which ones is for the saliency to say, as for all allocators.
-"""
-
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
+from lpvit.allocation.priority import PriorityAllocator
 from lpvit.allocation.problem import Floats, Layer, Requirement
 
 
-def priorities(layers: Sequence[Layer], _: Requirement) -> list[Floats]:
-    return [_lamp_scores(layer)[: layer.limit] for layer in layers]
+class Lamp(PriorityAllocator):
+    """One threshold on LAMP scores: squared norm over the sum of those not smaller (Lee et al., 2021, equation 1).
+
+    The scores determine how many blocks of a layer are pruned; the saliency determines which, as for all allocators.
+    """
+
+    name: Literal["lamp"] = "lamp"
+
+    def priorities(self, layers: Sequence[Layer], _: Requirement) -> list[Floats]:
+        return [_lamp_scores(layer)[: layer.limit] for layer in layers]
 
 
 def _lamp_scores(layer: Layer) -> Floats:

@@ -35,7 +35,7 @@ _PREFETCHED_BATCHES = 2
 
 
 class ImageLoader(Loader):
-    """Builds a pipeline for every epoch and feeds it the batches' paths, or bytes, so that each epoch stands by itself.
+    """Builds a pipeline for every epoch and feeds it the batches' paths or bytes, so that epochs are independent.
 
     Evaluation differs from timm's by less than 0.005 on average, in normalised units. Training draws from the same
     distributions, but RandAugment warps by linear interpolation, translates by whole pixels and fills with grey, and
@@ -50,7 +50,7 @@ class ImageLoader(Loader):
         table = self.files.table
         _check(table["path"], self.preprocessing, self.augmentation)
         self._paths = [str(Path(self.files.root or "") / path) for path in table["path"]]
-        self._by_path = all(map(is_a_file, table["path"]))  # DALI reads files by itself
+        self._by_path = all(map(is_a_file, table["path"]))  # DALI reads the files
         self._labels = torch.tensor(table["label"].to_numpy(), dtype=torch.int64)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -91,7 +91,7 @@ class ImageLoader(Loader):
         return pipeline
 
     def _source(self, path: str) -> np.ndarray:
-        """A path or the bytes that lie there, uint8."""
+        """A path, or the bytes at that location, uint8."""
         try:
             return np.frombuffer(path.encode() if self._by_path else read_encoded(path), np.uint8)
         except OSError as error:
@@ -133,7 +133,7 @@ def _pipeline(
         images = graph.rand_augment(images, RandAugmentDraws(*nodes), layers, preprocessing)
     elif augmentation.color_jitter:
         images = graph.jitter_colors(images, augmentation.color_jitter)
-    # RandAugment knows no left or right, so the flip may come last, where it is free
+    # RandAugment is symmetric, so the flip may come last, where it costs nothing
     mirror = fn.random.coin_flip(probability=augmentation.horizontal_flip)
     return graph.normalise(images, preprocessing, mirror)
 

@@ -1,4 +1,4 @@
-"""Loader `memory`: small sets, decoded once and held; timm's transforms in this process.
+"""Loader `memory`: small sets, decoded once and kept in memory; timm's transforms in this process.
 
 N = images of a batch; C, H, W = channels, height and width of the model's input.
 """
@@ -17,7 +17,7 @@ from lpvit.progress import bar
 
 
 class ImageLoader(Loader):
-    """Gives the same batches as the loader `timm`.
+    """Yields the same batches as the loader `timm`.
 
     Raises:
         LpvitError: An image cannot be decoded.

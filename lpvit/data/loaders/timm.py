@@ -1,4 +1,4 @@
-"""Loader `timm`: whatever Pillow reads, through timm's transforms, in worker processes.
+"""Loader `timm`: all formats that Pillow reads, through timm's transforms, in worker processes.
 
 N = images of a batch; C, H, W = channels, height and width of the model's input.
 """

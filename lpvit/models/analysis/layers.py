@@ -1,8 +1,8 @@
-"""The layers of a model that multiply tokens by a weight matrix, found by watching a forward pass.
+"""The layers of a model that multiply tokens by a weight matrix, found by tracing a forward pass.
 
-Nothing is taken from a name where the pass itself tells: what runs before the first transformer block embeds patches,
-what runs after the last one is the head, and within a block the place before or after the attention says what a layer
-is for. O, I = output and input features of a layer.
+Roles follow from the trace before names: layers before the first transformer block embed patches, layers after the last
+one are the head, and within a transformer block the role depends on the position before or after the attention. O, I =
+output and input features of a layer.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from lpvit.models.analysis.trace import Span, Trace, trace
 
 MatrixLayer = nn.Linear | nn.Conv2d
 
-_ROLES_BY_NAME = ("qkv", "proj", "fc1", "fc2")  # timm's names in a transformer block; others go by structure
+_ROLES_BY_NAME = ("qkv", "proj", "fc1", "fc2")  # timm's names in a transformer block; for others the structure decides
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class LayerSpec:
     Attributes:
         name: Name of the module in the model.
         role: ``qkv``, ``proj``, ``fc1`` or ``fc2`` in a transformer block, ``patch_embed`` before the first, ``head``
-            after the last; for anything else the last part of the name.
+            after the last; otherwise the last part of the name.
         out_features: O.
         in_features: I; channels * height * width of the patch for a patch embedding.
-        tokens: Vectors that it multiplies for one image.
+        tokens: Vectors that it multiplies per image.
         bias: Whether it adds a bias.
-        obstacle: Why its weight cannot be pruned here; empty where it can.
+        obstacle: Why its weight cannot be pruned; empty if it can.
     """
 
     name: str
@@ -58,7 +58,8 @@ class LayerSpec:
 def matrix_layers(model: nn.Module) -> list[LayerSpec]:
     """Every linear layer and convolution that multiplies tokens of images, in order of execution.
 
-    A layer whose work does not grow with the number of images, as the MLP of a relative position bias, is none.
+    Layers whose work does not depend on the number of images, such as the MLP of a relative position bias, are
+    excluded.
 
     Args:
         model: On any device; on the meta device nothing is computed.
@@ -67,7 +68,7 @@ def matrix_layers(model: nn.Module) -> list[LayerSpec]:
 
 
 def traced_layers(model: nn.Module, traced: Trace) -> list[LayerSpec]:
-    """The same from a pass that was watched already."""
+    """The same from an existing trace."""
     modules = {name: module for name, module in model.named_modules() if isinstance(module, MatrixLayer)}
     sharing = _names_by_weight(modules)
     body = Body.of(model, traced)
@@ -119,12 +120,12 @@ def transformer_blocks(model: nn.Module) -> list[str]:
 
 @dataclass(frozen=True)
 class Body:
-    """The repeated part of a model: the members of lists of modules that hold attention.
+    """The repeated part of a model: members of module lists that contain attention.
 
     Attributes:
         spans: Outermost members -> when they ran: the transformer blocks of a ViT, the stages of a Swin.
         blocks: Innermost members -> when they ran: the transformer blocks.
-        attention: Moments at which a softmax or attention product ran, each with the module around it.
+        attention: Times at which a softmax or attention product ran, each with its enclosing module.
     """
 
     spans: dict[str, Span]
@@ -143,9 +144,9 @@ class Body:
         )
 
     def role(self, name: str, span: Span, module: MatrixLayer) -> str:
-        """What a layer is for."""
+        """The role of a layer."""
         last = name.rpartition(".")[2]
-        if not self.spans:  # no transformer: only names are left
+        if not self.spans:  # no transformer: only names remain
             first = name.partition(".")[0]
             return "head" if first in ("head", "head_dist") else "patch_embed" if first == "patch_embed" else last
         if span.end < min(part.start for part in self.spans.values()):
@@ -153,26 +154,24 @@ class Body:
         if span.start > max(part.end for part in self.spans.values()):
             return "head"
         block = next((block for block in self.blocks if _is_inside(name, block)), None)
-        if not isinstance(
-            module, nn.Linear
-        ):  # of a convolution such as 'se.fc1' a name of this kind says something else
+        if not isinstance(module, nn.Linear):  # in a convolution such as 'se.fc1' the name means something else
             return ".".join(name.split(".")[-2:]) if last in _ROLES_BY_NAME else last
         if block is None or last in _ROLES_BY_NAME:
             return last
         return self._role_by_structure(name, span, self.blocks[block], module) or last
 
     def _role_by_structure(self, name: str, span: Span, block: Span, module: nn.Linear) -> str | None:
-        """By place: what feeds the attention, what takes it in, what follows; None between heads, and for a score."""
+        """Role by position: before, at and after the attention; None between heads, and for a score."""
         if block.width not in (module.in_features, module.out_features) or module.out_features == 1:
             return None
         moment, place = [(moment, place) for moment, place in self.attention if block.start < moment < block.end][-1]
         if span.start < moment or (_is_inside(name, place) and place not in self.blocks):
-            return "qkv"  # in the attention itself also what runs after the softmax, such as ConViT's values
+            return "qkv"  # within the attention module also after the softmax, such as ConViT's values
         return "fc2" if module.out_features == block.width else "fc1"
 
 
 def _repeated_members(model: nn.Module, with_attention: set[str]) -> list[str]:
-    """Members of lists whose fellows with attention are of the same class; a lone member must hold no such list."""
+    """Members of lists whose members with attention have the same class; a single member must contain no such list."""
     members = [name for name in with_attention if name.rpartition(".")[2].isdigit()]
     repeated = []
     for name in members:

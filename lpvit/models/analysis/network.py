@@ -1,4 +1,6 @@
-"""A model that is understood: its layers, where its passes can resume, and what its blocks add to; checked, or refused.
+"""Structural analysis of a model: linear layers, modules a forward pass can resume after, residual branches.
+
+Raises if an assumption fails.
 
 N = images; O = output features of a layer.
 """
@@ -13,12 +15,12 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import Body, LayerSpec, traced_layers
-from lpvit.models.analysis.passes import constant, recorded_units, replaced_forwards
+from lpvit.models.analysis.passes import constant, recorded_outputs, replaced_forwards
 from lpvit.models.analysis.trace import IMAGES, Trace, quiet, random_images, trace
 
 _logger = logging.getLogger(__name__)
 
-_MORE_UNITS = ("patch_embed", "downsample")  # beside transformer blocks and stages, where a model has them
+_OTHER_RESUME_POINTS = ("patch_embed", "downsample")  # beside transformer blocks and stages, where a model has them
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Branch:
 
     Attributes:
         block: Name of the transformer block.
-        scale: LayerScale and the like, (O,), float32 or wider; 1 where y is added as it is.
+        scale: LayerScale and the like, (O,), float32 or wider; 1 where y is added unscaled.
     """
 
     block: str
@@ -36,36 +38,36 @@ class Branch:
 
 @dataclass(frozen=True)
 class Network:
-    """What `understand` found out about a model.
+    """What `analyse` found.
 
     Attributes:
         model: As given.
         layers: All that multiply tokens by a weight matrix, in order of execution.
-        units: Modules after which a pass can resume from their output alone, in order of execution.
+        resume_points: Modules after which a pass can resume from their output alone, in order of execution.
         branches: Last layer of a transformer block -> how its output is added; without those where it is not.
         macs: Multiply-accumulates of all products for one image, attention included.
     """
 
     model: nn.Module
     layers: list[LayerSpec]
-    units: list[str]
+    resume_points: list[str]
     branches: dict[str, Branch]
     macs: int
 
 
 @torch.no_grad()
-def understand(model: nn.Module) -> Network:
-    """Looks at a model and proves on two random images what everything else relies on.
+def analyse(model: nn.Module) -> Network:
+    """Analyses a model, and proves on two random images the assumptions that pruning and refitting make.
 
-    All linear products are made by layers that are known; a pass that resumes after a unit gives the logits of a plain
-    one (a unit after which it does not is left out, and passes resume earlier); and the output of the last layer of a
-    transformer block is added to the rest of it, scaled by one number a feature, or it is not listed as a branch.
+    All linear products are made by layers that are known. A pass that resumes after a resume point gives the logits of
+    a full pass; a module after which it does not is left out, and passes resume earlier. The output of the last layer
+    of a transformer block is added to the rest of it, scaled by one number a feature, or it is not listed as a branch.
 
     Args:
-        model: Not on the meta device; left as it is.
+        model: Not on the meta device; not modified.
 
     Raises:
-        LpvitError: The model gives no logits, or makes products that cannot be ascribed to a layer.
+        LpvitError: The model returns no logits, or computes products that belong to no layer.
     """
     require_plain_module(model)
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -75,68 +77,68 @@ def understand(model: nn.Module) -> Network:
     _require_all_products(model, traced, layers)
     body = Body.of(model, traced)
     with quiet(model):
-        units = _units(model, traced, body)
+        resume_points = _resume_points(model, traced, body)
         branches = _branches(model, traced, body, layers)
-    return Network(model, layers, units, branches, traced.macs)
+    return Network(model, layers, resume_points, branches, traced.macs)
 
 
 def require_plain_module(model: object) -> None:
-    """Makes sure that something is a model that can be copied and watched.
+    """Checks that an object is a model that can be copied and traced.
 
     Raises:
-        LpvitError: It is no module, compiled already, or spread over devices.
+        LpvitError: It is not a module, is compiled, or is on several devices.
     """
     if not isinstance(model, nn.Module):
         raise LpvitError(f"model: found {type(model).__name__}, expected a model of timm")
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
-        raise LpvitError("model: is compiled; give the model that went into torch.compile, and compile what comes out")
+        raise LpvitError("model: is compiled; give the model before torch.compile, and compile the result")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise LpvitError(f"model: is wrapped in {type(model).__name__}; give its 'module'")
 
 
 def _require_all_products(model: nn.Module, traced: Trace, layers: Sequence[LayerSpec]) -> None:
     known = sum(layer.macs for layer in layers)
-    for name, span in traced.spans.items():  # for one image as for many, such as the MLP of a position bias
+    for name, span in traced.spans.items():  # not per image, such as the MLP of a position bias
         module = model.get_submodule(name)
         if isinstance(module, nn.Linear | nn.Conv2d) and not span.grows:
             known += span.numbers * module.weight[0].numel()
     missing = traced.linear_macs - known
     if missing:
         places = ", ".join(f"'{owner}' in '{place}'" for owner, place in list(traced.by_function.items())[:2])
-        reason = f"functions use the weights of {places}" if places else "no module makes them"
+        reason = f"functions use the weights of {places}" if places else "no module computes them"
         raise LpvitError(
             f"model: {type(model).__name__}: {missing:,} of its {traced.linear_macs:,} multiply-adds in linear "
             f"products are not those of a layer ({reason}), so it cannot be pruned to a budget"
         )
 
 
-def _units(model: nn.Module, traced: Trace, body: Body) -> list[str]:
+def _resume_points(model: nn.Module, traced: Trace, body: Body) -> list[str]:
     """The candidates from which a pass resumes rightly, proved from the last to the first.
 
-    One that gives the output of a later unit that was proved need not run to the end.
+    One that gives the output of a later point that was proved need not run to the end.
     """
     candidates = {*body.spans, *body.blocks}
-    candidates |= {name for name in traced.spans if name.rpartition(".")[2] in _MORE_UNITS}
+    candidates |= {name for name in traced.spans if name.rpartition(".")[2] in _OTHER_RESUME_POINTS}
     ended = sorted(
         (name for name in candidates if traced.spans[name].calls == 1 and traced.spans[name].numbers),
         key=lambda name: traced.spans[name].end,
     )
     images = random_images(model, IMAGES)
-    with recorded_units(model, ended) as outputs:
+    with recorded_outputs(model, ended) as outputs:
         logits = model(images)
     _require_logits(logits)
-    outputs = {unit: output for unit, output in outputs.items() if output.shape[0] == IMAGES}
-    ended = [unit for unit in ended if unit in outputs]
+    outputs = {point: output for point, output in outputs.items() if output.shape[0] == IMAGES}
+    ended = [point for point in ended if point in outputs]
     proved: list[str] = []
-    for number, unit in reversed(list(enumerate(ended))):
+    for number, point in reversed(list(enumerate(ended))):
         forwards = {before: constant(torch.full_like(outputs[before], torch.nan)) for before in ended[:number]}
-        forwards[unit] = constant(outputs[unit])
+        forwards[point] = constant(outputs[point])
         goal = proved[0] if proved else None
         found = _run_to(model, forwards, torch.full_like(images, torch.nan), goal)
         if _equal(found, logits if goal is None else outputs[goal]):
-            proved.insert(0, unit)
+            proved.insert(0, point)
         else:
-            _logger.info("%s: passes do not resume after it, as more than its output is used later", unit)
+            _logger.info("%s: passes do not resume after it, as more than its output is used later", point)
     return proved
 
 
@@ -163,7 +165,7 @@ def _run_to(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]], ima
 def _require_logits(logits: Any) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != IMAGES:
         found = f"a tensor of {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise LpvitError(f"model: gives {found} for {IMAGES} images, expected logits ({IMAGES}, classes)")
+        raise LpvitError(f"model: returns {found} for {IMAGES} images, expected logits ({IMAGES}, classes)")
 
 
 def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[LayerSpec]) -> dict[str, Branch]:
@@ -174,7 +176,7 @@ def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[Laye
         if not inside:
             continue
         layer = max(inside, key=lambda layer: traced.spans[layer.name].end)
-        if isinstance(model.get_submodule(layer.name), nn.Conv2d):  # fitted to its own output
+        if isinstance(model.get_submodule(layer.name), nn.Conv2d):  # refitted to its own output
             continue
         scale = _scale(_Block(model, block, layer.name, arguments, options), layer.out_features)
         if scale is not None:
@@ -184,7 +186,7 @@ def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[Laye
 
 @dataclass(frozen=True)
 class _Block:
-    """A transformer block, called as the model calls it, with another output of one of its layers."""
+    """A transformer block, called with its recorded arguments and another output of one of its layers."""
 
     model: nn.Module
     name: str
@@ -201,7 +203,7 @@ class _Block:
 
 
 def _scale(block_with: _Block, features: int) -> Tensor | None:
-    """The numbers s in r + s * y, for a block's output as a function of the output y of its last layer."""
+    """The numbers s in r + s * y, the transformer block's output as a function of the output y of its last layer."""
     residual = block_with(torch.zeros_like)
     random = torch.randn(features, generator=torch.Generator().manual_seed(1))
     draws: list[Tensor] = []
@@ -224,7 +226,7 @@ def _scale(block_with: _Block, features: int) -> Tensor | None:
 
 
 def _recorded_calls(model: nn.Module, modules: Mapping[str, Any]) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Arguments and options that modules are called with in a pass."""
+    """Records the arguments of modules in a pass."""
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(

@@ -1,8 +1,8 @@
-"""Forward passes that begin or end in the middle of a model.
+"""Forward passes that start or stop in the middle of a model.
 
-Units are the parts that a model runs one after the other, each on the output of the one before: patch embedding,
-transformer blocks, Swin's downsampling. `lpvit.models.analysis.network.Network` knows those of a model. A pass begins
-after a unit by giving the units up to it constant outputs.
+Resume points are modules that run one after the other, each on the output of the one before: patch embedding,
+transformer blocks, Swin's downsampling (`lpvit.models.analysis.network`). A pass resumes after one by giving the
+modules up to it constant outputs.
 
 N = images of a batch.
 """
@@ -21,7 +21,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, channels, hei
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the mode of before outside."""
+    """Evaluation mode inside the context; restores the mode on exit."""
     was_training = model.training
     model.eval()
     try:
@@ -31,15 +31,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def require_finite_logits(logits: Tensor, model: nn.Module, images: Tensor) -> None:
-    """Makes sure that a forward pass went well.
+    """Checks that the logits of a forward pass are finite.
 
     Args:
-        logits: What the model made of the images, (N, K).
-        model: Asked again, only after a failure, to find where it began.
+        logits: Output for the images, (N, K).
+        model: Run again after a failure only, to find its origin.
         images: (N, channels, height, width).
 
     Raises:
-        LpvitError: A logit is NaN or infinite; the first module whose output is so is named.
+        LpvitError: A logit is NaN or infinite; the first module with such an output is named.
     """
     if not logits.isfinite().all():
         raise LpvitError(
@@ -70,17 +70,19 @@ def _first_non_finite_module(model: nn.Module, images: Tensor) -> str:
 
 
 def constant(output: Tensor) -> Callable[..., Tensor]:
-    """A forward that ignores its input."""
+    """A forward function that ignores its input."""
     return lambda *_, **__: output
 
 
 @contextmanager
-def recorded_units(model: nn.Module, units: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Yields unit -> its output (images first), filled in order of execution as the model runs."""
+def recorded_outputs(model: nn.Module, resume_points: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Yields resume point -> its output (images first), filled in order of execution as the model runs."""
     outputs: dict[str, Tensor] = {}
     hooks = [
-        model.get_submodule(unit).register_forward_hook(lambda _, __, output, unit=unit: outputs.update({unit: output}))
-        for unit in units
+        model.get_submodule(point).register_forward_hook(
+            lambda _, __, output, point=point: outputs.update({point: output})
+        )
+        for point in resume_points
     ]
     try:
         yield outputs
@@ -91,7 +93,7 @@ def recorded_units(model: nn.Module, units: Iterable[str]) -> Iterator[dict[str,
 
 @contextmanager
 def replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
-    """Lets modules run other forwards; on leaving, the attribute goes and that of their class is back."""
+    """Replaces the forward of modules; on exit that of their class is restored."""
     modules = {model.get_submodule(name): forward for name, forward in forwards.items()}
     try:
         for module, forward in modules.items():
@@ -103,12 +105,12 @@ def replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Ten
 
 
 @dataclass(frozen=True)
-class PausedPass:
-    """The pass of a batch that waits between two units, in main memory.
+class CachedPass:
+    """A forward pass of a batch, cached at a resume point, in main memory.
 
     Attributes:
-        images: (N, channels, height, width); a placeholder as soon as a unit has ended.
-        outputs: unit -> its output (images first) of the units that have ended, in order of execution; placeholders
+        images: (N, channels, height, width); a placeholder as soon as a resume point is reached.
+        outputs: point -> its output (images first) of the resume points reached, in order of execution; placeholders
             but for the last.
     """
 
@@ -117,13 +119,13 @@ class PausedPass:
 
 
 @dataclass(frozen=True)
-class Halt:
+class StopPoint:
     """Where a pass stops.
 
     Attributes:
         layer: A linear layer or convolution; the pass stops where it begins.
-        block: A transformer block around the layer: the pass goes on to the end of it, with an output of the layer that
-            is zero, and so gives what the layer's output is added to. None stops at the layer.
+        block: A transformer block around the layer: the pass continues to the end of it with a zero output of the
+            layer, which gives the residual that the layer's output is added to. None stops at the layer.
     """
 
     layer: str
@@ -131,32 +133,36 @@ class Halt:
 
 
 def run_until(
-    model: nn.Module, units: Iterable[str], paused: PausedPass, halt: Halt, device: torch.device | str
-) -> tuple[Tensor, Tensor | None, PausedPass]:
+    model: nn.Module, resume_points: Iterable[str], cached: CachedPass, stop: StopPoint, device: torch.device | str
+) -> tuple[Tensor, Tensor | None, CachedPass]:
     """Goes on with a pass as far as a layer.
 
     Args:
         model: On the device; left as it is.
-        units: Of the model.
-        paused: A pass of this model that has not come to the layer.
-        halt: Where to stop.
+        resume_points: Of the model.
+        cached: A pass of this model that has not come to the layer.
+        stop: Where to stop.
         device: Of the model.
 
     Returns:
         The layer's input, on the device; what the block made of a zero output of the layer, if asked for; and the pass
-        paused after the last unit that ended before the layer.
+        cached at the last resume point before the layer.
     """
-    forwards = {unit: constant(output.to(device)) for unit, output in paused.outputs.items()}
+    forwards = {point: constant(output.to(device)) for point, output in cached.outputs.items()}
     reached: list[Tensor] = []
     residual = None
-    with _halted(model, halt, reached), recorded_units(model, units) as outputs, replaced_forwards(model, forwards):
+    with (
+        _stopped(model, stop, reached),
+        recorded_outputs(model, resume_points) as outputs,
+        replaced_forwards(model, forwards),
+    ):
         try:
-            model(paused.images.to(device))
+            model(cached.images.to(device))
         except _ReachedError as stopped:
             residual = stopped.output
     if not reached:
-        raise AssertionError(f"{halt.layer}: the model ended without running it")
-    return reached[0], residual, paused if len(outputs) == len(forwards) else _pause(paused.images, outputs)
+        raise AssertionError(f"{stop.layer}: the model ended without running it")
+    return reached[0], residual, cached if len(outputs) == len(forwards) else _cached(cached.images, outputs)
 
 
 class _ReachedError(Exception):
@@ -165,12 +171,12 @@ class _ReachedError(Exception):
 
 
 @contextmanager
-def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[None]:
+def _stopped(model: nn.Module, stop: StopPoint, reached: list[Tensor]) -> Iterator[None]:
     """Lets a pass end in `_ReachedError` where it shall stop; the list gets the layer's input."""
 
     def before_layer(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         reached.append(inputs[0])
-        if halt.block is None:
+        if stop.block is None:
             raise _ReachedError
 
     def after_layer(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -180,11 +186,11 @@ def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[Non
         if reached:
             raise _ReachedError(output)
 
-    layer = model.get_submodule(halt.layer)
+    layer = model.get_submodule(stop.layer)
     handles = [layer.register_forward_pre_hook(before_layer)]
-    if halt.block is not None:  # registered before the recording of units, which must not see this output
+    if stop.block is not None:  # registered before the recording of resume points, which must not see this output
         handles.append(layer.register_forward_hook(after_layer))
-        handles.append(model.get_submodule(halt.block).register_forward_hook(after_block))
+        handles.append(model.get_submodule(stop.block).register_forward_hook(after_block))
     try:
         yield
     finally:
@@ -192,14 +198,14 @@ def _halted(model: nn.Module, halt: Halt, reached: list[Tensor]) -> Iterator[Non
             handle.remove()
 
 
-def _pause(images: Tensor, outputs: Mapping[str, Tensor]) -> PausedPass:
+def _cached(images: Tensor, outputs: Mapping[str, Tensor]) -> CachedPass:
     *ended, last = outputs
-    placeholders = {unit: _placeholder(outputs[unit]) for unit in ended}
-    return PausedPass(_placeholder(images), {**placeholders, last: outputs[last].cpu()})
+    placeholders = {point: _placeholder(outputs[point]) for point in ended}
+    return CachedPass(_placeholder(images), {**placeholders, last: outputs[last].cpu()})
 
 
 def _placeholder(tensor: Tensor) -> Tensor:
-    """Zeros of the same shape in the memory of one: what computes on it goes before a unit with a constant output."""
+    """Zeros of the same shape in the memory of one: what computes on it goes before a point with a constant output."""
     return tensor.new_zeros(()).expand(tensor.shape)
 
 

@@ -1,4 +1,4 @@
-"""A forward pass that is watched: which modules run, in which order, where attention is, and what no module makes.
+"""Traces a forward pass: order of the modules, location of attention, and products outside modules.
 
 N = images of the pass.
 """
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-IMAGES = 2  # of the pass that is watched; what does not grow with them is no work on tokens
+IMAGES = 2  # of the traced pass; work that does not grow with them is not work on tokens
 
 _ATTENTION = (
     functional.scaled_dot_product_attention,
@@ -30,16 +30,16 @@ _PRODUCTS_OF_LAYERS = ("mm", "addmm", "convolution", "_convolution")  # of the c
 
 @dataclass
 class Span:
-    """When a module ran, and what came out.
+    """When a module ran, and properties of its output.
 
     Attributes:
-        start: Moment at which it began.
-        end: Moment at which it ended.
+        start: Time at which it started.
+        end: Time at which it ended.
         calls: How often it ran.
-        numbers: Elements of its outputs, all calls together, with N images.
-        width: Size of the last dimension of its output; 0 where the output is no tensor.
+        numbers: Elements of its outputs, summed over all calls, with N images.
+        width: Size of the last dimension of its output; 0 if the output is not a tensor.
         grows: Whether its output is larger for N images than for one.
-        mismatch: What is wrong with the output of a linear layer or convolution; empty if it is input times weight.
+        mismatch: How the output of a linear layer or convolution is wrong; empty if it is input times weight.
     """
 
     start: int
@@ -53,15 +53,15 @@ class Span:
 
 @dataclass
 class Trace:
-    """What `trace` saw.
+    """The result of `trace`.
 
     Attributes:
         images: N.
         spans: Name of a module -> when it ran.
-        attention: Moment and the modules around, outermost first, of every softmax or attention product.
+        attention: Time and enclosing modules, outermost first, of every softmax or attention product.
         macs: Multiply-accumulates of all products for one image.
-        linear_macs: Those of linear products and convolutions alone.
-        by_function: Module whose weight a function multiplied with -> the module in which that happened.
+        linear_macs: Those of linear products and convolutions only.
+        by_function: Module whose weight a function used -> the module in which it was called.
     """
 
     images: int
@@ -74,10 +74,10 @@ class Trace:
 
 @torch.no_grad()
 def trace(model: nn.Module) -> Trace:
-    """Watches one pass over ``IMAGES`` random images, and counts the products of another over one image.
+    """Traces one pass over ``IMAGES`` random images, and counts the products of another over one image.
 
     Args:
-        model: Left as it is. On the meta device nothing is computed, and so no product is checked.
+        model: Not modified. On the meta device nothing is computed, so no product is checked.
     """
     traced = Trace(IMAGES)
     with quiet(model):
@@ -96,7 +96,7 @@ def trace(model: nn.Module) -> Trace:
 
 
 def random_images(model: nn.Module, count: int) -> Tensor:
-    """Images as the model takes them, always the same, (count, channels, height, width)."""
+    """Deterministic images in the format of the model, (count, channels, height, width)."""
     parameter = next(model.parameters())
     size: tuple[int, ...] = tuple(model.pretrained_cfg["input_size"])  # type: ignore[index]
     if parameter.device.type == "meta":
@@ -107,7 +107,7 @@ def random_images(model: nn.Module, count: int) -> Tensor:
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no parameter that asks for gradients: torch's counter stumbles over those."""
+    """Evaluation mode without gradients of parameters, which torch's counter does not support."""
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -124,7 +124,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def hooks(handles: Iterator[Any] | list[Any]) -> Iterator[None]:
-    """Removes hooks on leaving."""
+    """Removes hooks on exit."""
     with ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
@@ -132,7 +132,7 @@ def hooks(handles: Iterator[Any] | list[Any]) -> Iterator[None]:
 
 
 class _Functions(TorchFunctionMode):
-    """Notes attention, and linear products with the weight of a module that is not running."""
+    """Records attention, and linear products with the weight of a module that is not running."""
 
     def __init__(self, traced: Trace, stack: list[str], clock: Iterator[int], owners: Mapping[int, str]) -> None:
         super().__init__()
@@ -199,8 +199,8 @@ def _sized(model: nn.Module, numbers: dict[str, int]) -> Iterator[None]:
 
 
 def _mismatch(module: nn.Linear | nn.Conv2d, inputs: Tensor, output: Tensor) -> str:
-    """Compares the output with the plain product; empty where they agree."""
-    if not module.weight.is_floating_point():  # an int8 layer multiplies by it, up to what it rounds
+    """Compares the output with the product of input and weight; empty if they agree."""
+    if not module.weight.is_floating_point():  # an int8 layer, whose inputs are rounded
         return ""
     if isinstance(module, nn.Linear):
         expected = functional.linear(inputs, module.weight, module.bias)
@@ -208,7 +208,7 @@ def _mismatch(module: nn.Linear | nn.Conv2d, inputs: Tensor, output: Tensor) -> 
         expected = nn.Conv2d._conv_forward(module, inputs, module.weight, module.bias)
     if expected.shape == output.shape and torch.allclose(expected, output, rtol=1e-3, atol=1e-4, equal_nan=True):
         return ""
-    return f"what {type(module).__name__} gives is not its input times its weight"
+    return f"the output of {type(module).__name__} is not its input times its weight"
 
 
 def _is_of_layers(product: Any) -> bool:

@@ -1,7 +1,7 @@
-"""What timm may be asked for by a config or a file: arguments that shape a model, as plain values.
+"""Checks the arguments of timm in a config or file: only those that shape a model, as plain values.
 
-Arguments that lead elsewhere (``checkpoint_path``, ``pretrained_cfg_overlay``, ``cache_dir``, ...) belong to no class
-of models and never reach timm.
+Other arguments (``checkpoint_path``, ``pretrained_cfg_overlay``, ``cache_dir``, ...) belong to no class of models and
+are never passed to timm.
 """
 
 import functools
@@ -16,20 +16,20 @@ from torch import nn
 
 from lpvit.errors import LpvitError
 
-DATA_CONFIG = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # of the preprocessing, beside the input size
-LARGEST = 2**16  # whole number: of layers, features, pixels of a side, ...
+DATA_CONFIG = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # of the preprocessing, besides the input size
+LARGEST = 2**16  # largest integer: layers, features, pixels of a side, ...
 
 
 def require_plain(name: str, options: Mapping[str, Any], data_config: Mapping[str, Any]) -> None:
-    """Makes sure that options are arguments of this kind of model, and that all values are plain and of a sane size.
+    """Checks that options are arguments of this kind of model, with plain values of limited size.
 
     Args:
-        name: Of a model that timm knows.
-        options: Keyword arguments beside the number of classes.
+        name: Of a model of timm.
+        options: Keyword arguments besides the number of classes.
         data_config: Overrides of the model's data config.
 
     Raises:
-        LpvitError: A name or a value is none of them.
+        LpvitError: A name or a value is not allowed.
     """
     known = _arguments(timm.model_entrypoint(name.partition(".")[0]).__module__)
     for key, value in options.items():

@@ -1,4 +1,4 @@
-"""Weights from files, and whether they fit a model."""
+"""Weights from files, and checks that they fit a model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise LpvitError(f"{path}: checkpoint not found; correct 'checkpoint' in the config")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # safetensors and torch raise a different type for every kind of damage
+    except Exception as error:  # safetensors and torch raise different types for different damage
         reason = str(error).partition("\n")[0]
         raise LpvitError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})") from None
     for wrapper in ("model_ema", "model", "state_dict"):
@@ -41,7 +41,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     Args:
         model: Changed in place.
         state: Names with tensors.
-        source: Where it comes from, for the message.
+        source: Origin, for the message.
 
     Raises:
         LpvitError: As `require_same_architecture`.
@@ -78,10 +78,10 @@ def require_same_architecture(model: nn.Module, state: Mapping[str, Tensor], sou
 
 
 def require_one_type(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Makes sure that all parameters with a fraction are of one type, as the layers between them take no others.
+    """Checks that all floating-point parameters have one type, because mixed types cannot be multiplied.
 
     Raises:
-        LpvitError: They are of several.
+        LpvitError: They have several.
     """
     types = {str(state[name].dtype) for name, value in model.named_parameters() if value.is_floating_point()}
     if len(types) > 1:
@@ -89,7 +89,7 @@ def require_one_type(model: nn.Module, state: Mapping[str, Tensor], source: str 
 
 
 def _is_alike(found: Tensor, expected: Tensor) -> bool:
-    """Floating point numbers of some size, or the same type. Strided, as all weights are."""
+    """Whether both are floating point or have the same type, and are strided."""
     both_floating = found.dtype in _FLOATS and expected.dtype in _FLOATS
     return found.layout == expected.layout and (both_floating or found.dtype == expected.dtype)
 

@@ -1,4 +1,4 @@
-"""The dense model that the config names."""
+"""The dense model of the config."""
 
 from torch import nn
 
@@ -9,14 +9,14 @@ from lpvit.models.sources.timm import Timm
 
 
 def dense_model(settings: Model, num_classes: int) -> tuple[Architecture, nn.Module]:
-    """A timm model with timm's weights, those of a checkpoint, or random ones that are to be trained.
+    """A timm model with timm's weights, those of a checkpoint, or random ones for training.
 
     Args:
         settings: Of the config.
         num_classes: Outputs.
 
     Raises:
-        LpvitError: timm does not know the model, or the weights are not there or do not fit.
+        LpvitError: timm does not have the model, or the weights are missing or do not fit.
     """
     timm = Timm(name=settings.timm, num_classes=num_classes, options=settings.options, data_config=settings.data_config)
     architecture = Architecture(source=timm)

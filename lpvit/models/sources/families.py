@@ -1,13 +1,13 @@
-"""What a family of timm's models does differently, brought into the form that everything else relies on."""
+"""Adapts families of timm's models to the assumptions of the analysis."""
 
 from torch import nn
 
 
 def call_modules(model: nn.Module) -> nn.Module:
-    """Lets attention call its ``qkv`` as a module where it would use the weight through a function.
+    """Makes attention call its ``qkv`` as a module instead of using its weight in a function.
 
-    BEiT, EVA-02, DINOv3 and SwinV2 add a bias made of parts; timm knows both ways (``qkv_bias_separate``), which give
-    the same up to rounding. Only the layer that is called can be seen, measured and swapped.
+    BEiT, EVA-02, DINOv3 and SwinV2 add a bias made of parts; timm supports both (``qkv_bias_separate``), with the
+    same result up to rounding. Only a layer that is called can be traced, measured and replaced.
 
     Args:
         model: Changed in place, and returned.

@@ -1,4 +1,4 @@
-"""Whether the weights that timm has for a model can be had on this machine, found without loading them."""
+"""Checks, without loading, whether timm's weights of a model are available on this machine."""
 
 import functools
 import urllib.error
@@ -11,16 +11,16 @@ from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
 from lpvit.errors import LpvitError
 
-_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
+_FILES = ("model.safetensors", "pytorch_model.bin")  # in timm's order
 _SECONDS = 5
 
 
 @functools.cache
 def require_fetchable(name: str) -> None:
-    """Makes sure that timm's weights of a model are in the cache, or that the place that has them answers.
+    """Checks that timm's weights of a model are cached or that their host responds.
 
     Raises:
-        LpvitError: timm has no weights for the model, or they are not here and there is no connection.
+        LpvitError: timm has no weights for the model, or they are not cached and there is no connection.
     """
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url or config.file):
@@ -47,7 +47,7 @@ def _answers(place: str) -> bool:
     try:
         with urllib.request.urlopen(urllib.request.Request(place, method="HEAD"), timeout=_SECONDS):
             return True
-    except urllib.error.HTTPError:  # it is there, though it may have the weights under another name
+    except urllib.error.HTTPError:  # the host responds, though it may have the weights under another name
         return True
     except OSError:
         return False

@@ -1,7 +1,7 @@
-"""Schemes, one file each: what makes a model compute less beside the blocks that are gone from its weights.
+"""Registry of schemes, one folder each: changes of the forward pass that save computation besides pruning.
 
-A file defines ``Settings``, its keys in the config, and ``add(model, settings)``, which changes a model in place from
-outside, by hooks and submodules: no code of timm is copied, names of layers stay as they are. It raises `LpvitError`
-where a model is not of the kind that it works on. A submodule with a method ``anneal(progress)`` is told how much of a
-training is done, from 0 to 1, before every step.
+A folder's ``__init__.py`` defines one `lpvit.schemes.settings.Scheme`, which changes a model in place by hooks and
+submodules: no code of timm is copied, and layer names do not change. It raises `LpvitError` for models that it does not
+support. ``anneal(progress)`` of a submodule is called before every optimiser step with the progress of the training,
+from 0 to 1.
 """

@@ -64,7 +64,7 @@ float greatest_score(const Tile<Number>& tile, int64_t row) {
   return reduced<kLanes>(greatest, kGreater);
 }
 
-// Weights of the keys for one query: exponentials of the scores, relative to the greatest; the reciprocal of their sum. A
+// Weights of the keys for one query: exponentials of the scores, relative to the largest; the reciprocal of their sum. A
 // query that no key is left to gets 0.
 template <typename Number>
 float softmax(const Tile<Number>& tile, int64_t row, float greatest) {
@@ -79,7 +79,7 @@ float softmax(const Tile<Number>& tile, int64_t row, float greatest) {
     sum += weights;
   }
   const float whole = reduced<kLanes>(sum, kSum);
-  return is_lost ? 0 * whole : 1 / whole;  // not a number if one of them is none
+  return is_lost ? 0 * whole : 1 / whole;  // NaN if one of them is none
 }
 
 template <typename Number>

@@ -7,7 +7,7 @@
 
 namespace lpvit {
 
-// Numbers (N, T, H, d) somewhere in memory, the features of a head side by side; distances are in numbers.
+// Numbers (N, T, H, d) somewhere in memory, the features of a head contiguous; distances are in numbers.
 struct Heads {
   const void* numbers;
   int64_t image, token, head;

@@ -1,6 +1,6 @@
-// Attention in whole numbers: what attention.cpp does in int8. Queries are quantised as the inputs of a layer are, token by
+// Attention in integers: what attention.cpp does in int8. Queries are quantised as the inputs of a layer are, token by
 // token, and keys and values as its weights, with a scale for each key and for each feature of the values; weights of the
-// softmax are 0 ... 255 of the greatest one. Sums are exact in int32, softmax and what comes after it in float32.
+// softmax are 0 ... 255 of the largest one. Sums are exact in int32, softmax and what comes after it in float32.
 //
 // Keys lose their mean over the tokens first, which adds the same to all scores of a query: softmax does not see it, but
 // rounding would (Zhang et al., SageAttention, ICLR 2025).
@@ -20,8 +20,8 @@ void with_number(const Attention& p, Function&& function) {
   p.bfloat16 ? function(BFloat16{}) : function(float{});
 }
 
-// What numbers of a greatest size are multiplied with to become whole ones, and what 1 stands for then: not a number if
-// `zeros`, their sum times 0, is none.
+// Factor that maps numbers of at most a given size to integers, and the value of 1 then: NaN if `zeros`, their sum times
+// 0, is NaN.
 template <typename Numbers>
 struct Scale {
   Scale(Numbers size, Numbers zeros)
@@ -29,7 +29,7 @@ struct Scale {
   Numbers reciprocal, scale;
 };
 
-// The sums of the whole numbers of every column of a strip's vector.
+// The sums of the integers of every column of a strip's vector.
 IntVector<kLanes> add_words(IntVector<kLanes> sums, Vector<kLanes> words) {
   constexpr Input ones[kStep] = {1, 1, 1, 1};
   return multiply_add<kLanes>(ones, reinterpret_cast<IntVector<kLanes>>(words), sums);

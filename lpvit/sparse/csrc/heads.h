@@ -15,7 +15,7 @@ namespace {
 constexpr int kLanes = LPVIT_LANES;
 constexpr int kTileQueries = LPVIT_TILE_TOKENS;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-using Summed = std::remove_cvref_t<decltype(Sum<1>{}[0])>;  // float, or int32 of whole numbers
+using Summed = std::remove_cvref_t<decltype(Sum<1>{}[0])>;  // float, or int32 of integers
 
 int64_t rounded_up(int64_t number, int64_t unit) { return (number + unit - 1) / unit * unit; }
 
@@ -76,9 +76,9 @@ struct Scratch {
   // Of int8 only:
   Input* key_bytes;                  // (T, d), quantised, to be packed
   float* key_means;                  // (d,), taken off the keys
-  float *key_scales, *value_scales;  // (T,) and (d,): what a whole number stands for
-  float* key_sums;                   // (T,): of the whole numbers of a key, in the unit of its scores
-  int32_t* value_sums;               // (d,): of the whole numbers of a feature
+  float *key_scales, *value_scales;  // (T,) and (d,): what an integer stands for
+  float* key_sums;                   // (T,): of the integers of a key, in the unit of its scores
+  int32_t* value_sums;               // (d,): of the integers of a feature
   mutable Token of_queries[kTileQueries];  // how each query of a tile is quantised
 };
 

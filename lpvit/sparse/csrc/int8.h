@@ -1,6 +1,6 @@
 // Arithmetic of kernel.cpp in int8: inputs are quantised token by token as they are copied, sums are exact in int32.
 //
-// x = s (q - z) with q in 0 ... 255 and z, the zero point, such that the least and the greatest input of the token (and
+// x = s (q - z) with q in 0 ... 255 and z, the zero point, such that the smallest and the largest input of the token (and
 // 0) are met; w = a v with v in -127 ... 127 and a scale a for each output. So
 //   sum of x w = s a (sum of q v - z sum of v),
 // where the last sum, of an output's weights, is known beforehand.
@@ -122,7 +122,7 @@ Constants<floats> constants_of(const Problem& p, int64_t first, int64_t count) {
   return {p, first, count};
 }
 
-// To the nearest whole number, to the even one of two.
+// To the nearest integer, to the even one of two.
 template <int lanes>
 IntVector<lanes> rounded(Vector<lanes> value) {
 #if defined(__x86_64__)
@@ -150,7 +150,7 @@ struct Range {
   void take(Vector<lanes> x) {
     least = kLess(x, least);
     greatest = kGreater(x, greatest);
-    zeros += x * 0.0f;  // or not a number
+    zeros += x * 0.0f;  // or NaN
   }
 };
 
@@ -160,7 +160,7 @@ struct Levels {
   int32_t zero_point;
 };
 
-// Levels for the range of the inputs and 0; the scale is not a number if one of them is not finite.
+// Levels for the range of the inputs and 0; the scale is NaN if one of them is not finite.
 template <typename Number>
 Levels levels_of(const Row<Number>& row) {
   constexpr int lanes = Row<Number>::kWidth;

@@ -46,7 +46,7 @@ const Kernel* kernel_of(ov::element::Type values) {
                                        : nullptr;
 }
 
-// The kernel for numbers of a type, by whole numbers where it may be; null if there is none.
+// The kernel for numbers of a type, by integers where it may be; null if there is none.
 const AttentionKernel* attention_of(ov::element::Type numbers, bool int8, int64_t tokens) {
   if (int8 && kernels().attention_of_int8 && tokens < kMostTokens) return kernels().attention_of_int8;
   return numbers == ov::element::f32    ? kernels().attention_of_float
@@ -148,7 +148,7 @@ class BlockSparseLinear : public ov::op::Op {
   float norm_epsilon = 0;
 };
 
-// Inputs, all of one type: queries, keys and values (N, T, H, d), or one (N, T, 3 H d) where they stand side by side; if
+// Inputs, all of one type: queries, keys and values (N, T, H, d), or one (N, T, 3 H d) where they are adjacent; if
 // `biased`, a bias (H, T, T); if `masked`, masks (W, T, T). Outputs: (N, T, H d).
 class FusedAttention : public ov::op::Op {
  public:

@@ -134,7 +134,7 @@ struct Parts {
 };
 
 // Calls a function with 0, 1, ... count - 1 on all threads, each of which takes the next when it is done with one.
-// `Threads` says how many there are, and runs a function that many times or less, side by side.
+// `Threads` says how many there are, and runs a function that many times or less, in parallel.
 template <typename Threads, typename Function>
 void share_out(int64_t count, Function&& function) {
   std::atomic<int64_t> next{0};
@@ -154,7 +154,7 @@ void run(const Problem& problem, const Kernel& kernel) {
 }
 
 // Heads one after the other; cut into parts where there are few of them for the threads, since each part packs the keys
-// and values of its head anew.
+// and values of its head again.
 template <typename Threads>
 void run(const Attention& problem, const AttentionKernel& kernel) {
   const int64_t threads = Threads::count(), heads = problem.images * problem.heads;

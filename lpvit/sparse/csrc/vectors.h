@@ -225,8 +225,8 @@ Vector<lanes> polynomial(const float (&terms)[count], Vector<lanes> x) {
   return series;
 }
 
-// 2^x for |x| <= 1/2: the polynomial whose greatest relative error is least, 2.2e-7 in float32 and 7.5e-5 where the outcome
-// is rounded to bfloat16 or to 255 steps.
+// 2^x for |x| <= 1/2: the polynomial with the smallest largest relative error, 2.2e-7 in float32 and 7.5e-5 where the
+// result is rounded to bfloat16 or to 255 steps.
 template <typename Number>
 struct PowerOfTwo {
   static constexpr float terms[] = {5.51713221e-2f, 2.42611334e-1f, 6.93261087e-1f, 9.99928057e-1f};
@@ -250,7 +250,7 @@ Vector<lanes> exp2(Vector<lanes> x) {
 }
 
 // Phi(x) - 1/2, which is odd, over x for |x| <= `bound`, beyond which Phi is taken as 0 or 1: a polynomial in x^2 whose
-// greatest error, times x^2, is least. It is one of 2 x^2 / bound^2 - 1, whose powers do not cancel. The error of Phi
+// largest error, times x^2, is smallest. It is one of 2 x^2 / bound^2 - 1, whose powers do not cancel. The error of Phi
 // is 1e-6 in float32, and 3.2e-5 where the outcome is rounded to bfloat16, to some 4e-3 of it.
 template <typename Number>
 struct NormalDistribution {

@@ -6,14 +6,14 @@ import pandas as pd
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
 
 CORRECTION_POINTS = 5  # sparsities at which a curve is corrected: 0, 1/4, ... 1
-SMALL_SHARE = 0.05  # of the pruned weights taken away: a change that counts as infinitesimal
+SMALL_SHARE = 0.05  # of the pruned weights taken away: a change treated as infinitesimal
 
 
 def corrected_curves(curves: pd.DataFrame, measured: MeasuredModel, blocks: pd.DataFrame) -> pd.DataFrame:
-    r"""Curves of the first order in the weights, corrected for the finite size of the change.
+    r"""Corrects first-order curves for the finite size of the change.
 
-    A few images suffice for the quotient of the distortions of a finite and of an infinitesimal change, since both are
-    measured on them (a control variate):
+    A few images suffice for the ratio of the distortions of a finite and an infinitesimal change, because both are
+    measured on the same images (a control variate):
 
     .. math:: D_{corrected}(\alpha) = D(\alpha) \, \frac{\sum_x \lVert f(x; W) - f(x; W + \Delta W) \rVert^2}
         {\sum_x \lVert f(x; W) - f(x; W + h \Delta W) \rVert^2 / h^2}, \qquad h \ll 1,
@@ -22,7 +22,7 @@ def corrected_curves(curves: pd.DataFrame, measured: MeasuredModel, blocks: pd.D
 
     Args:
         curves: Schema ``CURVES``, in the order of the layers.
-        measured: The dense model, with the few images x.
+        measured: The dense model, with a few images x.
         blocks: Scores, schema ``BLOCKS``.
 
     Returns:

@@ -31,13 +31,13 @@ def sampled_curve(blocks_of_layer: pd.DataFrame, points: int, distortion: Tensor
 
 
 def pruning_ranks(blocks_of_layer: pd.DataFrame) -> Tensor:
-    """Place of every block in the pruning order.
+    """Position of every block in the pruning order.
 
     Args:
         blocks_of_layer: Scores of one layer, schema ``BLOCKS``.
 
     Returns:
-        Shape (R, C), int64, 0 for the block that is pruned first; with n blocks pruned, those of rank >= n stay.
+        Shape (R, C), int64, 0 for the block that is pruned first; with n blocks pruned, those of rank >= n are kept.
     """
     ordered = in_pruning_order(blocks_of_layer)
     rows, columns = ordered["row"].to_numpy(), ordered["column"].to_numpy()

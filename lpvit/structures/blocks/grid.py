@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lpvit.errors import LpvitError
 
-KeepMasks = Mapping[str, Tensor]  # layer -> (R, C), bool, True where the block stays
+KeepMasks = Mapping[str, Tensor]  # layer -> (R, C), bool, True where the block is kept
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BlockGrid:
         if right or below:
             matrix = torch.nn.functional.pad(matrix, (0, right, 0, below))
         others = matrix.shape[:-2]
-        strips = matrix.reshape(*others, self.rows, self.block_shape[0], -1).sum(dim=-2)  # along rows: long, fast sums
+        strips = matrix.reshape(*others, self.rows, self.block_shape[0], -1).sum(dim=-2)  # along rows first: faster
         return strips.view(*others, self.rows, self.columns, self.block_shape[1]).sum(dim=-1)
 
     def expand(self, per_block: Tensor) -> Tensor:

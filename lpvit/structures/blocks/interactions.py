@@ -1,4 +1,4 @@
-"""How far the layers' distortions add up, which every allocation by one curve a layer assumes.
+"""Tests additivity of the layers' distortions, which every allocation with one curve per layer assumes.
 
 L = prunable layers; S = samples of the block products; B = blocks of a layer.
 """
@@ -16,11 +16,11 @@ def layer_interactions(block_products: Mapping[str, Tensor], keep_masks: KeepMas
     r"""Distortion of pruning pairs of layers, to first order in the weights.
 
     With :math:`C_l = \sum_{b \text{ pruned}} c_b` of layer l, the distortion of the whole model is
-    :math:`E (\sum_l C_l)^2 = \sum_{l, m} E\, C_l C_m`. Additive is its diagonal, the layers' own curves.
+    :math:`E (\sum_l C_l)^2 = \sum_{l, m} E\, C_l C_m`. The diagonal is the additive part, the layers' own curves.
 
     Args:
         block_products: layer -> c, (S, B), from `lpvit.structures.blocks.products.block_products`.
-        keep_masks: layer -> (R, C), True where a block stays.
+        keep_masks: layer -> (R, C), True where a block is kept.
 
     Returns:
         Schema ``INTERACTIONS``: all L * L ordered pairs.

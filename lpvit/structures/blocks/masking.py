@@ -1,6 +1,6 @@
 """Curves measured by masking one layer at a time.
 
-N = images of a batch; K = logits; P = pruned copies of a layer that run side by side; O, I = output and input features
+N = images of a batch; K = logits; P = pruned copies of a layer in one batch; O, I = output and input features
 of a layer.
 """
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, MatrixLayer, weight_matrix
-from lpvit.models.analysis.network import understand
+from lpvit.models.analysis.network import analyse
 from lpvit.models.analysis.passes import (
     Batches,
     constant,
     evaluation_mode,
-    recorded_units,
+    recorded_outputs,
     replaced_forwards,
     require_finite_logits,
 )
@@ -29,15 +29,15 @@ from lpvit.structures.blocks.grid import BlockGrid
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model, its images and what of it is pruned, to measure.
+    """A model, its images and layers to measure.
 
     Attributes:
-        model: Dense; moved to the device, otherwise left as it is.
+        model: Dense; moved to the device, otherwise not modified.
         images: The images X and labels, in batches.
         layers: Layers to measure.
         block_shape: Rows and columns of a block.
         device: Where to compute.
-        images_per_pass: Bound of N * P, and so of memory; never less than one batch.
+        images_per_pass: Bound of N * P, which limits memory; at least one batch.
     """
 
     model: nn.Module
@@ -55,13 +55,13 @@ def masked_curves(measured: MeasuredModel, blocks: pd.DataFrame, points: int, sh
     .. math:: D = \frac{1}{|X|} \sum_{x \in X} \lVert f(x; W) - f(x; \tilde W) \rVert^2
 
     A batch passes through the dense model once. Every pruned pass resumes where the layer's transformer block begins,
-    from the dense activations, with several sparsities side by side as one larger batch.
+    from the dense activations, with several sparsities combined into one larger batch.
 
     Args:
         measured: The dense model.
         blocks: Scores, schema ``BLOCKS``.
         points: Sparsities of a curve, evenly from 0 to 1.
-        share: Of the pruned weights that is taken away; the distortion is divided by its square.
+        share: Of the pruned weights that is removed; the distortion is divided by its square.
 
     Returns:
         Schema ``CURVES``; exactly 0 where nothing is pruned.
@@ -72,11 +72,11 @@ def masked_curves(measured: MeasuredModel, blocks: pd.DataFrame, points: int, sh
     model = measured.model.to(measured.device)
     of_layer = {str(layer): frame for layer, frame in blocks.groupby("layer", sort=False)}
     pending = {layer.name: _Pending(layer, of_layer[layer.name], points, measured) for layer in measured.layers}
-    units = understand(model).units
+    resume_points = analyse(model).resume_points
     images_seen = 0
     with evaluation_mode(model):
         for images, _ in bar(measured.images, "empirical curves", "batch"):
-            dense = _record_dense_pass(model, units, images.to(measured.device), pending)
+            dense = _record_dense_pass(model, resume_points, images.to(measured.device), pending)
             copies = max(1, measured.images_per_pass // len(images))
             for layer, curve in bar(pending.items(), "layers of a batch", "layer", leave=False):
                 for pruned in torch.split(curve.counts, copies):
@@ -88,7 +88,7 @@ def masked_curves(measured: MeasuredModel, blocks: pd.DataFrame, points: int, sh
 
 
 class _Pending:
-    """The curve of a layer while it is measured.
+    """Accumulator of the curve of a layer.
 
     Attributes:
         counts: Numbers of blocks to prune, rising, without 0.
@@ -102,33 +102,35 @@ class _Pending:
         self.sums = torch.zeros(grid.count + 1, dtype=torch.float64, device=measured.device)
 
     def gone_at(self, counts: Tensor) -> Tensor:
-        """Whether each weight is gone when so many blocks are, (P,) -> (P, O, I)."""
+        """Whether each weight is pruned, for several numbers of pruned blocks, (P,) -> (P, O, I)."""
         return self._ranks < counts[:, None, None]
 
 
 @dataclass(frozen=True)
 class _DensePass:
-    """What the dense model made of a batch.
+    """Activations of the dense model for a batch.
 
     Attributes:
         images: (N, channels, height, width).
         logits: (N, K).
-        outputs: Of `lpvit.models.analysis.passes.recorded_units`.
-        units_before: layer -> number of units (see `lpvit.models.analysis.passes`) that had ended when it ran.
+        outputs: Of `lpvit.models.analysis.passes.recorded_outputs`.
+        points_before: layer -> number of resume points (see `lpvit.models.analysis.passes`) reached when it ran.
     """
 
     images: Tensor
     logits: Tensor
     outputs: dict[str, Tensor]
-    units_before: dict[str, int]
+    points_before: dict[str, int]
 
 
-def _record_dense_pass(model: nn.Module, units: Sequence[str], images: Tensor, layers: Iterable[str]) -> _DensePass:
-    units_before: dict[str, int] = {}
-    with recorded_units(model, units) as outputs:
+def _record_dense_pass(
+    model: nn.Module, resume_points: Sequence[str], images: Tensor, layers: Iterable[str]
+) -> _DensePass:
+    points_before: dict[str, int] = {}
+    with recorded_outputs(model, resume_points) as outputs:
         hooks = [
             model.get_submodule(layer).register_forward_pre_hook(
-                lambda _, __, layer=layer: units_before.update({layer: len(outputs)})
+                lambda _, __, layer=layer: points_before.update({layer: len(outputs)})
             )
             for layer in layers
         ]
@@ -138,7 +140,7 @@ def _record_dense_pass(model: nn.Module, units: Sequence[str], images: Tensor, l
             for hook in hooks:
                 hook.remove()
     require_finite_logits(logits, model, images)
-    return _DensePass(images, logits, outputs, units_before)
+    return _DensePass(images, logits, outputs, points_before)
 
 
 def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Tensor) -> Tensor:
@@ -154,8 +156,8 @@ def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Te
         Shape (P,), float64.
     """
     copies = len(scales)
-    done = list(dense.outputs)[: dense.units_before[layer]]
-    forwards = {unit: constant(dense.outputs[unit]) for unit in done}
+    done = list(dense.outputs)[: dense.points_before[layer]]
+    forwards = {point: constant(dense.outputs[point]) for point in done}
     images = dense.images
     if done:
         forwards[done[-1]] = constant(_repeat(dense.outputs[done[-1]], copies))
@@ -171,10 +173,10 @@ def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Te
 
 
 def _scaled_side_by_side(layer: MatrixLayer, scales: Tensor) -> Callable[[Tensor], Tensor]:
-    """A forward of P versions of a layer, each on its share of the batch, copy after copy.
+    """Forward function of P versions of a layer, each on its part of the batch.
 
-    The copies differ only from this layer on, so that one product of the first copy's input with the stacked weights
-    (P * O, I) serves all.
+    The parts differ only from this layer on, so one product of the first part's input with the stacked weights
+    (P * O, I) is enough.
     """
     copies = len(scales)
     weight = (weight_matrix(layer) * scales).reshape(-1, *layer.weight.shape[1:])

@@ -1,4 +1,4 @@
-"""Which blocks stay: built from scores and an allocation, applied to weights, verified.
+"""Keep masks: built from scores and an allocation, applied to weights, verified.
 
 O, I = output and input features of a layer; R, C = rows and columns of its grid of blocks.
 """
@@ -23,7 +23,7 @@ _SHAPE = ["layer", "out_features", "in_features"]
 
 
 def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str, Tensor]:
-    """Keeps the most salient blocks of every layer, as many as the allocation says.
+    """Keeps the most salient blocks of every layer, in the number of the allocation.
 
     Args:
         blocks: Scores, schema ``BLOCKS``.
@@ -40,11 +40,11 @@ def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str
 
 
 def kept_blocks(costs: pd.DataFrame, keep_masks: KeepMasks, block_shape: tuple[int, int] | None) -> dict[str, Kept]:
-    """Layer -> what its mask leaves, for the costs of a pruned model; ragged blocks count at their true size.
+    """Layer -> its remaining blocks, for the costs of a pruned model; ragged blocks count with their true size.
 
     Args:
         costs: Schema ``COSTS``.
-        keep_masks: Layer -> (R, C), bool, True where the block stays; of layers that ``costs`` lists.
+        keep_masks: Layer -> (R, C), bool, True where the block is kept; of layers that ``costs`` lists.
         block_shape: Rows and columns of a block; None where there are no masks.
     """
     shapes = {layer: (rows, columns) for layer, rows, columns in zip(*(costs[name] for name in _SHAPE), strict=True)}
@@ -110,7 +110,7 @@ def zero_pruned(parameters: Mapping[str, Tensor], expanded: Mapping[str, Tensor]
     """Sets the pruned weights to exactly zero, in place.
 
     Args:
-        parameters: Name -> parameter; a state dict will do.
+        parameters: Name -> parameter; or a state dict.
         expanded: From `expand_keep_masks`.
     """
     for name, keep in expanded.items():
@@ -118,7 +118,7 @@ def zero_pruned(parameters: Mapping[str, Tensor], expanded: Mapping[str, Tensor]
 
 
 def verify_pruned(parameters: Mapping[str, Tensor], expanded: Mapping[str, Tensor]) -> None:
-    """Makes sure that no pruned weight came back.
+    """Checks that all pruned weights are still zero.
 
     Raises:
         AssertionError: A pruned weight is not exactly zero; its layer is named.

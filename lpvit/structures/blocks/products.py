@@ -10,8 +10,8 @@ so that, to first order in the weights, zeroing a set S of blocks changes the lo
 .. math:: E_x \lVert f(x; W) - f(x; \tilde W) \rVert^2 \approx E_{x,v} \Big( \sum_{b \in S} c_b \Big)^2
 
 (the Gauss-Newton form of the distortion, its trace estimated by random probes; Hutchinson, 1989). The probes of an
-image are orthogonal and of equal length, which leaves less to chance than independent normal ones, and nothing when
-there are as many as logits.
+image are orthogonal and of equal length, which has less variance than independent normal ones, and none with as many
+probes as logits.
 
 N = images of a batch; S = images x probes; K = logits; T = tokens of an image in a layer; O, I = output and input
 features of a layer; R, C = rows and columns of its grid of blocks; B = R * C; V = changes of a weight.
@@ -40,10 +40,10 @@ def statistics_with_products(
     *,
     averaged: bool = True,
 ) -> Statistics:
-    """All that the scores and predicted curves need: a pass for the averaged gradient, and one for block products.
+    """Statistics for scores and predicted curves: one pass for the averaged gradient, one for block products.
 
     Args:
-        model: Dense model; moved to the device, otherwise left as it is.
+        model: Dense model; moved to the device, otherwise not modified.
         loader: Calibration images.
         layers: Layers to describe.
         block_shape: Rows and columns of a block.
@@ -73,11 +73,11 @@ def block_products(
     """Products c_b of all blocks, from one forward pass and ``probes`` backward passes per image.
 
     The result takes 4 bytes * S * (blocks of all layers): 1.3 GB for DeiT-B in 32x32 blocks with 2,000 images and two
-    probes. Beside it there are the activations of a batch and the gradients that `lpvit.moments.gradients` holds
+    probes. In addition there are the activations of a batch and the gradients that `lpvit.moments.gradients` holds
     at once.
 
     Args:
-        model: Dense model; moved to the device, otherwise left as it is.
+        model: Dense model; moved to the device, otherwise not modified.
         loader: Calibration images.
         layers: Layers to describe; each runs once in a forward pass.
         block_shape: Rows and columns of a block.
@@ -86,8 +86,8 @@ def block_products(
         seed: Of the probes, which depend neither on the batches nor on the device.
 
     Returns:
-        layer -> c, shape (S, B), float32, on the CPU, in logits; blocks row by row, the probes of an image one after
-        the other.
+        layer -> c, shape (S, B), float32, on the CPU, in logits; blocks row by row, the probes of an image
+        consecutive.
 
     Raises:
         LpvitError: A block is larger than a layer, or an output or a product is not finite.
@@ -109,14 +109,14 @@ def change_products(
     device: torch.device | str,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    r"""Products of the gradients with any changes of the weights, say those of a reconstruction.
+    r"""Products of the gradients with any changes of the weights, for example those of a reconstruction.
 
     To first order, the change :math:`\Delta W` of a layer changes the logits by :math:`E \langle (J_x^T v),
-    \Delta W \rangle^2`, the mean square of what this returns. Zeroing blocks, with :math:`\Delta W = -W` on them, is
-    the case that `block_products` has.
+    \Delta W \rangle^2`, the mean square of the result. Zeroing blocks, with :math:`\Delta W = -W` on them, is the
+    case of `block_products`.
 
     Args:
-        model: Dense model; moved to the device, otherwise left as it is.
+        model: Dense model; moved to the device, otherwise not modified.
         loader: Calibration images.
         changes: layer -> V changes of its weight, (V, O, I), or of weight and bias, (V, O, I + 1).
         probes: Random projections v of the logits per image, the same as in `block_products`.
@@ -124,7 +124,7 @@ def change_products(
         seed: Of the probes.
 
     Returns:
-        layer -> shape (S, V), float32, on the CPU, in logits; the probes of an image one after the other.
+        layer -> shape (S, V), float32, on the CPU, in logits; the probes of an image consecutive.
 
     Raises:
         LpvitError: An output or a product is not finite.

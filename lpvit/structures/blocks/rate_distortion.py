@@ -1,4 +1,4 @@
-"""Rate-distortion curves: what pruning the least salient blocks of one layer does to the output, at every sparsity.
+"""Rate-distortion curves: output change by pruning the least salient blocks of one layer, at every sparsity.
 
 R, C = rows and columns of a grid of blocks; B = R * C.
 """
@@ -15,26 +15,25 @@ from lpvit.models.analysis.passes import Batches, first_images
 from lpvit.structures.blocks import distortions
 from lpvit.structures.blocks.curve import pruning_ranks, sampled_curve
 from lpvit.structures.blocks.masking import MeasuredModel
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.structure import Statistics
-from lpvit.variants import own_settings, variant
 
 
 def rate_distortion_curves(
     statistics: Statistics,
     blocks: pd.DataFrame,
-    pruning: Pruning,
+    pruning: Blocks,
     model: nn.Module | None = None,
     loader: Batches | None = None,
     device: torch.device | str = "cpu",
 ) -> pd.DataFrame:
-    """Curves by the distortion that the settings name.
+    """Curves by the distortion in the settings.
 
     Args:
         statistics: From `lpvit.structures.blocks.products.statistics_with_products`.
         blocks: Scores, schema ``BLOCKS``.
         pruning: Distortion and its options.
-        model: The dense model, where the settings ask for a look at images (``pruning.measures_images``).
+        model: The dense model, if the distortion needs images (``pruning.measures_images``).
         loader: Calibration images, likewise.
         device: Where to measure.
 
@@ -44,29 +43,27 @@ def rate_distortion_curves(
     Raises:
         LpvitError: As `lpvit.structures.blocks.masking.masked_curves`.
     """
-    distortion = variant(distortions, pruning.distortion)
-    inputs = CurveInputs(statistics, blocks, pruning, model, loader, device)
-    curves: pd.DataFrame = distortion.curves(inputs, *own_settings(distortion, pruning))
-    return curves
+    distortion: distortions.Distortion = pruning.distortion
+    return distortion.curves(CurveInputs(statistics, blocks, pruning, model, loader, device))
 
 
 @dataclass(frozen=True)
 class CurveInputs:
-    """What the `lpvit.structures.blocks.distortions` go by; for the fields, see `rate_distortion_curves`."""
+    """Inputs of the `lpvit.structures.blocks.distortions`; for the fields, see `rate_distortion_curves`."""
 
     statistics: Statistics
     blocks: pd.DataFrame
-    pruning: Pruning
+    pruning: Blocks
     model: nn.Module | None
     loader: Batches | None
     device: torch.device | str
 
     def predicted(self, distortion: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> pd.DataFrame:
-        """Curves that follow from the statistics.
+        """Curves predicted from the statistics.
 
         Args:
-            distortion: From the statistics of a layer and the place of every block in its pruning order, (R, C), to the
-                distortion of zeroing the first n blocks for n = 0 ... B, shape (B + 1,).
+            distortion: From the statistics of a layer and the position of every block in its pruning order, (R, C), to
+                the distortion of zeroing the first n blocks for n = 0 ... B, shape (B + 1,).
         """
         curves = []
         for layer, of_layer in self.blocks.groupby("layer", sort=False):
@@ -76,8 +73,8 @@ class CurveInputs:
 
     def measured_model(self, count: int | None = None) -> MeasuredModel:
         """The model to measure, on the first ``count`` calibration images or on all."""
-        assert self.model is not None, "the settings ask for a look at images"
-        assert self.loader is not None, "the settings ask for a look at images"
+        assert self.model is not None, "the distortion needs images"
+        assert self.loader is not None, "the distortion needs images"
         images = self.loader if count is None else first_images(self.loader, count)
         layers = prunable_layers(matrix_layers(self.model), self.pruning.layers)
         return MeasuredModel(self.model, images, layers, self.pruning.block_shape, self.device)

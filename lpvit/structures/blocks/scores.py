@@ -9,22 +9,21 @@ from torch import Tensor
 
 from lpvit.structures.blocks import saliencies
 from lpvit.structures.structure import Statistics
-from lpvit.variants import variant
 
 
-def block_table(statistics: Statistics, saliency: str) -> pd.DataFrame:
+def block_table(statistics: Statistics, saliency: saliencies.Saliency) -> pd.DataFrame:
     """Scores of all blocks.
 
     Args:
         statistics: From `lpvit.structures.blocks.products.statistics_with_products`, with what the saliency needs.
-        saliency: Name of one of the `lpvit.structures.blocks.saliencies`.
+        saliency: One of the `lpvit.structures.blocks.saliencies`.
 
     Returns:
         Schema ``BLOCKS``; layers as in the statistics, blocks of a layer row by row.
     """
-    score = variant(saliencies, saliency).saliency
     return pd.concat(
-        [_layer_table(layer, tables, score(tables)) for layer, tables in statistics.items()], ignore_index=True
+        [_layer_table(layer, tables, saliency.scores(tables)) for layer, tables in statistics.items()],
+        ignore_index=True,
     )
 
 

@@ -1,32 +1,28 @@
-"""Settings of curves: how blocks are scored and how the distortion of pruning them is found."""
+"""Settings of blocks."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lpvit.settings import Section
-from lpvit.variants import chooses, own_settings, variant
-
-SALIENCIES = "lpvit.structures.blocks.saliencies"
-DISTORTIONS = "lpvit.structures.blocks.distortions"
+from lpvit.structures.blocks.distortions import Distortion
+from lpvit.structures.blocks.saliencies import Saliency
+from lpvit.structures.settings import StructureSettings
 
 
-@chooses(saliency=SALIENCIES, distortion=DISTORTIONS)
-class Pruning(Section):
-    """How blocks are scored and how the distortion of pruning them is measured."""
+class Blocks(StructureSettings):
+    """Blocks of the prunable layers: how they are scored and how the distortion of pruning them is measured."""
 
+    moved_keys: ClassVar = dict.fromkeys(("order", "form", "correction_images"), "distortion")
+
+    structure: Literal["blocks"] = Field("blocks", description="what is removed")
     block_shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
         description="rows (output features) and columns (input features) of a block"
     )
-    saliency: str = Field(
-        "taylor",
-        description="score of a block: mean |w g| (LPViT), mean |w|, or the predicted distortion of zeroing it alone; "
-        "the lowest are pruned first",
+    saliency: Annotated[Saliency, Saliency.registry] = Field(
+        "taylor", validate_default=True, description="score of a block; the lowest are pruned first"
     )
-    distortion: str = Field(
-        "taylor",
-        description="curve of a layer: predicted from the averaged gradient, predicted from the gradients of every "
-        "image, or measured by masking",
+    distortion: Annotated[Distortion, Distortion.registry] = Field(
+        "taylor", validate_default=True, description="curve of a layer"
     )
     probes: int = Field(
         2, ge=1, le=8, description="backward passes per image (`gauss_newton`, as saliency or as distortion)"
@@ -37,7 +33,6 @@ class Pruning(Section):
         min_length=1,
         description="prunable layers: `qkv`, `proj`, `fc1`, `fc2`, and on request `patch_embed`, `head`, `reduction`",
     )
-    batch_size: int = Field(64, gt=0, description="images per pass")
 
     @property
     def probes_used(self) -> int:
@@ -51,7 +46,7 @@ class Pruning(Section):
 
     @property
     def measures_images(self) -> bool:
-        """Whether curves need another look at the calibration images."""
+        """Whether curves need another pass over the calibration images."""
         return "images" in self._needs
 
     @property
@@ -65,11 +60,5 @@ class Pruning(Section):
         }
 
     @property
-    def distortion_unit(self) -> str:
-        """Unit of the curves; most distortions only order and compare."""
-        return getattr(variant(DISTORTIONS, self.distortion), "UNIT", "arbitrary units")
-
-    @property
-    def _needs(self) -> set[str]:
-        modules = variant(SALIENCIES, self.saliency), variant(DISTORTIONS, self.distortion)
-        return set().union(*(module.needs(*own_settings(module, self)) for module in modules))
+    def _needs(self) -> frozenset[str]:
+        return self.saliency.needs | self.distortion.needs

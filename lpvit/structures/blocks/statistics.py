@@ -1,4 +1,4 @@
-"""What one pass over the calibration images says about every block of every prunable layer.
+"""Statistics of every block of every prunable layer, from one pass over the calibration images.
 
 N = images of a batch; K = logits; O, I = output and input features of a layer; R, C = rows and columns of its grid of
 blocks; S = images x probes of the block products, which `lpvit.structures.blocks.products` adds.
@@ -30,15 +30,15 @@ def collect_statistics(
     *,
     averaged: bool = True,
 ) -> Statistics:
-    """Statistics of the blocks of every layer: of weights and, if asked for, of their averaged gradient.
+    """Statistics of the blocks of every layer: of weights and, if requested, of their averaged gradient.
 
     Args:
-        model: Dense model; moved to the device, otherwise left as it is.
+        model: Dense model; moved to the device, otherwise not modified.
         loader: Calibration images.
         layers: Layers to describe.
         block_shape: Rows and columns of a block.
         device: Where to compute.
-        averaged: Whether to take the gradient, averaged over the calibration images.
+        averaged: Whether to include the gradient, averaged over the calibration images.
 
     Returns:
         For every layer the tables of `block_statistics`, on the CPU.
@@ -58,7 +58,7 @@ def load_statistics(path: str | Path) -> Statistics:
     """Reads the statistics that a stage has saved.
 
     Raises:
-        LpvitError: As `lpvit.store.artifacts.load`, or the tables of a layer do not go together.
+        LpvitError: As `lpvit.store.artifacts.load`, or the tables of a layer are inconsistent.
     """
     statistics: Statistics = load(path, "statistics", dict[str, dict[str, InstanceOf[Tensor]]])
     for layer, tables in statistics.items():
@@ -77,10 +77,10 @@ def averaged_gradients(
 
     .. math:: g = \frac{1}{|X|} \sum_{x \in X} \frac{d}{dW} \frac{1}{K} \sum_k f_k(x; W)^2
 
-    (LPViT, the gradient of its Taylor expansion). Every image has the same weight, whatever the batches.
+    (LPViT, the gradient of its Taylor expansion). Every image has the same weight for any batch size.
 
     Args:
-        model: Dense model; moved to the device, otherwise left as it is.
+        model: Dense model; moved to the device, otherwise not modified.
         loader: The images X.
         layers: Names of layers.
         device: Where to compute.

@@ -17,20 +17,20 @@ from lpvit.structures.blocks.masks import build_keep_masks
 from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.weights import pruned_weights
 from lpvit.structures.structure import Compressed, Options, Statistics
 
 
 @dataclass(frozen=True)
 class BlockStructure:
-    """Blocks are scored, pruned from the least salient on, and those that stay are refitted by least squares.
+    """Blocks are scored, the least salient are pruned, and the remaining weights are refitted by least squares.
 
     Attributes:
         settings: How blocks are scored and curves measured.
     """
 
-    settings: Pruning
+    settings: Blocks
 
     @property
     def measures_images(self) -> bool:

@@ -1,4 +1,4 @@
-"""Weights of a block-pruned model: as they were, or refitted by least squares."""
+"""Weights of a block-pruned model: unchanged, or refitted by least squares."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -22,13 +22,13 @@ def pruned_weights(
     loader: Batches | None,
     device: torch.device | str,
 ) -> dict[str, Tensor]:
-    """Weights of the pruned model: those that stay as they were or, given calibration images, reconstructed.
+    """Weights of the pruned model: the kept ones are unchanged or, given calibration images, reconstructed.
 
     Args:
-        model: Dense model; moved to the device for a reconstruction, otherwise left as it is.
-        keep_masks: Which blocks stay.
+        model: Dense model; moved to the device for a reconstruction, otherwise not modified.
+        keep_masks: Kept blocks.
         block_shape: Rows and columns of a block.
-        loader: Calibration images; None leaves the weights that stay as they were.
+        loader: Calibration images; None keeps the remaining weights unchanged.
         device: Where to reconstruct.
 
     Returns:
@@ -60,14 +60,14 @@ def reconstruct(
 ) -> dict[str, Tensor]:
     """Weights of the pruned model, fitted layer by layer in order of execution.
 
-    See `lpvit.refitting.reconstruction.fit_in_order`. A layer whose blocks all stay is left alone.
+    See `lpvit.refitting.reconstruction.fit_in_order`. A layer that keeps all blocks is not changed.
 
     Args:
-        model: Dense model; moved to the device, otherwise left as it is.
-        keep_masks: Which blocks stay.
+        model: Dense model; moved to the device, otherwise not modified.
+        keep_masks: Kept blocks.
         block_shape: Rows and columns of a block.
         loader: Calibration images.
-        ridges: Strengths to choose from, as in `fit_rows`; of equals the first.
+        ridges: Strengths to choose from, as in `fit_rows`; the first of equals.
         device: Where to compute.
         choose: As in `fit_in_order`.
 
@@ -89,7 +89,7 @@ def reconstruct(
 def _zeroed_copy(
     model: nn.Module, keep_masks: KeepMasks, block_shape: tuple[int, int]
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model without its pruned weights, and which weights stay."""
+    """The model without its pruned weights, and the masks of kept weights."""
     pruned = deepcopy(model)
     expanded = expand_keep_masks(pruned, keep_masks, block_shape)
     zero_pruned(pruned.state_dict(), expanded)

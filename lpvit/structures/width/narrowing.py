@@ -1,4 +1,4 @@
-"""The competitor of block sparsity: the same transformer made narrower, by Torch-Pruning (Fang et al., CVPR 2023)."""
+"""The baseline of block sparsity: a narrower transformer, by Torch-Pruning (Fang et al., CVPR 2023)."""
 
 import copy
 import importlib.util
@@ -23,17 +23,17 @@ from lpvit.structures.width.edit import NarrowerShapes, fit_heads
 if TYPE_CHECKING:
     from torch_pruning.pruner import BasePruner
 
-HALVINGS = 12  # of the pruning ratio: widths are whole numbers, so that MACs move in steps
+HALVINGS = 12  # of the pruning ratio: widths are integers, so MACs change in steps
 
 _logger = logging.getLogger(__name__)
 
 
 def require_narrowable(model: nn.Module) -> None:
-    """Makes sure that a model can be made narrower here.
+    """Checks that a model can be made narrower here.
 
     Raises:
-        LpvitError: It is not a ViT or DeiT of timm, has parts that are no plain attention or MLP, or Torch-Pruning is
-            not installed.
+        LpvitError: It is not a ViT or DeiT of timm, has parts other than standard attention and MLP, or Torch-Pruning
+            is not installed.
     """
     if not isinstance(model, VisionTransformer):
         raise LpvitError(
@@ -46,7 +46,7 @@ def require_narrowable(model: nn.Module) -> None:
 
 
 def _what_does_not_narrow(model: VisionTransformer) -> str:
-    """A part whose channels Torch-Pruning's groups do not follow; empty where there is none."""
+    """A part whose channels Torch-Pruning's groups do not cover; empty if there is none."""
     if model.attn_pool is not None:
         return f"the attention pool of {type(model).__name__} ('attn_pool', as in SigLIP)"
     for name, module in model.named_modules():
@@ -59,7 +59,7 @@ def _what_does_not_narrow(model: VisionTransformer) -> str:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """A narrower model, and the channels that went, in Torch-Pruning's order, by which another copy loses the same."""
+    """A narrower model, and its removed channels in Torch-Pruning's order, to remove them from another copy."""
 
     model: nn.Module
     history: list[Any]
@@ -68,13 +68,13 @@ class Narrowed:
 def narrow(model: nn.Module, calibration: Batches, macs: float, reconstruct: bool = False) -> nn.Module:
     """The widest model within a share of the dense MACs: embedding, heads' width and MLP, one ratio for all.
 
-    Channels go by Torch-Pruning's group Taylor importance, from LPViT's gradient, that of the mean squared logit.
+    Channels are removed by Torch-Pruning's group Taylor importance, with LPViT's gradient of the mean squared logit.
 
     Args:
-        model: A ViT or DeiT of timm; left as it is.
-        calibration: Images that the gradient is averaged over, and that a reconstruction goes by.
+        model: A ViT or DeiT of timm; not modified.
+        calibration: Images for the averaged gradient and the reconstruction.
         macs: Share of the dense model's MACs in matrix layers.
-        reconstruct: Whether each layer is then fitted to those outputs of the dense one that it still has.
+        reconstruct: Whether each layer is then refitted to its remaining outputs in the dense model.
 
     Returns:
         In evaluation mode, with the edit recorded.
@@ -114,7 +114,7 @@ def _widest_within(model: nn.Module, macs: float) -> Narrowed:
 
 
 def _narrowed(model: nn.Module, ratio: float) -> Narrowed | None:
-    """Every width cut by the same ratio; None where nothing would be left."""
+    """Reduces every width by the same ratio; None if nothing would remain."""
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     narrower = copy.deepcopy(model)
     for name, parameter in narrower.named_parameters():
@@ -130,7 +130,7 @@ def _narrowed(model: nn.Module, ratio: float) -> Narrowed | None:
 
 
 def _pruner(model: nn.Module, ratio: float) -> "BasePruner":
-    """What cuts a model, in place."""
+    """Torch-Pruning's pruner of a model, which works in place."""
     import torch_pruning
 
     classifiers = model.get_classifier()  # type: ignore[operator]  # two of a distilled DeiT
@@ -151,7 +151,7 @@ def _attentions(model: nn.Module) -> list[Attention]:
 
 
 def _fits(model: nn.Module, narrowed: Narrowed) -> list[Fit]:
-    """What is fitted of every layer behind the patch embedding, whose outputs are still those of the dense one."""
+    """The fits of every layer after the patch embedding, whose outputs equal those of the dense one."""
     numbered = copy.deepcopy(model)  # every weight is the number of its row
     layers = [layer.name for layer in matrix_layers(model)]
     for name in layers:

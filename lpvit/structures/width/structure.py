@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from torch import nn
 
 from lpvit.models.analysis.passes import Batches
-from lpvit.settings import Section
 from lpvit.structures.structure import Compressed
 from lpvit.structures.width.narrowing import narrow
+from lpvit.structures.width.settings import Width
 
 
 @dataclass(frozen=True)
 class WidthStructure:
-    """Whole features of the model go, at one ratio for embedding, heads and MLP."""
+    """Removes whole features of the model, at one ratio for embedding, heads and MLP."""
 
-    settings: Section | None = None
+    settings: Width | None = None
 
     def compress_to(self, model: nn.Module, images: Batches, macs: float, *, refit: bool) -> Compressed:
         return Compressed(narrow(model, images, macs, refit).cpu(), {}, None)

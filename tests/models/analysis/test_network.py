@@ -1,4 +1,4 @@
-"""What `understand` proves about a model, on models made to break each assumption."""
+"""What `analyse` proves about a model, on models made to break each assumption."""
 
 from copy import deepcopy
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 import lpvit
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import prunable_layers, transformer_blocks
-from lpvit.models.analysis.network import understand
+from lpvit.models.analysis.network import analyse
 from lpvit.structures.blocks.products import block_products
 from lpvit.structures.blocks.weights import pruned_weights
 
@@ -41,14 +41,14 @@ class Normalise(nn.Module):
 
 @pytest.mark.parametrize("wrapped", [Backbone, lambda: nn.Sequential(Normalise(), member("ViT"))])
 def test_roles_do_not_depend_on_where_a_transformer_sits(wrapped) -> None:
-    plain, inside = understand(member("ViT")), understand(with_size(wrapped()))
+    plain, inside = analyse(member("ViT")), analyse(with_size(wrapped()))
     assert [layer.role for layer in inside.layers] == [layer.role for layer in plain.layers]
-    assert len(inside.units) >= len(transformer_blocks(inside.model)) == 2
+    assert len(inside.resume_points) >= len(transformer_blocks(inside.model)) == 2
 
 
 @pytest.mark.parametrize("name", ["gcvit_xxtiny", "twins_pcpvt_small"])
 def test_nothing_before_the_first_block_is_pruned_unasked(name: str) -> None:
-    network = understand(timm.create_model(name, num_classes=5).eval())
+    network = analyse(timm.create_model(name, num_classes=5).eval())
     layers = prunable_layers(network.layers, [role for role in ROLES if role in {x.role for x in network.layers}])
     first = next(layer.name for layer in network.layers if layer.role == "qkv" or "attn" in layer.name)
     before = {layer.name for layer in network.layers[: [x.name for x in network.layers].index(first)]}
@@ -69,9 +69,9 @@ def test_a_unit_whose_output_is_not_all_that_is_used_later_is_left_out() -> None
             first = vit.blocks[0](tokens)
             return vit.forward_head(vit.norm(vit.blocks[1](first) + vit.patch_embed(images).mean() + first))
 
-    network = understand(with_size(Skipping()))
-    assert "vit.blocks.0" in network.units or "vit.blocks.1" not in network.units
-    assert "vit.blocks.1" not in network.units
+    network = analyse(with_size(Skipping()))
+    assert "vit.blocks.0" in network.resume_points or "vit.blocks.1" not in network.resume_points
+    assert "vit.blocks.1" not in network.resume_points
 
 
 def test_a_weight_that_is_used_through_a_function_is_named() -> None:
@@ -88,7 +88,7 @@ def test_a_weight_that_is_used_through_a_function_is_named() -> None:
         if hasattr(module, "qkv_bias_separate"):
             module.qkv_bias_separate = False
     with pytest.raises(LpvitError, match=r"multiply-adds in linear products.*'vit\.blocks\.0\.attn\.qkv' in"):
-        understand(with_size(model))
+        analyse(with_size(model))
 
 
 def test_a_layer_that_does_something_else_is_refused_by_its_name() -> None:
@@ -101,18 +101,18 @@ def test_a_layer_that_does_something_else_is_refused_by_its_name() -> None:
     odd.load_state_dict(model.blocks[1].attn.qkv.state_dict())
     model.blocks[1].attn.qkv = odd
     with pytest.raises(LpvitError, match=r"'blocks\.1\.attn\.qkv' cannot be pruned: what Scaled gives is not"):
-        prunable_layers(understand(model).layers, ROLES)
+        prunable_layers(analyse(model).layers, ROLES)
 
 
 def test_shared_blocks_and_tied_weights_are_refused_by_name() -> None:
     shared = member("ViT")
     shared.blocks[1] = shared.blocks[0]
     with pytest.raises(LpvitError, match=r"'blocks\.0\.attn\.qkv' cannot be pruned: it runs more than once"):
-        prunable_layers(understand(shared).layers, ROLES)
+        prunable_layers(analyse(shared).layers, ROLES)
     tied = member("ViT")
     tied.blocks[1].mlp.fc1.weight = tied.blocks[0].mlp.fc1.weight
     with pytest.raises(LpvitError, match=r"'blocks\.0\.mlp\.fc1' cannot be pruned.*tied"):
-        prunable_layers(understand(tied).layers, ROLES)
+        prunable_layers(analyse(tied).layers, ROLES)
 
 
 def test_what_cannot_be_watched_is_refused_in_one_line() -> None:
@@ -138,7 +138,7 @@ def test_products_are_right_before_an_activation_that_works_in_place() -> None:
     for block in in_place.blocks:
         block.mlp.act = nn.ReLU(inplace=True)
     batch = [(images_for(plain, 3), torch.zeros(3))]
-    layers = prunable_layers(understand(plain).layers, ("fc1", "fc2"))
+    layers = prunable_layers(analyse(plain).layers, ("fc1", "fc2"))
     expected, found = (block_products(model, batch, layers, (8, 8), 2, "cpu") for model in (plain, in_place))
     for layer in expected:
         torch.testing.assert_close(found[layer], expected[layer])
@@ -148,7 +148,7 @@ def test_products_are_right_before_an_activation_that_works_in_place() -> None:
 def test_the_last_layer_of_a_block_is_fitted_as_if_layer_scale_were_part_of_it(family: str) -> None:
     """Where the scale stands must not matter: in a parameter, in a module, or in the weights themselves."""
     scaled = member(family)
-    network = understand(lpvit_form(scaled))
+    network = analyse(lpvit_form(scaled))
     (layer, branch) = next(iter(network.branches.items()))
     assert not torch.allclose(branch.scale, torch.ones_like(branch.scale), atol=0.05)
     folded = deepcopy(network.model)
@@ -184,7 +184,7 @@ def unscale(block: nn.Module) -> None:
 
 
 def test_a_block_that_normalises_after_its_layers_has_no_branch() -> None:
-    assert understand(lpvit_form(member("SwinV2"))).branches == {}
+    assert analyse(lpvit_form(member("SwinV2"))).branches == {}
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -207,5 +207,5 @@ def test_load_gives_the_dtype_that_was_saved(tmp_path) -> None:
 
 
 def test_layer_norms_are_not_layers() -> None:
-    network = understand(member("ViT"))
+    network = analyse(member("ViT"))
     assert not any(isinstance(network.model.get_submodule(layer.name), LayerNorm) for layer in network.layers)

@@ -19,6 +19,7 @@ from lpvit.structures.blocks.distortions.gauss_newton import gauss_newton_distor
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
 from lpvit.structures.blocks.products import block_products, change_products
+from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.statistics import collect_statistics
 
@@ -55,8 +56,8 @@ def curves_and_blocks(
     statistics = collect_statistics(model, batches(images, 5), layers, BLOCK_SHAPE, "cpu")
     for layer, products in block_products(model, batches(images, 5), layers, BLOCK_SHAPE, probes, "cpu").items():
         statistics[layer]["block_products"] = products
-    blocks = block_table(statistics, "gauss_newton")
-    return predicted_curves(statistics, blocks, points, distortion="gauss_newton", form=form), blocks
+    blocks = block_table(statistics, Saliency.registry["gauss_newton"]())
+    return predicted_curves(statistics, blocks, points, distortion={"name": "gauss_newton", "form": form}), blocks
 
 
 # --- block products --------------------------------------------------------------------------------------------------

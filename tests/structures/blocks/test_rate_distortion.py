@@ -20,8 +20,9 @@ from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
 from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
+from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.statistics import averaged_gradients, block_statistics, collect_statistics
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
@@ -57,7 +58,7 @@ def case() -> Callable[[str], Case]:
             images = torch.randn(7, *model.pretrained_cfg["input_size"], dtype=torch.float64)
             layers = matrix_layers(model)
             statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
-            cases[kind] = model, images, layers, block_table(statistics, "taylor")
+            cases[kind] = model, images, layers, block_table(statistics, Saliency.registry["taylor"]())
         return cases[kind]
 
     return build
@@ -87,10 +88,10 @@ def test_taylor_agrees_with_explicit_outer_products(order: Literal[1, 2], shape:
     torch.manual_seed(0)
     weight, gradient = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     statistics = {"layer": block_statistics(weight, gradient, BlockGrid(shape, BLOCK_SHAPE))}
-    blocks = block_table(statistics, "taylor")
+    blocks = block_table(statistics, Saliency.registry["taylor"]())
     layer = LayerSpec("layer", "layer", *shape, tokens=1, bias=False)
 
-    curve = predicted_curves(statistics, blocks, 21, distortion="taylor", order=order)
+    curve = predicted_curves(statistics, blocks, 21, distortion={"name": "taylor", "order": order})
 
     g = gradient.flatten()
     curvature = torch.outer(g, g) + 1e-7 * torch.eye(len(g), dtype=torch.float64)
@@ -105,7 +106,9 @@ def test_taylor_agrees_with_explicit_outer_products(order: Literal[1, 2], shape:
 def test_the_damping_of_the_second_order_counts_where_the_gradient_vanishes() -> None:
     weight = torch.full((4, 6), 3.0)
     statistics = {"layer": block_statistics(weight, torch.zeros(4, 6), BlockGrid((4, 6), (2, 3)))}
-    curve = predicted_curves(statistics, block_table(statistics, "l1"), 5, distortion="taylor", order=2)
+    curve = predicted_curves(
+        statistics, block_table(statistics, Saliency.registry["l1"]()), 5, distortion={"name": "taylor", "order": 2}
+    )
     assert curve["distortion"].tolist() == pytest.approx([n * 6 * 9 * 1e-7 / 2 for n in range(5)], rel=1e-12)
 
 
@@ -197,7 +200,7 @@ def test_counts_are_the_nearest_and_weights_exact_for_ragged_blocks(case: Callab
     blocks = blocks[blocks["layer"].isin([layer.name for layer in layers])]
     statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
 
-    curves = predicted_curves(statistics, blocks, points, distortion="taylor", order=2)
+    curves = predicted_curves(statistics, blocks, points, distortion={"name": "taylor", "order": 2})
 
     assert set(curves.columns) == {column.name for column in CURVES.columns}
     assert len(curves) == points * len(layers)
@@ -212,14 +215,16 @@ def test_counts_are_the_nearest_and_weights_exact_for_ragged_blocks(case: Callab
 
 def test_halves_are_rounded_up() -> None:
     statistics = {"layer": block_statistics(torch.ones(2, 5), torch.ones(2, 5), BlockGrid((2, 5), (2, 1)))}
-    curve = predicted_curves(statistics, block_table(statistics, "l1"), 3, distortion="taylor", order=1)
+    curve = predicted_curves(
+        statistics, block_table(statistics, Saliency.registry["l1"]()), 3, distortion={"name": "taylor", "order": 1}
+    )
     assert curve["blocks_pruned"].tolist() == [0, 3, 5]  # half of five
 
 
 def test_arms_share_points_and_ranking(case: Callable[[str], Case]) -> None:
     model, images, layers, blocks = case("vit")
     statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
-    predicted = predicted_curves(statistics, blocks, 9, distortion="taylor", order=1)
+    predicted = predicted_curves(statistics, blocks, 9, distortion={"name": "taylor", "order": 1})
     truth = masked_curves(measured(model, batches(images, 7), layers), blocks, 9)
     pd.testing.assert_frame_equal(predicted.drop(columns="distortion"), truth.drop(columns="distortion"))
 
@@ -227,7 +232,9 @@ def test_arms_share_points_and_ranking(case: Callable[[str], Case]) -> None:
 def test_first_order_never_falls_and_second_order_lies_above_it(case: Callable[[str], Case]) -> None:
     model, images, layers, blocks = case("swin")
     statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
-    first, second = (predicted_curves(statistics, blocks, 31, distortion="taylor", order=order) for order in (1, 2))
+    first, second = (
+        predicted_curves(statistics, blocks, 31, distortion={"name": "taylor", "order": order}) for order in (1, 2)
+    )
     assert (first.groupby("layer")["distortion"].diff().dropna() >= 0).all()
     pruned = first["blocks_pruned"] > 0
     assert (second["distortion"] > first["distortion"])[pruned].all()
@@ -238,7 +245,11 @@ def test_a_whole_pruned_layer_has_the_taylor_distortion_of_its_full_sums(case: C
     model, images, layers, blocks = case("deit")
     statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
     gradients = averaged_gradients(model, batches(images, 7), [layer.name for layer in layers], "cpu")
-    ends = predicted_curves(statistics, blocks, 2, distortion="taylor", order=2).groupby("layer")["distortion"].last()
+    ends = (
+        predicted_curves(statistics, blocks, 2, distortion={"name": "taylor", "order": 2})
+        .groupby("layer")["distortion"]
+        .last()
+    )
     for name, gradient in gradients.items():
         weight = weight_matrix(model.get_submodule(name)).detach().double()
         product = weight * gradient
@@ -268,8 +279,8 @@ def test_single_precision_agrees_to_its_own_rounding(case: Callable[[str], Case]
 def test_a_small_share_of_the_change_is_the_infinitesimal_one(case: Callable[[str], Case]) -> None:
     model, images, layers, _ = case("vit")
     statistics = statistics_with_products(model, batches(images, 7), layers, BLOCK_SHAPE, 5, "cpu")  # K probes: exact
-    blocks = block_table(statistics, "taylor")
-    linear = predicted_curves(statistics, blocks, 5, distortion="gauss_newton", form="cumulative")
+    blocks = block_table(statistics, Saliency.registry["taylor"]())
+    linear = predicted_curves(statistics, blocks, 5, distortion={"name": "gauss_newton", "form": "cumulative"})
     small = masked_curves(measured(model, batches(images, 7), layers), blocks, 5, share=1e-4)
     np.testing.assert_allclose(small["distortion"], linear["distortion"], rtol=1e-2)
 
@@ -280,12 +291,11 @@ def test_corrected_on_all_images_an_exact_first_order_becomes_the_truth(
     monkeypatch.setattr("lpvit.structures.blocks.correction.SMALL_SHARE", 1e-4)
     model, images, layers, _ = case("vit")
     statistics = statistics_with_products(model, batches(images, 7), layers, BLOCK_SHAPE, 5, "cpu")
-    blocks = block_table(statistics, "gauss_newton")
-    pruning = Pruning(
+    blocks = block_table(statistics, Saliency.registry["gauss_newton"]())
+    pruning = Blocks(
         block_shape=BLOCK_SHAPE,
         saliency="gauss_newton",
-        distortion="gauss_newton",
-        correction_images=len(images),
+        distortion={"name": "gauss_newton", "correction_images": len(images)},
         layers=tuple({layer.role for layer in layers}),
         points=9,
     )
@@ -299,8 +309,8 @@ def test_corrected_on_all_images_an_exact_first_order_becomes_the_truth(
 def test_only_as_many_images_as_asked_for_are_looked_at(case: Callable[[str], Case]) -> None:
     model, images, layers, _ = case("vit")
     statistics = statistics_with_products(model, batches(images, 7), layers, BLOCK_SHAPE, 1, "cpu")
-    blocks = block_table(statistics, "gauss_newton")
-    pruning = Pruning(block_shape=BLOCK_SHAPE, distortion="gauss_newton", correction_images=3, points=5)
+    blocks = block_table(statistics, Saliency.registry["gauss_newton"]())
+    pruning = Blocks(block_shape=BLOCK_SHAPE, distortion={"name": "gauss_newton", "correction_images": 3}, points=5)
     spoilt = torch.cat([images[:3], torch.full_like(images[3:], float("nan"))])
     curves = rate_distortion_curves(statistics, blocks, pruning, model, batches(spoilt, 2), "cpu")
     assert curves["distortion"].notna().all()

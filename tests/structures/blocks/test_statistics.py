@@ -10,6 +10,7 @@ from lpvit.models.analysis.layers import matrix_layers, weight_matrix
 from lpvit.models.sources.timm import create_model
 from lpvit.store.schemas import BLOCKS
 from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.statistics import averaged_gradients, block_statistics, collect_statistics
 
@@ -121,7 +122,7 @@ def test_saliency_is_a_mean_over_the_true_size_of_a_ragged_block(saliency: str) 
 def test_tables_are_float64_and_the_frame_fits_its_schema() -> None:
     model = tiny("vit")
     statistics = collect_statistics(model, batches(photographs(model), 7), matrix_layers(model), (4, 4), "cpu")
-    table = block_table(statistics, "taylor")
+    table = block_table(statistics, Saliency.registry["taylor"]())
     assert {t.dtype for tables in statistics.values() for name, t in tables.items() if name != "weights"} == {
         torch.float64
     }

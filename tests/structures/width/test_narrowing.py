@@ -13,6 +13,7 @@ from lpvit.errors import LpvitError
 from lpvit.models.architecture import Architecture, load_model, save_model
 from lpvit.structures.width.edit import NarrowerShapes
 from lpvit.structures.width.narrowing import narrow
+from lpvit.structures.width.settings import Width
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -113,17 +114,15 @@ def test_what_cannot_be_narrowed_is_told(model, calibration, monkeypatch):
         narrow(model, calibration, 0.5)
 
 
-def test_a_budget_of_width_takes_macs_and_a_reconstruction():
-    assert Budget(macs=0.5, structure="width") == Budget.model_validate(
-        Budget(macs=0.5, structure="width").model_dump()
-    )
-    for other in ({"steps": 4}, {"energy": 0.5}, {"allocator": "exact"}):
-        with pytest.raises(LpvitError, match=f"'width' takes 'macs' and 'reconstruction', not '{next(iter(other))}'"):
-            Budget(macs=0.5, structure="width", **other)
-    with pytest.raises(LpvitError, match="'width' takes 'macs' and 'reconstruction', not 'sparsity'"):
-        Budget(sparsity=0.5, structure="width")
+def test_width_takes_a_budget_of_macs_and_a_reconstruction():
+    Width().require_budget(Budget(macs=0.5, reconstruction="least_squares"))
+    for other in ({"macs": 0.5, "steps": 4}, {"macs": 0.5, "energy": 0.5}, {"macs": 0.5, "allocator": "exact"}):
+        with pytest.raises(ValueError, match=f"budget of 'macs' and 'reconstruction', not '{list(other)[1]}'"):
+            Width().require_budget(Budget(**other))
+    with pytest.raises(ValueError, match="budget of 'macs' and 'reconstruction', not 'sparsity'"):
+        Width().require_budget(Budget(sparsity=0.5))
 
 
 def test_the_library_prunes_blocks_only(model, calibration):
     with pytest.raises(LpvitError, match=r"use lpvit\.structures\.width\.narrowing\.narrow"):
-        lpvit.prune(model, calibration, budget=Budget(macs=0.5, structure="width"), block_shape=(8, 8))
+        lpvit.prune(model, calibration, budget=0.5, pruning=lpvit.Width())

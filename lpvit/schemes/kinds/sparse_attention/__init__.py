@@ -1,35 +1,39 @@
-"""Sparse attention: every token looks at a fixed pattern of others (Child et al., 2019), and only that is computed.
+"""Sparse attention: every token attends to a fixed pattern of others (Child et al., 2019), and only that is computed.
 
-Patches are taken row by row, ``stride`` to a row; Swin has the patterns within its windows. A patch looks at its row,
-and: `block`, no further; `strided`, at its column; `fixed`, at the last patch of every row. Class, distillation and
-register tokens look at all and are looked at by all.
+Patches are arranged in rows of ``stride``; Swin has the patterns within its windows. A patch attends to its row and
+`block`: nothing else; `strided`: its column; `fixed`: the last patch of every row. Class, distillation and register
+tokens attend to all tokens and are attended by all.
 """
 
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from lpvit.settings import Section
+from lpvit.schemes.settings import Scheme
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Settings(Section):
+class SparseAttention(Scheme):
+    """Every token attends to a fixed pattern of others (Child et al., 2019), and only that is computed."""
+
+    scheme: Literal["sparse_attention"] = Field("sparse_attention", description="kind of scheme")
     pattern: Literal["strided", "fixed", "block"] = Field(
-        "strided", description="what a patch looks at beside its row: its column, summaries, or nothing"
+        "strided", description="what a patch attends to besides its row: its column, summaries, or nothing"
     )
-    stride: int = Field(14, gt=1, description="patches of a row (`sparse_attention`); 7 fits the windows of Swin")
+    stride: int = Field(14, gt=1, description="patches of a row; 7 fits the windows of Swin")
 
+    def add(self, model: "nn.Module") -> None:
+        from lpvit.errors import LpvitError
+        from lpvit.schemes.attention import attention_modules, take_over
+        from lpvit.schemes.kinds.sparse_attention.pattern import PatternAttention
 
-def add(model: "nn.Module", settings: Settings) -> None:
-    from lpvit.errors import LpvitError
-    from lpvit.schemes.attention import attention_modules, take_over
-    from lpvit.schemes.kinds.sparse_attention.pattern import PatternAttention
-
-    if not (modules := attention_modules(model)):
-        raise LpvitError(f"schemes: 'sparse_attention' finds no attention product of torch's in {type(model).__name__}")
-    windows = any(hasattr(module, "window_area") for module in modules)
-    prefix = 0 if windows else int(getattr(model, "num_prefix_tokens", 0))
-    model.pattern_attention = PatternAttention(settings.pattern, settings.stride, prefix)
-    take_over(modules, model.pattern_attention)
+        if not (modules := attention_modules(model)):
+            raise LpvitError(
+                f"schemes: 'sparse_attention' finds no scaled_dot_product_attention in {type(model).__name__}"
+            )
+        windows = any(hasattr(module, "window_area") for module in modules)
+        prefix = 0 if windows else int(getattr(model, "num_prefix_tokens", 0))
+        model.pattern_attention = PatternAttention(self.pattern, self.stride, prefix)
+        take_over(modules, model.pattern_attention)

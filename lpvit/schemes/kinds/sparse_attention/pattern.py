@@ -1,10 +1,10 @@
-"""Attention that computes a fixed pattern and no more; see `lpvit.schemes.kinds.sparse_attention`.
+"""Attention that computes only a fixed pattern; see `lpvit.schemes.kinds.sparse_attention`.
 
-The patches stand in a grid of rows, so that those of a row, or of a column, are a view and their scores one batched
-product; the softmax goes over all that a patch looks at.
+The patches form a grid of rows, so the patches of a row or column are a view and their scores one batched product. The
+softmax runs over all tokens that a patch attends to.
 
 N = images or windows; H = heads; T = tokens; d = features of a head; R, S = rows and columns of the grid, of which the
-last row may be ragged; M = tokens that a patch looks at: its row, then its column or the summaries, then the prefix.
+last row may be ragged; M = tokens that a patch attends to: its row, then its column or the summaries, then the prefix.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-FLEX_FEATURES = 16  # the fewest of a head that FlexAttention takes
+FLEX_FEATURES = 16  # minimum per head for FlexAttention
 
 Pattern = Literal["strided", "fixed", "block"]
 
@@ -25,13 +25,13 @@ Pattern = Literal["strided", "fixed", "block"]
 class PatternAttention(nn.Module):
     """Torch's attention product for a pattern of tokens.
 
-    On a GPU, `FlexAttention` skips the tiles that the pattern leaves out, where there is no bias to add and heads are
-    not tiny; else, and on the CPU, the parts of the pattern are multiplied one by one.
+    On a GPU, `FlexAttention` skips the tiles outside the pattern, if there is no bias and heads are not tiny; else, and
+    on the CPU, the parts of the pattern are multiplied one by one.
 
     Args:
-        pattern: What a patch looks at beside its row.
+        pattern: What a patch attends to besides its row.
         stride: Patches of a row, S.
-        prefix: Tokens before the patches, which look at all and are looked at by all.
+        prefix: Tokens before the patches, which attend to all and are attended by all.
     """
 
     def __init__(self, pattern: Pattern, stride: int, prefix: int) -> None:
@@ -39,7 +39,7 @@ class PatternAttention(nn.Module):
         self.pattern, self.stride, self.prefix = pattern, stride, prefix
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Queries, keys and values (N, H, T, d), and what is added to the scores, (N or 1, H or 1, T, T)."""
+        """Queries, keys and values (N, H, T, d), and the bias of the scores, (N or 1, H or 1, T, T)."""
         if queries.is_cuda and bias is None and queries.shape[-1] >= FLEX_FEATURES:
             return _flex_attention(queries, keys, values, self.pattern, self.stride, self.prefix)
         patches = self._patches(queries, keys, values, bias)
@@ -65,7 +65,7 @@ class PatternAttention(nn.Module):
         return patches.reshape(*patches.shape[:2], -1, self.stride, patches.shape[-1])
 
     def _scores(self, asking: Tensor, keys: Tensor, prefix: Tensor) -> Tensor:
-        """Scores with the tokens that each patch looks at, (N, H, R, S, M)."""
+        """Scores with the tokens that each patch attends to, (N, H, R, S, M)."""
         scores = [_product(asking, keys.mT)]
         if self.pattern == "strided":
             scores.append(_product(asking.transpose(2, 3), keys.transpose(2, 3).mT).transpose(2, 3))
@@ -76,7 +76,7 @@ class PatternAttention(nn.Module):
         return torch.cat(scores, dim=-1)
 
     def _mixed(self, shares: Tensor, values: Tensor, prefix: Tensor) -> Tensor:
-        """The values of the tokens that each patch looks at, by its shares of them, (N, H, R, S, d)."""
+        """Weighted sum of the values that each patch attends to, (N, H, R, S, d)."""
         others = shares.shape[-1] - self.stride - self.prefix
         of_row, of_others, of_prefix = shares.split_with_sizes([self.stride, others, self.prefix], dim=-1)
         mixed = _product(of_row, values)
@@ -89,7 +89,7 @@ class PatternAttention(nn.Module):
         return mixed
 
     def _added(self, tokens: int, bias: Tensor | None, like: Tensor) -> Tensor:
-        """What is added to the scores: minus infinity where a patch does not look, and the bias of the model."""
+        """The bias of the scores: minus infinity outside the pattern, plus the bias of the model."""
         seen, opened = (torch.from_numpy(table) for table in pattern_tables(*self._shape(), tokens))
         closed = _as_bias(opened.to(like.device), like.dtype).view(like.shape[2:])
         if bias is None:
@@ -104,7 +104,7 @@ class PatternAttention(nn.Module):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """A batched product; of strided matrices this small torch makes one product after the other, five times slower."""
+    """A batched product; torch multiplies strided matrices of this size one by one, five times slower."""
     return left.contiguous() @ right.contiguous()
 
 
@@ -112,11 +112,11 @@ def _as_bias(may_look: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(may_look, dtype=dtype).masked_fill(~may_look, -torch.inf)
 
 
-@lru_cache(maxsize=64)  # of NumPy: a tensor that is made while torch traces the model belongs to the trace
+@lru_cache(maxsize=64)  # in NumPy, because a tensor created while torch traces the model belongs to the trace
 def pattern_tables(
     pattern: Pattern, stride: int, prefix: int, tokens: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The tokens that every place of the grid looks at, (R S, M), and whether it does: not at what another part has."""
+    """Tokens that every grid position attends to, (R S, M), and a mask without duplicates between the parts."""
     patches = tokens - prefix
     rows = -(-patches // stride)
     place = np.arange(rows * stride)[:, None]
@@ -129,12 +129,12 @@ def pattern_tables(
         opened.append((seen[1] < patches) & (everyone != row))
     seen = [np.minimum(part, patches - 1) + prefix for part in seen] + [np.arange(prefix)[None].repeat(len(place), 0)]
     opened.append(np.ones((len(place), prefix), dtype=bool))
-    missing = place >= patches  # where the last row ends early: whatever they see is left out
+    missing = place >= patches  # positions after the end of the last row are ignored
     return np.concatenate(seen, axis=1), np.concatenate(opened, axis=1) | missing
 
 
 def pattern_mask(pattern: Pattern, stride: int, prefix: int, tokens: int) -> Tensor:
-    """Whether a token looks at another, (T, T): the pattern as a table."""
+    """Whether a token attends to another, (T, T): the pattern as a table."""
     seen, opened = (table[: tokens - prefix] for table in pattern_tables(pattern, stride, prefix, tokens))
     mask = np.zeros((tokens, tokens), dtype=bool)
     mask[:prefix] = True

@@ -1,33 +1,35 @@
 """Token merging (ToMe; Bolya et al., ICLR 2023): after every transformer block, tokens with similar keys become one.
 
-Without training. The patches are dealt alternately into two sets; each of the first looks for the most similar of the
-second, by the mean key over the heads, and the ``merged_tokens`` most similar pairs are averaged, weighted by how many
-patches each stands for. Attention counts a token as often as it stands for patches: log(size) is added to its scores.
-Differs from the paper in that tokens merge at the end of a block and not between its attention and its MLP.
+Without training. The patches are split alternately into two sets. Each of the first is matched with the most similar of
+the second, by the mean key over the heads, and the ``merged_tokens`` most similar pairs are averaged, weighted by the
+number of patches that each represents (size). Attention adds log(size) to the scores. Differs from the paper: tokens
+merge at the end of a transformer block, not between its attention and its MLP.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from lpvit.settings import Section
+from lpvit.schemes.settings import Scheme
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Settings(Section):
-    merged_tokens: int = Field(8, gt=0, description="tokens fewer after every transformer block (`token_merging`)")
+class TokenMerging(Scheme):
+    """After every transformer block, tokens with similar keys become one (ToMe; Bolya et al., ICLR 2023)."""
 
+    scheme: Literal["token_merging"] = Field("token_merging", description="kind of scheme")
+    merged_tokens: int = Field(8, gt=0, description="tokens merged after every transformer block")
 
-def add(model: "nn.Module", settings: Settings) -> None:
-    from lpvit.schemes.attention import attention_modules, take_over
-    from lpvit.schemes.kinds.token_merging.merger import TokenMerger
-    from lpvit.schemes.scheme import require_chain
+    def add(self, model: "nn.Module") -> None:
+        from lpvit.schemes.attention import attention_modules, take_over
+        from lpvit.schemes.kinds.token_merging.merger import TokenMerger
+        from lpvit.schemes.scheme import require_chain
 
-    vit = require_chain(model, "token_merging")
-    vit.token_merger = TokenMerger(vit.num_prefix_tokens, settings.merged_tokens)
-    take_over(attention_modules(vit.blocks), vit.token_merger.attention)
-    vit.blocks[0].register_forward_pre_hook(vit.token_merger.begin)
-    for block in vit.blocks[1:]:
-        block.register_forward_pre_hook(vit.token_merger.merge_tokens)
+        vit = require_chain(model, "token_merging")
+        vit.token_merger = TokenMerger(vit.num_prefix_tokens, self.merged_tokens)
+        take_over(attention_modules(vit.blocks), vit.token_merger.attention)
+        vit.blocks[0].register_forward_pre_hook(vit.token_merger.begin)
+        for block in vit.blocks[1:]:
+            block.register_forward_pre_hook(vit.token_merger.merge_tokens)

@@ -1,4 +1,4 @@
-"""What token merging does between transformer blocks; see `lpvit.schemes.kinds.token_merging`.
+"""Token merging between transformer blocks; see `lpvit.schemes.kinds.token_merging`.
 
 N = images; H = heads; T = tokens; C = features; d = features of a head; M = tokens that merge.
 """
@@ -13,7 +13,7 @@ from lpvit.schemes.scheme import keep_rows
 
 
 class TokenMerger(nn.Module):
-    """Keeps, during a pass, how many patches every token stands for, and the keys that the last block gave it.
+    """State of a pass: the number of patches that every token represents, and its keys in the last transformer block.
 
     Args:
         prefix: Tokens before the patches, which never merge.
@@ -27,15 +27,15 @@ class TokenMerger(nn.Module):
         self._keys: Tensor | None = None  # (N, T, d)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pass left does not go with a copy."""
+        """Excludes the state of a pass from copies."""
         return {**self.__dict__, "_sizes": None, "_keys": None}
 
     def begin(self, *_: Any) -> None:
-        """A hook before the first block."""
+        """Hook before the first transformer block."""
         self._sizes = self._keys = None
 
     def attention(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """Attention to patches: a token counts as often as it stands for one."""
+        """Attention in which a token has the weight of the patches that it represents."""
         self._keys = keys.mean(dim=1)
         if self._sizes is not None:
             counts = self._sizes.log()[:, None, None, :]
@@ -43,10 +43,10 @@ class TokenMerger(nn.Module):
         return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
 
     def merge_tokens(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A hook before a block: (N, T, C) -> (N, T - M, C)."""
+        """Hook before a transformer block: (N, T, C) -> (N, T - M, C)."""
         tokens, *others = arguments
         if self._keys is None or self._keys.shape[1] != tokens.shape[1]:
-            self._sizes = None  # a block alone, or a pass that resumes: as it differs, it is seen and not relied on
+            self._sizes = None  # a single block or a resumed pass, which gives other results; the analysis detects this
             return arguments
         sizes = torch.ones_like(tokens[..., 0]) if self._sizes is None else self._sizes
         count = min(self.merged_tokens, (tokens.shape[1] - self.prefix) // 2)
@@ -67,15 +67,16 @@ def _pairs(keys: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         keys: Of the patches, (N, P, d).
-        count: M, pairs wanted.
+        count: M, pairs to merge.
 
     Returns:
-        Patches that go (N, M), the patch that each goes into (N, M), and the patches that stay (N, P - M), in order.
+        Merged patches (N, M), the patch that each is merged into (N, M), and the remaining patches (N, P - M), in
+        order.
     """
     keys = functional.normalize(keys, dim=-1)
     first, second = keys[:, ::2], keys[:, 1::2]
     similarity, nearest = (first @ second.transpose(1, 2)).max(dim=2)
-    order = similarity.topk(similarity.shape[1], dim=1).indices  # a sort that ONNX has
+    order = similarity.topk(similarity.shape[1], dim=1).indices  # a sort that ONNX supports
     going, staying = order[:, :count], order[:, count:]
     seconds = torch.arange(1, keys.shape[1], 2, device=keys.device).expand(keys.shape[0], -1)
     stays = torch.cat([2 * staying, seconds], dim=1).sort(dim=1).values

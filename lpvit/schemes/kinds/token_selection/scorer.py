@@ -1,6 +1,6 @@
 """The learned scorer of token selection; see `lpvit.schemes.kinds.token_selection`.
 
-N = images; T = tokens; P = patch tokens; K = those that stay; C = features.
+N = images; T = tokens; P = patch tokens; K = those kept; C = features.
 """
 
 import math
@@ -17,8 +17,8 @@ class TokenScorer(nn.Module):
 
     Args:
         features: C.
-        prefix: Tokens before the patches, which always stay.
-        keep_tokens: Share of the patch tokens that stay, rounded up.
+        prefix: Tokens before the patches, which are always kept.
+        keep_tokens: Share of the patch tokens kept, rounded up.
         temperatures: Of the relaxed choice, at the start and the end of a training.
     """
 
@@ -30,12 +30,12 @@ class TokenScorer(nn.Module):
         self.temperature = temperatures[0]
 
     def anneal(self, progress: float) -> None:
-        """Lets the temperature fall by equal factors, t0 (t1 / t0)^progress."""
+        """Lowers the temperature geometrically, t0 (t1 / t0)^progress."""
         first, last = self.temperatures
         self.temperature = first * math.pow(last / first, progress)
 
     def drop_tokens(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A hook before a transformer block: (N, T, C) -> (N, prefix + K, C)."""
+        """Hook before a transformer block: (N, T, C) -> (N, prefix + K, C)."""
         tokens, *others = arguments
         return (self(tokens), *others)
 

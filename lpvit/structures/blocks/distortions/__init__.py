@@ -1,11 +1,34 @@
-"""Distortions, one file each: what pruning blocks of a layer does to the model's output.
+"""Registry of distortions, one file each: estimates of the output change by pruning blocks of a layer."""
 
-A file defines
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
-- ``curves(inputs)``: from `lpvit.structures.blocks.rate_distortion.CurveInputs` to a curve of every layer, schema
-  ``CURVES``;
-- ``needs()``: what of the calibration it looks at: ``averaged_gradients``, ``block_products``, or the ``images`` anew;
+from lpvit.settings import Section
+from lpvit.strategies import Registry
 
-where it needs them, ``Settings``, its keys in the config; both functions then take them as last argument; and ``UNIT``
-if its values have one.
-"""
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lpvit.structures.blocks.rate_distortion import CurveInputs
+
+
+class Distortion(Section):
+    """Computes the rate-distortion curve of every layer.
+
+    Attributes:
+        unit: Of the curves; most distortions are only comparable among themselves.
+    """
+
+    registry: ClassVar = Registry("lpvit.structures.blocks.distortions")
+    unit: ClassVar[str] = "arbitrary units"
+
+    name: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Calibration data it uses: ``averaged_gradients``, ``block_products``, or another pass over the ``images``."""
+        return frozenset()
+
+    @abstractmethod
+    def curves(self, inputs: "CurveInputs") -> "pd.DataFrame":
+        """A curve of every layer, schema ``CURVES``."""

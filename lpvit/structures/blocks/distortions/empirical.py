@@ -1,20 +1,25 @@
-"""Measured by masking one layer at a time: the mean over the images of the squared change of the logits."""
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from typing import TYPE_CHECKING
+from lpvit.structures.blocks.distortions import Distortion
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lpvit.structures.blocks.rate_distortion import CurveInputs
 
-UNIT = "logit² per image"
 
+class EmpiricalDistortion(Distortion):
+    """Measured by masking one layer at a time: the mean over the images of the squared change of the logits."""
 
-def needs() -> set[str]:
-    return {"images"}
+    unit: ClassVar = "logit² per image"
 
+    name: Literal["empirical"] = "empirical"
 
-def curves(inputs: "CurveInputs") -> "pd.DataFrame":
-    from lpvit.structures.blocks.masking import masked_curves
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"images"})
 
-    return masked_curves(inputs.measured_model(), inputs.blocks, inputs.pruning.points)
+    def curves(self, inputs: "CurveInputs") -> "pd.DataFrame":
+        from lpvit.structures.blocks.masking import masked_curves
+
+        return masked_curves(inputs.measured_model(), inputs.blocks, inputs.pruning.points)

@@ -1,13 +1,13 @@
-"""Predicted from the gradients of every image.
+"""Distortion from block products.
 
 R, C = rows and columns of a grid of blocks; B = R * C; S = samples of the block products.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from lpvit.settings import Section
+from lpvit.structures.blocks.distortions import Distortion
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,35 +15,37 @@ if TYPE_CHECKING:
 
     from lpvit.structures.blocks.rate_distortion import CurveInputs
 
-UNIT = "logit² per image"
-CUMULATIVE_NUMBERS = 2**18  # of running sums held at once: 2 MiB in float64, for the cache
+CUMULATIVE_NUMBERS = 2**18  # of cumulative sums in memory at once: 2 MiB in float64, to fit the cache
 
 
-class Settings(Section):
+class GaussNewtonDistortion(Distortion):
+    """Predicted from the gradients of every image."""
+
+    unit: ClassVar = "logit² per image"
+
+    name: Literal["gauss_newton"] = "gauss_newton"
     form: Literal["cumulative", "diagonal"] = Field(
-        "cumulative", description="with or without the interaction of blocks (`distortion: gauss_newton`)"
+        "cumulative", description="with or without the interaction of blocks"
     )
     correction_images: int = Field(
         0,
         ge=0,
-        description="images on which predicted curves are corrected for the finite size of the change "
-        "(`distortion: gauss_newton`); 0 is off",
+        description="images on which predicted curves are corrected for the finite size of the change; 0 is off",
     )
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"block_products", "images"} if self.correction_images else {"block_products"})
 
-def needs(settings: Settings) -> set[str]:
-    return {"block_products", "images"} if settings.correction_images else {"block_products"}
+    def curves(self, inputs: "CurveInputs") -> "pd.DataFrame":
+        from lpvit.structures.blocks.correction import corrected_curves
 
-
-def curves(inputs: "CurveInputs", settings: Settings) -> "pd.DataFrame":
-    from lpvit.structures.blocks.correction import corrected_curves
-
-    predicted = inputs.predicted(
-        lambda tables, ranks: gauss_newton_distortion(tables["block_products"], ranks, settings.form)
-    )
-    if settings.correction_images == 0:
-        return predicted
-    return corrected_curves(predicted, inputs.measured_model(settings.correction_images), inputs.blocks)
+        predicted = inputs.predicted(
+            lambda tables, ranks: gauss_newton_distortion(tables["block_products"], ranks, self.form)
+        )
+        if self.correction_images == 0:
+            return predicted
+        return corrected_curves(predicted, inputs.measured_model(self.correction_images), inputs.blocks)
 
 
 def gauss_newton_distortion(
@@ -56,12 +58,12 @@ def gauss_newton_distortion(
     .. math::
         D_{cumulative}(n) = E \Big( \sum_{b \le n} c_b \Big)^2, \qquad D_{diagonal}(n) = \sum_{b \le n} E \, c_b^2.
 
-    The first is an unbiased estimate of the linearised change of the logits. The second leaves out the products of
+    The first is an unbiased estimate of the linearised change of the logits. The second omits the products of
     different blocks, and with them most of the noise of few samples.
 
     Args:
         block_products: c, (S, B).
-        ranks: Place of every block in the pruning order, (R, C).
+        ranks: Position of every block in the pruning order, (R, C).
         form: Which of the two.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Predicted from one averaged gradient, as LPViT does.
+"""Distortion from averaged gradients.
 
 R, C = rows and columns of a grid of blocks; B = R * C.
 """
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from lpvit.settings import Section
+from lpvit.structures.blocks.distortions import Distortion
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 DAMPING = 1e-7  # eps of the second-order term (LPViT)
 
 
-class Settings(Section):
-    order: Literal[1, 2] = Field(2, description="order of the Taylor expansion (`distortion: taylor`)")
+class TaylorDistortion(Distortion):
+    """Predicted from one averaged gradient, as LPViT does."""
 
+    name: Literal["taylor"] = "taylor"
+    order: Literal[1, 2] = Field(2, description="order of the Taylor expansion")
 
-def needs(_: Settings) -> set[str]:
-    return {"averaged_gradients"}
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"averaged_gradients"})
 
-
-def curves(inputs: "CurveInputs", settings: Settings) -> "pd.DataFrame":
-    return inputs.predicted(lambda tables, ranks: taylor_distortion(tables, ranks, settings.order))
+    def curves(self, inputs: "CurveInputs") -> "pd.DataFrame":
+        return inputs.predicted(lambda tables, ranks: taylor_distortion(tables, ranks, self.order))
 
 
 def taylor_distortion(tables: "Mapping[str, Tensor]", ranks: "Tensor", order: Literal[1, 2]) -> "Tensor":
@@ -41,11 +43,11 @@ def taylor_distortion(tables: "Mapping[str, Tensor]", ranks: "Tensor", order: Li
         D_2 = D_1 + \frac{1}{2} \Delta W^T (g g^T + \epsilon I) \Delta W
             = D_1 + \frac{1}{2} \Big(\sum g w\Big)^2 + \frac{\epsilon}{2} \sum w^2.
 
-    The curvature has rank one, so that cumulative sums over the blocks give all n at once.
+    The curvature has rank one, so cumulative sums over the blocks give all n at once.
 
     Args:
         tables: Statistics of the layer, (R, C) each.
-        ranks: Place of every block in the pruning order, (R, C).
+        ranks: Position of every block in the pruning order, (R, C).
         order: 1 for D_1, 2 for D_2.
 
     Returns:

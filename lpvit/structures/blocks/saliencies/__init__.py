@@ -1,8 +1,32 @@
-"""Saliencies, one file each: scores of blocks, of which the lowest are pruned first.
+"""Registry of saliencies, one file each: scores of blocks, of which the lowest are pruned first."""
 
-A file defines
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
-- ``saliency(tables)``: from a layer's statistics (`lpvit.structures.blocks.statistics`) to scores of its blocks, shape
-  (R, C);
-- ``needs()``: what it looks at besides sums of weights: ``averaged_gradients`` or ``block_products``.
-"""
+from lpvit.settings import Section
+from lpvit.strategies import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Saliency(Section):
+    """Scores the blocks of a layer."""
+
+    registry: ClassVar = Registry("lpvit.structures.blocks.saliencies")
+
+    name: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Data it uses besides sums of weights: ``averaged_gradients`` or ``block_products``."""
+        return frozenset()
+
+    @abstractmethod
+    def scores(self, tables: "Mapping[str, Tensor]") -> "Tensor":
+        """Scores of the blocks of a layer, shape (R, C).
+
+        Args:
+            tables: Statistics of the layer (`lpvit.structures.blocks.statistics`), by block.
+        """

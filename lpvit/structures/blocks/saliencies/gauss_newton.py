@@ -1,16 +1,22 @@
-"""Mean squared block product, which predicts the distortion of zeroing the block alone."""
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-from typing import TYPE_CHECKING
+from lpvit.structures.blocks.saliencies import Saliency
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def needs() -> set[str]:
-    return {"block_products"}
+class GaussNewtonSaliency(Saliency):
+    """Mean squared block product, which predicts the distortion of zeroing the block alone."""
 
+    name: Literal["gauss_newton"] = "gauss_newton"
 
-def saliency(tables: "dict[str, Tensor]") -> "Tensor":
-    from lpvit.structures.blocks.statistics import mean_squared_products
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"block_products"})
 
-    return mean_squared_products(tables["block_products"]).view_as(tables["weights"])
+    def scores(self, tables: "Mapping[str, Tensor]") -> "Tensor":
+        from lpvit.structures.blocks.statistics import mean_squared_products
+
+        return mean_squared_products(tables["block_products"]).view_as(tables["weights"])

@@ -1,14 +1,16 @@
-"""Mean of abs(w) over the weights of a block."""
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-from typing import TYPE_CHECKING
+from lpvit.structures.blocks.saliencies import Saliency
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def needs() -> set[str]:
-    return set()
+class L1Saliency(Saliency):
+    """Mean of abs(w) over the weights of a block."""
 
+    name: Literal["l1"] = "l1"
 
-def saliency(tables: "dict[str, Tensor]") -> "Tensor":
-    return tables["absolute_weight_sum"] / tables["weights"]
+    def scores(self, tables: "Mapping[str, Tensor]") -> "Tensor":
+        return tables["absolute_weight_sum"] / tables["weights"]

@@ -1,4 +1,4 @@
-"""Attention in one pass in place of that of timm's modules, where it is faster.
+"""Replaces timm's attention by a fused kernel where that is faster.
 
 N = images, or windows of them; T = tokens; H = heads; W = masks.
 """
@@ -18,12 +18,12 @@ from lpvit.inference.choice import Choice, name_of, slower
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.sparse.attention import attention, attention_path
 
-_TIMM = "timm"  # the form of a module that stays
+_TIMM = "timm"  # the form of a module that is not replaced
 _measured: dict[tuple[object, ...], dict[str, float]] = {}  # what was timed -> form -> seconds
 
 
 class _Fused(nn.Module):
-    """What takes over some children of another module, under their names; its product may be in int8."""
+    """A replacement of another module that reuses some of its children, by name; its product may be in int8."""
 
     qkv: nn.Module
     proj: nn.Module
@@ -108,18 +108,18 @@ _FUSED: dict[type[nn.Module], type[FusedAttention] | type[FusedWindowAttention]]
 def fuse_attention(
     model: nn.Module, tokens: Mapping[str, int], batch_size: int, only_faster: bool = True, int8: bool = False
 ) -> list[Choice]:
-    """Gives the attention modules of a timm model the product of `lpvit.sparse.attention`, in place, for inference.
+    """Replaces the attention product of timm's modules by `lpvit.sparse.attention`, in place, for inference.
 
-    That is ``Attention`` of ViT and DeiT and ``WindowAttention`` of Swin, where our product is faster when all forms of
-    it are timed here, with the model's device, dtype and number of threads. All others, and those whose product
-    something else has taken over, stay as they are.
+    Applies to ``Attention`` of ViT and DeiT and ``WindowAttention`` of Swin, where our product is the fastest of all
+    forms timed here, with the model's device, dtype and number of threads. Other modules, and those whose product a
+    scheme has replaced, are not changed.
 
     Args:
-        model: Its linear layers may be any.
+        model: With any kind of linear layers.
         tokens: Linear layer -> tokens of an image that pass it.
         batch_size: Images per pass that the choice is made for.
-        only_faster: False takes ours wherever there is a kernel, untimed.
-        int8: Whether ours may multiply whole numbers.
+        only_faster: False uses ours wherever there is a kernel, untimed.
+        int8: Whether ours may multiply in int8.
 
     Returns:
         One choice for each of those modules.
@@ -137,11 +137,11 @@ def fuse_attention(
 
 
 def _choice(name: str, module: Attention | WindowAttention, shape: tuple[int, int] | None, int8: bool) -> Choice:
-    """Between timm's product and ours; without a shape to time them with, ours in the least precise numbers."""
+    """Chooses between timm's product and ours; without a shape to time them, ours in the lowest precision."""
     parameter = next(p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point())
     precision = name_of(parameter.dtype)
     if module._forward_pre_hooks or module._forward_hooks:
-        return Choice(name, "attention", False, precision, reason="its product was taken over")
+        return Choice(name, "attention", False, precision, reason="a scheme replaced its product")
     if reason := attention_path(parameter.device, parameter.dtype).reason:
         return Choice(name, "attention", False, precision, reason=reason)
     int8 = int8 and not attention_path(parameter.device, parameter.dtype, int8=True).reason
@@ -160,7 +160,7 @@ def _choice(name: str, module: Attention | WindowAttention, shape: tuple[int, in
 def _timed(
     module: Attention | WindowAttention, shape: tuple[int, int], like: Tensor, forms: Sequence[str]
 ) -> dict[str, float]:
-    """Median seconds of each product, without the layers around it; measured once for equal ones.
+    """Median seconds of each product, without the layers around it; measured once for equal modules.
 
     Args:
         module: timm's.

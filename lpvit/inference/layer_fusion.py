@@ -1,4 +1,4 @@
-"""What stands around block-sparse layers of timm's models becomes a part of them: LayerNorm, LayerScale, sums."""
+"""Fuses LayerNorm (prologue), LayerScale and the residual add (epilogue) into block-sparse layers of timm's models."""
 
 from typing import TypeGuard
 
@@ -8,21 +8,24 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block, LayerScale
 from torch import Tensor, nn
 
-from lpvit.inference.fusion import FusedAttention
+from lpvit.inference.attention_fusion import FusedAttention
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_of
 
-# Type of block -> (norm, the only module that it feeds, that module's first layer). The first norm of Swin is none:
-# windows are padded with zeros after it.
+# Type of transformer block -> (norm, the only module that it feeds, that module's first layer). Not the first norm of
+# Swin, whose windows are padded with zeros after it.
 _FEEDS: dict[type[nn.Module], tuple[tuple[str, str, str], ...]] = {
     Block: (("norm1", "attn", "qkv"), ("norm2", "mlp", "fc1")),
     SwinTransformerBlock: (("norm2", "mlp", "fc1"),),
 }
-_ADDED = (("attn.proj", "ls1"), ("mlp.fc2", "ls2"))  # layers of a block whose outputs are added, by way of what
+_ADDED = (
+    ("attn.proj", "ls1"),
+    ("mlp.fc2", "ls2"),
+)  # layers added to the residual, and their LayerScale
 
 
-class JoinedBlock(nn.Module):
-    """timm's ``Block`` for inference, whose last layers add what they give to the residual."""
+class FusedBlock(nn.Module):
+    """timm's ``Block`` for inference, with the residual adds fused into ``proj`` and ``fc2``."""
 
     norm1: nn.Module
     attn: FusedAttention
@@ -43,40 +46,40 @@ class JoinedBlock(nn.Module):
 
 
 @torch.no_grad()
-def join_surroundings(model: nn.Module) -> None:
-    """Has block-sparse layers of a timm model do what stands around them too, in place, for inference on a CPU.
+def fuse_prologues_and_epilogues(model: nn.Module) -> None:
+    """Fuses prologues and epilogues into the block-sparse layers of a timm model, in place, for inference on a CPU.
 
-    That is LayerNorm before ``qkv`` and ``fc1``, and, where attention is fused, LayerScale and the sum with the
-    residual after ``proj`` and ``fc2``. What has hooks stays as it is.
+    Prologues are LayerNorm before ``qkv`` and ``fc1``; epilogues, where attention is fused, are LayerScale and the
+    residual add after ``proj`` and ``fc2``. Modules with hooks are not changed.
 
     Args:
         model: Its layers are block-sparse already, and its attention fused.
     """
     for name, block in list(model.named_modules()):
         for norm, fed, layer in _FEEDS.get(type(block), ()):
-            _join_norm(block, norm, fed, layer)
-        if type(block) is Block and _can_add(block):
+            _fuse_norm(block, norm, fed, layer)
+        if type(block) is Block and _can_fuse_epilogues(block):
             for layer, scale in _ADDED:
                 if isinstance(block.get_submodule(scale), LayerScale):
                     block.get_submodule(layer).take_scale(block.get_submodule(scale).gamma)
-            model.set_submodule(name, JoinedBlock(block))
+            model.set_submodule(name, FusedBlock(block))
 
 
-def _join_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
+def _fuse_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
     before, module, first = (block.get_submodule(name) for name in (norm, fed, f"{fed}.{layer}"))
     takes_alone = getattr(module, "gate", None) is None  # a gate takes the same inputs
-    if takes_alone and _is_norm(before) and _can_join(first) and not _has_hooks(before, module, first):
+    if takes_alone and _is_norm(before) and _can_fuse(first) and not _has_hooks(before, module, first):
         first.take_norm(before)
         block.set_submodule(norm, nn.Identity())
 
 
-def _can_add(block: Block) -> bool:
+def _can_fuse_epilogues(block: Block) -> bool:
     scales = [block.ls1, block.ls2]
     layers = [block.get_submodule(layer) for layer, _ in _ADDED] if type(block.mlp) is Mlp else [block.mlp]
     around = (block, block.attn, block.mlp, block.drop_path1, block.drop_path2)
     return (
         isinstance(block.attn, FusedAttention)
-        and all(_can_join(layer) for layer in layers)
+        and all(_can_fuse(layer) for layer in layers)
         and all(isinstance(scale, nn.Identity | LayerScale) for scale in scales)
         and not _has_hooks(*around, *layers, *scales)
     )
@@ -86,7 +89,7 @@ def _is_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm]:
     return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine
 
 
-def _can_join(layer: nn.Module) -> TypeGuard[BlockSparseLinear]:
+def _can_fuse(layer: nn.Module) -> TypeGuard[BlockSparseLinear]:
     return (
         isinstance(layer, BlockSparseLinear) and layer.values.device.type == "cpu" and not path_of(layer.values).reason
     )

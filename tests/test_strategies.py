@@ -10,19 +10,44 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-ADDED = {"deepest": "shallowest", "l2": None, "power": "exponent", "noise": None}  # variant -> its key
+ADDED = {"deepest": "shallowest", "l2": None, "power": "exponent", "noise": None}  # strategy -> its key
+
+# Keys that the budget has, and that another allocator has, of other types.
+CLASHING = """
+from typing import Literal
+
+from lpvit.allocation.priority import PriorityAllocator
+
+
+class Clashing(PriorityAllocator):
+    name: Literal["clashing"] = "clashing"
+    steps: str = "many"
+    smoothing: tuple[int, int] = (1, 2)
+
+    def priorities(self, layers, requirement):
+        raise NotImplementedError
+"""
+
+USE_OF_CLASHING = """
+from lpvit.allocation.settings import Budget
+
+budget = Budget(macs=0.5, steps=3, allocator={"name": "clashing", "steps": "few"})
+assert (budget.steps, budget.allocator.steps, budget.allocator.smoothing) == (3, "few", (1, 2))
+assert Budget(macs=0.5, allocator={"name": "lpvit", "smoothing": 0.3}).allocator.smoothing == 0.3
+assert Budget.model_validate(budget.model_dump(mode="json")) == budget
+"""
 
 USE = """
 import pandas as pd, tiny, lpvit
 from lpvit.allocation.settings import Budget
-from lpvit.structures.blocks.settings import Pruning
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.data.epochs import EpochPlan
 from lpvit.data.loading import ImageFiles, make_loader
 from lpvit.data.preprocessing import Preprocessing
 
 model, images = tiny.dense_model("vit"), tiny.photographs("vit")
-budget = Budget(sparsity=0.3, allocator="deepest", shallowest=0.2)
-pruning = Pruning(block_shape=(2, 2), saliency="l2", distortion="power", exponent=3)
+budget = Budget(sparsity=0.3, allocator={"name": "deepest", "shallowest": 0.2})
+pruning = Blocks(block_shape=(2, 2), saliency="l2", distortion={"name": "power", "exponent": 3})
 kept = lpvit.prune(model, [images], budget=budget, pruning=pruning).report["keep_ratio"]
 assert kept["blocks.0.attn.qkv"] == 1 and kept["blocks.1.mlp.fc2"] < 0.1, kept
 
@@ -56,6 +81,26 @@ def run(extended: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def test_they_are_used_by_name_with_their_settings(extended: Path) -> None:
     result = run(extended, "-c", USE)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_key_of_one_strategy_changes_neither_the_section_nor_another_strategy(extended: Path) -> None:
+    file = extended / "lpvit/allocation/allocators/clashing.py"
+    file.write_text(CLASHING)
+    result = run(extended, "-c", USE_OF_CLASHING)
+    file.unlink()
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"clashing"', '"clash"'), ("(PriorityAllocator)", ""), ("class Clashing", "class A")]
+)
+def test_a_file_that_holds_no_strategy_of_its_name_is_told(extended: Path, old: str, new: str) -> None:
+    file = extended / "lpvit/allocation/allocators/clashing.py"
+    more = "\n\nclass Another(PriorityAllocator):\n    ...\n" if "class A" in new else ""
+    file.write_text(CLASHING.replace(old, new) + more)
+    result = run(extended, "-c", "import lpvit.allocation.settings")
+    file.unlink()
+    assert "clashing: define one Allocator whose 'name' is 'clashing' by default" in result.stderr
 
 
 def test_they_are_in_the_reference(extended: Path) -> None:

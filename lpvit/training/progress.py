@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,14 +12,25 @@ from torch import distributed
 from lpvit.errors import LpvitError, one_line
 from lpvit.store.artifacts import load, save
 from lpvit.training.job import Training
-
-if TYPE_CHECKING:
-    from lpvit.training.trainer import Trainer
+from lpvit.training.settings import Recipe
 
 _logger = logging.getLogger(__name__)
 
 
-class Course:
+class Resumable(Protocol):
+    """What of a trainer its progress is saved with, and set back to."""
+
+    recipe: Recipe
+    total_steps: int
+
+    def state(self) -> dict[str, Any]:
+        """Weights and states of optimiser, schedule and averages."""
+
+    def resume(self, saved: dict[str, Any]) -> None:
+        """Sets the trainer to a saved state."""
+
+
+class TrainingProgress:
     """The history of a training, and its place within an epoch.
 
     Attributes:
@@ -33,7 +44,7 @@ class Course:
         self._file, self._fingerprint, self._interval = job.resume_file, job.fingerprint, 60 * job.checkpoint_minutes
         self._saved = time.monotonic()
 
-    def end_step(self, loss: float, images: int, trainer: "Trainer") -> None:
+    def end_step(self, loss: float, images: int, trainer: Resumable) -> None:
         """Notes a step, and writes the state if the last one is old."""
         self.steps_done += 1
         self.sums = [self.sums[0] + loss * images, self.sums[1] + images]
@@ -48,7 +59,7 @@ class Course:
         self.history.append(row)
         self.steps_done, self.sums = 0, [0.0, 0.0]
 
-    def save(self, trainer: "Trainer") -> None:
+    def save(self, trainer: Resumable) -> None:
         """Writes the state of all processes."""
         place = {"steps_done": self.steps_done, "processes": _of_all_processes((self.sums, _generators()))}
         if _rank() == 0:
@@ -67,24 +78,24 @@ class Course:
             _set_generators(generators)
 
 
-def resumed_course(job: Training, trainer: "Trainer") -> Course:
-    """A new course, or that of the resume file if there is one of this training; sets the trainer to its state."""
+def resumed_progress(job: Training, trainer: Resumable) -> TrainingProgress:
+    """New progress, or that of the resume file if it is of this training; the trainer is then set to its state."""
     file = job.resume_file
     if not file.exists():
-        return Course(job, [])
+        return TrainingProgress(job, [])
     saved = load(file, "training")
     try:
         if saved["fingerprint"] != job.fingerprint or len(saved["processes"]) != job.processes:
             _logger.info("%s: belongs to another training; starting anew", file)
-            return Course(job, [])
+            return TrainingProgress(job, [])
         trainer.resume(saved)
-        course = Course(job, list(saved["history"]))
-        course.resume(saved)
+        progress = TrainingProgress(job, list(saved["history"]))
+        progress.resume(saved)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise LpvitError(f"{file}: is no state of this training ({one_line(error)}); delete it and rerun") from None
-    within = f", step {course.steps_done}" * bool(course.steps_done)
-    _logger.info("%s: resuming after epoch %d%s", file, len(course.history), within)
-    return course
+    within = f", step {progress.steps_done}" * bool(progress.steps_done)
+    _logger.info("%s: resuming after epoch %d%s", file, len(progress.history), within)
+    return progress
 
 
 def seed_generators(seed: int, epoch: int, rank: int) -> None:

@@ -1,0 +1,96 @@
+"""What pydantic says of a section, in one line a mistake."""
+
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from lpvit.errors import nearest
+from lpvit.strategies import Registry, registry_of
+
+Location = tuple[int | str, ...]
+
+
+def mistakes(error: ValidationError, raw: Any, section: type[BaseModel]) -> Iterator[str]:
+    """One line for every mistake: where, what was found, what was expected.
+
+    Args:
+        error: Of a section.
+        raw: What the section was made from.
+        section: Its class.
+    """
+    places: dict[str, list[str]] = {}  # a value that fits no type of a union is a mistake for each of them
+    for problem in error.errors():
+        places.setdefault(_place(problem["loc"], raw), []).append(_explain(problem, section))
+    return (f"{place}{line}" for place, texts in places.items() for line in " or ".join(texts).splitlines())
+
+
+def _place(location: Location, raw: Any) -> str:
+    """Dotted path to a problem and a colon, without pydantic's names for branches of a union and for keys."""
+    parts, node = [], raw
+    for depth, part in enumerate(location, start=1):
+        if part == "[key]" or not isinstance(node, Mapping | list | tuple):
+            break
+        keys = node if isinstance(node, Mapping) else dict(enumerate(node))
+        if part in keys or depth == len(location):  # else the branch of a tagged union
+            parts.append(str(part))
+            node = keys.get(part)
+    return ".".join(parts) + ": " * bool(parts)
+
+
+def _explain(problem: ErrorDetails, section: type[BaseModel]) -> str:
+    location, kind = problem["loc"], problem["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(str(location[-1]), _section_at(section, location[:-1]))
+    if kind == "missing":
+        return "missing"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return f"expected keys with values, found {problem['input']!r}"
+    return f"{problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+
+
+def _unknown_key(key: str, section: type[BaseModel]) -> str:
+    """Where a key belongs: to a strategy that the section may choose, to a sibling of the section, or nowhere."""
+    for field, info in section.model_fields.items():
+        for name, strategy in (registry_of(info) or {}).items():
+            if key in strategy.model_fields:
+                return f"belongs to {field} '{name}': write {field}: {{name: {name}, {key}: ...}}"
+    registry: Registry | None = getattr(section, "registry", None)
+    for name, strategy in (registry or {}).items():
+        if registry is not None and key in strategy.model_fields:
+            kind = registry.interface.__name__.lower() if registry.tag == "name" else registry.tag
+            return f"belongs to {kind} '{name}', not to '{section.model_fields[registry.tag].default}'"
+    return f"unknown key{nearest(key, section.model_fields)}"
+
+
+def _section_at(section: type[BaseModel], location: Location) -> type[BaseModel]:
+    """The section whose key a place within another one is."""
+    kind: Any = section
+    for part in location:
+        kind = _inside(kind, part)
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        raise TypeError(f"{section.__name__}: no section at {location}")
+    return kind
+
+
+def _inside(kind: Any, part: int | str) -> Any:
+    """The type of what stands under a key, or of one branch of a union."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = kind.model_fields[str(part)]
+        return _plain(registry_of(field) or field.annotation)
+    if isinstance(kind, Registry):
+        return kind[str(part)]
+    return _plain(get_args(kind)[-1])  # of a dictionary
+
+
+def _plain(kind: Any) -> Any:
+    """A type without its annotations, or the registry among them; of an optional section, the section."""
+    if get_origin(kind) is Annotated:
+        return next((each for each in get_args(kind) if isinstance(each, Registry)), get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return next(each for each in get_args(kind) if each is not type(None))
+    return kind

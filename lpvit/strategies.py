@@ -1,0 +1,131 @@
+"""Strategies: the ways to do one job, each in one file of a folder, chosen by name in the config.
+
+A file holds one class: a section with the keys of the strategy and the functions that do the job, derived from the
+interface of the folder. A new file is all that a new strategy takes: the config allows its name and its keys, the
+reference lists them, and the value of the key that chooses it is an instance of its class, with its functions.
+
+The config imports these files, so they import torch, timm and pandas inside their functions, and a dry-run stays fast.
+Where a name is a keyword of Python, its file has an underscore more.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+from lpvit.errors import nearest
+
+
+class Registry(Mapping[str, type[Any]]):
+    """Name -> class, of the strategies of a folder; a class attribute of their interface.
+
+    As the annotation of a key it takes a strategy: its name (where names stand alone), its name with its keys, or an
+    instance. ``Budget.allocator`` is ``Annotated[Allocator, Allocator.registry]``.
+    """
+
+    def __init__(self, folder: str, tag: str = "name", file: str = "", default: str | None = None) -> None:
+        """The folder's files are imported when the first strategy is asked for.
+
+        Args:
+            folder: Package that holds them.
+            tag: Field of the classes that says the name; it is that of the file.
+            file: Module of each strategy that holds its class, where every strategy is a folder.
+            default: Name where the tag is left out.
+        """
+        self.folder, self.tag, self.file, self.default = folder, tag, file, default
+
+    def __set_name__(self, interface: type, _: str) -> None:
+        self.interface = interface
+
+    @cached_property
+    def _classes(self) -> dict[str, type[Any]]:
+        modules = module_names(self.folder)
+        if self.file:
+            inside = {name: f"{module}.{self.file}" for name, module in modules.items()}
+            modules = {
+                name: module for name, module in inside.items() if _is_package(modules[name]) and find_spec(module)
+            }
+        return {name: self._class_in(module, name) for name, module in sorted(modules.items())}
+
+    def _class_in(self, module: str, name: str) -> type[Any]:
+        defined = [
+            value for value in vars(import_module(module)).values() if getattr(value, "__module__", "") == module
+        ]
+        found = [value for value in defined if isinstance(value, type) and issubclass(value, self.interface)]
+        if len(found) != 1 or found[0].model_fields[self.tag].default != name:  # type: ignore[attr-defined]
+            raise TypeError(f"{module}: define one {self.interface.__name__} whose '{self.tag}' is '{name}' by default")
+        return found[0]
+
+    def __getitem__(self, name: str) -> type[Any]:
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def __hash__(self) -> int:  # of annotations, which pydantic compares
+        return hash((self.folder, self.tag))
+
+    def with_tag(self, given: Any) -> Any:
+        """A name alone as keys with values; keys with values with their tag; all else as it is.
+
+        Raises:
+            ValueError: There is no strategy of that name.
+        """
+        if isinstance(given, str) and self.default is None:
+            given = {self.tag: given}
+        if not isinstance(given, Mapping):
+            return given
+        name = given.get(self.tag, self.default)
+        if name is None:
+            raise ValueError(f"{self.tag}: missing; known are {', '.join(self)}")
+        if not isinstance(name, str) or name not in self:
+            raise ValueError(f"no '{name}'{nearest(str(name), self)}")
+        return {self.tag: name, **given}
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {name: handler.generate_schema(each) for name, each in self.items()}
+        union = core_schema.tagged_union_schema(choices, discriminator=self.tag)
+        return core_schema.no_info_before_validator_function(self.with_tag, union)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        union = handler(schema)
+        for name, reference in union["discriminator"]["mapping"].items():
+            section = handler.resolve_ref_schema({"$ref": reference})
+            if name != self.default and self.tag not in section.setdefault("required", []):
+                section["required"].insert(0, self.tag)
+        return union if self.default else {"anyOf": [{"enum": list(self), "type": "string"}, union]}
+
+
+@dataclass(frozen=True)
+class NameIn:
+    """Annotation of a key that takes the name of a module of a folder; none is imported."""
+
+    folder: str
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(sorted(module_names(self.folder)))
+
+
+def module_names(folder: str) -> dict[str, str]:
+    """Name of every strategy of a package that holds them -> its module; imports none of them."""
+    return {file.name.rstrip("_"): f"{folder}.{file.name}" for file in iter_modules(import_module(folder).__path__)}
+
+
+def registry_of(field: FieldInfo) -> Registry | None:
+    """The strategies that a key chooses from, if it chooses one."""
+    return next((each for each in field.metadata if isinstance(each, Registry)), None)
+
+
+def _is_package(module: str) -> bool:
+    spec = find_spec(module)
+    return spec is not None and spec.submodule_search_locations is not None
