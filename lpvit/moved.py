@@ -21,7 +21,7 @@ _KEPT_THEIR_NAMES = {  # old package -> new package -> modules
     },
     "measure": {
         "benchmark": "engines settings speed",
-        "inference": "choice fusion joining layer_latency sparsify",
+        "inference": "choice layer_latency sparsify",
     },
     "models": {
         "costs": "cost energy",
@@ -46,12 +46,16 @@ MODULES = {
     for module in modules.split()
 } | {
     "curves": "structures.blocks",
+    "measure.fusion": "inference.attention_fusion",
+    "measure.joining": "inference.layer_fusion",
     "models.blocks": "structures.blocks.grid",
     "models.pattern_attention": "schemes.kinds.sparse_attention.pattern",
     "models.quantised": "quantisation.layers",
     "models.schemes": "schemes.kinds",
     "models.token_merger": "schemes.kinds.token_merging.merger",
     "models.token_scorer": "schemes.kinds.token_selection.scorer",
+    "training.course": "training.progress",
+    "variants": "strategies",
     "weights": "refitting",
     "weights.steps": "pruning.rounds",
     "weights.quantisation": "quantisation.quantise",
@@ -66,7 +70,6 @@ NAMES = {  # name that went elsewhere than its module -> module that has it
     "models.scheme.add_scheme": "schemes.edit",
     "models.settings.Energy": "costs.settings",
     "models.settings.Scheme": "schemes.settings",
-    "models.settings.SCHEMES": "schemes.settings",
     "weights.reconstruction.pruned_weights": "structures.blocks.weights",
     "weights.reconstruction.reconstruct": "structures.blocks.weights",
 }

@@ -34,11 +34,11 @@ FIGURES = {  # name of the file -> title, what to see
     "frontier": ("Two budgets", "What both budgets could be at equal distortion."),
     "history": (
         "Fine-tuning",
-        "TrainingProgress of the training with frozen masks, from the pruned model on; dashed: on training images.",
+        "Progress of the training with frozen masks, from the pruned model on; dashed: on training images.",
     ),
     "dense_history": (
         "Training of the dense model",
-        "TrainingProgress of the training before anything was pruned; dashed: on training images.",
+        "Progress of the training before anything was pruned; dashed: on training images.",
     ),
 }
 

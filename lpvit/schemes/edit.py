@@ -7,6 +7,7 @@ from pydantic import field_validator
 from torch import nn
 
 from lpvit.models.edits import Edit, apply_edit
+from lpvit.schemes import kinds as _  # noqa: F401 - stages that import this module depend on all of them
 from lpvit.schemes.settings import AnyScheme, Scheme, read_scheme
 
 

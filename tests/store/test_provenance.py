@@ -90,6 +90,7 @@ def test_of_what_handles_files_and_errors_only_the_constants_that_are_imported_c
 
 def test_a_stage_that_reads_edited_models_depends_on_every_edit_and_one_that_trains_dense_ones_on_none() -> None:
     edits = {f"{module.removeprefix('lpvit.').replace('.', '/')}.py" for module in edit_modules().values()}
+    edits.add("schemes/kinds/token_merging/merger.py")
     scripts = REPOSITORY / "workflow" / "scripts"
     for stage in ("finetune", "evaluate", "benchmark", "quantise", "export_model"):
         assert edits <= set(source_digests(scripts / f"{stage}.py")), stage
