@@ -1,8 +1,8 @@
 """Edits: what compression did to a model, with plain settings, replayed in order when a file is loaded.
 
 A kind of edit is the file ``edit.py`` of the package that it belongs to, and is called by the name of that package:
-`lpvit.structures.width.edit` defines the kind ``width``. The file holds one final class of `Edit`. Nothing here imports
-it before a model or a file asks for that kind.
+`lpvit.structures.width.edit` defines the kind ``width``. The file defines one final subclass of `Edit`. It is imported
+when a model or a file asks for that kind, never by this module.
 """
 
 from abc import abstractmethod

@@ -1,7 +1,7 @@
 """The edit of a scheme, and adding one to a model."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from pydantic import field_validator
 from torch import nn
@@ -11,6 +11,7 @@ from lpvit.schemes import kinds as _  # noqa: F401 - stages that import this mod
 from lpvit.schemes.settings import AnyScheme, Scheme, read_scheme
 
 
+@final
 class AddedScheme(Edit):
     """A scheme that was added to a model.
 

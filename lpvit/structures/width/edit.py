@@ -1,6 +1,6 @@
 """The edit of a narrower model: parameters of other shapes than its source gives them."""
 
-from typing import Literal, Self
+from typing import Literal, Self, final
 
 from timm.layers import Attention
 from torch import nn
@@ -9,6 +9,7 @@ from lpvit.errors import LpvitError
 from lpvit.models.edits import Edit
 
 
+@final
 class NarrowerShapes(Edit):
     """Parameters of other shapes, and layers that know about it.
 
