@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run paper-proxy setup test test-slurm lint docs dag lock venv clean
+.PHONY: run paper-proxy setup test test-all test-slurm lint docs dag lock venv clean
 
 run: setup
 	$(BIN)/snakemake --cores all
@@ -19,6 +19,14 @@ paper-proxy: setup
 
 test: setup
 	$(BIN)/pytest -n 2
+
+# The second tier, after `make test`: what takes minutes, processors without VNNI in QEMU, and the kernels and exports as
+# on a processor with AVX2 only.
+OLDER_CPU := LPVIT_INSTRUCTION_SET=avx2 ATEN_CPU_CAPABILITY=avx2
+test-all: setup
+	$(BIN)/pytest -n 2 -m thorough -rs
+	$(OLDER_CPU) ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/pytest -n 2 tests/sparse tests/quantisation
+	$(OLDER_CPU) $(BIN)/pytest -n 2 tests/api tests/export tests/benchmark
 
 # Through a real SLURM, started on this machine for the test; Debian's packages are installed where that is allowed.
 # A timeout interrupts, so that the daemons are ended.

@@ -1,4 +1,4 @@
-"""What pydantic says of a section, in one line a mistake."""
+"""Converts pydantic's errors of a section to one line each."""
 
 from collections.abc import Iterator, Mapping
 from types import UnionType
@@ -14,14 +14,14 @@ Location = tuple[int | str, ...]
 
 
 def mistakes(error: ValidationError, raw: Any, section: type[BaseModel]) -> Iterator[str]:
-    """One line for every mistake: where, what was found, what was expected.
+    """One line per error: location, what was found, what was expected.
 
     Args:
         error: Of a section.
-        raw: What the section was made from.
+        raw: Input of the section.
         section: Its class.
     """
-    places: dict[str, list[str]] = {}  # a value that fits no type of a union is a mistake for each of them
+    places: dict[str, list[str]] = {}  # a value that fits no type of a union gives one error for each of them
     for problem in error.errors():
         places.setdefault(_place(problem["loc"], raw), []).append(_explain(problem, section))
     return (f"{place}{line}" for place, texts in places.items() for line in " or ".join(texts).splitlines())
@@ -34,7 +34,7 @@ def _place(location: Location, raw: Any) -> str:
         if part == "[key]" or not isinstance(node, Mapping | list | tuple):
             break
         keys = node if isinstance(node, Mapping) else dict(enumerate(node))
-        if part in keys or depth == len(location):  # else the branch of a tagged union
+        if part in keys or depth == len(location):  # otherwise the branch of a tagged union
             parts.append(str(part))
             node = keys.get(part)
     return ".".join(parts) + ": " * bool(parts)
@@ -54,7 +54,7 @@ def _explain(problem: ErrorDetails, section: type[BaseModel]) -> str:
 
 
 def _unknown_key(key: str, section: type[BaseModel]) -> str:
-    """Where a key belongs: to a strategy that the section may choose, to a sibling of the section, or nowhere."""
+    """The place of a key: a strategy that the section may select, a sibling of the section, or none."""
     for field, info in section.model_fields.items():
         for name, strategy in (registry_of(info) or {}).items():
             if key in strategy.model_fields:
@@ -68,7 +68,7 @@ def _unknown_key(key: str, section: type[BaseModel]) -> str:
 
 
 def _section_at(section: type[BaseModel], location: Location) -> type[BaseModel]:
-    """The section whose key a place within another one is."""
+    """The section that contains a location within another section."""
     kind: Any = section
     for part in location:
         kind = _inside(kind, part)
@@ -78,7 +78,7 @@ def _section_at(section: type[BaseModel], location: Location) -> type[BaseModel]
 
 
 def _inside(kind: Any, part: int | str) -> Any:
-    """The type of what stands under a key, or of one branch of a union."""
+    """The type of a key, or of one branch of a union."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         field = kind.model_fields[str(part)]
         return _plain(registry_of(field) or field.annotation)

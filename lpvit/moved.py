@@ -1,4 +1,4 @@
-"""Old paths of modules and names, which are forwarded with a `DeprecationWarning` for one more release.
+"""Forwards old paths of modules and names with a `DeprecationWarning` for one more release.
 
 All names here are below `lpvit`.
 """
@@ -60,7 +60,7 @@ MODULES = {
     "weights.steps": "pruning.rounds",
     "weights.quantisation": "quantisation.quantise",
 }
-NAMES = {  # name that went elsewhere than its module -> module that has it
+NAMES = {  # name that moved to another module than the rest of its module -> that module
     "curves.products.GRADIENT_NUMBERS": "moments.gradients",
     "models.architecture.create_model": "models.sources.timm",
     "models.architecture.fit_heads": "structures.width.edit",
@@ -76,7 +76,7 @@ NAMES = {  # name that went elsewhere than its module -> module that has it
 
 
 def forwards(module: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a module, with its full name, that some names have left."""
+    """The ``__getattr__`` of a module, given its full name, for names that have moved."""
 
     def find(name: str) -> Any:
         place = NAMES.get(f"{module.removeprefix('lpvit.')}.{name}")
@@ -90,12 +90,14 @@ def forwards(module: str) -> Callable[[str], Any]:
 
 def _warn(old: str, new: str, level: int) -> None:
     warnings.warn(
-        f"{old} is {new} now; the old path goes with the next release", DeprecationWarning, stacklevel=level + 1
+        f"{old} is {new} now; the next release removes the old path",
+        DeprecationWarning,
+        stacklevel=level + 1,
     )
 
 
 class OldPaths(MetaPathFinder, Loader):
-    """Finds modules by their old paths, as stand-ins that look every name up where it is now."""
+    """Finds modules by their old paths and forwards their names."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -108,7 +110,7 @@ class OldPaths(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         old = module.__name__.removeprefix("lpvit.")
         new = f"lpvit.{MODULES[old]}"
-        is_package = hasattr(module, "__path__")  # imported with each of its modules, which warn
+        is_package = hasattr(module, "__path__")  # imported with each of its modules, which issue the warning
         if not is_package:
             _warn(module.__name__, new, 2)
 
@@ -125,5 +127,5 @@ class OldPaths(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Lets old paths be imported; those that exist are found before."""
+    """Makes old paths importable; existing modules are found first."""
     sys.meta_path.append(OldPaths())

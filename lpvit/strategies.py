@@ -1,10 +1,10 @@
-"""Strategies: the ways to do one job, each in one file of a folder, chosen by name in the config.
+"""Strategies: alternatives for one task, each in one file of a folder, selected by name in the config.
 
-A file holds one class: a section with the keys of the strategy and the functions that do the job, derived from the
-interface of the folder. A new file is all that a new strategy takes: the config allows its name and its keys, the
-reference lists them, and the value of the key that chooses it is an instance of its class, with its functions.
+A file contains one class derived from the interface of the folder: its fields are the keys of the strategy, its methods
+do the work. A new strategy needs only a new file: the config allows its name and its keys, the reference lists them,
+and the value of the key that selects it is an instance of its class.
 
-The config imports these files, so they import torch, timm and pandas inside their functions, and a dry-run stays fast.
+The config imports these files, so they import torch, timm and pandas inside their functions, so a dry run is fast.
 Where a name is a keyword of Python, its file has an underscore more.
 """
 
@@ -26,18 +26,18 @@ from lpvit.errors import nearest
 class Registry(Mapping[str, type[Any]]):
     """Name -> class, of the strategies of a folder; a class attribute of their interface.
 
-    As the annotation of a key it takes a strategy: its name (where names stand alone), its name with its keys, or an
-    instance. ``Budget.allocator`` is ``Annotated[Allocator, Allocator.registry]``.
+    As the annotation of a key it accepts a strategy: its name (if names are allowed alone), its name with its keys, or
+    an instance. ``Budget.allocator`` is ``Annotated[Allocator, Allocator.registry]``.
     """
 
     def __init__(self, folder: str, tag: str = "name", file: str = "", default: str | None = None) -> None:
-        """The folder's files are imported when the first strategy is asked for.
+        """The folder's files are imported when the first strategy is requested.
 
         Args:
-            folder: Package that holds them.
-            tag: Field of the classes that says the name; it is that of the file.
-            file: Module of each strategy that holds its class, where every strategy is a folder.
-            default: Name where the tag is left out.
+            folder: Package of the strategies.
+            tag: Field of the classes with the name, which is that of the file.
+            file: Module with the class, if every strategy is a folder.
+            default: Name if the tag is missing.
         """
         self.folder, self.tag, self.file, self.default = folder, tag, file, default
 
@@ -72,11 +72,11 @@ class Registry(Mapping[str, type[Any]]):
     def __len__(self) -> int:
         return len(self._classes)
 
-    def __hash__(self) -> int:  # of annotations, which pydantic compares
+    def __hash__(self) -> int:  # pydantic hashes annotations
         return hash((self.folder, self.tag))
 
     def with_tag(self, given: Any) -> Any:
-        """A name alone as keys with values; keys with values with their tag; all else as it is.
+        """Converts a name to keys with values, adds a missing tag, and returns everything else unchanged.
 
         Raises:
             ValueError: There is no strategy of that name.
@@ -108,7 +108,7 @@ class Registry(Mapping[str, type[Any]]):
 
 @dataclass(frozen=True)
 class NameIn:
-    """Annotation of a key that takes the name of a module of a folder; none is imported."""
+    """Annotation of a key whose value is the name of a module of a folder; none is imported."""
 
     folder: str
 
@@ -117,12 +117,12 @@ class NameIn:
 
 
 def module_names(folder: str) -> dict[str, str]:
-    """Name of every strategy of a package that holds them -> its module; imports none of them."""
+    """Name of every strategy of a package -> its module; imports none of them."""
     return {file.name.rstrip("_"): f"{folder}.{file.name}" for file in iter_modules(import_module(folder).__path__)}
 
 
 def registry_of(field: FieldInfo) -> Registry | None:
-    """The strategies that a key chooses from, if it chooses one."""
+    """The registry of a key that selects a strategy, or None."""
     return next((each for each in field.metadata if isinstance(each, Registry)), None)
 
 

@@ -1,6 +1,7 @@
 """A workflow in a folder of its own, small enough to run whole in a test."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -109,8 +110,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.skip(reason="takes long: pytest -m faults"))
     if item.get_closest_marker("slurm") and "slurm" not in item.config.option.markexpr:
         item.add_marker(pytest.mark.skip(reason="starts a SLURM of its own: make test-slurm"))
+    if item.get_closest_marker("thorough") and "thorough" not in item.config.option.markexpr:
+        item.add_marker(pytest.mark.skip(reason="of the second tier: make test-all"))
     if item.get_closest_marker("sanitizers") and "sanitizers" not in item.config.option.markexpr:
         item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m sanitizers"))
+
+
+def emulator(processor: str) -> list[str]:
+    """What a command begins with to run on an x86 processor by its name in QEMU; skips where that cannot be."""
+    if platform.machine() != "x86_64" or shutil.which("qemu-x86_64") is None:
+        pytest.skip("needs qemu-x86_64 (Debian's qemu-user) on an x86 processor")
+    return ["qemu-x86_64", "-cpu", processor]
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_an_old_path_warns_once_in_one_line_that_names_the_new_one():
     lines = subprocess.run(command, text=True, capture_output=True, check=True).stderr.splitlines()
     assert lines == [
         "<string>:1: DeprecationWarning: lpvit.weights.settings is lpvit.quantisation.settings now; "
-        "the old path goes with the next release"
+        "the next release removes the old path"
     ]
 
 

@@ -45,6 +45,8 @@ CASES = [
 ]
 for unsteady in ("reconstructed", "steps"):  # near-singular in this model: the number of threads decides
     CASES.remove(("vit", "gauss_newton", unsteady))
+for model in ("deit", "swin"):  # masks of later steps depend on the last digit, and so on the processor
+    CASES.remove((model, "gauss_newton", "steps"))
 
 
 def outcome(model: str, pruning: str, budget: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Saves a pruned model as one safetensors file, without pruned blocks and with the arguments to rebuild the model.
 
 A layer with a mask is stored as ``LAYER.values``, shape (K, r, c): its kept blocks, row by row, those at ragged edges
-padded with zeros (`lpvit.sparse.storage`). Everything else is stored as it stands in the state dict. The metadata has
+padded with zeros (`lpvit.sparse.storage`). Everything else is stored as in the state dict. The metadata has
 two entries: ``lpvit``, a `Header` as JSON, whose architecture has the masks among its edits, and the digest of the file
 (`lpvit.store.digest`).
 
@@ -112,7 +112,7 @@ def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
     keep_masks = {} if kept is None else kept.unpacked()
     if kept is not None and kept.block_shape != header.block_shape:
         found, beside = ("x".join(map(str, shape)) for shape in (kept.block_shape, header.block_shape))
-        raise LpvitError(f"has blocks of {found} among its edits, of {beside} beside them; save it again")
+        raise LpvitError(f"has blocks of {found} in its edits and of {beside} in its header; save it again")
     for layer, keep_mask in keep_masks.items():
         try:
             values = tensors.pop(f"{layer}.values")
@@ -124,7 +124,7 @@ def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
     require_same_architecture(model, tensors, "its weights")
     require_one_type(model, tensors, "its weights")
     model = _build(architecture)
-    model.load_state_dict(tensors, assign=True)  # in the dtype that was saved
+    model.load_state_dict(tensors, assign=True)  # in the saved dtype
     return Pruned(model, keep_masks, header.block_shape, header.budget)
 
 
@@ -138,8 +138,8 @@ def _require_zeros(pruned: Pruned) -> None:
 
 @torch.no_grad()
 def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
-    """Makes sure that an architecture builds the model: same weights, and same logits of a random image."""
-    hint = f"model: is not what builds {architecture.source}; give all arguments that made it as 'options'"
+    """Checks that an architecture builds the model: same weights, and same logits of a random image."""
+    hint = f"model: is not what builds {architecture.source}; pass all its arguments as 'options'"
     try:
         rebuilt = _build(architecture)
         load_weights(rebuilt, model.state_dict(), "model")

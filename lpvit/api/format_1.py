@@ -1,4 +1,4 @@
-"""Tensors of saved models as files of format 1 have them: kept blocks with the indices of their places."""
+"""Tensors of saved models in files of format 1: kept blocks with their indices."""
 
 import torch
 from torch import Tensor, nn
@@ -8,21 +8,21 @@ from lpvit.models.analysis.layers import weight_matrix
 from lpvit.sparse.storage import indexed_keep_mask
 from lpvit.structures.blocks.grid import BlockGrid
 
-INDICES = ("crow_indices", "col_indices")  # of a layer with a mask, beside its values
+INDICES = ("crow_indices", "col_indices")  # of a layer with a mask, besides its values
 
 
 def without_indices(
     model: nn.Module, tensors: dict[str, Tensor], block_shape: tuple[int, int]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors as they are now, and the keep masks that were their indices.
+    """Converts tensors to the current format, and their indices to keep masks.
 
     Args:
-        model: That the file is of; may be on the meta device.
+        model: Of the file; may be on the meta device.
         tensors: Of the file.
         block_shape: Rows and columns of a block.
 
     Raises:
-        LpvitError: Indices are missing, or spell no mask of the layer.
+        LpvitError: Indices are missing, or are not a mask of the layer.
     """
     layers = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.endswith(INDICES))
     keep_masks = {}

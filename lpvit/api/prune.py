@@ -3,9 +3,9 @@
 N = images of a batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -17,17 +17,19 @@ from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
 from lpvit.costs.cost import measure_costs
+from lpvit.costs.energy import HOROWITZ
+from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.analysis.network import analyse, require_plain_module
 from lpvit.models.sources.families import call_modules
 from lpvit.pruning.prune import prune as prune_to_budget
+from lpvit.schemes.edit import add_scheme
+from lpvit.schemes.settings import Scheme
 from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.blocks.structure import BlockStructure
 from lpvit.structures.settings import StructureSettings
-
-STEPS = 4  # pruning rounds for a budget given as a number
+from lpvit.structures.structure import ModelStructure, Structure, structure_of
 
 
 def prune(
@@ -37,6 +39,8 @@ def prune(
     budget: float | Budget,
     block_shape: tuple[int, int] | None = None,
     pruning: StructureSettings | None = None,
+    schemes: Sequence[Scheme] = (),
+    energy: Energy = HOROWITZ,
 ) -> Pruned:
     """Prunes a timm model (ViT, DeiT, Swin) to a budget, on its device.
 
@@ -45,11 +49,15 @@ def prune(
         loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
             width), or tuples that start with one. Read several times; order and
             batches may change, the images must not.
-        budget: Share of MACs to keep, in `STEPS` rounds with the remaining weights refitted by least squares; or an
-            `lpvit.Budget`.
+        budget: Share of MACs to keep, with the remaining weights refitted by least squares, blocks in four rounds; or
+            an `lpvit.Budget`.
         block_shape: Rows (output features) and columns (input features) of a block, with Gauss-Newton saliencies
             and curves. For other methods give `pruning` instead.
-        pruning: How blocks are scored and curves measured; its ``batch_size`` is ignored.
+        pruning: What is removed and how that is measured, `lpvit.Blocks` or `lpvit.Width`; its ``batch_size`` is
+            ignored.
+        schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
+            them.
+        energy: Constants of the energy model, for a budget in energy.
 
     Returns:
         The pruned model with masks and report.
@@ -58,35 +66,69 @@ def prune(
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
             budget cannot be met, or something is not finite.
     """
+    pruning = _as_pruning(block_shape, pruning)
+    budget = _as_budget(budget, pruning.rounds)
+    try:
+        pruning.require_budget(budget)
+    except ValueError as error:
+        raise LpvitError(f"budget: {error}") from None
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
-        return _prune(model, loader, _as_budget(budget), _as_pruning(block_shape, pruning))
+        pruned = _prune(model, loader, budget, structure_of(pruning), _CostModel(schemes, energy))
+        for scheme in schemes:
+            add_scheme(pruned.model, scheme)
+    return pruned
 
 
-def _prune(model: nn.Module, loader: Iterable[Any], budget: Budget, pruning: Blocks) -> Pruned:
+class _CostModel(NamedTuple):
+    """What a budget counts by."""
+
+    schemes: Sequence[Scheme]
+    energy: Energy
+
+    def shapes(self, model: nn.Module, structure: Structure | ModelStructure, budget: Budget) -> Shapes:
+        with_schemes = deepcopy(model) if self.schemes else model
+        for scheme in self.schemes:
+            add_scheme(with_schemes, scheme)
+        costs = measure_costs(with_schemes)
+        if isinstance(structure, ModelStructure):
+            return Shapes(costs, {}, self.energy)
+        return Shapes(costs, structure.counts(model), self.energy, _latency(budget, costs, structure, model))
+
+
+def _prune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    budget: Budget,
+    structure: Structure | ModelStructure,
+    cost_model: _CostModel,
+) -> Pruned:
     require_plain_module(model)
     model = call_modules(deepcopy(model).eval())
     device = next(model.parameters()).device
     batches = UserBatches(loader, next(model.parameters()).dtype)
     adopt_input_size(model, batches.first())
     analyse(model.to(device))
-    structure = BlockStructure(pruning)
-    costs = measure_costs(model)
-    latency = _latency(budget, costs, pruning.block_shape, model)
-    shapes = Shapes(costs, structure.counts(model), latency=latency)
+    shapes = cost_model.shapes(model, structure, budget)
     compressed = prune_to_budget(model, batches, structure, budget, shapes, device)
-    return Pruned(compressed.model.to(device), dict(compressed.keep_masks), pruning.block_shape, budget)
+    masks, block_shape = dict(compressed.keep_masks), compressed.block_shape or (1, 1)
+    return Pruned(compressed.model.to(device), masks, block_shape, budget, shapes.costs)
 
 
-def _latency(
-    budget: Budget, costs: pd.DataFrame, block_shape: tuple[int, int], model: nn.Module
-) -> pd.DataFrame | None:
+def _latency(budget: Budget, costs: pd.DataFrame, structure: Structure, model: nn.Module) -> pd.DataFrame | None:
     """Milliseconds of the layers for a latency budget: from its table, or measured in the model's dtype."""
     if budget.latency is None:
         return None
+    if structure.block_shape is None:
+        raise LpvitError("budget: latency: layers are timed in blocks only; use 'macs', or structure 'blocks'")
     if budget.latency_table is not None:
-        return read_latency(budget.latency_table, block_shape)
-    weight = next(model.parameters())
-    return measure_latency(costs, block_shape, batch_size=LATENCY_BATCH_SIZE, dtype=weight.dtype, device=weight.device)
+        return read_latency(budget.latency_table, structure.block_shape)
+    parameter = next(model.parameters())
+    return measure_latency(
+        *(costs, structure.block_shape),
+        batch_size=LATENCY_BATCH_SIZE,
+        dtype=parameter.dtype,
+        device=parameter.device,
+    )
 
 
 def adopt_input_size(model: nn.Module, images: Tensor) -> None:
@@ -107,26 +149,22 @@ def adopt_input_size(model: nn.Module, images: Tensor) -> None:
         ) from None
 
 
-def _as_budget(budget: float | Budget) -> Budget:
+def _as_budget(budget: float | Budget, rounds: int) -> Budget:
     if isinstance(budget, Budget):
         return budget
     try:
-        return Budget(macs=budget, reconstruction="least_squares", steps=STEPS)
+        return Budget(macs=budget, reconstruction="least_squares", steps=rounds)
     except LpvitError:
         raise LpvitError(
             f"budget: found {budget!r}, expected the share of MACs to keep, above 0 and up to 1, or an lpvit.Budget"
         ) from None
 
 
-def _as_pruning(block_shape: tuple[int, int] | None, pruning: StructureSettings | None) -> Blocks:
+def _as_pruning(block_shape: tuple[int, int] | None, pruning: StructureSettings | None) -> StructureSettings:
     if (block_shape is None) == (pruning is None):
         raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Blocks(...)")
-    if isinstance(pruning, Blocks):
-        return pruning
     if pruning is not None:
-        raise LpvitError(
-            f"pruning: structure '{pruning.structure}' prunes no blocks; use lpvit.structures.width.narrowing.narrow"
-        )
+        return pruning
     try:
         return Blocks(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
     except LpvitError:

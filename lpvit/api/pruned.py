@@ -1,13 +1,15 @@
 """A pruned model with its masks and costs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from lpvit.allocation.settings import Budget
 from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.models.architecture import Architecture
+from lpvit.models.edits import edits_of
 from lpvit.structures.blocks.edit import record_keep_masks
 from lpvit.structures.blocks.masks import kept_blocks
 
@@ -21,12 +23,14 @@ class Pruned:
         keep_masks: layer -> (R, C), bool, True where the block is kept, on the CPU.
         block_shape: Rows (output features) and columns (input features) of a block.
         budget: What it was pruned to, if known.
+        dense_costs: Of the layers of the dense model, schema ``COSTS``; None asks the source of the model.
     """
 
     model: nn.Module
     keep_masks: dict[str, Tensor]
     block_shape: tuple[int, int]
     budget: Budget | None = None
+    dense_costs: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """The model remembers its masks among its edits, in the order in which they were made."""
@@ -38,13 +42,16 @@ class Pruned:
         now, dense = report.loc["(model)"], report.loc["(dense model)"]
         asked = {} if self.budget is None else self.budget.targets  # unknown for files of the pipeline
         budget = ", budget: " * bool(asked) + ", ".join(f"{name} {target:g}" for name, target in asked.items())
-        return (
-            f"Pruned({type(self.model).__name__}, blocks of {self.block_shape[0]}x{self.block_shape[1]}{budget})\n"
+        blocks = f", blocks of {self.block_shape[0]}x{self.block_shape[1]}" if self.keep_masks else ""
+        lines = (
+            f"Pruned({type(self.model).__name__}{blocks}{budget})\n"
             f"  MACs: {now['macs']:,.0f} of {dense['macs']:,.0f} per image ({now['keep_ratio']:.1%})\n"
-            f"  parameters: {now['parameters']:,.0f} of {dense['parameters']:,.0f}\n"
-            f"  blocks: {now['blocks_kept']:,.0f} of {dense['blocks_kept']:,.0f}, "
-            f"in {len(self.keep_masks)} layers; see .report"
+            f"  parameters: {now['parameters']:,.0f} of {dense['parameters']:,.0f}"
         )
+        if not self.keep_masks:
+            return f"{lines}; see .report"
+        kept = f"{now['blocks_kept']:,.0f} of {dense['blocks_kept']:,.0f}"
+        return f"{lines}\n  blocks: {kept}, in {len(self.keep_masks)} layers; see .report"
 
     @property
     def architecture(self) -> Architecture:
@@ -59,19 +66,31 @@ class Pruned:
     def report(self) -> pd.DataFrame:
         """Costs of every layer, of everything else (norms, embeddings), and of the model, pruned and dense.
 
+        Norms and embeddings of a narrower model count as its own for the dense one too.
+
         Returns:
             Indexed by layer: ``keep_ratio``, the kept share of the MACs, for a layer also of its weights;
             ``blocks_kept``, 0 without a mask; ``macs`` per image, in linear layers, as a budget counts them;
             ``parameters``, without the pruned ones.
         """
-        costs = measure_costs(self.model)
+        costs, dense = measure_costs(self.model), self._dense_costs().set_index("layer")
         layers = layer_table("pruned", costs, kept_blocks(costs, self.keep_masks, self.block_shape))
-        columns = ["blocks_kept", "macs", "parameters"]
-        report = layers.set_index("layer")[columns]
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        report.loc["(others)"] = [0, 0, parameters - costs["parameters"].sum()]
+        of_dense = [name if name in dense.index else name.rpartition(".")[0] for name in layers["layer"]]
+        report = layers.groupby(of_dense, sort=False)[["blocks_kept", "macs", "parameters"]].sum().rename_axis("layer")
+        others = sum(parameter.numel() for parameter in self.model.parameters()) - costs["parameters"].sum()
+        report.loc["(others)"] = [0, 0, others]
         report.loc["(model)"] = report.sum()
-        report.loc["(dense model)"] = [layers["blocks"].sum(), costs["macs"].sum(), parameters]
-        dense_macs = [*costs["macs"], 0, *[costs["macs"].sum()] * 2]
+        report.loc["(dense model)"] = [layers["blocks"].sum(), dense["macs"].sum(), dense["parameters"].sum() + others]
+        dense_macs = [*dense.loc[report.index[:-3], "macs"], 0, *[dense["macs"].sum()] * 2]
         report.insert(0, "keep_ratio", (report["macs"] / dense_macs).fillna(1.0))
         return report
+
+    def _dense_costs(self) -> pd.DataFrame:
+        """Costs of the model without the edits that removed something."""
+        others = [edit for edit in edits_of(self.model) if not edit.removes]
+        if len(others) == len(edits_of(self.model)):
+            return measure_costs(self.model)
+        if self.dense_costs is not None:
+            return self.dense_costs
+        with torch.device("meta"):
+            return measure_costs(self.architecture.with_edits(others).build())

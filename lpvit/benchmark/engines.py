@@ -3,6 +3,7 @@
 N = images of a pass; K = classes.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -12,11 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.export.onnx import write_onnx
+from lpvit.export.onnx_int8 import saturation_test
 from lpvit.training.evaluation import Accuracy, evaluate
 
 PACKAGES = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnxruntime",)}
@@ -119,7 +122,10 @@ class Exported:
         if engine.endswith("int8"):
             file = file.with_name("dynamic.onnx")
             if not file.exists():
-                quantize_dynamic(self._file, file, weight_type=QuantType.QInt8, per_channel=True)
+                seven_bits = saturates_in_onnxruntime()  # as its documentation advises there
+                quantize_dynamic(
+                    self._file, file, weight_type=QuantType.QInt8, per_channel=True, reduce_range=seven_bits
+                )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.add_free_dimension_override_by_name("batch", batch_size)
@@ -128,12 +134,51 @@ class Exported:
 
 
 def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
-    """NNCF's post-training quantisation, with the preset for transformers."""
+    """NNCF's post-training quantisation, with the preset for transformers; weights of 7 bits where 8 saturate."""
     import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
     nncf.set_log_level(logging.ERROR)
     images = [image[None].float().numpy() for batch in calibration for image in batch]
-    return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), model_type=nncf.ModelType.TRANSFORMER)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(images),
+        subset_size=len(images),
+        model_type=nncf.ModelType.TRANSFORMER,
+        advanced_parameters=AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE if saturates_in_openvino() else None
+        ),
+    )
+
+
+@functools.cache
+def saturates_in_openvino() -> bool:
+    """Whether OpenVINO adds products of unsigned by signed bytes in 16 bits here, as it does on x86 without VNNI."""
+    import openvino
+    from openvino import opset13 as op
+
+    inputs = op.parameter([16, 16], np.float32)
+    unsigned = op.fake_quantize(inputs, np.float32(0), np.float32(255), np.float32(0), np.float32(255), 256)
+    signed = op.convert(op.constant(np.full((16, 16), 127, np.int8)), np.float32)
+    weight = op.multiply(signed, op.constant(np.ones((16, 1), np.float32)))  # as NNCF stores it
+    model = openvino.Model([op.matmul(unsigned, weight, False, True)], [inputs])
+    compiled = openvino.Core().compile_model(model, "CPU", openvino_options(1, bfloat16=False))
+    sums = compiled(np.full((16, 16), 255, np.float32))[0]
+    return bool((sums != 16 * 255 * 127).any())
+
+
+@functools.cache
+def saturates_in_onnxruntime() -> bool:
+    """Whether onnxruntime adds products of unsigned by signed bytes in 16 bits here, as it does on x86 without VNNI."""
+    import onnx_ir
+    import onnxruntime
+
+    nodes = saturation_test()
+    exact = nodes[-1].outputs[0]
+    exact.dtype, exact.shape = onnx_ir.DataType.BOOL, onnx_ir.Shape([])
+    graph = onnx_ir.Graph([], [exact], nodes=nodes, opset_imports={"": 18}, name="saturation")
+    content = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=10)).SerializeToString()
+    return not onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {})[0]
 
 
 @dataclass(frozen=True)

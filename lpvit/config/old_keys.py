@@ -1,4 +1,4 @@
-"""Keys of the last release in a config, which are read for one more; delete this file with the next."""
+"""Reads keys of the last release in a config for one more release; delete this file with the next."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ SECTIONS: dict[str, type[Section]] = {"prunings": Blocks, "budgets": Budget}
 
 
 def upgraded(raw: Any) -> tuple[Any, list[str]]:
-    """A config with every key where it is now, and a line for each that was elsewhere.
+    """Moves old keys of a config to their new place, and returns a line for each.
 
-    What is wrong in any other way stays as it is.
+    Other errors are left unchanged.
     """
     if not isinstance(raw, Mapping):
         return raw, []
@@ -32,16 +32,16 @@ def upgraded(raw: Any) -> tuple[Any, list[str]]:
 
 
 def _entries(raw: Mapping[str, Any], section: str) -> dict[str, Mapping[str, Any]]:
-    """The entries of a section that have keys with values."""
+    """The entries of a section that are keys with values."""
     entries = raw.get(section)
     found = entries.items() if isinstance(entries, Mapping) else ()
     return {name: entry for name, entry in found if isinstance(entry, Mapping)}
 
 
 def _with_structure(raw: dict[str, Any], budget: str, structure: str) -> str:
-    """Gives the experiments of a budget a pruning of its structure; of blocks, they have one."""
+    """Gives the experiments of a budget a pruning with its structure; for blocks they already have one."""
     if structure == "blocks":
-        return "belongs to the pruning now; leave it out"
+        return "belongs to the pruning now; omit it"
     for name, experiment in _entries(raw, "experiments").items():
         if experiment.get("budget") == budget:
             measured = _entries(raw, "prunings").get(str(experiment.get("pruning")), {})

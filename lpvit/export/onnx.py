@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lpvit.errors import LpvitError
-from lpvit.export.onnx_int8 import replace_for_export, translations
+from lpvit.export.onnx_int8 import make_products_exact, replace_for_export, translations
 from lpvit.models.sources.timm import input_size
 
 
@@ -40,4 +40,5 @@ def write_onnx(model: nn.Module, path: str | Path) -> None:
         verbose=False,
     )
     assert program is not None  # always so with dynamo
+    make_products_exact(program.model.graph)
     program.save(path)

@@ -1,12 +1,19 @@
 """Layers in int8 as ONNX operators: the integers of `lpvit.quantisation.layers`, token by token.
 
 ``MatMulInteger`` of tokens in uint8, which is fast in onnxruntime, minus zero points times sums of weights.
+
+x86 processors without VNNI multiply unsigned by signed bytes with ``vpmaddubsw``, which adds pairs of products in 16
+bits and saturates: 2 * 255 * 127 > 32767. Products of unsigned by unsigned bytes are exact on every processor, but four
+times slower with VNNI. So the file holds both forms of each product, and a test product of constants that would
+saturate selects one. onnxruntime evaluates the test once, when it loads the file, and drops the other form.
+
 T = tokens; I, O = input and output features.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,3 +88,74 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         return op.Mul(op.Mul(op.Cast(moved, to=onnxscript.FLOAT.dtype), op.Div(extent, number(float(LEVELS)))), scales)
 
     return {torch.ops.lpvit.int8_product.default: product}
+
+
+def make_products_exact(graph: Any) -> None:
+    """Replaces every product of unsigned by signed bytes by a choice between two forms that are exact together.
+
+    Args:
+        graph: Of an ``onnx_ir.Model``; changed.
+    """
+    import onnx_ir as ir
+
+    products = [node for node in graph if node.op_type == "MatMulInteger"]
+    if not products:
+        return
+    test = saturation_test()
+    graph.insert_before(next(iter(graph)), test)
+    for product in products:
+        name = product.outputs[0].name
+        forms = {
+            "then_branch": [ir.node("MatMulInteger", product.inputs, name=f"{name}_signed")],
+            "else_branch": _unsigned_product(*product.inputs),
+        }
+        for branch, nodes in forms.items():
+            for number, node in enumerate(nodes):
+                node.outputs[
+                    0
+                ].name = f"{name}_{branch}_{number}"  # a subgraph must not reuse a name of the outer graph
+        branches = {
+            branch: ir.Graph([], nodes[-1].outputs, nodes=nodes, name=f"{name}_{branch}")
+            for branch, nodes in forms.items()
+        }
+        chosen = ir.node("If", test[-1].outputs, branches)
+        ir.convenience.replace_nodes_and_values(graph, product, [product], [chosen], product.outputs, chosen.outputs)
+
+
+def saturation_test() -> list[Any]:
+    """Nodes of a test product; the last output is true where products of unsigned by signed bytes do not saturate."""
+    import onnx_ir as ir
+
+    constants = _constants(
+        unsigned=np.full((16, 16), 255, np.uint8),
+        signed=np.full((16, 16), 127, np.int8),
+        expected=np.array(16 * 255 * 127, np.int32),
+    )
+    unsigned, signed, expected = (node.outputs[0] for node in constants)
+    product = ir.node("MatMulInteger", [unsigned, signed], name="bytes_product")
+    least = ir.node("ReduceMin", product.outputs, {"keepdims": 0}, name="bytes_least")
+    exact = ir.node("Equal", [least.outputs[0], expected], name="bytes_exact")
+    for node in (product, least, exact):
+        node.outputs[0].name = node.name
+    return [*constants, product, least, exact]
+
+
+def _unsigned_product(values: Any, weight: Any) -> list[Any]:
+    """Nodes of the product with weights in uint8, with a zero point of 128."""
+    import onnx_ir as ir
+
+    shift, zero_point = _constants(shift=np.array(128, np.int32), zero_point=np.array(128, np.uint8))
+    wide = ir.node("Cast", [weight], {"to": ir.DataType.INT32})
+    moved = ir.node("Add", [wide.outputs[0], shift.outputs[0]])
+    unsigned = ir.node("Cast", moved.outputs, {"to": ir.DataType.UINT8})
+    product = ir.node("MatMulInteger", [values, unsigned.outputs[0], None, zero_point.outputs[0]])
+    return [shift, zero_point, wide, moved, unsigned, product]
+
+
+def _constants(**values: np.ndarray) -> list[Any]:
+    import onnx_ir as ir
+
+    nodes = [ir.node("Constant", [], {"value": ir.tensor(value, name=name)}) for name, value in values.items()]
+    for node, name in zip(nodes, values, strict=True):
+        node.outputs[0].name = f"bytes_{name}"
+    return nodes

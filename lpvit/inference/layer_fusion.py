@@ -67,7 +67,7 @@ def fuse_prologues_and_epilogues(model: nn.Module) -> None:
 
 def _fuse_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
     before, module, first = (block.get_submodule(name) for name in (norm, fed, f"{fed}.{layer}"))
-    takes_alone = getattr(module, "gate", None) is None  # a gate takes the same inputs
+    takes_alone = getattr(module, "gate", None) is None  # a gate has the same inputs
     if takes_alone and _is_norm(before) and _can_fuse(first) and not _has_hooks(before, module, first):
         first.take_norm(before)
         block.set_submodule(norm, nn.Identity())

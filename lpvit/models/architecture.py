@@ -1,4 +1,4 @@
-"""Architectures: what it takes to build a model again, and models with their weights in files."""
+"""Architectures: how to rebuild a model; and models with their weights in files."""
 
 import itertools
 import threading
@@ -24,16 +24,16 @@ from lpvit.settings import Section
 from lpvit.store.artifacts import load, save
 
 FORMAT = 2  # of models in artifacts
-LARGEST_BUFFERS = 2**26  # numbers that a model may keep beside its weights: masks and indices of windows
+LARGEST_BUFFERS = 2**26  # largest number of buffer elements: masks and indices of windows
 MOST_EDITS = 1000
 
 
 class Architecture(Section):
-    """What it takes to build a model again, as plain values.
+    """How to rebuild a model, as plain values.
 
     Attributes:
-        source: Who builds the bare model, with which arguments.
-        edits: What was done to it, in that order.
+        source: Builds the bare model, with its arguments.
+        edits: Edits in order.
     """
 
     source: AnySource
@@ -41,15 +41,15 @@ class Architecture(Section):
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> Self:
-        """What made a model, as far as it can tell.
+        """The architecture of a model, as far as it is recorded.
 
         Args:
             model: From `build` or ``timm.create_model``.
-            options: Arguments that timm made it with beside its name, ``num_classes`` and ``pretrained``; without them
-                the model is asked, and tells all if `build` made it, else another size or number of channels of images.
+            options: Arguments of timm besides name, ``num_classes`` and ``pretrained``. Without them they are read from
+                the model: all if `build` created it, else only image size and number of channels.
 
         Raises:
-            LpvitError: The model does not say its name in timm.
+            LpvitError: The model has no name in timm.
         """
         source = getattr(model, "lpvit_source", None) if options is None else None
         return cls(source=source or Timm.of(model, options), edits=edits_of(model))
@@ -59,10 +59,10 @@ class Architecture(Section):
         return self.model_copy(update={"edits": tuple(edits)})
 
     def build(self, state: Mapping[str, Tensor] | None = None, **arguments: Any) -> nn.Module:
-        """The model, which remembers its source and edits.
+        """Builds the model, with its source and edits recorded.
 
         Args:
-            state: Its weights, taken in their dtype.
+            state: Its weights; their dtype is kept.
             arguments: Further ones of the source: ``pretrained``, ``drop_path``, ``seed``.
 
         Raises:
@@ -78,7 +78,7 @@ class Architecture(Section):
 
 
 def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
-    """The model on the meta device, where it takes no memory: what an architecture from a file would build.
+    """The model on the meta device, where it needs no memory, to check an architecture from a file.
 
     Args:
         architecture: From the file.
@@ -93,17 +93,17 @@ def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Modul
             model = architecture.build()
         except LpvitError:
             raise
-        except Exception as error:  # edits that do not go together with the model
+        except Exception as error:  # edits that do not fit the model
             raise LpvitError(f"architecture: cannot be built ({type(error).__name__}: {one_line(error)})") from None
     buffers = sum(buffer.numel() for buffer in model.buffers())
     if buffers > max(numbers, LARGEST_BUFFERS):
-        raise LpvitError(f"architecture: needs {buffers:.2g} numbers beside its weights, the file has {numbers:.2g}")
+        raise LpvitError(f"architecture: needs {buffers:.2g} numbers besides its weights, the file has {numbers:.2g}")
     return model
 
 
 @contextmanager
 def _at_most(parameters: int) -> Iterator[None]:
-    """Lets this thread make no more parameters than that."""
+    """Limits the number of parameters that this thread can create."""
     made, thread = itertools.count(1), threading.get_ident()
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -120,12 +120,12 @@ def _at_most(parameters: int) -> Iterator[None]:
 def extended(
     architecture: Architecture, state: Mapping[str, Tensor], edits: Sequence[Edit]
 ) -> tuple[Architecture, dict[str, Tensor]]:
-    """A model with more edits; weights that are new with them start as `Architecture.build` draws them.
+    """A model with more edits; their new weights are initialised as in `Architecture.build`.
 
     Args:
         architecture: Of the model.
         state: Its weights.
-        edits: To be made after those that it has; they leave the shapes of its weights.
+        edits: Applied after the existing ones; they keep the shapes of its weights.
 
     Raises:
         LpvitError: An edit does not fit the model.
@@ -174,5 +174,5 @@ def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Ten
     return architecture, state
 
 
-if not TYPE_CHECKING:  # or any name would pass
+if not TYPE_CHECKING:  # otherwise type checkers accept any name
     __getattr__ = forwards(__name__)

@@ -1,8 +1,8 @@
-"""Edits: what compression did to a model, with plain settings, replayed in order when a file is loaded.
+"""Edits: changes of a model by compression, with plain settings, replayed in order when a file is loaded.
 
-A kind of edit is the file ``edit.py`` of the package that it belongs to, and is called by the name of that package:
-`lpvit.structures.width.edit` defines the kind ``width``. The file defines one final subclass of `Edit`. It is imported
-when a model or a file asks for that kind, never by this module.
+A kind of edit is defined in ``edit.py`` of its package and has the name of that package: `lpvit.structures.width.edit`
+defines the kind ``width``. The file contains one final subclass of `Edit`. It is imported when a model or file needs
+it.
 """
 
 from abc import abstractmethod
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from torch import nn
@@ -22,17 +22,20 @@ PACKAGE = Path(__file__).parent.parent
 
 
 class Edit(Section):
-    """One change of a model. Settings are plain values, since they stand in files.
+    """One change of a model. Settings are plain values, because they are saved in files.
 
     Attributes:
         kind: Name of the package that defines the edit.
+        removes: Whether the model costs less after it: what it removed, the model before it still has.
     """
+
+    removes: ClassVar[bool] = False
 
     kind: str
 
     @abstractmethod
     def apply(self, model: nn.Module) -> None:
-        """Changes a model in place as far as its structure goes; weights follow from a state dict.
+        """Changes the structure of a model in place; weights come from a state dict.
 
         Args:
             model: With the edits before this one applied; may be on the meta device.
@@ -43,22 +46,22 @@ class Edit(Section):
 
 
 def edits_of(model: nn.Module) -> tuple[Edit, ...]:
-    """The edits that were made to a model, in that order; copies of a model keep them."""
+    """The edits of a model in order; copies of a model keep them."""
     return getattr(model, "lpvit_edits", ())
 
 
 def set_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
-    """Lets a model remember these edits and no others; changes nothing else of it."""
+    """Sets the recorded edits of a model; does not change the model otherwise."""
     model.lpvit_edits = tuple(edits)  # type: ignore[assignment]
 
 
 def record_edit(model: nn.Module, edit: Edit) -> None:
-    """Lets a model remember an edit that was made to it."""
+    """Records an edit that was applied to a model."""
     set_edits(model, (*edits_of(model), edit))
 
 
 def apply_edit(model: nn.Module, edit: Edit) -> nn.Module:
-    """Makes an edit to a model, in place, and records it.
+    """Applies an edit to a model in place, and records it.
 
     Raises:
         LpvitError: The edit does not fit the model.
@@ -92,16 +95,16 @@ def final_class(module: str, interface: type[Any]) -> type[Any]:
 
 
 def tagged(interface: type[Any], tag: str, modules: Mapping[str, str], value: Any) -> Any:
-    """Reads plain values as the class that their tag names.
+    """Reads plain values as the class named by their tag.
 
     Args:
-        interface: That the class implements.
-        tag: Key that names it.
+        interface: Base of the class.
+        tag: Key with its name.
         modules: Name -> module that defines the class.
-        value: What a file says; or an object of the interface, which is returned.
+        value: From a file; or an instance of the interface, which is returned.
 
     Raises:
-        ValueError: There is no such name, or the class does not take the other values; in one line.
+        ValueError: The name is unknown, or the class does not accept the other values; in one line.
     """
     if isinstance(value, interface):
         return value

@@ -1,4 +1,4 @@
-"""Architectures as files of format 1 have them: a model of timm with three edits in a fixed order."""
+"""Architectures in files of format 1: a timm model with three edits in a fixed order."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Architecture1:
-    """Fields of format 1: parameter shapes, then schemes, then int8 layers are edits."""
+    """Fields of format 1; parameter shapes, schemes and int8 layers become edits in this order."""
 
     timm: str
     num_classes: int

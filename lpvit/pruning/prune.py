@@ -37,7 +37,7 @@ def prune(
         LpvitError: The budget cannot be met, or something is not finite.
     """
     if isinstance(structure, ModelStructure):
-        assert budget.macs is not None, "the settings of a budget take nothing else here"
+        assert budget.macs is not None, "its settings require it (`StructureSettings.require_budget`)"
         return structure.compress_to(model.to(device), images, budget.macs, refit=budget.refits)
     require_reachable(shapes, budget)  # before the expensive part
     options = measure(model, images, structure, device)

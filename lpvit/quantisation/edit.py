@@ -1,4 +1,4 @@
-"""The edit of a quantised model: which of its layers multiply in int8."""
+"""The edit of a quantised model: its layers that multiply in int8."""
 
 from typing import Literal, final
 
@@ -20,7 +20,7 @@ class Int8Layers(Edit):
     layers: tuple[str, ...]
 
     def apply(self, model: nn.Module) -> None:
-        """Puts layers with int8 weights of 0 in their place.
+        """Replaces them by layers with int8 weights of 0.
 
         Raises:
             AttributeError, TypeError: The model has no such linear layer.

@@ -18,7 +18,7 @@ class Quantisation(Section):
     layers: tuple[str, ...] = Field(
         ("qkv", "proj", "fc1", "fc2"),
         min_length=1,
-        description="linear layers that multiply in `int8`; patch embedding and head gain little for their error",
+        description="linear layers that multiply in `int8`; patch embedding and head are not worth the error",
     )
     rounding: Literal["error_feedback", "nearest"] = Field(
         "error_feedback",

@@ -15,7 +15,7 @@ about five forward passes in total for any depth. Two outputs of a transformer b
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -96,29 +96,97 @@ def fit_in_order(
     Raises:
         LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
     """
-    network, errors = analyse(model), []
-    with evaluation_mode(model), evaluation_mode(pruned):
-        reading = bar(loader, "calibration images", "batch")
-        cached, points = [CachedPass(images.cpu()) for images, _ in reading], network.resume_points
-        dense_passes = _CachedPasses(model, points, cached, device)
-        pruned_passes = _CachedPasses(pruned, points, list(cached), device)
-        for fit in bar(fits, "reconstruction", "layer"):
-            branch, module = network.branches.get(fit.layer), matrix_layer(model, fit.layer)
-            scale = _scale(branch, module)[fit.rows]
-            target, start, keep = scale * weight_with_bias(module)[fit.rows], scale * fit.start, fit.keep
-            moments = _collect_moments(dense_passes, pruned_passes, fit, branch, target)
-            if choose is not None:
-                keep = choose(fit.layer, moments[0] + moments[1], start, keep)
-            with _named_if_singular(fit.layer):
-                fitted, *shares = fit_layer(*moments, start, keep, ridges)
-            _store(matrix_layer(pruned, fit.layer), fitted / scale, (moments[0] + moments[1]).gram, keep)
-            errors.append(shares)
-    _log_errors(errors)
+    errors = []
+    places = [Place(fit.layer, fit.rows) for fit in fits]
+    sums_of_layers = sums_in_order(model, pruned, places, loader, device=device)
+    for fit, sums in zip(fits, sums_of_layers, strict=True):
+        start, keep = sums.scale * fit.start, fit.keep
+        if choose is not None:
+            keep = choose(fit.layer, sums.total, start, keep)
+        with named_if_singular(fit.layer):
+            fitted, *shares = fit_layer(sums.fitted, sums.held_out, start, keep, ridges)
+        _store(matrix_layer(pruned, fit.layer), fitted / sums.scale, sums.total.gram, keep)
+        errors.append(shares)
+    log_errors(errors)
     return {name: value.cpu() for name, value in pruned.state_dict().items()}
 
 
+@dataclass(frozen=True)
+class Place:
+    """A layer whose sums are taken.
+
+    Attributes:
+        layer: Its name.
+        rows: The outputs of the dense layer that its outputs stand for.
+        token_weights: What each of the T tokens of an image counts, (T,), not negative; None counts all alike.
+    """
+
+    layer: str
+    rows: Tensor | slice
+    token_weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerSums:
+    """What the images say about a layer: its inputs in the compressed network, its targets in the dense one.
+
+    Attributes:
+        layer: Its name.
+        scale: What its outputs are multiplied with to be compared with the targets, (O, 1), float64; 1 but for
+            LayerScale.
+        fitted: Over the images that candidates are fitted to.
+        held_out: Over those that choose among them.
+    """
+
+    layer: str
+    scale: Tensor
+    fitted: Moments
+    held_out: Moments
+
+    @property
+    def total(self) -> Moments:
+        return self.fitted + self.held_out
+
+
+@torch.no_grad()
+def sums_in_order(
+    model: nn.Module,
+    compressed: nn.Module,
+    places: Sequence[Place],
+    loader: Batches,
+    *,
+    device: torch.device | str,
+    branches: Mapping[str, Branch] | None = None,
+) -> Iterator[LayerSums]:
+    """Sums of layers in order of execution; each is asked for when those before are as they shall be.
+
+    Args:
+        model: Dense, on the device.
+        compressed: On the device; a layer of ``places`` may become another module once its sums were given.
+        places: In order of execution.
+        loader: Calibration images.
+        device: Where to compute.
+        branches: Layer -> where its output is added; None takes `lpvit.models.analysis.network.Network.branches`.
+
+    Raises:
+        LpvitError: The activations of a layer are not finite.
+    """
+    network = analyse(model)
+    branches = network.branches if branches is None else branches
+    with evaluation_mode(model), evaluation_mode(compressed):
+        reading = bar(loader, "calibration images", "batch")
+        cached, points = [CachedPass(images.cpu()) for images, _ in reading], network.resume_points
+        dense_passes = _CachedPasses(model, points, cached, device)
+        passes = _CachedPasses(compressed, points, list(cached), device)
+        for place in bar(places, "reconstruction", "layer"):
+            branch, module = branches.get(place.layer), matrix_layer(model, place.layer)
+            scale = _scale(branch, module)[place.rows]
+            target = scale * weight_with_bias(module)[place.rows]
+            yield LayerSums(place.layer, scale, *_collect_moments(dense_passes, passes, place, branch, target))
+
+
 @contextmanager
-def _named_if_singular(layer: str) -> Iterator[None]:
+def named_if_singular(layer: str) -> Iterator[None]:
     try:
         yield
     except SingularError:
@@ -128,7 +196,7 @@ def _named_if_singular(layer: str) -> Iterator[None]:
         ) from None
 
 
-def _log_errors(errors: Sequence[Sequence[float]]) -> None:
+def log_errors(errors: Sequence[Sequence[float]]) -> None:
     """Relative squared errors of the outputs of every layer, before and after."""
     if errors:
         before, after = (100 * sum(shares) / len(errors) for shares in zip(*errors, strict=True))
@@ -150,7 +218,7 @@ class _CachedPasses:
     def inputs_of(self, layer: str, branch: Branch | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """For every batch the inputs of a layer, (N, T / N, J), and the residual at its output, (N, T / N, O)."""
         module = matrix_layer(self.model, layer)
-        stop = StopPoint(layer, None if branch is None else branch.block)
+        stop = StopPoint(layer) if branch is None else StopPoint(layer, branch.block, branch.at_input)
         for number, cached in enumerate(self.passes):
             inputs, residual, self.passes[number] = run_until(self.model, self.resume_points, cached, stop, self.device)
             vectors = _vectors(module, _single(inputs))
@@ -161,32 +229,38 @@ class _CachedPasses:
 
 
 def _collect_moments(
-    dense: _CachedPasses, pruned: _CachedPasses, fit: Fit, branch: Branch | None, target: Tensor
+    dense: _CachedPasses, pruned: _CachedPasses, place: Place, branch: Branch | None, target: Tensor
 ) -> tuple[Moments, Moments]:
     """Moments of a layer over the images to fit and over the held-out ones.
 
     Args:
         dense: Of the dense model.
         pruned: Of the pruned one.
-        fit: Of the layer.
+        place: The layer.
         branch: Where its output is added.
         target: Dense weights of the outputs that are fitted, (O, J) with the J of the dense layer.
     """
-    fitted, held_out = Moments.zeros(fit.start), Moments.zeros(fit.start)
+    layer = place.layer
+    like = weight_with_bias(matrix_layer(pruned.model, layer))
+    fitted, held_out = Moments.zeros(like), Moments.zeros(like)
     images_seen = 0
-    passes = zip(dense.inputs_of(fit.layer, branch), pruned.inputs_of(fit.layer, branch), strict=True)
+    passes = zip(dense.inputs_of(layer, branch), pruned.inputs_of(layer, branch), strict=True)
     for (dense_inputs, dense_residual), (inputs, residual) in passes:
         targets = dense_inputs @ target.T.to(dense_inputs.dtype)
         if dense_residual is not None and residual is not None:
-            targets += dense_residual[..., fit.rows] - residual
+            targets += dense_residual[..., place.rows] - residual
+        weighted = inputs
+        if place.token_weights is not None:
+            roots = place.token_weights.sqrt().to(inputs)[:, None]
+            weighted, targets = roots * inputs, roots * targets
         chooses = (torch.arange(len(inputs), device=inputs.device) + images_seen) % HELD_OUT == 0
         for moments, images in ((fitted, ~chooses), (held_out, chooses)):
-            moments.add(inputs[images].flatten(0, 1), targets[images].flatten(0, 1))
+            moments.add(weighted[images].flatten(0, 1), targets[images].flatten(0, 1))
         images_seen += len(inputs)
     total = fitted + held_out
     if not (total.gram.isfinite().all() and total.energy.isfinite()):
         raise LpvitError(
-            f"{fit.layer}: its inputs or outputs on the calibration images are NaN or infinite; check the dense "
+            f"{layer}: its inputs or outputs on the calibration images are NaN or infinite; check the dense "
             "weights and the mean and std of the images"
         )
     return fitted, held_out

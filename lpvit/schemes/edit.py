@@ -1,4 +1,4 @@
-"""The edit of a scheme, and adding one to a model."""
+"""The edit of a scheme, and a function that adds one to a model."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, final
@@ -16,7 +16,7 @@ class AddedScheme(Edit):
     """A scheme that was added to a model.
 
     Attributes:
-        scheme: Which one, with its settings.
+        scheme: Its kind and settings.
     """
 
     kind: Literal["schemes"] = "schemes"
@@ -28,7 +28,7 @@ class AddedScheme(Edit):
         return read_scheme(scheme) if isinstance(scheme, dict) else scheme
 
     def apply(self, model: nn.Module) -> None:
-        """Adds it; its own weights are drawn.
+        """Adds the scheme; its own weights are initialised at random.
 
         Raises:
             LpvitError: The scheme does not fit the model.
@@ -38,7 +38,7 @@ class AddedScheme(Edit):
 
 
 def schemes_added(settings: Iterable[Any]) -> list[AddedScheme]:
-    """The edits of schemes with these settings, as a config has them."""
+    """The edits of schemes with these settings of a config."""
     return [AddedScheme(scheme=each) for each in settings]
 
 

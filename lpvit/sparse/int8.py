@@ -146,7 +146,7 @@ def _linear_on_gpu(inputs: Tensor, *arguments: Any) -> Tensor:
     flat = fused.before(inputs).reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
     quantised, scales, zero_points = triton_quantise.quantise_tokens(flat)
     meaning = triton_kernel.Scales(scales, zero_points, layer.scales, layer.row_sums)
-    blocks = unpack(layer.values, layer.block_columns).contiguous()  # no copy, but of blocks that were padded
+    blocks = unpack(layer.values, layer.block_columns).contiguous()  # no copy, except of padded blocks
     dtype = inputs.dtype if fused.residual is None else torch.float32
     indices = layer.crow_indices, layer.col_indices
     product = triton_kernel.block_sparse_linear_int8(

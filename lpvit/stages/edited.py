@@ -1,6 +1,6 @@
-"""Models that earlier stages edited.
+"""Reads models edited by earlier stages.
 
-Edits are found by their kind, which no import names. A stage that imports this module depends on all of them
+Edits are found by their kind, without an import. A stage that imports this module depends on all of them
 (`lpvit.store.provenance.FOUND_BY_NAME`).
 """
 

@@ -100,8 +100,8 @@ def save(
     Args:
         payload: Tensors, numbers, strings, and lists, tuples or dicts of them (loadable with ``weights_only``).
         path: Target file.
-        kind: What the file holds, for example ``dense``; `load` asks for it.
-        provenance: How it came about, for people.
+        kind: Content, for example ``dense``; `load` checks it.
+        provenance: Origin, for information.
         version: Of the form of the payload.
     """
     import torch
@@ -119,7 +119,7 @@ def load(path: str | Path, kind: str, form: Any = dict[str, Any]) -> Any:
 
     Args:
         path: The file.
-        kind: What it should hold.
+        kind: Expected content.
         form: Type of the payload, for pydantic; tensors in it are ``InstanceOf[Tensor]``. Where there are several
             versions, version -> type of the payload, the present one first.
 

@@ -19,7 +19,7 @@ BESIDE = ("csrc", "template")  # folders with files that modules use besides Pyt
 # Modules that find others by name, with patterns of those: no import names them.
 FOUND_BY_NAME = {"stages/edited": "**/edit.py"}
 
-# Where files, logs and errors are handled, not results; of these only the constants that are imported count: schemas.
+# Modules that handle files, logs and errors, not results; only their imported constants count: schemas.
 NEUTRAL = (
     "__init__",
     "errors",

@@ -1,4 +1,4 @@
-"""Settings of structures: what is removed from a model, and how that is measured."""
+"""Settings of structures: what is removed from a model, and its measures."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -12,18 +12,20 @@ if TYPE_CHECKING:
 
 
 class StructureSettings(Section):
-    """What is removed; each in the ``settings.py`` of its folder."""
+    """Base of the settings of a structure, each in the ``settings.py`` of its package."""
 
     registry: ClassVar = Registry("lpvit.structures", tag="structure", file="settings", default="blocks")
+
+    rounds: ClassVar = 1  # pruning rounds, for a budget given as a number
 
     structure: str
     batch_size: int = Field(64, gt=0, description="images per pass")
 
     def require_budget(self, budget: "Budget") -> None:
-        """Refuses a budget that this structure cannot be pruned to.
+        """Raises for a budget that this structure does not support.
 
         Raises:
-            ValueError: The budget asks for what the structure does not have.
+            ValueError: The budget has unsupported keys.
         """
 
 

@@ -54,6 +54,10 @@ class Structure(Protocol):
     """Options of every layer: measured, offered to an allocator, applied and refitted."""
 
     @property
+    def block_shape(self) -> tuple[int, int] | None:
+        """Rows and columns of a block, for structures of blocks."""
+
+    @property
     def measures_images(self) -> bool:
         """Whether `options` needs the model and the calibration images."""
 

@@ -1,4 +1,4 @@
-"""How far a training has come, and the file that a killed one goes on from: exactly, in every process."""
+"""Progress of a training, and the checkpoint from which every process of an interrupted training resumes exactly."""
 
 import logging
 import random
@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Resumable(Protocol):
-    """What of a trainer its progress is saved with, and set back to."""
+    """The part of a trainer that is saved with its progress, and restored."""
 
     recipe: Recipe
     total_steps: int
@@ -27,15 +27,15 @@ class Resumable(Protocol):
         """Weights and states of optimiser, schedule and averages."""
 
     def resume(self, saved: dict[str, Any]) -> None:
-        """Sets the trainer to a saved state."""
+        """Restores the trainer from a saved state."""
 
 
 class TrainingProgress:
-    """The history of a training, and its place within an epoch.
+    """The history of a training, and its position within an epoch.
 
     Attributes:
         history: One row for every finished epoch, as in ``HISTORY``.
-        steps_done: Of the epoch that is not finished.
+        steps_done: Optimiser steps of the current epoch.
         sums: Loss and images of those steps, in this process.
     """
 
@@ -45,7 +45,7 @@ class TrainingProgress:
         self._saved = time.monotonic()
 
     def end_step(self, loss: float, images: int, trainer: Resumable) -> None:
-        """Notes a step, and writes the state if the last one is old."""
+        """Records an optimiser step, and writes a checkpoint if the last one is old."""
         self.steps_done += 1
         self.sums = [self.sums[0] + loss * images, self.sums[1] + images]
         if _first_process_says(time.monotonic() - self._saved > self._interval):
@@ -71,7 +71,7 @@ class TrainingProgress:
         self._saved = time.monotonic()
 
     def resume(self, saved: dict[str, Any]) -> None:
-        """Goes back to a place within an epoch."""
+        """Restores a position within an epoch."""
         self.steps_done = saved["steps_done"]
         self.sums, generators = saved["processes"][_rank()]
         if self.steps_done:
@@ -79,27 +79,27 @@ class TrainingProgress:
 
 
 def resumed_progress(job: Training, trainer: Resumable) -> TrainingProgress:
-    """New progress, or that of the resume file if it is of this training; the trainer is then set to its state."""
+    """New progress, or that of the resume file if it belongs to this training; the trainer is then restored."""
     file = job.resume_file
     if not file.exists():
         return TrainingProgress(job, [])
     saved = load(file, "training")
     try:
         if saved["fingerprint"] != job.fingerprint or len(saved["processes"]) != job.processes:
-            _logger.info("%s: belongs to another training; starting anew", file)
+            _logger.info("%s: belongs to another training; starting again", file)
             return TrainingProgress(job, [])
         trainer.resume(saved)
         progress = TrainingProgress(job, list(saved["history"]))
         progress.resume(saved)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise LpvitError(f"{file}: is no state of this training ({one_line(error)}); delete it and rerun") from None
+        raise LpvitError(f"{file}: is not a state of this training ({one_line(error)}); delete it and rerun") from None
     within = f", step {progress.steps_done}" * bool(progress.steps_done)
     _logger.info("%s: resuming after epoch %d%s", file, len(progress.history), within)
     return progress
 
 
 def seed_generators(seed: int, epoch: int, rank: int) -> None:
-    """Gives every generator a state that depends on nothing else, so that an epoch can be repeated alone."""
+    """Seeds every generator from the arguments alone, so that an epoch can be repeated."""
     for_python, for_numpy, for_torch = np.random.SeedSequence((seed, epoch, rank)).generate_state(3).tolist()
     random.seed(for_python)
     np.random.seed(for_numpy)  # noqa: NPY002  timm's mixup draws from it
@@ -111,7 +111,7 @@ def _generators() -> dict[str, Any]:
     name, key, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
-        "numpy": (name, np.asarray(key).tolist(), *rest),  # plain numbers, as `lpvit.store.artifacts.load` asks
+        "numpy": (name, np.asarray(key).tolist(), *rest),  # plain numbers, as required by `lpvit.store.artifacts.load`
         "torch": torch.get_rng_state(),
         "cuda": on_gpu,
     }
@@ -131,7 +131,7 @@ def _rank() -> int:
 
 
 def _first_process_says(decision: bool) -> bool:
-    """What the first process decides, for all."""
+    """Broadcasts the decision of the first process."""
     if not distributed.is_initialized():
         return decision
     flag = torch.tensor([int(decision)], device="cuda" if distributed.get_backend() == "nccl" else "cpu")

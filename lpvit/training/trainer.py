@@ -69,7 +69,7 @@ class Trainer:
         return self.model if self.ema is None else self.ema.module
 
     def train_epoch(self, loader: Loader, epoch: int, progress: TrainingProgress, shown: bool) -> float:
-        """One pass over the training split, or what is left of it.
+        """One pass over the training split, or over the rest of it after resuming.
 
         Returns:
             Mean loss over the images of all processes, in nat.
@@ -78,7 +78,7 @@ class Trainer:
         title = f"epoch {epoch}/{self.recipe.epochs}"
         steps = bar(loader, title, "batch", leave=False, shown=shown)
         for step, (images, labels) in enumerate(steps, start=1):
-            if step <= progress.steps_done:  # before the run was killed
+            if step <= progress.steps_done:  # done before the run was interrupted
                 continue
             loss = self.step(*self.augment(images, labels))
             _require_finite(loss, f"the loss in epoch {epoch}, step {step}")

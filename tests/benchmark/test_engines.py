@@ -1,10 +1,13 @@
 """Models run by OpenVINO and onnxruntime, against torch."""
 
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from conftest import emulator
 from tiny import dense_model, photographs
 
 from lpvit.benchmark import engines
@@ -51,6 +54,38 @@ def test_the_benchmark_refuses_an_engine_with_other_logits_and_takes_one_in_int8
         engine_arms(wrong, {"dense": exported.model}, images)
     rounded = {name.replace("float32", "int8"): run for name, run in wrong.items()}
     assert engine_arms(rounded, {"dense": exported.model}, images).keys() == {"dense_onnxruntime_int8"}
+
+
+@needs_engines
+def test_where_sums_of_bytes_saturate_weights_have_seven_bits(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 * 255 * 64 < 2 ** 15 <= 2 * 255 * 65."""
+    import onnx
+    import openvino
+
+    for processor in ("older", "newer"):
+        older = processor == "older"
+        for engine in ("openvino", "onnxruntime"):
+            monkeypatch.setattr(engines, f"saturates_in_{engine}", lambda older=older: older)
+        by = Exported(exported.model, exported.calibration)
+        for engine in ("openvino_int8", "onnxruntime_int8"):
+            by.run_by(engine, batch_size=1, threads=1)
+        stored = [op.data for op in by._made["int8"].get_ops() if op.get_element_type() == openvino.Type.i8]
+        tensors = onnx.load(by._file.with_name("dynamic.onnx")).graph.initializer
+        stored += [onnx.numpy_helper.to_array(one) for one in tensors if one.data_type == onnx.TensorProto.INT8]
+        largest = [int(np.abs(values.astype(int)).max()) for values in stored if values.ndim > 1]
+        assert len(largest) == 20
+        assert max(largest) == (64 if older else 127)
+
+
+@needs_engines
+@pytest.mark.thorough
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_sums_of_bytes_saturate_on_a_processor_without_vnni(engine: str) -> None:
+    code = f"from lpvit.benchmark import engines; print(engines.saturates_in_{engine}())"
+    command = [*emulator("Haswell"), sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "True"
 
 
 def test_the_fastest_dense_arm_is_the_reference_whichever_engine_it_is() -> None:

@@ -83,7 +83,7 @@ def test_an_old_budget_of_width_gives_its_experiments_a_pruning(caplog: pytest.L
     assert [record.getMessage() for record in caplog.records] == [
         "config: budgets.half: structure: belongs to the pruning now; write a pruning {structure: width} and name it "
         "in the experiments of this budget",
-        "config: budgets.other: structure: belongs to the pruning now; leave it out",
+        "config: budgets.other: structure: belongs to the pruning now; omit it",
     ]
     assert config.prunings[config.experiments["main"].pruning] == Width(batch_size=7)
     assert config.experiments["other"].pruning == "b8"

@@ -1,24 +1,25 @@
-"""The configs of the paper's tables: their rows at true shapes with random weights, and by the proxy overlay."""
+"""The configs of the paper's tables: their rows at true shapes, on the meta device."""
 
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
 import yaml
-from torch import nn
 
 from lpvit.allocation.allocate import allocate
 from lpvit.allocation.tables import LayerTables
 from lpvit.config.config import Config, Experiment, parse_config
 from lpvit.costs.cost import count_macs, layer_table, measure_costs, model_metrics
-from lpvit.pruning.rounds import measure
+from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.schemes.edit import add_scheme
+from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import build_keep_masks, kept_blocks
 from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.blocks.structure import BlockStructure
 
 PAPER = Path(__file__).parents[2] / "config" / "paper"
 DENSE_GMACS = {
@@ -62,22 +63,29 @@ def test_every_row_is_within_a_dozen_lines_and_named(table: str) -> None:
 
 
 @cache
-def random_model(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return timm.create_model(name).eval()
-
-
-@cache
 def tables_of(name: str, block_shape: tuple[int, int]) -> LayerTables:
-    model = random_model(name)
-    images = [(torch.randn(1, 3, 224, 224), torch.zeros(1))]
-    options = measure(model, images, BlockStructure(Blocks(block_shape=block_shape)), "cpu")
-    return LayerTables(options.curves, options.blocks, measure_costs(model))
+    """Of a model without weights: blocks of random saliency, and curves that add these up."""
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+    pruning, generator = Blocks(block_shape=block_shape), np.random.default_rng(0)
+    blocks, curves = [], []
+    for layer in prunable_layers(matrix_layers(model), pruning.layers):
+        grid = BlockGrid(layer.shape, block_shape)
+        row, column = np.divmod(np.arange(grid.count), grid.columns)
+        weights, saliency = grid.sizes().flatten().numpy(), np.sort(generator.random(grid.count))
+        blocks.append({"layer": layer.name, "row": row, "column": column, "weights": weights, "saliency": saliency})
+        sparsity = np.linspace(0, 1, pruning.points)
+        pruned = np.round(sparsity * grid.count).astype(int)
+        sums = {"weights_pruned": weights, "distortion": saliency}
+        totals = {name: np.concatenate([[0], values.cumsum()])[pruned] for name, values in sums.items()}
+        curves.append({"layer": layer.name, "sparsity": sparsity, "blocks_pruned": pruned, **totals})
+    tables = [pd.concat(map(pd.DataFrame, rows), ignore_index=True) for rows in (curves, blocks)]
+    return LayerTables(tables[0], tables[1].assign(squared_norm=tables[1]["saliency"]), measure_costs(model))
 
 
 @pytest.mark.parametrize(("name", "experiment"), BLOCK_ROWS.items(), ids=BLOCK_ROWS)
 def test_rows_have_the_published_macs(name: str, experiment: Experiment) -> None:
-    """Random weights of the true shapes, blocks by the row's own allocator, attention and dropped tokens counted."""
+    """Random scores at the true shapes, blocks by the row's own allocator, attention and dropped tokens counted."""
     block_shape = TABLE1.prunings[experiment.pruning].block_shape
     with torch.device("meta"):
         model = timm.create_model(TABLE1.models[experiment.model].timm).eval()

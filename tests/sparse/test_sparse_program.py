@@ -37,9 +37,10 @@ NEEDS = {
 }
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
-needs_emulator = pytest.mark.skipif(
-    bool(MISSING), reason=f"needs {' and '.join(MISSING)} (Debian: g++-aarch64-linux-gnu, qemu-user)"
-)
+
+def needs_emulator(test: Callable[..., None]) -> Callable[..., None]:
+    reason = f"needs {' and '.join(MISSING)} (Debian: g++-aarch64-linux-gnu, qemu-user)"
+    return pytest.mark.thorough(pytest.mark.skipif(bool(MISSING), reason=reason)(test))
 
 
 class Program:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lpvit.store.schemas import METRICS, read_parquet
 
-pytestmark = pytest.mark.shapes
+pytestmark = pytest.mark.thorough
 
 RECIPE = {
     "epochs": 1,

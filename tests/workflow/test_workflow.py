@@ -309,6 +309,7 @@ def test_the_library_prunes_as_the_workflow_does_whose_models_are_exported_on_re
     assert (finetuned / "model.onnx").stat().st_size > 4 * sum(value.numel() for value in expected.values())
 
 
+@pytest.mark.thorough
 def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_milliseconds(
     tiny_config: dict, change, finished
 ) -> None:

@@ -20,7 +20,7 @@ from lpvit.models.analysis.trace import IMAGES, Trace, quiet, random_images, tra
 
 _logger = logging.getLogger(__name__)
 
-_OTHER_RESUME_POINTS = ("patch_embed", "downsample")  # beside transformer blocks and stages, where a model has them
+_OTHER_RESUME_POINTS = ("patch_embed", "downsample")  # in addition to transformer blocks and stages
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ class Branch:
     Attributes:
         block: Name of the transformer block.
         scale: LayerScale and the like, (O,), float32 or wider; 1 where y is added unscaled.
+        at_input: Whether ``block`` is a module within it, whose input is r + scale * y (see `attention_branches`).
     """
 
     block: str
     scale: Tensor
+    at_input: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Network:
 
     Attributes:
         model: As given.
-        layers: All that multiply tokens by a weight matrix, in order of execution.
+        layers: All layers that multiply tokens by a weight matrix, in order of execution.
         resume_points: Modules after which a pass can resume from their output alone, in order of execution.
-        branches: Last layer of a transformer block -> how its output is added; without those where it is not.
+        branches: Last layer of a transformer block -> how its output is added; only layers where it is.
         macs: Multiply-accumulates of all products for one image, attention included.
     """
 
@@ -113,7 +115,7 @@ def _require_all_products(model: nn.Module, traced: Trace, layers: Sequence[Laye
 
 
 def _resume_points(model: nn.Module, traced: Trace, body: Body) -> list[str]:
-    """The candidates from which a pass resumes rightly, proved from the last to the first.
+    """The candidates from which a pass resumes correctly, checked from the last to the first.
 
     One that gives the output of a later point that was proved need not run to the end.
     """
@@ -138,7 +140,7 @@ def _resume_points(model: nn.Module, traced: Trace, body: Body) -> list[str]:
         if _equal(found, logits if goal is None else outputs[goal]):
             proved.insert(0, point)
         else:
-            _logger.info("%s: passes do not resume after it, as more than its output is used later", point)
+            _logger.info("%s: passes do not resume after it, because later modules use more than its output", point)
     return proved
 
 
@@ -184,22 +186,65 @@ def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[Laye
     return branches
 
 
+@torch.no_grad()
+def attention_branches(network: Network) -> dict[str, Branch]:
+    """Layers amid a transformer block whose output y is added to the residual stream r, and who reads r + scale * y.
+
+    In a timm block that is the output projection of the attention, and the second norm. Proved as `analyse` proves
+    `Network.branches`, which has the last layer of every block instead.
+    """
+    model, branches = network.model, {}
+    traced = trace(model)
+    body = Body.of(model, traced)
+    with quiet(model):
+        for block, (arguments, options) in _recorded_calls(model, body.blocks).items():
+            inside = [layer for layer in network.layers if layer.name.startswith(f"{block}.") and not layer.obstacle]
+            for layer in inside:
+                if layer.name in network.branches or layer.out_features != body.blocks[block].width:
+                    continue
+                for reader in _modules_after(layer.name, block, traced):
+                    block_with = _Block(model, block, layer.name, arguments, options, reader)
+                    scale = _scale(block_with, layer.out_features)
+                    if scale is not None and scale.any() and block_with(torch.zeros_like).any():
+                        branches[layer.name] = Branch(reader, scale, at_input=True)
+                        break
+    return branches
+
+
+def _modules_after(layer: str, block: str, traced: Trace) -> list[str]:
+    """Modules within a transformer block that begin after a layer has ended, in order of execution."""
+    ended = traced.spans[layer].end
+    later = {name: span.start for name, span in traced.spans.items() if name.startswith(f"{block}.")}
+    return sorted((name for name, start in later.items() if start > ended), key=later.__getitem__)
+
+
 @dataclass(frozen=True)
 class _Block:
-    """A transformer block, called with its recorded arguments and another output of one of its layers."""
+    """A transformer block, called with its recorded arguments and another output of one of its layers.
+
+    Attributes:
+        reader: A module within it, whose input is asked for; None asks for the output of the block.
+    """
 
     model: nn.Module
     name: str
     layer: str
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+    reader: str | None = None
 
     def __call__(self, output: Callable[[Tensor], Tensor]) -> Any:
-        hook = self.model.get_submodule(self.layer).register_forward_hook(lambda _, __, found: output(found))
+        read: list[Any] = []
+        hooks = [self.model.get_submodule(self.layer).register_forward_hook(lambda _, __, found: output(found))]
+        if self.reader is not None:
+            reader = self.model.get_submodule(self.reader)
+            hooks.append(reader.register_forward_pre_hook(lambda _, inputs: read.extend(_copied(inputs[:1]))))
         try:
-            return self.model.get_submodule(self.name)(*_copied(self.arguments), **_copied(self.options))
+            whole = self.model.get_submodule(self.name)(*_copied(self.arguments), **_copied(self.options))
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+        return whole if self.reader is None else next(iter(read), None)
 
 
 def _scale(block_with: _Block, features: int) -> Tensor | None:

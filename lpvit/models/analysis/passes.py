@@ -1,6 +1,6 @@
 """Forward passes that start or stop in the middle of a model.
 
-Resume points are modules that run one after the other, each on the output of the one before: patch embedding,
+Resume points are modules that run one after the other, each on the output of the last one: patch embedding,
 transformer blocks, Swin's downsampling (`lpvit.models.analysis.network`). A pass resumes after one by giving the
 modules up to it constant outputs.
 
@@ -111,7 +111,7 @@ class CachedPass:
     Attributes:
         images: (N, channels, height, width); a placeholder as soon as a resume point is reached.
         outputs: point -> its output (images first) of the resume points reached, in order of execution; placeholders
-            but for the last.
+            except for the last.
     """
 
     images: Tensor
@@ -126,27 +126,29 @@ class StopPoint:
         layer: A linear layer or convolution; the pass stops where it begins.
         block: A transformer block around the layer: the pass continues to the end of it with a zero output of the
             layer, which gives the residual that the layer's output is added to. None stops at the layer.
+        at_input: Whether ``block`` is a module that runs after the layer, and the pass continues to its beginning.
     """
 
     layer: str
     block: str | None = None
+    at_input: bool = False
 
 
 def run_until(
     model: nn.Module, resume_points: Iterable[str], cached: CachedPass, stop: StopPoint, device: torch.device | str
 ) -> tuple[Tensor, Tensor | None, CachedPass]:
-    """Goes on with a pass as far as a layer.
+    """Continues a pass up to a layer.
 
     Args:
-        model: On the device; left as it is.
+        model: On the device; not modified.
         resume_points: Of the model.
-        cached: A pass of this model that has not come to the layer.
+        cached: A pass of this model that has not reached the layer.
         stop: Where to stop.
         device: Of the model.
 
     Returns:
-        The layer's input, on the device; what the block made of a zero output of the layer, if asked for; and the pass
-        cached at the last resume point before the layer.
+        The layer's input, on the device; the output of the transformer block for a zero output of the layer, if
+        requested; and the pass cached at the last resume point before the layer.
     """
     forwards = {point: constant(output.to(device)) for point, output in cached.outputs.items()}
     reached: list[Tensor] = []
@@ -165,6 +167,37 @@ def run_until(
     return reached[0], residual, cached if len(outputs) == len(forwards) else _cached(cached.images, outputs)
 
 
+def run_through(
+    model: nn.Module, resume_points: Iterable[str], cached: CachedPass, point: str, device: torch.device | str
+) -> tuple[Tensor, CachedPass]:
+    """Continues a pass to a resume point, with gradients where they are enabled.
+
+    Args:
+        model: On the device; not modified.
+        resume_points: Of the model.
+        cached: A pass of this model that has not reached the resume point.
+        point: One of the resume points.
+        device: Of the model.
+
+    Returns:
+        Its output, on the device, and the pass cached there.
+    """
+    forwards = {ended: constant(output.to(device)) for ended, output in cached.outputs.items()}
+
+    def stop(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        raise _ReachedError(output)
+
+    with recorded_outputs(model, resume_points) as outputs, replaced_forwards(model, forwards):
+        handle = model.get_submodule(point).register_forward_hook(stop)  # after the recording, which sees the output
+        try:
+            model(cached.images.to(device))
+        except _ReachedError:
+            return outputs[point], _cached(cached.images, {name: each.detach() for name, each in outputs.items()})
+        finally:
+            handle.remove()
+    raise AssertionError(f"{point}: the model ended without running it")
+
+
 class _ReachedError(Exception):
     def __init__(self, output: Tensor | None = None) -> None:
         self.output = output
@@ -172,7 +205,7 @@ class _ReachedError(Exception):
 
 @contextmanager
 def _stopped(model: nn.Module, stop: StopPoint, reached: list[Tensor]) -> Iterator[None]:
-    """Lets a pass end in `_ReachedError` where it shall stop; the list gets the layer's input."""
+    """Raises `_ReachedError` in a pass where it must stop; the list receives the layer's input."""
 
     def before_layer(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         reached.append(inputs[0])
@@ -186,11 +219,21 @@ def _stopped(model: nn.Module, stop: StopPoint, reached: list[Tensor]) -> Iterat
         if reached:
             raise _ReachedError(output)
 
+    def before_reader(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if reached:
+            raise _ReachedError(inputs[0])
+
     layer = model.get_submodule(stop.layer)
     handles = [layer.register_forward_pre_hook(before_layer)]
-    if stop.block is not None:  # registered before the recording of resume points, which must not see this output
+    if stop.block is not None:  # registered before the recording of resume points, which must not record this output
         handles.append(layer.register_forward_hook(after_layer))
-        handles.append(model.get_submodule(stop.block).register_forward_hook(after_block))
+        block = model.get_submodule(stop.block)
+        hook = (
+            block.register_forward_pre_hook(before_reader)
+            if stop.at_input
+            else block.register_forward_hook(after_block)
+        )
+        handles.append(hook)
     try:
         yield
     finally:
@@ -205,7 +248,7 @@ def _cached(images: Tensor, outputs: Mapping[str, Tensor]) -> CachedPass:
 
 
 def _placeholder(tensor: Tensor) -> Tensor:
-    """Zeros of the same shape in the memory of one: what computes on it goes before a point with a constant output."""
+    """Zeros of the same shape in the memory of one number: input of modules before a point with a constant output."""
     return tensor.new_zeros(()).expand(tensor.shape)
 
 

@@ -1,4 +1,4 @@
-"""Sources: who builds the bare model, with which arguments."""
+"""Sources: build the bare model from its arguments."""
 
 from abc import abstractmethod
 from typing import Annotated
@@ -13,7 +13,7 @@ SOURCES = {"timm": "lpvit.models.sources.timm"}  # name -> module that defines t
 
 
 class Source(Section):
-    """What it takes to build a model before any edit, as plain values.
+    """How to build a model before any edit, as plain values.
 
     Attributes:
         source: Name among `SOURCES`.
@@ -28,12 +28,12 @@ class Source(Section):
         """The bare model, in evaluation mode.
 
         Args:
-            pretrained: Load the weights that the source has for it.
+            pretrained: Load the source's weights.
             drop_path: Stochastic depth rate while training.
             seed: Of the initial weights.
 
         Raises:
-            LpvitError: The source cannot build it, or a setting is none that a file may give.
+            LpvitError: The source cannot build it, or a setting is not allowed in a file.
         """
 
     @abstractmethod

@@ -32,19 +32,19 @@ class Timm(Source):
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> Self:
-        """What made a model of timm, as far as it can tell.
+        """The source of a timm model, as far as it is recorded.
 
         Args:
             model: From ``timm.create_model``.
-            options: Arguments that it was made with beside its name, ``num_classes`` and ``pretrained``; without them
-                only another size or another number of channels of the images is found.
+            options: Arguments besides its name, ``num_classes`` and ``pretrained``; without them only image size and
+                number of channels are read from the model.
 
         Raises:
-            LpvitError: The model does not say its name in timm.
+            LpvitError: The model has no name in timm.
         """
         found = getattr(model, "pretrained_cfg", None) or {}
         if "architecture" not in found:
-            raise LpvitError("model: does not say its name in timm; make it with timm.create_model")
+            raise LpvitError("model: has no name in timm; create it with timm.create_model")
         name = ".".join(filter(None, (found["architecture"], found.get("tag"))))
         default = timm.get_pretrained_cfg(name).to_dict()
         if options is None:
@@ -99,7 +99,7 @@ def create_model(
             **({"drop_path_rate": drop_path} if drop_path else {}),
             **options,
         )
-    except Exception as error:  # numbers that do not go together are found anywhere in timm
+    except Exception as error:  # inconsistent numbers raise anywhere in timm
         if not pretrained or isinstance(error, TypeError | AssertionError | ValueError):
             raise LpvitError(
                 f"models: timm cannot build '{name}' with {options}: {type(error).__name__}: {one_line(error)}"
@@ -112,12 +112,12 @@ def create_model(
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
-    """(channels, height, width) of the images that the model takes."""
+    """(channels, height, width) of the model's input."""
     return tuple(model.pretrained_cfg["input_size"])  # type: ignore[index]
 
 
 def nearest_model(name: str) -> str:
-    """The end of a message about a name that timm does not know."""
+    """A hint for a message about an unknown timm name."""
     close = get_close_matches(name, timm.list_models(), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 

@@ -1,4 +1,4 @@
-"""The edit of a block-pruned model: which blocks of which layers stay.
+"""The edit of a block-pruned model: its keep masks.
 
 R, C = rows and columns of a layer's grid of blocks.
 """
@@ -24,7 +24,7 @@ class PackedMask(Section):
     Attributes:
         rows: R.
         columns: C.
-        bits: One bit a block, row by row, 1 where it stays, the first in the highest bit of a byte; base64.
+        bits: One bit per block, row by row, 1 where it is kept, the first in the highest bit of a byte; base64.
     """
 
     rows: PositiveInt
@@ -55,11 +55,11 @@ class PackedMask(Section):
 
 @final
 class KeptBlocks(Edit):
-    """Blocks of weight matrices that are zero and stay so.
+    """Keep masks of weight matrices.
 
     Attributes:
         block_shape: Rows and columns of a block.
-        keep_masks: Layer -> mask of its blocks.
+        keep_masks: Layer -> its mask.
     """
 
     kind: Literal["blocks"] = "blocks"
@@ -75,16 +75,16 @@ class KeptBlocks(Edit):
         zero_pruned(model.state_dict(), expand_keep_masks(model, self.unpacked(), self.block_shape))
 
     def unpacked(self) -> dict[str, Tensor]:
-        """Layer -> (R, C), bool, True where the block stays."""
+        """Layer -> (R, C), bool, True where the block is kept."""
         return {layer: mask.unpacked() for layer, mask in self.keep_masks.items()}
 
 
 def with_keep_masks(edits: Iterable[Edit], keep_masks: KeepMasks, block_shape: tuple[int, int]) -> tuple[Edit, ...]:
-    """Edits of a model with these masks and no others: in the place of those that it had, or at the end.
+    """Edits of a model with these masks: in the position of the previous masks, or at the end.
 
     Args:
         edits: Of the model.
-        keep_masks: Layer -> (R, C), bool; without any, the model counts as not pruned in blocks.
+        keep_masks: Layer -> (R, C), bool; empty if the model has no pruned blocks.
         block_shape: Rows and columns of a block.
     """
     packed = {layer: PackedMask.of(keep_mask) for layer, keep_mask in keep_masks.items()}
@@ -97,10 +97,10 @@ def with_keep_masks(edits: Iterable[Edit], keep_masks: KeepMasks, block_shape: t
 
 
 def record_keep_masks(model: nn.Module, keep_masks: KeepMasks, block_shape: tuple[int, int]) -> None:
-    """Lets a model remember its masks as an edit (`with_keep_masks`); its weights stay as they are."""
+    """Records masks of a model as an edit (`with_keep_masks`); its weights are not changed."""
     set_edits(model, with_keep_masks(edits_of(model), keep_masks, block_shape))
 
 
 def kept_blocks_of(edits: Iterable[Edit]) -> KeptBlocks | None:
-    """The masks among the edits of a model; None if it is not pruned in blocks."""
+    """The masks in the edits of a model; None without pruned blocks."""
     return next((edit for edit in edits if isinstance(edit, KeptBlocks)), None)

@@ -14,6 +14,8 @@ class Blocks(StructureSettings):
 
     moved_keys: ClassVar = dict.fromkeys(("order", "form", "correction_images"), "distortion")
 
+    rounds: ClassVar = 4
+
     structure: Literal["blocks"] = Field("blocks", description="what is removed")
     block_shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
         description="rows (output features) and columns (input features) of a block"

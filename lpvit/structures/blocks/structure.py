@@ -33,6 +33,10 @@ class BlockStructure:
     settings: Blocks
 
     @property
+    def block_shape(self) -> tuple[int, int]:
+        return self.settings.block_shape
+
+    @property
     def measures_images(self) -> bool:
         return self.settings.measures_images
 

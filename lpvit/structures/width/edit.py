@@ -1,6 +1,6 @@
-"""The edit of a narrower model: parameters of other shapes than its source gives them."""
+"""The edit of a narrower model: shapes of parameters that differ from its source."""
 
-from typing import Literal, Self, final
+from typing import ClassVar, Literal, Self, final
 
 from timm.layers import Attention
 from torch import nn
@@ -11,24 +11,26 @@ from lpvit.models.edits import Edit
 
 @final
 class NarrowerShapes(Edit):
-    """Parameters of other shapes, and layers that know about it.
+    """Changes the shapes of parameters and the sizes that layers store.
 
     Attributes:
         shapes: Parameter name -> shape.
     """
+
+    removes: ClassVar[bool] = True
 
     kind: Literal["width"] = "width"
     shapes: dict[str, tuple[int, ...]]
 
     @classmethod
     def between(cls, model: nn.Module, narrower: nn.Module) -> Self:
-        """What makes a model as narrow as another with the same parameters."""
+        """The edit that makes a model as narrow as another with the same parameters."""
         before = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         shapes = {name: tuple(value.shape) for name, value in narrower.state_dict().items()}
         return cls(shapes={name: shape for name, shape in shapes.items() if shape != before[name]})
 
     def apply(self, model: nn.Module) -> None:
-        """Gives parameters their shapes, and layers the numbers that they keep beside them; the weights are lost.
+        """Changes the shapes of parameters and the sizes that layers store; the weights are lost.
 
         Raises:
             LpvitError: The model has no such parameter.
@@ -46,7 +48,7 @@ class NarrowerShapes(Edit):
 
 
 def _fit_to_weight(module: nn.Module) -> None:
-    """Sets what a layer keeps beside its weight."""
+    """Sets the sizes that a layer stores."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Conv2d):
@@ -58,7 +60,7 @@ def _fit_to_weight(module: nn.Module) -> None:
 
 
 def fit_heads(attention: Attention) -> None:
-    """Sets what timm's attention keeps beside its weights after the width of the heads has changed."""
+    """Sets the sizes that timm's attention stores, after the width of the heads has changed."""
     attention.head_dim = len(attention.qkv.weight) // (3 * attention.num_heads)
     attention.attn_dim = attention.head_dim * attention.num_heads
     attention.scale = attention.head_dim**-0.5

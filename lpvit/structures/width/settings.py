@@ -13,7 +13,7 @@ TAKEN = ("macs", "reconstruction")
 
 
 class Width(StructureSettings):
-    """The whole model made narrower by Torch-Pruning and dense as before; ViT and DeiT."""
+    """A narrower dense model by Torch-Pruning; ViT and DeiT."""
 
     structure: Literal["width"] = Field("width", description="what is removed")
 

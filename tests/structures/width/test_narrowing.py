@@ -123,6 +123,14 @@ def test_width_takes_a_budget_of_macs_and_a_reconstruction():
         Width().require_budget(Budget(sparsity=0.5))
 
 
-def test_the_library_prunes_blocks_only(model, calibration):
-    with pytest.raises(LpvitError, match=r"use lpvit\.structures\.width\.narrowing\.narrow"):
-        lpvit.prune(model, calibration, budget=0.5, pruning=lpvit.Width())
+def test_the_library_makes_models_narrower_and_says_what_they_cost(model, calibration, tmp_path):
+    pruned = lpvit.prune(model, calibration, budget=0.5, pruning=lpvit.Width())
+    dense = measure_costs(model).set_index("layer")
+    assert pruned.report.loc["(dense model)", "macs"] == dense["macs"].sum()
+    assert pruned.report.loc["(model)", "macs"] == macs(pruned.model)
+    assert 0.4 < pruned.report.loc["(model)", "keep_ratio"] <= 0.5
+    lpvit.save(pruned, tmp_path / "narrower.safetensors", options=SMALL)
+    again = lpvit.load(tmp_path / "narrower.safetensors")
+    assert again.report.equals(pruned.report)
+    with pytest.raises(LpvitError, match=r"^budget: structure 'width' takes a budget of 'macs'"):
+        lpvit.prune(model, calibration, budget=lpvit.Budget(sparsity=0.5), pruning=lpvit.Width())

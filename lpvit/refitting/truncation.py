@@ -1,0 +1,102 @@
+r"""Truncated singular value decompositions in a metric of outputs and one of inputs.
+
+.. math:: W_r = S^{-1/2} \, [S^{1/2} W C^{1/2}]_r \, C^{-1/2}
+
+is the matrix of rank r with the least :math:`tr(S (W - W_r) C (W - W_r)^T)` (Eckart and Young in these metrics). Any
+root serves, here the Cholesky factors, and only the metric of the smaller side needs one: with :math:`C = L L^T` and V
+the leading eigenvectors of :math:`L^T W^T S W L`, :math:`W_r = (W L V) (V^T L^{-1})`.
+
+O, I = output and input features of a layer; J = I, or I + 1 with a bias; r = rank; R = min(O, I).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lpvit.moments.parts import Parts
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The weights of a layer y = expand (reduce x) + bias.
+
+    Attributes:
+        expand: B, (O, r).
+        reduce: A, (r, I).
+        bias: (O,), or None.
+    """
+
+    expand: Tensor
+    reduce: Tensor
+    bias: Tensor | None
+
+    @property
+    def rank(self) -> int:
+        return len(self.reduce)
+
+    def balanced(self) -> "LowRank":
+        """The same layer with factors of equal length, row by column: for what rounds, decays or trains them."""
+        ratio = (self.expand.norm(dim=0) / self.reduce.norm(dim=1).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+        return LowRank(self.expand / ratio, self.reduce * ratio[:, None], self.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """(O, J), the bias as last column."""
+        matrix = self.expand @ self.reduce
+        return matrix if self.bias is None else torch.cat([matrix, self.bias[:, None]], dim=1)
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A weight matrix as rank-one parts, the most important first.
+
+    Attributes:
+        left: Of the parts, as columns (O, R).
+        right: Of the parts, as rows (R, I); left @ right is the matrix.
+        energy: Squared singular values, (R,), falling: what leaving out each part costs in the metrics.
+    """
+
+    left: Tensor
+    right: Tensor
+    energy: Tensor
+
+
+def decompose(weight: Tensor, output_metric: Tensor | None = None, input_metric: Tensor | None = None) -> Decomposition:
+    """Parts of a matrix in two metrics.
+
+    Args:
+        weight: (O, I), float64.
+        output_metric: S, (O, O), positive definite; None is the identity.
+        input_metric: C, (I, I), likewise.
+
+    Returns:
+        Of which the first r make W_r.
+    """
+    out_features, in_features = weight.shape
+    if out_features < in_features:
+        turned = decompose(weight.T, input_metric, output_metric)
+        return Decomposition(turned.right.T, turned.left.T, turned.energy)
+    root = None if input_metric is None else torch.linalg.cholesky(input_metric)
+    tall = weight if root is None else weight @ root
+    energy, vectors = torch.linalg.eigh(tall.T @ (tall if output_metric is None else output_metric @ tall))
+    vectors = vectors.flip(1)
+    right = vectors.T
+    if root is not None:
+        right = torch.linalg.solve_triangular(root, right, upper=False, left=False)
+    return Decomposition(tall @ vectors, right, energy.flip(0).clamp_min(0))
+
+
+def damped(metric: Tensor, damping: float) -> Tensor:
+    """A metric with a share of its mean diagonal added to it; one that is 0 throughout becomes the identity."""
+    level = metric.diagonal().mean()
+    identity = torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
+    return metric + damping * level * identity if level > 0 else identity
+
+
+def truncated(parts: Parts, rank: int, bias: Tensor | None) -> LowRank:
+    """The first parts of a layer; its bias (O,) takes what the others make of the mean input."""
+    expand, reduce = parts.left[:, :rank], parts.right[:rank]
+    if bias is None:
+        return LowRank(expand, reduce, None)
+    return LowRank(expand, reduce, bias.to(expand) + parts.left[:, rank:] @ (parts.right[rank:] @ parts.mean))
