@@ -16,9 +16,6 @@ PACKAGE = Path(__file__).parent.parent
 BESIDE = ("csrc", "template")  # folders with files that modules use besides Python
 
 
-# Modules that find others by name, with patterns of those: no import names them.
-FOUND_BY_NAME = {"stages/edited": "**/edit.py"}
-
 # Modules that handle files, logs and errors, not results; only their imported constants count: schemas.
 NEUTRAL = (
     "__init__",
@@ -59,9 +56,6 @@ def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str
         seen.add(file)
         module = _read(file, package, file.read_text())
         waiting += module.imported
-        if file.is_relative_to(package):
-            pattern = FOUND_BY_NAME.get(str(file.relative_to(package).with_suffix("")))
-            waiting += [] if pattern is None else package.glob(pattern)
         for source, name in module.constants:
             if value := _assignments(source.read_text()).get(name):
                 digests[f"{_name(source, package)}: {name}"] = value

@@ -8,7 +8,7 @@ from lpvit.costs.cost import layer_table, measure_costs, model_metrics, narrow_d
 from lpvit.costs.settings import Energy
 from lpvit.data.index import count_skipped, usable_images
 from lpvit.data.loading import evaluation_loader
-from lpvit.stages.edited import read_edited
+from lpvit.models.architecture import load_model
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import IMAGES, LAYERS, METRICS, read_parquet, write_parquet
 from lpvit.structures.blocks.masks import kept_blocks, load_masks
@@ -16,7 +16,7 @@ from lpvit.training.evaluation import evaluate
 
 with stage(snakemake) as compute:
     name, energy = snakemake.params.stage, Energy.model_validate(snakemake.params.energy)
-    architecture, state = read_edited(snakemake.input.model, name)
+    architecture, state = load_model(snakemake.input.model, name)
     keep_masks, block_shape = load_masks(snakemake.input.masks) if snakemake.input.masks else ({}, None)
     model, images = architecture.build(state), read_parquet(snakemake.input.images, IMAGES)
     costs = measure_costs(model)

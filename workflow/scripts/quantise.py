@@ -1,17 +1,16 @@
 """A pruned or fine-tuned model, its masks and calibration images in, the model in another precision out."""
 
 from lpvit.data.loading import evaluation_loader
-from lpvit.models.architecture import Architecture, save_model
+from lpvit.models.architecture import Architecture, load_model, save_model
 from lpvit.quantisation.quantise import quantise_model
 from lpvit.quantisation.settings import Quantisation
-from lpvit.stages.edited import read_edited
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import SAMPLES, read_parquet
 from lpvit.structures.blocks.masks import load_masks
 
 with stage(snakemake) as compute:
     before, after = snakemake.params.stages
-    architecture, state = read_edited(snakemake.input.model, before)
+    architecture, state = load_model(snakemake.input.model, before)
     model, loader = architecture.build(state), None
     if (images := snakemake.params.images) is not None:
         samples = read_parquet(snakemake.input.samples, SAMPLES)
