@@ -22,19 +22,22 @@ from subject import add_arguments, logits_of, read_subject, squared_change, top1
 
 from lpvit.allocation.allocate import allocate
 from lpvit.allocation.settings import Budget
+from lpvit.allocation.tables import LayerTables
 from lpvit.costs.cost import measure_costs
-from lpvit.structures.factors.factorise import Measured, factorised, measure
-from lpvit.structures.factors.ranks import allocated_ranks
+from lpvit.pruning.rounds import measure
 from lpvit.structures.factors.settings import Factors
+from lpvit.structures.factors.structure import FactorStructure
+from lpvit.structures.structure import Options, Statistics
 
-METHODS = {
-    "factors": Factors(),
-    "pivoted": Factors(form="pivoted"),
-    "factors, not refitted": Factors(refit="none"),
-    "activation-aware SVD (AAFM)": Factors(metric="activations", refit="none"),
-    "Fisher-weighted SVD (FWSVD)": Factors(metric="fisher", refit="none"),
-    "SVD of the weights": Factors(metric="weights", refit="none"),
+METHODS = {  # settings, and whether factors are refitted
+    "factors": (Factors(), True),
+    "pivoted": (Factors(form="pivoted"), True),
+    "factors, not refitted": (Factors(), False),
+    "activation-aware SVD (AAFM)": (Factors(metric="activations"), False),
+    "Fisher-weighted SVD (FWSVD)": (Factors(metric="fisher"), False),
+    "SVD of the weights": (Factors(metric="weights"), False),
 }
+Measured = tuple[Options, Statistics | None]
 COLUMNS = ["model", "images", "method", "macs", "achieved", "dense_top1", "top1", "distortion", "predicted", "seconds"]
 
 
@@ -76,12 +79,15 @@ class Judge:
         self.macs = measure_costs(self.subject.model)["macs"].sum()
 
     def measure(self, method: str, macs: float) -> dict[str, Any]:
-        settings, device = METHODS[method], self.subject.compute.device
+        (settings, refits), device = METHODS[method], self.subject.compute.device
         measured, seconds = self._measured(settings)
         started = time.perf_counter()
-        allocation = allocate(measured.tables, Budget(macs=macs, min_keep_ratio=0))
-        ranks = allocated_ranks(allocation, settings.rank_multiple)
-        model = factorised(self.subject.model, self.images, measured, ranks, settings, device)
+        options, statistics = measured
+        tables = LayerTables(options.curves, options.blocks, measure_costs(self.subject.model))
+        allocation = allocate(tables, Budget(macs=macs, min_keep_ratio=0))
+        structure = FactorStructure(settings)
+        ranks, images = structure.choose(options.blocks, allocation), self.images if refits else None
+        model = structure.compress(self.subject.model, ranks, statistics, images, device).model
         seconds += time.perf_counter() - started
         logits = logits_of(model, self.tests)
         numbers = {
@@ -89,7 +95,7 @@ class Judge:
             "dense_top1": top1(self.dense, self.tests),
             "top1": top1(logits, self.tests),
             "distortion": squared_change(logits, self.dense),
-            "predicted": sum(predictions(measured, allocation)),
+            "predicted": sum(predictions(options.curves, allocation)),
             "seconds": seconds,
         }
         return {name: float(f"{number:.6g}") for name, number in numbers.items()}
@@ -99,15 +105,15 @@ class Judge:
         key = f"{settings.metric} {settings.form}"
         if key not in self.measured:
             started = time.perf_counter()
-            measured = measure(self.subject.model, self.images, settings, self.subject.compute.device)
+            measured = measure(self.subject.model, self.images, FactorStructure(settings), self.subject.compute.device)
             self.measured[key] = measured, time.perf_counter() - started
         return self.measured[key]
 
 
-def predictions(measured: Measured, allocation: pd.DataFrame) -> Iterator[float]:
+def predictions(curves: pd.DataFrame, allocation: pd.DataFrame) -> Iterator[float]:
     """Distortion that its curve gives every layer at its allocated rank."""
     for layer, units, kept in allocation[["layer", "blocks", "blocks_kept"]].itertuples(index=False, name=None):
-        curve = measured.tables.curves[measured.tables.curves["layer"] == layer]
+        curve = curves[curves["layer"] == layer]
         yield float(curve["distortion"].iloc[units - kept])
 
 

@@ -120,7 +120,7 @@ def describe(given: Subject, images: Batches, block_shape: tuple[int, int]) -> L
     costs = costs[costs["layer"].isin(names)]
     if not file["curves"].exists():
         pruning = Blocks(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
-        options = measure(given.model, images, BlockStructure(pruning), "cpu")
+        options, _ = measure(given.model, images, BlockStructure(pruning), "cpu")
         options.blocks.to_parquet(file["blocks"])
         options.curves.to_parquet(file["curves"])
     if not file["rounding"].exists():

@@ -309,7 +309,7 @@ class Judge:
             keep_masks, block_shape = structure.choose(ranked, allocation), calibrated.shape
             if arm.chosen_by is None:
                 images = calibrated.images if budget.refits else None
-                state = structure.compress(model, keep_masks, images, device).model.state_dict()
+                state = structure.compress(model, keep_masks, None, images, device).model.state_dict()
             else:
                 choose, block_shape = rivals.chooser(arm.chosen_by, block_shape)
                 state = reconstruct(

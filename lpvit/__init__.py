@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lpvit.schemes.edit import add_scheme
     from lpvit.schemes.settings import Scheme
     from lpvit.structures.blocks.settings import Blocks
+    from lpvit.structures.factors.settings import Factors
     from lpvit.structures.width.settings import Width
     from lpvit.training.evaluation import Accuracy
     from lpvit.training.settings import Recipe
@@ -38,6 +39,7 @@ __all__ = [
     "Accuracy",
     "Blocks",
     "Budget",
+    "Factors",
     "LpvitError",
     "Pruned",
     "Quantisation",
@@ -66,6 +68,7 @@ _MODULES = {
     "Quantisation": "quantisation.settings",
     "Recipe": "training.settings",
     "Scheme": "schemes.settings",
+    "Factors": "structures.factors.settings",
     "Width": "structures.width.settings",
     "add_scheme": "schemes.edit",
     "evaluate": "api.training",

@@ -10,10 +10,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lpvit.bases.align import FREEDOMS, align
+from lpvit.bases.last_block.unread import drop_unread_tokens
 from lpvit.config.reference import update
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.analysis.network import analyse
+from lpvit.models.edits import edits_of
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "families.md"
 
@@ -101,11 +104,29 @@ def outcome(name: str) -> str:
     return "works" if cuts else "works; every pass starts at the images"
 
 
+def bases(family: str) -> str:
+    """Row of the table of aligned bases: at how many places a freedom is used, and why not at the others."""
+    model = member(family)
+    images = images_for(model, 8)
+    _, report = align(model, [(images, torch.zeros(len(images)))])
+    counts = [
+        "yes" if row.places == row.candidates else f"{row.places} of {row.candidates}" if row.places else "no"
+        for row in report.itertuples()
+    ]
+    narrower, _ = drop_unread_tokens(model)
+    read = next((edit.tokens for edit in edits_of(narrower)), "all")
+    reasons = [f"{row.freedom}: {row.reason}" for row in report.itertuples() if row.reason]
+    return "| " + " | ".join([family, *counts, str(read), ". ".join(reasons)]) + " |"
+
+
 def tables() -> dict[str, str]:
-    """Markdown of both tables, by the name of their markers."""
+    """Markdown of all tables, by the name of their markers."""
     tested = [f"| {family} | `{name}` |" for family, (name, _) in FAMILIES.items()]
     others = [f"| {family} | `{name}` | {outcome(name)} |" for family, name in OTHERS.items()]
+    heading = ["family", *FREEDOMS, "last block computes", "why not"]
+    aligned = ["| " + " | ".join(heading) + " |", "| --- " * len(heading) + "|", *map(bases, FAMILIES)]
     return {
+        "bases": "\n".join(aligned),
         "families": "\n".join(["| family | member tested |", "| --- | --- |", *tested]),
         "others": "\n".join(["| family | member | outcome |", "| --- | --- | --- |", *others]),
     }

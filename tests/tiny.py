@@ -59,3 +59,10 @@ def predicted_curves(statistics: Statistics, blocks: pd.DataFrame, points: int, 
     """Curves by a distortion that looks at no images."""
     settings = Blocks(block_shape=(1, 1), points=points, **pruning)  # the shape has gone into the statistics
     return rate_distortion_curves(statistics, blocks, settings)
+
+
+def sized_model(kind: str, **others: Any) -> nn.Module:
+    """The same in evaluation mode, with a data config that says the size of the images that it takes."""
+    model = dense_model(kind, **others).eval()
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": tuple(photographs(kind, 1).shape[1:])}  # type: ignore[dict-item, assignment]
+    return model

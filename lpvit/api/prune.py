@@ -53,8 +53,8 @@ def prune(
             an `lpvit.Budget`.
         block_shape: Rows (output features) and columns (input features) of a block, with Gauss-Newton saliencies
             and curves. For other methods give `pruning` instead.
-        pruning: What is removed and how that is measured, `lpvit.Blocks` or `lpvit.Width`; its ``batch_size`` is
-            ignored.
+        pruning: What is removed and how that is measured: `lpvit.Blocks`, `lpvit.Factors` or `lpvit.Width`. Its
+            ``batch_size`` is ignored.
         schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
             them.
         energy: Constants of the energy model, for a budget in energy.

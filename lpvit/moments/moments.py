@@ -1,11 +1,11 @@
-r"""Second moments of what a layer reads and of what the logits feel of its outputs, in one pass over the images.
+r"""Second moments of a layer's inputs and of the gradients at its outputs, in one pass over the images.
 
 A change of the weight matrix by :math:`\Delta W` changes the logits, to first order, by :math:`E (\sum_t g_t^T \Delta W
 x_t)^2` with x_t the input of token t and g_t the gradient of a random projection of the logits at its output
-(`lpvit.moments.gradients`). Taking g and x for independent turns it into :math:`tr(S \, \Delta W \, C \, \Delta W^T)`
+(`lpvit.moments.gradients`). With g and x taken as independent this becomes :math:`tr(S \, \Delta W \, C \, \Delta W^T)`
 (Kronecker-factored curvature; Martens and Grosse, 2015), with S the mean of :math:`g g^T` and C that of :math:`x x^T`.
-A token that the logits do not feel should not say what matters in C, so each is weighted by its :math:`|g_t|^2`: the
-first step of the power iteration towards the nearest Kronecker product.
+Tokens without influence on the logits should not contribute to C, so each is weighted by its :math:`|g_t|^2`: the first
+iteration of the power method for the nearest Kronecker product.
 
 N = images of a batch; T = tokens of an image in a layer; O, I = output and input features of a layer.
 """
@@ -24,15 +24,15 @@ from lpvit.progress import bar
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """What one pass over the images says about a layer; on the device of the model, in float64.
+    """Second moments of a layer; on the device of the model, in float64.
 
     Attributes:
         images: Number of images.
         tokens: Of all images together.
-        input_mean: (I,); tokens count by the squared length of the gradient at their output, or all alike.
-        input_covariance: C, about that mean and counted likewise, (I, I).
+        input_mean: (I,); tokens weighted by the squared gradient at their output, or equally.
+        input_covariance: C, centred at that mean with the same weights, (I, I).
         output_sensitivity: S, sum over tokens of g g^T, mean over images, (O, O), in squared logits per squared output.
-        token_sensitivity: Sum over outputs of g^2, mean over images, for every place among the tokens, (T,).
+        token_sensitivity: Sum over outputs of g^2, mean over images, for every token position, (T,).
     """
 
     images: int
@@ -55,18 +55,18 @@ def collect_moments(
 ) -> dict[str, LayerMoments]:
     """Moments of layers from one forward pass and ``probes`` backward passes per image.
 
-    What is kept does not grow with the images: 8 bytes * (I^2 + O^2) a layer, beside the activations of a batch.
-    Products are taken in single precision, or the model's if that is higher, and summed in float64, about the mean of
-    the first batch, so that inputs far from 0 lose nothing.
+    Memory does not grow with the number of images: 8 bytes * (I^2 + O^2) per layer, in addition to the activations of a
+    batch. Products are computed in single precision, or the model's if higher, and summed in float64, centred at the
+    mean of the first batch, so that inputs far from 0 lose no precision.
 
     Args:
-        model: Moved to the device, otherwise left as it is.
+        model: Moved to the device, otherwise not modified.
         loader: Calibration images.
         layers: Names of layers to describe; each runs once in a forward pass.
         probes: Random projections of the logits per image.
         device: Where to compute.
         seed: Of the probes, which depend neither on the batches nor on the device.
-        weighted: Whether tokens count by their gradients in the moments of the inputs.
+        weighted: Whether tokens are weighted by their gradients in the moments of the inputs.
 
     Raises:
         LpvitError: There are no images, or an output or a moment is not finite.
@@ -88,10 +88,10 @@ def collect_moments(
 
 
 class _Sums:
-    """Of one layer, over the images so far; those of inputs about an origin."""
+    """Sums of one layer over the images so far; inputs relative to an origin."""
 
     def __init__(self, inputs: Tensor, gradients: Tensor, weighted: bool) -> None:
-        """Sums of nothing, for inputs (N, T, I) and gradients (N, T, O) such as these."""
+        """Empty sums for inputs (N, T, I) and gradients (N, T, O) of this kind."""
         features, (_, tokens, outputs) = inputs.shape[2], gradients.shape
         self.weighted = weighted
         self.images = 0
@@ -102,7 +102,7 @@ class _Sums:
         )
 
     def add(self, inputs: Tensor, by_probe: Sequence[Tensor]) -> None:
-        """Takes in a batch: inputs (N, T, I) and, for every probe, gradients (N, T, O)."""
+        """Adds a batch: inputs (N, T, I) and, for every probe, gradients (N, T, O)."""
         self.images += len(inputs)
         strength = torch.stack([gradients.square().sum(dim=-1) for gradients in by_probe]).mean(dim=0)
         self.by_place += strength.sum(dim=0, dtype=torch.float64)

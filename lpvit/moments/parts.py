@@ -1,12 +1,12 @@
-r"""Products of rank-one parts of a weight change: what each adds to random projections of the logits, image by image.
+r"""Products of rank-one parts of a weight change: contributions to random projections of the logits, image by image.
 
-A change of the weight as a sum of parts, :math:`\Delta W = \sum_i a_i b_i^T` with the mean mu of the inputs left to the
-bias, changes a projection of the logits of an image, to first order, by the sum of
+A change of the weight as a sum of parts, :math:`\Delta W = \sum_i a_i b_i^T`, with the mean mu of the inputs
+compensated by the bias, changes a projection of the logits of an image, to first order, by the sum of
 
 .. math:: c_i = \sum_t (g_t \cdot a_i) (b_i \cdot (x_t - \mu)).
 
-The mean of c c^T over images and probes holds the distortion of leaving out any of the parts,
-:math:`\delta(M) = \sum_{i, j \in M} E c_i c_j`, products across tokens and dependence of g and x included.
+The mean of c c^T over images and probes gives the distortion of omitting any set M of parts,
+:math:`\delta(M) = \sum_{i, j \in M} E c_i c_j`, including products across tokens and dependence of g and x.
 
 N = images of a batch; T = tokens of an image in a layer; O, I = output and input features of a layer; R = parts.
 """
@@ -30,7 +30,7 @@ class Parts:
     Attributes:
         left: a, as columns (O, R).
         right: b, as rows (R, I).
-        mean: What is taken from the inputs, since the bias makes up for it, (I,).
+        mean: Subtracted from the inputs, because the bias compensates for it, (I,).
     """
 
     left: Tensor
@@ -53,10 +53,10 @@ def part_moments(
     device: torch.device | str,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Mean of c c^T over images and probes, summed as the images come: 8 bytes * R^2 a layer, however many.
+    """Mean of c c^T over images and probes, accumulated over batches: 8 bytes * R^2 per layer for any number of images.
 
     Args:
-        model: Dense model; moved to the device, otherwise left as it is.
+        model: Dense model; moved to the device, otherwise not modified.
         loader: Calibration images.
         parts: Of every layer that is described; each runs once in a forward pass.
         probes: Random projections v of the logits per image.

@@ -40,8 +40,8 @@ def prune(
         assert budget.macs is not None, "its settings require it (`StructureSettings.require_budget`)"
         return structure.compress_to(model.to(device), images, budget.macs, refit=budget.refits)
     require_reachable(shapes, budget)  # before the expensive part
-    options = measure(model, images, structure, device)
+    options, statistics = measure(model, images, structure, device)
     tables = LayerTables(options.curves, options.blocks, shapes.costs, shapes.energy, shapes.latency)
     tables = before_last_round(model, images, structure, tables, budget, device)
     choice = structure.choose(tables.blocks, allocate(tables, budget))
-    return structure.compress(model, choice, images if budget.refits else None, device)
+    return structure.compress(model, choice, statistics, images if budget.refits else None, device)

@@ -16,12 +16,14 @@ from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.models.analysis.passes import Batches
 from lpvit.progress import labelled
-from lpvit.structures.structure import Options, Structure
+from lpvit.structures.structure import Options, Statistics, Structure
 
 _logger = logging.getLogger(__name__)
 
 
-def measure(model: nn.Module, images: Batches, structure: Structure, device: torch.device | str) -> Options:
+def measure(
+    model: nn.Module, images: Batches, structure: Structure, device: torch.device | str
+) -> tuple[Options, Statistics | None]:
     """Measures the options of the layers of a model for an allocation.
 
     Args:
@@ -30,11 +32,15 @@ def measure(model: nn.Module, images: Batches, structure: Structure, device: tor
         structure: What may be removed.
         device: Where to compute.
 
+    Returns:
+        The options, and the statistics behind them if `Structure.compress` needs them.
+
     Raises:
         LpvitError: A layer does not fit the structure, or something is not finite.
     """
     statistics = structure.statistics(model, images, structure.statistics_needed, device)
-    return structure.options(statistics, model, images, device)
+    options = structure.options(statistics, model, images, device)
+    return options, statistics if structure.compresses_by_statistics else None
 
 
 def before_last_round(
@@ -53,7 +59,7 @@ def before_last_round(
     Args:
         model: Dense; moved to the device, otherwise not modified.
         images: Calibration images.
-        structure: What is removed.
+        structure: What is removed; one that compresses by statistics takes a single round.
         tables: Of the dense model's layers.
         budget: Number of rounds, and whether weights are refitted in each.
         device: Where to compute.
@@ -69,8 +75,8 @@ def before_last_round(
     for number, interim in enumerate(budget.on_the_way, start=1):
         choice = structure.choose(tables.blocks, allocate(tables, interim))
         with labelled(f"round {number} of {budget.steps}"):
-            pruned = structure.compress(model, choice, images if budget.refits else None, device).model
-            options = measure(pruned, images, structure, device)
+            pruned = structure.compress(model, choice, None, images if budget.refits else None, device).model
+            options, _ = measure(pruned, images, structure, device)
         tables = replace(tables, blocks=options.blocks, curves=options.curves)
         targets = ", ".join(f"{quantity} {target:.3f}" for quantity, target in interim.targets.items())
         _logger.info("round %d of %d: %s", number, budget.steps, targets)

@@ -12,6 +12,7 @@ O, I = output and input features of a layer; J = I, or I + 1 with a bias; r = ra
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -70,12 +71,17 @@ def fit_reduced_rank(
         The factors, and their relative errors on the held-out tokens with the strongest ridge and with the one chosen.
 
     Raises:
-        SingularError: A system is singular.
+        SingularError: A system is singular with every ridge.
     """
-    candidates = {ridge: reduced_rank(fit, start, rank, output_metric, ridge, bias) for ridge in ridges}
+    candidates = {}
+    for ridge in ridges:
+        with suppress(SingularError):  # too weak for single precision; a stronger one may do
+            candidates[ridge] = reduced_rank(fit, start, rank, output_metric, ridge, bias)
+    if not candidates:
+        raise SingularError
     errors = {ridge: _weighted_error(held_out, low.weight, output_metric) for ridge, low in candidates.items()}
     best = min(errors, key=errors.__getitem__)
-    before, after = (held_out.relative_error(candidates[ridge].weight) for ridge in (max(ridges), best))
+    before, after = (held_out.relative_error(candidates[ridge].weight) for ridge in (max(candidates), best))
     return reduced_rank(fit + held_out, start, rank, output_metric, best, bias), before, after
 
 

@@ -7,6 +7,7 @@ for the whole model (`ModelStructure`).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pandas as pd
@@ -61,6 +62,10 @@ class Structure(Protocol):
     def measures_images(self) -> bool:
         """Whether `options` needs the model and the calibration images."""
 
+    @property
+    def compresses_by_statistics(self) -> bool:
+        """Whether `compress` needs the statistics of the dense model."""
+
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         """The layers that have options, in order of execution."""
 
@@ -77,6 +82,14 @@ class Structure(Protocol):
     ) -> Statistics:
         """Statistics of the layers of a model on the calibration images."""
 
+    @staticmethod
+    def load_statistics(path: str | Path) -> Statistics:
+        """Reads statistics that a stage has saved.
+
+        Raises:
+            LpvitError: The file is missing or damaged, or has other content.
+        """
+
     def options(
         self, statistics: Statistics, model: nn.Module | None, images: Batches | None, device: torch.device | str
     ) -> Options:
@@ -85,8 +98,23 @@ class Structure(Protocol):
     def choose(self, blocks: pd.DataFrame, allocation: pd.DataFrame) -> Any:
         """The remaining part of every layer after an allocation (schema ``ALLOCATION``), in terms of this structure."""
 
-    def compress(self, model: nn.Module, choice: Any, images: Batches | None, device: torch.device | str) -> Compressed:
-        """A compressed copy of a dense model, on the CPU; weights are refitted if calibration images are given."""
+    def compress(
+        self,
+        model: nn.Module,
+        choice: Any,
+        statistics: Statistics | None,
+        images: Batches | None,
+        device: torch.device | str,
+    ) -> Compressed:
+        """A compressed copy of a dense model, on the CPU; refitted where calibration images are given.
+
+        Args:
+            model: Dense.
+            choice: From `choose`.
+            statistics: Of the dense model, if `compresses_by_statistics`.
+            images: Calibration images, or None.
+            device: Where to compute.
+        """
 
 
 @runtime_checkable

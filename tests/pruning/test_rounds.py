@@ -37,7 +37,7 @@ def images() -> Batches:
 
 @pytest.fixture(scope="module")
 def described(model: nn.Module, images: Batches) -> dict[str, pd.DataFrame]:
-    options = measure(model, images, BLOCKS, "cpu")
+    options, _ = measure(model, images, BLOCKS, "cpu")
     return {"blocks": options.blocks, "curves": options.curves, "costs": measure_costs(model)}
 
 

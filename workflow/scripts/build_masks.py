@@ -13,8 +13,9 @@ with stage(snakemake) as compute:
     choice = structure.choose(
         read_parquet(snakemake.input.blocks, BLOCKS), read_parquet(snakemake.input.allocation, ALLOCATION)
     )
-    pruned = structure.compress(dense.model, choice, dense.images, compute.device)
-    save_masks(pruned.keep_masks, pruned.block_shape, snakemake.output.masks)
+    statistics = structure.load_statistics(snakemake.input.statistics) if structure.compresses_by_statistics else None
+    pruned = structure.compress(dense.model, choice, statistics, dense.images, compute.device)
+    save_masks(pruned.keep_masks, pruned.block_shape or (1, 1), snakemake.output.masks)
     schemes = schemes_added(snakemake.params.schemes)
     model = extended(Architecture.of(pruned.model), pruned.model.state_dict(), schemes)
     save_model(*model, snakemake.output.pruned, "pruned")

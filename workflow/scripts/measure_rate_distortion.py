@@ -4,11 +4,10 @@ from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.inputs import structure_asked
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import BLOCKS, CURVES, write_parquet
-from lpvit.structures.blocks.statistics import load_statistics
 
 with stage(snakemake) as compute:
-    statistics = load_statistics(snakemake.input.statistics)
     structure, model, images = structure_asked(snakemake), None, None
+    statistics = structure.load_statistics(snakemake.input.statistics)
     if structure.measures_images:
         dense = read_calibrated(snakemake, compute)
         model, images = dense.model, dense.images

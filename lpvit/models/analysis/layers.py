@@ -15,6 +15,7 @@ from lpvit.models.analysis.trace import Span, Trace, trace
 
 MatrixLayer = nn.Linear | nn.Conv2d
 
+_PARTS = ("reduce", "expand")  # of a layer with low-rank factors
 _ROLES_BY_NAME = ("qkv", "proj", "fc1", "fc2")  # timm's names in a transformer block; for others the structure decides
 
 
@@ -145,7 +146,9 @@ class Body:
 
     def role(self, name: str, span: Span, module: MatrixLayer) -> str:
         """The role of a layer."""
-        last = name.rpartition(".")[2]
+        around, _, last = name.rpartition(".")
+        if last in _PARTS and around.rpartition(".")[2] in _ROLES_BY_NAME:
+            last = around.rpartition(".")[2]
         if not self.spans:  # no transformer: only names remain
             first = name.partition(".")[0]
             return "head" if first in ("head", "head_dist") else "patch_embed" if first == "patch_embed" else last
@@ -171,7 +174,7 @@ class Body:
 
 
 def _repeated_members(model: nn.Module, with_attention: set[str]) -> list[str]:
-    """Members of lists whose members with attention have the same class; a single member must contain no such list."""
+    """Members of lists whose members with attention are of one's class; a single member must contain no such list."""
     members = [name for name in with_attention if name.rpartition(".")[2].isdigit()]
     repeated = []
     for name in members:
@@ -179,7 +182,8 @@ def _repeated_members(model: nn.Module, with_attention: set[str]) -> list[str]:
         fellows = [other for other in members if other.rpartition(".")[0] == folder]
         classes = {type(model.get_submodule(other)) for other in fellows}
         lone_wrapper = len(fellows) == 1 and any(_is_inside(other, name) for other in members)
-        if len(classes) == 1 and not lone_wrapper:
+        alike = any(all(issubclass(other, one) for other in classes) for one in classes)
+        if alike and not lone_wrapper:
             repeated.append(name)
     return repeated
 

@@ -55,7 +55,7 @@ def collect_statistics(
 
 
 def load_statistics(path: str | Path) -> Statistics:
-    """Reads the statistics that a stage has saved.
+    """Reads the statistics of blocks that a stage has saved.
 
     Raises:
         LpvitError: As `lpvit.store.artifacts.load`, or the tables of a layer are inconsistent.

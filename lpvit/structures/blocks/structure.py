@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,6 +19,7 @@ from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.settings import Blocks
+from lpvit.structures.blocks.statistics import load_statistics
 from lpvit.structures.blocks.weights import pruned_weights
 from lpvit.structures.structure import Compressed, Options, Statistics
 
@@ -40,6 +42,10 @@ class BlockStructure:
     def measures_images(self) -> bool:
         return self.settings.measures_images
 
+    @property
+    def compresses_by_statistics(self) -> bool:
+        return False
+
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         return prunable_layers(matrix_layers(model), self.settings.layers)
 
@@ -60,6 +66,10 @@ class BlockStructure:
             model, images, layers, block_shape, needed["probes"], device, averaged=needed["averaged"]
         )
 
+    @staticmethod
+    def load_statistics(path: str | Path) -> Statistics:
+        return load_statistics(path)
+
     def options(
         self, statistics: Statistics, model: nn.Module | None, images: Batches | None, device: torch.device | str
     ) -> Options:
@@ -70,7 +80,12 @@ class BlockStructure:
         return build_keep_masks(blocks, allocation)
 
     def compress(
-        self, model: nn.Module, choice: KeepMasks, images: Batches | None, device: torch.device | str
+        self,
+        model: nn.Module,
+        choice: KeepMasks,
+        statistics: Statistics | None,
+        images: Batches | None,
+        device: torch.device | str,
     ) -> Compressed:
         pruned = deepcopy(model).cpu()
         pruned.load_state_dict(pruned_weights(model, choice, self.settings.block_shape, images, device))

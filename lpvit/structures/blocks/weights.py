@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.analysis.passes import Batches
 from lpvit.refitting.reconstruction import RIDGES, Choice, Fit, fit_in_order, matrix_layer, weight_with_bias
+from lpvit.structures.blocks.centring import Means, move_biases
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 
@@ -21,6 +22,7 @@ def pruned_weights(
     block_shape: tuple[int, int],
     loader: Batches | None,
     device: torch.device | str,
+    means: Means | None = None,
 ) -> dict[str, Tensor]:
     """Weights of the pruned model: the kept ones are unchanged or, given calibration images, reconstructed.
 
@@ -30,6 +32,8 @@ def pruned_weights(
         block_shape: Rows and columns of a block.
         loader: Calibration images; None keeps the remaining weights unchanged.
         device: Where to reconstruct.
+        means: Of the layers' inputs, from `lpvit.structures.blocks.centring.input_means`: biases then give what the
+            weights that go gave on average. A reconstruction fits the biases by itself.
 
     Returns:
         The state dict, on the CPU; pruned weights are exactly zero.
@@ -40,6 +44,7 @@ def pruned_weights(
     expanded = {name: keep.cpu() for name, keep in expand_keep_masks(model, keep_masks, block_shape).items()}
     if loader is None:
         state = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
+        move_biases(state, expanded, means or {})
         zero_pruned(state, expanded)
     else:
         state = reconstruct(model, keep_masks, block_shape, loader, device=device)

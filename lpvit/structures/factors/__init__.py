@@ -1,4 +1,4 @@
-"""Low-rank factors: a layer as two thinner ones, by what its inputs are and what the logits feel of its outputs."""
+"""Low-rank factors: a layer as two thinner ones, chosen by input covariance and output sensitivity."""
 
 from lpvit.lazy import modules_of
 

@@ -1,7 +1,7 @@
-"""A layer as two thinner ones, W ~ B A: plain linear layers or convolutions, which every engine and tool knows.
+"""A layer as two thinner ones, W ~ B A: plain linear layers or convolutions, which every engine and tool supports.
 
-O, I = output and input features of a layer (of a convolution: output channels, and channels * height * width of what
-it multiplies); r = rank.
+O, I = output and input features of a layer (of a convolution: output channels, and channels * height * width of its
+input); r = rank.
 """
 
 from typing import Any, Self
@@ -17,7 +17,7 @@ from lpvit.structures.factors.ranks import Form
 
 
 class FactorisedLinear(nn.Module):
-    """``y = B (A x) + b``: r (I + O) products a token. Of a convolution, one to r channels and one of 1x1.
+    """``y = B (A x) + b``: r (I + O) products per token. For a convolution, one to r channels and one of 1x1.
 
     Attributes:
         reduce: A, to r features, without bias.
@@ -31,7 +31,7 @@ class FactorisedLinear(nn.Module):
 
     @classmethod
     def like(cls, layer: MatrixLayer, rank: int) -> Self:
-        """In the place of a layer, to be filled by `store` or a state dict.
+        """Creates the replacement of a layer, filled by `store` or a state dict.
 
         Raises:
             LpvitError: The rank is not from 1 to the smaller side of the weight matrix.
@@ -42,7 +42,7 @@ class FactorisedLinear(nn.Module):
 
     @torch.no_grad()
     def store(self, low: LowRank) -> None:
-        """Takes the weights of the same rank."""
+        """Stores weights of the same rank."""
         _fill(self.reduce, low.reduce, None)
         _fill(self.expand, low.expand, low.bias)
 
@@ -53,17 +53,17 @@ class FactorisedLinear(nn.Module):
 
 
 class PivotedLinear(nn.Module):
-    r"""Some outputs as they are, the others from them: r (I + O - r) products a token for any weight of rank r.
+    r"""Computes r outputs directly and the others from them: r (I + O - r) products per token for any weight of rank r.
 
-    The map between the factors is free, so r rows of B A may be A itself; the other rows of B then say how to make an
-    output of these (PIFA, arXiv 2501.19090): with p the pivots and q the other outputs,
+    The map between the factors is free, so r rows of B A may be A itself; the other rows of B then combine these
+    outputs (PIFA, arXiv 2501.19090): with p the pivots and q the other outputs,
 
     .. math:: y_p = (B_p A) x + b_p, \qquad y_q = (B_q B_p^{-1}) \, y_p + b_q - B_q B_p^{-1} b_p.
 
     Attributes:
         reduce: To the r pivots, with their bias.
         expand: From the pivots to the other outputs.
-        order: Place of every output among the pivots followed by the others, (O,), int64.
+        order: Position of every output among the pivots followed by the others, (O,), int64.
     """
 
     order: Tensor
@@ -77,20 +77,20 @@ class PivotedLinear(nn.Module):
 
     @classmethod
     def like(cls, layer: MatrixLayer, rank: int) -> Self:
-        """In the place of a layer, to be filled by `store` or a state dict.
+        """Creates the replacement of a layer, filled by `store` or a state dict.
 
         Raises:
             LpvitError: The rank is not from 1 to less than the number of outputs, or above that of inputs.
         """
         others = _checked_outputs(layer, rank) - rank
         if not others:
-            raise LpvitError(f"rank: found {rank}, which leaves a pivoted layer no output to make of the others")
+            raise LpvitError(f"rank: found {rank}, which leaves a pivoted layer no other outputs")
         new = cls(_reduction(layer, rank, layer.bias is not None), _expansion(layer, rank, others))
         return new.train(layer.training)
 
     @torch.no_grad()
     def store(self, low: LowRank) -> None:
-        """Takes the weights of the same rank; pivots by QR with column pivoting, so that the others stay small."""
+        """Stores weights of the same rank; pivots by QR with column pivoting, so that the coefficients are small."""
         pivots, others = _pivots(low)
         mixing = torch.linalg.solve(low.expand[pivots], low.expand[others], left=False)
         bias = low.bias
@@ -147,7 +147,7 @@ def _fill(layer: MatrixLayer, matrix: Tensor, bias: Tensor | None) -> None:
 
 
 def _pivots(low: LowRank) -> tuple[Tensor, Tensor]:
-    """Outputs whose rows of B A are far from dependent, (r,), and the others, (O - r,), both by rising number.
+    """Outputs with well-conditioned rows of B A, (r,), and the others, (O - r,), both sorted.
 
     They are chosen among the rows of B times a root of A A^T, whose lengths and angles are those of the rows of B A.
     """

@@ -1,4 +1,4 @@
-"""What every rank of every layer costs and what it does to the logits, as tables that the allocators read.
+"""Cost and distortion of every rank of every layer, as tables for the allocators.
 
 O, I = output and input features of a layer; R = min(O, I).
 """
@@ -19,7 +19,7 @@ from lpvit.refitting.truncation import damped, decompose
 from lpvit.structures.factors.ranks import ladder, weights_of_units
 from lpvit.structures.factors.settings import Factors, Metric
 
-OUTPUT_DAMPING = 1e-2  # identity in the metric of the outputs, as a share of its mean diagonal
+OUTPUT_DAMPING = 1e-2  # identity added to the metric of the outputs, as a share of its mean diagonal
 INPUT_DAMPING = 1e-4  # the same of the inputs
 
 
@@ -53,10 +53,10 @@ def options(
     settings: Factors,
     device: torch.device | str,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Curves over the ladder of every layer, from exact products of the parts that each rank leaves out.
+    """Curves over the ladder of every layer, from exact products of the parts that each rank omits.
 
     Args:
-        model: Dense model; moved to the device, otherwise left as it is.
+        model: Dense model; moved to the device, otherwise not modified.
         loader: Calibration images.
         layers: Layers to describe.
         parts: From `parts_of_layers`.
@@ -64,8 +64,8 @@ def options(
         device: Where to compute.
 
     Returns:
-        The units (schema ``BLOCKS``; in one row, in the order in which they go) and the curves (schema ``CURVES``),
-        which `lpvit.allocation.allocate.allocate` takes like those of blocks.
+        The units (schema ``BLOCKS``; in one row, in pruning order) and the curves (schema ``CURVES``),
+        for `lpvit.allocation.allocate.allocate`, as for blocks.
 
     Raises:
         LpvitError: As `lpvit.moments.parts.part_moments`.

@@ -1,18 +1,22 @@
 """Settings of low-rank factors. Imports no torch."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from lpvit.settings import Section
 from lpvit.structures.factors.ranks import Form
+from lpvit.structures.settings import StructureSettings
+
+if TYPE_CHECKING:
+    from lpvit.allocation.settings import Budget
 
 Metric = Literal["two_sided", "activations", "fisher", "weights"]
 
 
-class Factors(Section):
-    """How layers become two thinner ones."""
+class Factors(StructureSettings):
+    """Low-rank factors: a layer becomes two smaller ones, `W ~ B A`."""
 
+    structure: Literal["factors"] = Field("factors", description="what is removed")
     rank_multiple: int = Field(8, gt=0, description="ranks are multiples of it; 64 suits a GPU")
     form: Form = Field(
         "plain",
@@ -24,10 +28,6 @@ class Factors(Section):
         description="what a truncation keeps: by covariance of the inputs and sensitivity of the logits; by the inputs "
         "alone (AAFM); by rows weighted with their sensitivity (FWSVD); or plain singular values of the weights",
     )
-    refit: Literal["none", "reduced_rank_regression"] = Field(
-        "reduced_rank_regression",
-        description="factors as truncated, or fitted layer by layer to the dense outputs on the calibration images",
-    )
     refine_steps: int = Field(
         0, ge=0, description="gradient steps on each transformer block towards the dense one's outputs; 0 is none"
     )
@@ -37,3 +37,14 @@ class Factors(Section):
         min_length=1,
         description="layers: `qkv`, `proj`, `fc1`, `fc2`, and on request `patch_embed`, `head`, `reduction`",
     )
+
+    @property
+    def statistics_needed(self) -> dict[str, Any]:
+        """The settings that the moments of the layers depend on."""
+        return {"layers": list(self.layers), "probes": self.probes, "weighted": self.metric == "two_sided"}
+
+    def require_budget(self, budget: "Budget") -> None:
+        if budget.steps > 1:
+            raise ValueError(f"structure 'factors' takes one round, found steps {budget.steps}; leave 'steps' out")
+        if budget.latency is not None:
+            raise ValueError("structure 'factors' has no latency table; give 'macs', 'energy' or 'sparsity'")

@@ -1,0 +1,1 @@
+"""The last transformer block, for the tokens that the head reads."""
