@@ -4,4 +4,4 @@
 include: "workflow/Snakefile"
 
 
-workflow.default_target = "all"  # which an included file cannot say
+workflow.default_target = "all"  # an included file cannot set it

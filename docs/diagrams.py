@@ -66,7 +66,7 @@ PIPELINE = {
     "index": Box(0, 0, ("index_images", "images.parquet")),
     "check": Box(1, 0, ("check_experiments", "plan.parquet")),
     "sample": Box(0, 1, ("sample_calibration", "samples.parquet")),
-    "dense": Box(1, 1, ("prepare_dense", "dense.pt, costs.parquet")),
+    "dense": Box(1, 1, ("fetch_dense, train_dense", "dense.pt, costs.parquet")),
     "count": Box(2, 3, ("count_costs (schemes)", "costs@schemes.parquet")),
     "statistics": Box(0, 2, ("collect_statistics", "statistics.pt")),
     "curves": Box(0, 3, ("measure_rate_distortion", "blocks.parquet, curves.parquet")),
@@ -74,7 +74,8 @@ PIPELINE = {
     "allocate": Box(1, 4, ("allocate_sparsity", "allocation.parquet")),
     "masks": Box(1, 5, ("build_masks", "masks.pt, pruned.pt")),
     "finetune": Box(1, 6, ("finetune", "finetuned.pt, history.parquet")),
-    "evaluate": Box(2, 6, ("evaluate", "metrics.parquet, layers.parquet")),
+    "evaluate": Box(2, 6, ("evaluate", "accuracy.parquet")),
+    "total": Box(2, 7, ("total_costs", "metrics.parquet, layers.parquet")),
     "benchmark": Box(0, 7, ("benchmark (on request)", "speed.parquet, energy.parquet")),
     "report": Box(1, 7, ("report", "index.html, summary.csv, figures")),
 }
@@ -94,7 +95,8 @@ PIPELINE_ARROWS = [
     Arrow("masks", "finetune"),
     Arrow("masks", "evaluate"),
     Arrow("finetune", "evaluate"),
-    Arrow("evaluate", "report"),
+    Arrow("evaluate", "total"),
+    Arrow("total", "report"),
     Arrow("finetune", "benchmark", dashed=True),
     Arrow("benchmark", "report", dashed=True),
 ]

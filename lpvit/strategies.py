@@ -8,7 +8,7 @@ The config imports these files, so they import torch, timm and pandas inside the
 Where a name is a keyword of Python, its file has an underscore more.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -30,16 +30,16 @@ class Registry(Mapping[str, type[Any]]):
     an instance. ``Budget.allocator`` is ``Annotated[Allocator, Allocator.registry]``.
     """
 
-    def __init__(self, folder: str, tag: str = "name", file: str = "", default: str | None = None) -> None:
+    def __init__(self, folder: str, tag: str = "name", files: Sequence[str] = (), default: str | None = None) -> None:
         """The folder's files are imported when the first strategy is requested.
 
         Args:
             folder: Package of the strategies.
             tag: Field of the classes with the name, which is that of the file.
-            file: Module with the class, if every strategy is a folder.
+            files: Modules that a strategy must have, if every strategy is a folder; the first defines the class.
             default: Name if the tag is missing.
         """
-        self.folder, self.tag, self.file, self.default = folder, tag, file, default
+        self.folder, self.tag, self.files, self.default = folder, tag, files, default
 
     def __set_name__(self, interface: type, _: str) -> None:
         self.interface = interface
@@ -47,11 +47,9 @@ class Registry(Mapping[str, type[Any]]):
     @cached_property
     def _classes(self) -> dict[str, type[Any]]:
         modules = module_names(self.folder)
-        if self.file:
-            inside = {name: f"{module}.{self.file}" for name, module in modules.items()}
-            modules = {
-                name: module for name, module in inside.items() if _is_package(modules[name]) and find_spec(module)
-            }
+        if self.files:
+            folders = {name: folder for name, folder in modules.items() if _has(folder, self.files)}
+            modules = {name: f"{folder}.{self.files[0]}" for name, folder in folders.items()}
         return {name: self._class_in(module, name) for name, module in sorted(modules.items())}
 
     def _class_in(self, module: str, name: str) -> type[Any]:
@@ -126,6 +124,8 @@ def registry_of(field: FieldInfo) -> Registry | None:
     return next((each for each in field.metadata if isinstance(each, Registry)), None)
 
 
-def _is_package(module: str) -> bool:
+def _has(module: str, files: Sequence[str]) -> bool:
+    """Whether a module is a folder with all these files."""
     spec = find_spec(module)
-    return spec is not None and spec.submodule_search_locations is not None
+    is_folder = spec is not None and spec.submodule_search_locations is not None
+    return is_folder and all(find_spec(f"{module}.{file}") for file in files)

@@ -2,9 +2,11 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +67,12 @@ class Run:
 
     @property
     def jobs(self) -> dict[str, int]:
-        """Rule -> jobs that ran or, in a dry-run, would run."""
-        _, found, table = self.output.rpartition("Job stats:")
-        rows = table.partition("\ntotal ")[0].splitlines()[3:] if found else []
-        return {rule: int(count) for rule, count in map(str.split, rows)}
+        """Rule -> jobs that ran or, in a dry-run, would run; if it has one, with the stage: ``evaluate_pruned``."""
+        jobs: Counter[str] = Counter()
+        for rule, told in re.findall(r"^(?:local)?rule (\w+):\n((?: +.*\n)*)", self.output, re.MULTILINE):
+            stage = re.search(r"wildcards: .*\bstage=(\w+)", told)
+            jobs[f"{rule}_{stage[1]}" if stage else rule] += 1
+        return dict(jobs)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,14 @@ def test_the_diagrams_are_those_of_their_script() -> None:
         assert (script["IMAGES"] / name).read_text() == script["draw"](*diagram), name
 
 
+def test_the_diagram_of_the_pipeline_has_stages_that_exist() -> None:
+    rules = "\n".join(file.read_text() for file in (REPOSITORY / "workflow/rules").glob("*.smk"))
+    existing = {*re.findall(r"^rule (\w+):", rules, re.MULTILINE), "report"}  # which are several rules
+    boxes = runpy.run_path(str(REPOSITORY / "docs/diagrams.py"))["PIPELINE"].values()
+    drawn = {name for box in boxes for name in re.findall(r"\w+", re.sub(r"\(.*?\)", "", box.lines[0]))}
+    assert drawn <= existing, drawn - existing
+
+
 def test_every_note_of_the_benchmarks_is_listed_on_their_page_and_on_the_site() -> None:
     page, site = (REPOSITORY / "benchmarks/README.md").read_text(), (REPOSITORY / "mkdocs.yml").read_text()
     for note in (REPOSITORY / "benchmarks/notes").glob("*.md"):

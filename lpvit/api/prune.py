@@ -16,6 +16,7 @@ from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
+from lpvit.bases.align import align
 from lpvit.costs.cost import measure_costs
 from lpvit.costs.energy import HOROWITZ
 from lpvit.costs.settings import Energy
@@ -73,7 +74,7 @@ def prune(
     except ValueError as error:
         raise LpvitError(f"budget: {error}") from None
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
-        pruned = _prune(model, loader, budget, structure_of(pruning), _CostModel(schemes, energy))
+        pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy))
         for scheme in schemes:
             add_scheme(pruned.model, scheme)
     return pruned
@@ -99,7 +100,7 @@ def _prune(
     model: nn.Module,
     loader: Iterable[Any],
     budget: Budget,
-    structure: Structure | ModelStructure,
+    pruning: StructureSettings,
     cost_model: _CostModel,
 ) -> Pruned:
     require_plain_module(model)
@@ -108,6 +109,9 @@ def _prune(
     batches = UserBatches(loader, next(model.parameters()).dtype)
     adopt_input_size(model, batches.first())
     analyse(model.to(device))
+    if pruning.freedoms:
+        model, _ = align(model, batches, pruning.freedoms, device)
+    structure = structure_of(pruning)
     shapes = cost_model.shapes(model, structure, budget)
     compressed = prune_to_budget(model, batches, structure, budget, shapes, device)
     masks, block_shape = dict(compressed.keep_masks), compressed.block_shape or (1, 1)

@@ -15,7 +15,7 @@ from lpvit.benchmark.settings import Benchmark
 from lpvit.benchmark.speed import benchmark
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import Architecture, load_model
-from lpvit.report.tables import markdown
+from lpvit.report.formats import markdown
 from lpvit.store.artifacts import header
 from lpvit.store.schemas import ALL, read_parquet
 

@@ -1,13 +1,13 @@
-"""What the page's chart is drawn from: every model, its costs by each count, and how it looks. Frames in, JSON out."""
+"""Data of the page's chart: every model with its costs and style. Frames in, JSON out."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
-from lpvit.report.looks import DENSE_LOOK, looks
-from lpvit.report.speed import placed
-from lpvit.report.tables import STAGES, human, interval, joules
+from lpvit.report.formats import STAGES, human, interval, joules
+from lpvit.report.style import DENSE_LOOK, looks
+from lpvit.report.tables.speed import placed
 
 COSTS = {
     "macs": "MACs in linear layers, per image",
@@ -23,7 +23,7 @@ Place = dict[str, Any]  # x and, where it was measured, its interval and the acc
 
 
 def chart_data(summary: pd.DataFrame, speed: pd.DataFrame, series: Mapping[str, str]) -> dict[str, Any]:
-    """All that the chart can show.
+    """Data of everything that the chart can show.
 
     Args:
         summary: From `summary`.
@@ -32,7 +32,7 @@ def chart_data(summary: pd.DataFrame, speed: pd.DataFrame, series: Mapping[str, 
 
     Returns:
         ``axes`` and ``stages``, key -> label; ``looks``, series -> colour and symbol; ``datasets``, name -> models,
-        each with its names, top-1 with interval and a place on every axis that it is known on.
+        each with its names, top-1 with interval and a position on every axis with a value.
     """
     axes = dict(COSTS)
     measured: dict[tuple[str, str, str], dict[str, Place]] = {}
@@ -66,7 +66,7 @@ def chart_data(summary: pd.DataFrame, speed: pd.DataFrame, series: Mapping[str, 
 
 
 def _measured(speed: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], str, str, Place]]:
-    """Names of a model (no experiment, of a dense one), key and label of an axis, and its place there."""
+    """Names of a model (no experiment for a dense one), key and label of an axis, and its position there."""
     for (_, batch_size), rows in speed.groupby(["dataset", "batch_size"]):
         key, label = f"milliseconds_{batch_size}", f"measured milliseconds per image, batch size {batch_size}"
         for row in placed(rows).to_dict("records"):

@@ -1,10 +1,11 @@
 """The report as one offline page: frames, figures and facts in, HTML out.
 
-What is told stands in ``template/page.html``; here its numbers become text.
+The text is in ``template/page.html``; here numbers are formatted.
 """
 
 import base64
 import importlib.resources
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,37 +16,15 @@ import jinja2
 import pandas as pd
 
 from lpvit.report.charts import DENSE, chart_data
-from lpvit.report.panels import panels_of
-from lpvit.report.speed import speed_parts
-from lpvit.report.tables import STAGES, human, interval, joules
+from lpvit.report.formats import STAGES, human, interval, joules
+from lpvit.report.tables.speed import speed_parts
 
 TEMPLATE = Path(__file__).parent / "template"
-FIGURES = {  # name of the file -> title, what to see
-    "curves": (
-        "Rate-distortion curves",
-        "One line a layer: what pruning it alone does to the logits. Low lines are cheap.",
-    ),
-    "allocation": ("Keep ratios", "Share of its blocks that every layer keeps under the budget."),
-    "blocks": ("Block patterns", "Kept blocks in the first, the middle and the last layer of each role."),
-    "interactions": (
-        "Interactions of layers",
-        "White off the diagonal: distortions add up, as the allocation assumes.",
-    ),
-    "frontier": ("Two budgets", "What both budgets could be at equal distortion."),
-    "history": (
-        "Fine-tuning",
-        "Progress of the training with frozen masks, from the pruned model on; dashed: on training images.",
-    ),
-    "dense_history": (
-        "Training of the dense model",
-        "Progress of the training before anything was pruned; dashed: on training images.",
-    ),
-}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows.
+    """Content of the page.
 
     Attributes:
         name: Of the report.
@@ -53,12 +32,13 @@ class Report:
         speed: From `read_speed`; no rows if nothing was measured.
         series: Experiment -> its series, from `lpvit.report.series`.
         experiments: Of each its ``name``, ``decisions`` (section -> name and settings as text), ``figures`` (SVG
-            files), ``layers``, a frame of schema ``LAYERS``, of its last model, and what else `panels_of` asks for.
-        tradeoff: Figure of `plot_tradeoff` (SVG file).
+            ``file``, ``title`` and ``caption``, with plotly's JSON in the same folder) and ``layers``, a frame
+            of schema ``LAYERS``, of its last model.
+        tradeoff: Figure of accuracy against MACs (SVG file).
         paper: Text, table and figure (SVG file) of the paper's rows, or None.
         facts: Title -> name -> value.
-        durations: From `lpvit.report.facts.durations`.
-        config: The config as it was given.
+        durations: From `lpvit.report.environment.durations`.
+        config: The given config.
         written: When, as text.
     """
 
@@ -77,7 +57,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table that can be sorted: what is shown, what it is sorted by, and a remark in small print."""
+    """A cell of a sortable table: text, sort key, and a remark in small print."""
 
     text: str
     value: float | str
@@ -85,12 +65,12 @@ class Cell:
 
 
 def render(report: Report, interactive: bool = True) -> str:
-    """The page, whole in itself: figures, data, style and scripts are within.
+    """The self-contained page: figures, data, style and scripts are included.
 
     Args:
-        report: What it shows.
-        interactive: With the chart to zoom and the figures of every experiment; without, it is short enough for a frame
-            of Snakemake's report (browsers open no more than 2 MB there), which has these figures beside it.
+        report: Its content.
+        interactive: With the interactive chart and the figures of every experiment; without, it is short enough for a
+            frame of Snakemake's report (browsers open at most 2 MB there), which lists these figures separately.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -117,9 +97,9 @@ def render(report: Report, interactive: bool = True) -> str:
 
 
 def up_to_date(speed: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Measured speeds of the models that the summary is of, and the experiments whose model has changed since.
+    """Measured speeds of the models of the summary, and the experiments whose model has changed since.
 
-    Speed is measured on request, so it may be of a model before the last change of the config.
+    Speed is measured on request, so it may belong to a model before the last change of the config.
     """
     same = ["dataset", "model", "stage", "model_top1", "energy"]
     of_models = summary.rename(columns={"top1": "model_top1"})
@@ -133,7 +113,7 @@ def up_to_date(speed: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame
 
 
 def best(rows: pd.DataFrame) -> pd.Series:
-    """Which models no other one beats with as many MACs (to 0.5 %) or fewer.
+    """Pareto-optimal models: no other is more accurate with as many MACs (to 0.5 %) or fewer.
 
     Args:
         rows: Of one dataset and model: ``macs`` and ``top1`` of final models.
@@ -149,7 +129,7 @@ def best(rows: pd.DataFrame) -> pd.Series:
 
 
 def _tables(summary: pd.DataFrame, speed: pd.DataFrame) -> Iterable[dict[str, Any]]:
-    """One table per dense model: it, and what the experiments made of it."""
+    """One table per dense model, with the models of its experiments."""
     for (dataset, model), of_model in summary.groupby(["dataset", "model"], sort=False):
         dense = of_model[of_model["stage"] == DENSE].iloc[0]
         by_experiment = of_model[of_model["stage"] != DENSE].groupby("experiment", sort=False)
@@ -176,7 +156,7 @@ def _tables(summary: pd.DataFrame, speed: pd.DataFrame) -> Iterable[dict[str, An
 
 
 def _cells(row: pd.Series, dense: pd.Series, pruned: float, faster: Mapping[str, Cell]) -> dict[str, Cell]:
-    """Column -> cell, of one model."""
+    """Column -> cell, for one model."""
     lost = row["top1"] - dense["top1"]
     return {
         "top-1": Cell(f"{row['top1']:.2f} %", row["top1"], interval(row["top1_low"], row["top1_high"])),
@@ -198,7 +178,7 @@ def _share(value: float) -> Cell:
 
 
 def _speed_ups(speed: pd.DataFrame, experiment: str | None) -> dict[str, Cell]:
-    """The fastest arm of a model at every batch size; None is the dense model."""
+    """The fastest configuration of a model at every batch size; None is the dense model."""
     cells = {}
     for batch_size, rows in speed.groupby("batch_size"):
         own = rows[(rows["experiment"] == experiment) & (rows["stage"] != DENSE)]
@@ -223,17 +203,16 @@ def _leader(final: pd.DataFrame, dense: pd.Series) -> dict[str, str]:
 
 
 def _experiments(report: Report) -> Iterable[dict[str, Any]]:
-    """Of each experiment what its section shows; a figure that an earlier one has is not shown twice."""
+    """The section of each experiment; figures of an earlier section are not repeated."""
     home: dict[str, str] = {}
     for experiment in report.experiments:
         shown, elsewhere = [], []
-        for file in experiment["figures"]:
-            title, text = FIGURES[Path(file).stem]
+        for figure in experiment["figures"]:
+            file = figure["file"]
             if home.setdefault(file, experiment["name"]) == experiment["name"]:
-                panels = panels_of(file, experiment["layers"], experiment["unit"], experiment["before"])
-                shown.append({"title": title, "text": text, "file": file, "panels": panels})
+                shown.append({**figure, "panels": json.loads(Path(file).with_suffix(".json").read_text())})
             else:
-                elsewhere.append({"title": title, "experiment": home[file]})
+                elsewhere.append({"title": figure["title"], "experiment": home[file]})
         layers = experiment["layers"]
         yield {
             **experiment,
@@ -271,4 +250,4 @@ def _time(seconds: float) -> str:
 
 
 def _size(mebibytes: float) -> str:
-    return "\u2013" if math.isnan(mebibytes) else f"{mebibytes / 1024:.1f} GiB"
+    return f"{mebibytes / 1024:.1f} GiB"

@@ -1,4 +1,4 @@
-"""Which experiments belong together. Imports nothing, so that a dry-run stays fast."""
+"""Groups experiments into series. Imports nothing, so a dry run is fast."""
 
 import re
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def series_of(decisions: Mapping[str, Any]) -> dict[str, str]:
-    """Joins the experiments that differ in nothing but how much they keep: a sweep, drawn as one line.
+    """Groups experiments that differ only in the targets of their budgets: a sweep, drawn as one line.
 
     Args:
-        decisions: Experiment -> all that it decides but the targets of its budget, as plain values.
+        decisions: Experiment -> all its decisions except the targets of its budget, as plain values.
 
     Returns:
-        Experiment -> name of its series: its own if it stands alone, else what the names begin with alike.
+        Experiment -> name of its series: its own if single, else the common prefix of the names.
     """
     groups: dict[str, list[str]] = {}
     for name, decided in decisions.items():
@@ -31,6 +31,6 @@ def _common_name(group: list[str]) -> str:
         return group[0]
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*group, strict=False))
     start = "".join(letters[0] for letters in alike)
-    if all(name[len(start) :][:1].isdigit() for name in group):  # do not cut a number in two
+    if all(name[len(start) :][:1].isdigit() for name in group):  # do not split a number
         start = start.rstrip("0123456789")
     return re.sub(r"[_.+-]+$", "", start) or f"{group[0]} to {group[-1]}"

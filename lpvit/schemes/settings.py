@@ -21,6 +21,10 @@ class Scheme(Section):
 
     scheme: str
 
+    if TYPE_CHECKING:  # it takes the keys of the scheme that it names
+
+        def __init__(self, **values: Any) -> None: ...
+
     def __new__(cls, **values: Any) -> Self:
         if cls is not Scheme:
             return super().__new__(cls)

@@ -2,19 +2,23 @@
 
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.costs.settings import Energy
 from lpvit.store.schemas import BLOCKS, COSTS, CURVES, read_parquet
-from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.blocks.structure import BlockStructure
-from lpvit.structures.structure import Structure
+from lpvit.structures.settings import AnyStructure, StructureSettings
+from lpvit.structures.structure import ModelStructure, Structure, structure_of
 
 
 def structure_asked(snakemake: Any) -> Structure:
-    """The structure that the param ``pruning`` asks for."""
-    return BlockStructure(Blocks.model_validate(snakemake.params.pruning))
+    """The structure that the param ``pruning`` asks for, which offers options layer by layer."""
+    pruning: StructureSettings = TypeAdapter(AnyStructure).validate_python(snakemake.params.pruning)
+    structure = structure_of(pruning)
+    assert not isinstance(structure, ModelStructure), "no rule asks for the options of its layers"
+    return structure
 
 
 def allocation_inputs(snakemake: Any) -> tuple[LayerTables, Budget]:
@@ -23,7 +27,7 @@ def allocation_inputs(snakemake: Any) -> tuple[LayerTables, Budget]:
     Args:
         snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.
     """
-    table, block_shape = snakemake.input.latency, snakemake.params.pruning["block_shape"]
+    table, block_shape = snakemake.input.latency, snakemake.params.pruning.get("block_shape")
     tables = LayerTables(
         curves=read_parquet(snakemake.input.curves, CURVES),
         blocks=read_parquet(snakemake.input.blocks, BLOCKS),

@@ -21,15 +21,14 @@ from lpvit.costs.settings import Energy
 from lpvit.data.index import list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
-from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
 from lpvit.models.sources.pretrained import require_fetchable
 from lpvit.models.sources.timm import create_model, nearest_model
 from lpvit.schemes.edit import add_scheme
-from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.settings import Blocks
+from lpvit.structures.structure import ModelStructure, structure_of
 from lpvit.structures.width.narrowing import require_narrowable
 from lpvit.structures.width.settings import Width
 from lpvit.training.settings import Recipe
@@ -163,21 +162,28 @@ def _check_pruning(model: nn.Module, experiment: Experiment, settings: Config) -
         for scheme in experiment.schemes:
             add_scheme(model, settings.schemes[scheme])
     costs = measure_costs(model)
-    if not isinstance(pruning, Blocks):
+    structure = structure_of(pruning)
+    if isinstance(structure, ModelStructure):
         macs = costs["macs"].sum()
         return {"dense_macs": macs, "prunable_macs": macs, "least_macs": 0, "target": budget.targets["macs"]}
-    prunable = prunable_layers(matrix_layers(model), pruning.layers)
-    blocks = {layer.name: BlockGrid(layer.shape, pruning.block_shape).count for layer in prunable}
-    row = _check_budget(costs, blocks, pruning.block_shape, budget, settings.energy)
-    samples = settings.calibrations[experiment.calibration].images * pruning.probes_used
-    _check_block_products(sum(blocks.values()), samples)
+    counts = structure.counts(model)
+    row = _check_budget(costs, counts, structure.block_shape, budget, settings.energy)
+    if isinstance(pruning, Blocks):
+        samples = settings.calibrations[experiment.calibration].images * pruning.probes_used
+        _check_block_products(sum(counts.values()), samples)
     return row
 
 
 def _check_budget(
-    costs: pd.DataFrame, blocks: Mapping[str, int], block_shape: tuple[int, int], budget: Budget, energy: Energy
+    costs: pd.DataFrame,
+    blocks: Mapping[str, int],
+    block_shape: tuple[int, int] | None,
+    budget: Budget,
+    energy: Energy,
 ) -> dict[str, float]:
-    latency = None if budget.latency_table is None else read_latency(budget.latency_table, block_shape)
+    latency = None
+    if budget.latency_table is not None and block_shape is not None:
+        latency = read_latency(budget.latency_table, block_shape)
     shapes = Shapes(costs, blocks, energy, latency)
     require_reachable(shapes, budget)
     dense, least = dense_and_least(shapes, "macs", budget)

@@ -1,6 +1,7 @@
 """Context of every workflow script: log, threads, device, and errors in one line."""
 
 import logging
+import resource
 import signal
 import sys
 import time
@@ -41,7 +42,8 @@ def stage(snakemake: Any) -> Iterator[Compute]:
     try:
         drop_record(snakemake.log[0])
         yield _compute(snakemake)
-        write_record(snakemake.log[0], snakemake.rule, dict(snakemake.params.items()))
+        effort = {"seconds": time.monotonic() - started, "mebibytes": _largest_memory()}
+        write_record(snakemake.log[0], snakemake.rule, dict(snakemake.params.items()), **effort)
     except LpvitError as error:
         for line in str(error).splitlines():
             logger.error("%s: %s", snakemake.rule, line)
@@ -53,6 +55,12 @@ def stage(snakemake: Any) -> Iterator[Compute]:
         logger.exception("%s: a bug, or an unsupported case", snakemake.rule)
         sys.exit(1)
     logger.info("%s: done in %.1f s", snakemake.rule, time.monotonic() - started)
+
+
+def _largest_memory() -> float:
+    """Mebibytes of the largest process of this job at its peak."""
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(peaks) / 1024
 
 
 def _is_out_of_memory(error: Exception) -> bool:

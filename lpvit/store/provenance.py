@@ -2,13 +2,17 @@
 
 Snakemake detects changes of a rule's script, not of the modules it imports. Every rule therefore has the digests of
 this code as a param: an edited module reruns the stages that import it and no others, and is named.
+
+A *strategy* is a module that the config selects by name (`lpvit.strategies`). Code refers to the package of strategies
+by an import, or by a string with its name. All strategies of such a package count, unless the caller gives the selected
+ones.
 """
 
 import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,25 +20,20 @@ PACKAGE = Path(__file__).parent.parent
 BESIDE = ("csrc", "template")  # folders with files that modules use besides Python
 
 
-# Modules that handle files, logs and errors, not results; only their imported constants count: schemas.
+# Modules that handle files, logs, errors and processes, not results; only their imported constants count: schemas.
 NEUTRAL = (
-    "__init__",
-    "errors",
-    "lazy",
-    "moved",
-    "mistakes",
-    "progress",
-    "settings",
-    "stages/stage",
-    "store/",
-    "strategies",
+    *("__init__", "errors", "lazy", "moved", "mistakes", "progress", "settings", "stages/stage", "stages/preloaded"),
+    *("store/", "strategies", "training/launcher", "training/nodes"),
 )
 
 
-def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str]:
+def source_digests(
+    script: str | Path, package: Path = PACKAGE, chosen: Mapping[str, Collection[str]] | None = None
+) -> dict[str, str]:
     """Digests of a script and of all modules of the package that it imports, directly or not, including kernels.
 
-    Of a package that is imported by its name (``from lpvit.data import loaders``), all modules count.
+    Of a package that is imported by its name (``from lpvit.data import loaders``) or named in a string
+    (``"lpvit.schemes.kinds"``), the ``chosen`` modules count, or all of them if not given.
 
     Comments, docstrings, formatting, the version number and imports for type checkers do not count, nor do `NEUTRAL`
     modules: rewording, a release or another error message reruns nothing.
@@ -42,6 +41,7 @@ def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str
     Args:
         script: Python file.
         package: Folder of the package whose imports are followed.
+        chosen: Package of strategies -> names that the script may run, as in the config.
 
     Returns:
         File, as seen from the package's folder, or constant of a neutral module -> eight hexadecimal digits.
@@ -56,6 +56,8 @@ def source_digests(script: str | Path, package: Path = PACKAGE) -> dict[str, str
         seen.add(file)
         module = _read(file, package, file.read_text())
         waiting += module.imported
+        for folder, inside in module.packages:
+            waiting += _strategies(folder, inside, package, chosen or {})
         for source, name in module.constants:
             if value := _assignments(source.read_text()).get(name):
                 digests[f"{_name(source, package)}: {name}"] = value
@@ -82,6 +84,7 @@ def fingerprint(settings: object, *files: str | Path) -> str:
 class _Module(NamedTuple):
     digest: str
     imported: list[Path]
+    packages: list[tuple[Path, str]]  # referred to by name, with the relevant file of each strategy, if not all
     constants: list[tuple[Path, str]]  # imported from neutral modules
 
 
@@ -90,7 +93,10 @@ def _read(file: Path, package: Path, text: str) -> _Module:
     """One file; parsed once for all scripts."""
     tree = _without_prose(ast.parse(text, str(file)))
     return _Module(
-        _digest(ast.dump(tree).encode()), list(_imported_files(tree, package)), list(_constants(tree, package))
+        _digest(ast.dump(tree).encode()),
+        list(_imported_files(tree, package)),
+        list(_packages(tree, package)),
+        list(_constants(tree, package)),
     )
 
 
@@ -129,15 +135,44 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names[1:]:  # a package imported by name is a registry; any strategy may be used
-                if name.startswith(f"{package.name}."):
-                    yield from package.joinpath(*name.split(".")[1:]).rglob("*.py")
         else:
             continue
         for name in names:
             parts = name.split(".")
             if parts[0] == package.name:
                 yield from _files_of(parts[1:], package)
+
+
+def _packages(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
+    """Packages referred to as a whole, by an import or in a string, with the ``file`` of a `Registry`."""
+    files = {
+        id(node.args[0]): str(ast.literal_eval(keyword.value))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Registry"
+        for keyword in node.keywords
+        if keyword.arg == "file"
+    }
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value]
+        for name in names:
+            first, *parts = name.split(".")
+            if parts and first == package.name and all(map(str.isidentifier, parts)):
+                found = _existing(package.joinpath(*parts, "__init__.py"))
+                yield from ((file.parent, files.get(id(node), "")) for file in found)
+
+
+def _strategies(folder: Path, inside: str, package: Path, chosen: Mapping[str, Collection[str]]) -> Iterator[Path]:
+    """Files of the selected strategies of a package, or of all; file names may have an additional underscore."""
+    name = ".".join(folder.relative_to(package.parent).parts)
+    yield folder / "__init__.py"
+    for file in folder.glob(f"*/{inside}.py" if inside else "**/*.py"):
+        strategy = file.relative_to(folder).parts[0].removesuffix(".py").rstrip("_")
+        if name not in chosen or strategy in chosen[name]:
+            yield file
 
 
 def _files_of(parts: list[str], package: Path) -> Iterator[Path]:

@@ -20,9 +20,16 @@ def record_file(log: str | Path) -> Path:
     return Path(log).with_suffix(".settings.json")
 
 
-def write_record(log: str | Path, rule: str, params: Mapping[str, Any]) -> None:
-    """Writes the record of a job after its results."""
-    record = {"rule": rule, "lpvit": __version__, "settings": _plain(params)}
+def write_record(log: str | Path, rule: str, params: Mapping[str, Any], **effort: float) -> None:
+    """Writes the record of a job after its results.
+
+    Args:
+        log: Of the job.
+        rule: Of the job.
+        params: Of the job.
+        **effort: ``seconds`` and ``mebibytes`` of the job, if it ran.
+    """
+    record = {"rule": rule, "lpvit": __version__, "settings": _plain(params), **effort}
     write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", record_file(log))
 
 
@@ -33,11 +40,25 @@ def drop_record(log: str | Path) -> None:
 
 def read_record(log: str | Path) -> dict[str, Any] | None:
     """The settings in the record of a job; None without a valid record."""
-    try:
-        settings = json.loads(record_file(log).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    settings = _read(log).get("settings")
     return settings if isinstance(settings, dict) else None
+
+
+def read_effort(log: str | Path) -> tuple[float, float] | None:
+    """Seconds and mebibytes of a job; None if it did not run here or has no valid record."""
+    try:
+        record = _read(log)
+        return float(record["seconds"]), float(record["mebibytes"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _read(log: str | Path) -> dict[str, Any]:
+    try:
+        record = json.loads(record_file(log).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def changes(recorded: Mapping[str, Any], params: Mapping[str, Any]) -> str:

@@ -178,6 +178,18 @@ CURVES = Schema(
     ),
 )
 
+FREEDOMS = Schema(
+    "freedoms.parquet",
+    "freedom of aligned bases that the pruning asks for",
+    (
+        Column("freedom", pa.string(), "", "`centre`, `residual`, `values`, `queries` or `hidden`"),
+        Column("used", pa.bool_(), "", "whether it is used anywhere in the model"),
+        Column("places", pa.int64(), "", "places where it is used"),
+        Column("candidates", pa.int64(), "", "places where it might have been used"),
+        Column("reason", pa.string(), "", "why it is not used at the others; empty if it is"),
+    ),
+)
+
 INTERACTIONS = Schema(
     "interactions.parquet",
     "ordered pair of prunable layers, under the masks of an experiment",
@@ -253,8 +265,8 @@ HISTORY = Schema(
     ),
 )
 
-METRICS = Schema(
-    "metrics.parquet",
+ACCURACY = Schema(
+    "accuracy.parquet",
     "evaluated model (one row)",
     (
         _STAGE,
@@ -263,6 +275,14 @@ METRICS = Schema(
         Column("top1", pa.float64(), "%", "top-1 accuracy"),
         Column("top5", pa.float64(), "%", "top-5 accuracy"),
         Column("loss", pa.float64(), "nat", "cross-entropy"),
+    ),
+)
+
+METRICS = Schema(
+    "metrics.parquet",
+    "evaluated model (one row)",
+    (
+        *ACCURACY.columns,
         Column("macs", pa.int64(), "MAC/image", "in linear layers, as the paper counts: of kept blocks"),
         Column(
             "macs_all", pa.int64(), "MAC/image", "all matrix products, attention included (half of torch's FLOP count)"
@@ -383,8 +403,10 @@ ALL = (
     CURVES,
     ALLOCATION,
     FRONTIER,
+    FREEDOMS,
     INTERACTIONS,
     HISTORY,
+    ACCURACY,
     METRICS,
     LAYERS,
     SPEED,

@@ -1,6 +1,6 @@
 """Settings of structures: what is removed from a model, and its measures."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -12,14 +12,37 @@ if TYPE_CHECKING:
 
 
 class StructureSettings(Section):
-    """Base of the settings of a structure, each in the ``settings.py`` of its package."""
+    """Base of the settings of a structure: in the ``settings.py`` of a package that also has a ``structure.py``."""
 
-    registry: ClassVar = Registry("lpvit.structures", tag="structure", file="settings", default="blocks")
+    registry: ClassVar = Registry(
+        "lpvit.structures", tag="structure", files=("settings", "structure"), default="blocks"
+    )
 
     rounds: ClassVar = 1  # pruning rounds, for a budget given as a number
+    compress_keys: ClassVar[tuple[str, ...]] = ()  # that decide, with an allocation, how a model is compressed
 
     structure: str
     batch_size: int = Field(64, gt=0, description="images per pass")
+
+    @property
+    def freedoms(self) -> tuple[str, ...]:
+        """The freedoms of `lpvit.bases.align` that the dense model is first aligned by."""
+        return ()
+
+    @property
+    def distortion_unit(self) -> str:
+        """Unit of the curves; empty where there are none."""
+        return ""
+
+    @property
+    def measures_images(self) -> bool:
+        """Whether curves need a pass over the calibration images beside that of the statistics."""
+        return False
+
+    @property
+    def statistics_needed(self) -> dict[str, Any]:
+        """The settings that the statistics of the layers depend on."""
+        return {}
 
     def require_budget(self, budget: "Budget") -> None:
         """Raises for a budget that this structure does not support.

@@ -46,7 +46,7 @@ class Accuracy:
         return cls(int(images), 100 * top1 / images, 100 * top5 / images, loss / images)
 
 
-def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Accuracy:
+def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str) -> Accuracy:
     """Measures a model on all images of a loader, in the precision of its weights.
 
     Args:
@@ -63,7 +63,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: 
 
 
 def evaluation_sums(
-    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device, progress: bool = True
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str, progress: bool = True
 ) -> Tensor:
     """Sums over a loader, which may be the shard of one process, or empty.
 

@@ -10,10 +10,11 @@ import pytest
 from test_report import evaluations, series
 
 from lpvit.report.charts import chart_data
-from lpvit.report.facts import commit, durations, machine, versions
+from lpvit.report.environment import commit, durations, machine, versions
 from lpvit.report.page import Report, best, render, up_to_date
-from lpvit.report.speed import read_speed
-from lpvit.report.tables import summary
+from lpvit.report.tables.speed import read_speed
+from lpvit.report.tables.summary import summary
+from lpvit.store.records import write_record
 from lpvit.store.schemas import LAYERS, empty_frame
 
 TIMES = {"half": (2.0, 5.0), "third": (2.5, 4.0)}  # speed-up, milliseconds of the dense model for 2 images
@@ -50,7 +51,7 @@ def page(table: pd.DataFrame, speed: pd.DataFrame, **changes: Any) -> str:
         "summary": table,
         "speed": speed,
         "series": series(evaluations()),
-        "experiments": [{**experiment, "layers": empty_frame(LAYERS), "unit": "", "before": ""}],
+        "experiments": [{**experiment, "layers": empty_frame(LAYERS)}],
         "tradeoff": "",
         "paper": None,
         "facts": {"versions": versions()},
@@ -141,8 +142,10 @@ def test_facts_tell_versions_machine_commit_and_what_stages_took(tmp_path: Path)
     assert {"lpvit", "python", "torch", "timm"} <= set(versions())
     assert machine()["cores"].isdigit()
     assert commit(tmp_path) == ""
-    (tmp_path / "time.tsv").write_text("s\th:m:s\tmax_rss\tmax_vms\n61.5\t0:01:01\t1024.0\t-\n")
-    timed = [{"stage": "curves", "of": "half", "file": str(tmp_path / name)} for name in ("time.tsv", "missing.tsv")]
+    write_record(tmp_path / "curves.log", "rule", {}, seconds=61.5, mebibytes=1024.0)
+    write_record(tmp_path / "cached.log", "rule", {})
+    names = ("curves.log", "cached.log", "missing.log")
+    timed = [{"stage": "curves", "of": "half", "log": str(tmp_path / name)} for name in names]
     assert durations(timed).to_dict("records") == [
         {"stage": "curves", "of": "half", "seconds": 61.5, "mebibytes": 1024.0}
     ]

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from test_report import drawn
 
 from lpvit.costs.cost import layer_table, measure_costs
-from lpvit.report.paper import DISTILLED, PROXY, paper_macs, paper_markdown, paper_table, plot_paper
+from lpvit.report.tables.paper import DISTILLED, PROXY, paper_macs, paper_markdown, paper_table
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_proxy_says_so_and_claims_no_difference(table: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize(("proxy", "marks"), [(False, 3), (True, 2)])
 def test_the_figure_draws_every_row(table: pd.DataFrame, proxy: bool, marks: int) -> None:
-    axes = plot_paper(table, proxy).axes[0]
+    axes = drawn("paper", table, proxy).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "mine"]
     assert len(axes.collections) == marks
     (bars,) = [bars for bars in axes.collections if hasattr(bars, "get_segments")]

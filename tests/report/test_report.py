@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -10,15 +11,22 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lpvit.report import figures as report
-from lpvit.report import looks, tables
+from lpvit.report import drawing, formats, layers, style
+from lpvit.report.catalogue import figure_files
+from lpvit.report.drawing import draw
 from lpvit.report.series import series_of
-from lpvit.report.tradeoff import plot_tradeoff
+from lpvit.report.tables import summary as tables
 from lpvit.store.schemas import ALLOCATION, COSTS, CURVES, HISTORY, METRICS, write_parquet
 
 DEPTH, WIDTH, TOKENS, BLOCK = 12, 384, 197, 16
 SHAPES = {"qkv": (3 * WIDTH, WIDTH), "proj": (WIDTH, WIDTH), "fc1": (4 * WIDTH, WIDTH), "fc2": (WIDTH, 4 * WIDTH)}
 PATHS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+
+
+def drawn(name: str, *inputs: Any) -> Figure:
+    """A figure by its name, from its inputs in order."""
+    figure = figure_files()[name]
+    return draw(name, dict(zip((*figure.needs, *figure.takes), inputs, strict=False)))
 
 
 def costs(depth: int = DEPTH) -> pd.DataFrame:
@@ -198,7 +206,7 @@ def test_images_that_were_left_out_are_told() -> None:
     assert tables.left_out(evaluations()) == ""
     (line,) = tables.left_out(evaluations().assign(images_skipped=3)).strip().splitlines()
     images = evaluations()["images"].iloc[0]
-    assert line == f"imagenet: 3 of {images + 3} validation images cannot be decoded and are left out."
+    assert line == f"imagenet: 3 of {images + 3} validation images cannot be decoded and are skipped."
 
 
 @pytest.mark.parametrize(
@@ -206,7 +214,7 @@ def test_images_that_were_left_out_are_told() -> None:
     [(1.5, "1.50 J"), (0.25, "250 mJ"), (0.0015, "1.50 mJ"), (8.15e-5, "81.5 µJ"), (2e-9, "2 nJ"), (2.5e-9, "2.50 nJ")],
 )
 def test_energies_stand_in_the_unit_that_fits(energy: float, text: str) -> None:
-    assert tables.joules(energy) == text
+    assert formats.joules(energy) == text
 
 
 @pytest.mark.parametrize(
@@ -227,11 +235,11 @@ def test_energies_stand_in_the_unit_that_fits(energy: float, text: str) -> None:
     ],
 )
 def test_quantities_have_three_digits_and_a_prefix(quantity: float, text: str) -> None:
-    assert tables.human(quantity) == text
+    assert formats.human(quantity) == text
 
 
 def test_curves_have_a_panel_for_each_role_and_a_line_for_each_layer() -> None:
-    figure = report.plot_curves(curves(costs()), costs(), "logit² per image")
+    figure = drawn("curves", curves(costs()), costs(), "logit² per image")
     panels = figure.axes[:4]
     assert [panel.get_title("left") for panel in panels] == list(SHAPES)
     assert all(len(panel.lines) == DEPTH for panel in panels)
@@ -241,7 +249,7 @@ def test_curves_have_a_panel_for_each_role_and_a_line_for_each_layer() -> None:
 
 def test_a_curve_shows_its_points_and_leaves_out_zero() -> None:
     frame = curves(costs())
-    line = report.plot_curves(frame, costs(), "arbitrary units").axes[0].lines[0]
+    line = drawn("curves", frame, costs(), "arbitrary units").axes[0].lines[0]
     curve = frame[frame["layer"] == "blocks.0.attn.qkv"]
     assert line.get_xdata() == pytest.approx(100 * curve["sparsity"].to_numpy()[1:])
     assert line.get_ydata() == pytest.approx(curve["distortion"].to_numpy()[1:])
@@ -256,13 +264,13 @@ def test_depth_counts_transformer_blocks_also_over_the_stages_of_a_swin() -> Non
     ]
     names += ["layers.1.downsample.reduction", "layers.1.blocks.0.attn.qkv", "head.fc"]
     frame = pd.DataFrame({"layer": names, "role": [name.split(".")[-1] for name in names]})
-    placed = report.place_layers(frame, names)
+    placed = layers.place_layers(frame, names)
     assert placed["depth"].tolist() == [0, 1, 1, 2, 2, 3, 3]
 
 
 def test_allocation_has_a_panel_for_each_role_and_a_bar_as_high_as_each_keep_ratio() -> None:
     frame = allocation(costs())
-    panels = report.plot_allocation(frame.sample(frac=1, random_state=0), costs()).axes
+    panels = drawn("allocation", frame.sample(frac=1, random_state=0), costs()).axes
     assert [panel.get_title("left") for panel in panels] == list(SHAPES)
     for panel, path in zip(panels, PATHS.values(), strict=True):
         of_role = frame[frame["layer"].str.endswith(path)]
@@ -273,7 +281,7 @@ def test_allocation_has_a_panel_for_each_role_and_a_bar_as_high_as_each_keep_rat
 @pytest.mark.parametrize(("budget", "name"), [("macs", "MACs kept"), ("sparsity", "sparsity of the prunable layers")])
 def test_allocation_tells_target_and_achieved(budget: str, name: str) -> None:
     frame = allocation(costs(), budget)
-    title, *_ = [text for text in lines(report.plot_allocation(frame, costs())) if "target" in text]
+    title, *_ = [text for text in lines(drawn("allocation", frame, costs())) if "target" in text]
     assert title.startswith(name)
     share = 100 * frame["blocks_kept"].sum() / frame["blocks"].sum()
     assert title.endswith(f"49.99 % (target 50.00 %); all blocks (dashed): {share:.1f} %")
@@ -281,7 +289,7 @@ def test_allocation_tells_target_and_achieved(budget: str, name: str) -> None:
 
 def test_blocks_show_first_middle_and_last_layer_of_each_role_outputs_down_inputs_across() -> None:
     masks = keep_masks(costs())
-    figure = report.plot_blocks(masks, costs())
+    figure = drawn("blocks", masks, costs())
     images = figure.axes[0].images
     assert len(images) == 12
     for image, layer in ((images[0], "blocks.0.attn.qkv"), (images[-1], "blocks.11.mlp.fc2")):
@@ -294,7 +302,7 @@ def test_blocks_show_first_middle_and_last_layer_of_each_role_outputs_down_input
 
 @pytest.mark.parametrize("depth", [1, 12])
 def test_grids_of_blocks_do_not_overlap(depth: int) -> None:
-    images = report.plot_blocks(keep_masks(costs(depth)), costs(depth)).axes[0].images
+    images = drawn("blocks", keep_masks(costs(depth)), costs(depth)).axes[0].images
     cells = [
         {(x, y) for x in range(round(left), round(right)) for y in range(round(top), round(bottom))}
         for left, right, bottom, top in (image.get_extent() for image in images)
@@ -309,10 +317,10 @@ def test_layers_of_which_nothing_is_pruned_have_no_interactions_to_show() -> Non
     pairs = pd.DataFrame(
         {"layer": a, "other": b, "distortion": strength[a] * strength[b]} for a in names for b in names
     )
-    axes = report.plot_interactions(pairs, costs()).axes[0]
+    axes = drawn("interactions", pairs, costs()).axes[0]
     assert np.asarray(axes.images[0].get_array()) == pytest.approx(np.array([[1, -1], [-1, 1]]))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["qkv 1", "qkv 2"]
-    assert axes.get_title("left").endswith("1 unpruned layers left out")
+    assert axes.get_title("left").endswith("1 unpruned layers omitted")
 
 
 def series(frame: pd.DataFrame) -> dict[str, str]:
@@ -321,7 +329,7 @@ def series(frame: pd.DataFrame) -> dict[str, str]:
 
 def test_tradeoff_has_a_panel_for_each_stage_with_every_model_at_its_true_place_and_the_dense_one() -> None:
     table = tables.summary(evaluations())
-    pruned, finetuned = plot_tradeoff(table, series(evaluations())).axes
+    pruned, finetuned = drawn("tradeoff", table, series(evaluations())).axes
     for axes, stage in ((pruned, "pruned"), (finetuned, "finetuned")):
         expected = table[table["stage"].isin(["dense", stage])][["macs", "top1"]]
         marks = [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() in "*os^Dv"]
@@ -331,7 +339,7 @@ def test_tradeoff_has_a_panel_for_each_stage_with_every_model_at_its_true_place_
 def test_a_sweep_is_one_line_and_has_its_intervals() -> None:
     table = tables.summary(evaluations().assign(images=50))
     sweep = {**series(evaluations()), "half": "sweep", "third": "sweep"}
-    axes = plot_tradeoff(table, sweep).axes[0]
+    axes = drawn("tradeoff", table, sweep).axes[0]
     (line,) = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
     rows = table[(table["stage"] == "pruned") & table["experiment"].isin(["third", "half"])].sort_values("macs")
     assert line.get_xydata() == pytest.approx(rows[["macs", "top1"]].to_numpy())
@@ -373,7 +381,7 @@ def test_two_series_never_share_a_name() -> None:
 
 
 def test_neighbours_differ_in_colour_and_in_marker_and_thirty_series_have_looks_of_their_own() -> None:
-    found = list(looks.looks({str(i): str(i) for i in range(30)}).values())
+    found = list(style.looks({str(i): str(i) for i in range(30)}).values())
     assert len(set(found)) == 30
     assert all(a.color != b.color and a.marker != b.marker for a, b in pairwise(found))
 
@@ -382,7 +390,7 @@ def test_every_curve_shows_some_decades() -> None:
     frame = curves(costs())
     frame.loc[frame["layer"] == "blocks.3.mlp.fc1", "distortion"] *= 1e-9
     frame.loc[3, "distortion"] = 1e-30
-    bottom, _ = report.plot_curves(frame, costs(), "arbitrary units").axes[0].get_ylim()
+    bottom, _ = drawn("curves", frame, costs(), "arbitrary units").axes[0].get_ylim()
     assert bottom == pytest.approx(1e-3 * frame.groupby("layer")["distortion"].max().min())
 
 
@@ -390,14 +398,14 @@ def test_tradeoff_has_a_panel_for_quantised_models_where_there_are_some() -> Non
     names = {"dataset": "imagenet", "model": "deit_s", "experiment": "half"}
     quantised = [evaluation("quantised", 60.9, 0.5, **names), evaluation("finetuned_quantised", 80.2, 0.5, **names)]
     rows = pd.concat([evaluations(), pd.DataFrame(quantised)])
-    figure = plot_tradeoff(tables.summary(rows), series(rows))
-    assert [axes.get_title("left").removeprefix("imagenet, ") for axes in figure.axes] == list(tables.STAGES.values())
+    figure = drawn("tradeoff", tables.summary(rows), series(rows))
+    assert [axes.get_title("left").removeprefix("imagenet, ") for axes in figure.axes] == list(formats.STAGES.values())
 
 
 def test_tradeoff_gives_every_dataset_its_row_and_every_experiment_its_look() -> None:
     many = [evaluations().assign(experiment=lambda rows, i=i: rows["experiment"] + str(i)) for i in range(3)]
     rows = pd.concat([*many, evaluations().assign(dataset="cifar10")])
-    figure = plot_tradeoff(tables.summary(rows), series(rows))
+    figure = drawn("tradeoff", tables.summary(rows), series(rows))
     titles = [f"{dataset}, {stage}" for dataset in ("imagenet", "cifar10") for stage in ("pruned alone", "fine-tuned")]
     assert [axes.get_title("left") for axes in figure.axes] == titles
     handles = figure.legends[0].legend_handles[1:]
@@ -406,7 +414,7 @@ def test_tradeoff_gives_every_dataset_its_row_and_every_experiment_its_look() ->
 
 def test_history_shows_loss_accuracy_and_learning_rate() -> None:
     frame = history()
-    loss, accuracy, rate = report.plot_history(frame).axes
+    loss, accuracy, rate = drawn("history", frame).axes
     assert [line.get_label() for line in loss.lines] == ["training", "validation"]
     assert accuracy.lines[0].get_ydata() == pytest.approx(frame["top1"].to_numpy())
     assert rate.lines[0].get_ydata() == pytest.approx(frame["learning_rate"].to_numpy())
@@ -414,7 +422,7 @@ def test_history_shows_loss_accuracy_and_learning_rate() -> None:
 
 def test_history_begins_with_the_model_before_training_where_that_was_evaluated() -> None:
     before = evaluations().query("stage == 'pruned'").head(1)
-    loss, accuracy, _ = report.plot_history(history(), before).axes
+    loss, accuracy, _ = drawn("history", history(), before).axes
     for axes, value in ((loss, before["loss"].iloc[0]), (accuracy, before["top1"].iloc[0])):
         (point,) = [line for line in axes.lines if line.get_label() == "before training"]
         assert point.get_xydata().tolist() == [[0, value]]
@@ -423,9 +431,9 @@ def test_history_begins_with_the_model_before_training_where_that_was_evaluated(
 def test_figures_are_written_whole_alike_and_leave_matplotlib_as_it_was(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     for name in ("first", "second"):
-        looks.save_figure(report.plot_history(history(2)), tmp_path / f"{name}.png", tmp_path / f"{name}.svg")
+        drawing.save_figure(drawn("history", history(2)), tmp_path / f"{name}.png", tmp_path / f"{name}.svg")
     assert dict(matplotlib.rcParams) == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["first.png", "first.svg", "second.png", "second.svg"]
     assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
     with Image.open(tmp_path / "first.png") as image:
-        assert image.size == (9 * looks.DOTS_PER_INCH, 2.6 * looks.DOTS_PER_INCH)
+        assert image.size == (9 * drawing.DOTS_PER_INCH, 2.6 * drawing.DOTS_PER_INCH)

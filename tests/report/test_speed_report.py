@@ -4,17 +4,16 @@ import math
 
 import pandas as pd
 import pytest
+from test_report import drawn
 
-from lpvit.report.speed import (
+from lpvit.report.tables.speed import (
     break_even,
     energy_ranking,
-    plot_speed_up,
     speed_markdown,
     speed_summary,
     speed_up_by_sparsity,
 )
-from lpvit.report.tables import wilson
-from lpvit.report.tradeoff import plot_latency
+from lpvit.report.tables.summary import wilson
 from lpvit.store.schemas import ENERGY, METRICS, SPEED
 
 FACTS = {"device": "cpu", "device_name": "Abacus", "threads": 2, "dtype": "float32", "kernel": "avx2", "torch": "2.15"}
@@ -123,7 +122,7 @@ def test_the_table_for_people_says_the_machine_and_the_energy_or_why_there_is_no
 
 
 def test_a_model_stands_where_its_speed_up_places_it_however_busy_the_machine_was(speed, metrics, no_energy) -> None:
-    figure = plot_latency(speed_summary(speed, metrics, no_energy), {name: name for name in EXPERIMENTS})
+    figure = drawn("latency", speed_summary(speed, metrics, no_energy), {name: name for name in EXPERIMENTS})
     first, second = figure.axes
     marks = [[line for line in axes.lines if line.get_marker() in "*os^Dv"] for axes in (first, second)]
     places = [{tuple(line.get_xydata()[0]) for line in of_panel} for of_panel in marks]
@@ -133,7 +132,7 @@ def test_a_model_stands_where_its_speed_up_places_it_however_busy_the_machine_wa
 
 
 def test_a_model_stands_with_the_intervals_of_its_time_and_of_its_accuracy(speed, metrics, no_energy) -> None:
-    axes = plot_latency(speed_summary(speed, metrics, no_energy), {name: name for name in EXPERIMENTS}).axes[0]
+    axes = drawn("latency", speed_summary(speed, metrics, no_energy), {name: name for name in EXPERIMENTS}).axes[0]
     lines = [bars.get_segments() for bars in axes.collections]
     accuracies = {tuple(line[:, 1]) for segments in lines for line in segments if line[0, 0] == line[1, 0]}
     top1 = pd.Series([85.0, *(top1 for _, top1, _ in EXPERIMENTS.values())])
@@ -177,7 +176,7 @@ def test_each_block_shape_is_drawn_with_its_break_even() -> None:
         pd.DataFrame({"sparsity": [0.2, 0.4, 0.8], "speed_up": ups}).assign(block=block, dataset="digits", model="vit")
         for block, ups in {"16x16": [0.5, 1.5, 2], "32x32": [1.1, 2, 3], "8x8": [0.1, 0.2, 0.3]}.items()
     ]
-    (axes,) = plot_speed_up(pd.concat(curves)).axes
+    (axes,) = drawn("speed_up", pd.concat(curves)).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["16x16: 30 %", "32x32: ≤ 20 %", "8x8: none"]
     marks = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
     assert marks[0] == [[pytest.approx(30), 1]]

@@ -1,12 +1,15 @@
 """Digests follow imports, and only what runs counts."""
 
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
 from lpvit.models.edits import edit_modules
-from lpvit.store.provenance import source_digests
+from lpvit.store.provenance import PACKAGE, source_digests
+from lpvit.strategies import module_names
 
 
 @pytest.fixture
@@ -93,8 +96,10 @@ EDITS = {  # stage -> modules that replay what it does to a model
     "narrow_model": ["structures/width/edit", "schemes/edit", "schemes/kinds/token_merging/merger"],
     "count_costs": ["schemes/edit", "schemes/kinds/token_merging/merger"],
     "finetune": ["structures/blocks/edit"],
+    "align_model": ["bases/edit"],
     "quantise": ["quantisation/edit"],
-    "prepare_dense": [],
+    "fetch_dense": [],
+    "train_dense": [],
     "evaluate": [],
 }
 
@@ -106,3 +111,56 @@ def test_a_stage_depends_on_the_edits_that_it_makes_and_so_does_what_reads_its_r
     assert set(EDITS[stage]) <= found
     if not EDITS[stage]:
         assert not edits & found
+
+
+REGISTRIES = {
+    "lpvit.allocation.allocators": "allocation/settings.py",
+    "lpvit.data.loaders": "data/settings.py",
+    "lpvit.report.figures": "report/drawing.py",
+    "lpvit.schemes.kinds": "schemes/settings.py",
+    "lpvit.structures": "structures/settings.py",
+    "lpvit.structures.blocks.distortions": "structures/blocks/settings.py",
+    "lpvit.structures.blocks.saliencies": "structures/blocks/settings.py",
+}  # -> a module that every script which can run one of the strategies imports
+
+
+def test_all_registries_are_known_here_and_chosen_from_in_the_rules() -> None:
+    named = {name for file in PACKAGE.rglob("*.py") for name in re.findall(r'Registry\("([\w.]+)"', file.read_text())}
+    assert named <= REGISTRIES.keys()
+    rules = (REPOSITORY / "workflow/rules/common.smk").read_text()
+    assert all(f'"{name}"' in rules for name in REGISTRIES)
+
+
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "workflow/scripts").glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("registry", REGISTRIES)
+def test_a_script_that_can_run_a_strategy_lists_it_if_it_is_chosen_or_if_nothing_says_which_ones_are(
+    script: Path, registry: str
+) -> None:
+    folder = PACKAGE.joinpath(*registry.split(".")[1:])
+    strategies = [name for name in module_names(registry) if name != "structure"]
+
+    def listed(chosen: dict[str, list[str]]) -> set[str]:
+        files = [PACKAGE / name for name in source_digests(script, chosen=chosen)]
+        inside = (file.relative_to(folder).parts[0] for file in files if file.is_relative_to(folder))
+        return {name.removesuffix(".py").rstrip("_") for name in inside} & set(strategies)
+
+    if REGISTRIES[registry] in source_digests(script):
+        missing = set(strategies) - listed({})
+        assert all(not (folder / name / "settings.py").exists() for name in missing if registry == "lpvit.structures")
+        assert not missing or registry == "lpvit.structures"
+        for name in set(strategies) - missing:
+            assert name in listed({registry: [name]})
+
+
+def test_a_package_that_is_named_in_a_string_counts_as_far_as_it_is_chosen(project: Path) -> None:
+    kinds = project / "pkg/kinds"
+    kinds.mkdir()
+    for name in ("__init__", "one", "two", "lambda_"):
+        (kinds / f"{name}.py").write_text(f"name = '{name}'\n")
+    (project / "script.py").write_text('KINDS = "pkg.kinds"\n')
+    digests = partial(source_digests, project / "script.py", project / "pkg")
+    always = {"script.py", "kinds/__init__.py"}
+    assert digests().keys() == always | {"kinds/one.py", "kinds/two.py", "kinds/lambda_.py"}
+    assert digests(chosen={"pkg.kinds": ["two", "lambda"]}).keys() == always | {"kinds/two.py", "kinds/lambda_.py"}
+    assert digests(chosen={"pkg.kinds": []}).keys() == always
+    assert digests(chosen={"pkg.others": []}).keys() == digests().keys()

@@ -21,12 +21,12 @@ from PIL import Image
 RECIPE = Path("results/digits/vit/c64/b8/half/short")
 STAGES = {
     "index_images": "results/digits/images.parquet",
-    "prepare_dense": "results/digits/vit/dense.pt",
+    "train_dense": "results/digits/vit/dense.pt",
     "collect_statistics": "results/digits/vit/c64/b8/statistics.pt",
     "measure_rate_distortion": "results/digits/vit/c64/b8/curves.parquet",
     "build_masks": "results/digits/vit/c64/b8/half/pruned.pt",
     "finetune": f"{RECIPE}/finetuned.pt",
-    "evaluate_finetuned": f"{RECIPE}/finetuned/metrics.parquet",
+    "evaluate_finetuned": f"{RECIPE}/finetuned/accuracy.parquet",
     "summarize": "results/report/tiny/summary.csv",
 }  # fmt: skip
 
@@ -77,7 +77,7 @@ def test_ctrl_c_in_an_epoch_says_that_a_new_start_goes_on_and_does_not_look_fini
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
     done = run.end()
     assert done.code != 0
-    assert done.output.count("interrupted: what is finished stays, and a new start goes on from here") == 1
+    assert done.output.count("interrupted: finished stages are kept; start again to resume") == 1
     assert "Traceback" not in done.output
     assert (disturbed.folder / RECIPE.with_name("deep") / "resume.pt").exists()
 
@@ -141,7 +141,7 @@ def test_a_kill_in_any_stage_loses_nothing(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("stage", ["prepare_dense", "collect_statistics", "build_masks", "finetune"])
+@pytest.mark.parametrize("stage", ["train_dense", "collect_statistics", "build_masks", "finetune"])
 def test_a_full_disk_is_one_line_and_loses_nothing(
     disturbed: Workflow, tiny_config: dict[str, Any], undisturbed: Path, stage: str
 ) -> None:
@@ -246,7 +246,7 @@ def test_images_that_are_broken_or_bombs_are_named_or_left_out(workflow: Workflo
 @pytest.mark.faults
 def test_an_image_that_goes_or_comes_reruns_what_depends_on_it_and_in_between_is_named(workflow: Workflow) -> None:
     config = photographs(workflow.folder / "images")
-    assert workflow.run(config, "--until", "prepare_dense", "sample_calibration").code == 0
+    assert workflow.run(config, "--until", "fetch_dense", "sample_calibration").code == 0
     assert "index_images" not in workflow.would_run(config)
     samples = pd.read_parquet(workflow.folder / "results/d/m/c/samples.parquet")
     gone = workflow.folder / "images" / samples["path"][0]
@@ -257,7 +257,7 @@ def test_an_image_that_goes_or_comes_reruns_what_depends_on_it_and_in_between_is
     assert "Traceback" not in run.output
     changed = workflow.run(config, "--dry-run")
     assert "listing.files: 220 -> 219" in changed.output
-    assert {"index_images", "prepare_dense", "collect_statistics"} <= changed.jobs.keys()
+    assert {"index_images", "fetch_dense", "collect_statistics"} <= changed.jobs.keys()
     again = workflow.run(config, "--until", "collect_statistics")
     assert again.code == 0, again.output
 

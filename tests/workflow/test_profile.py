@@ -21,10 +21,10 @@ def test_every_job_asks_for_memory_and_time_and_the_command_line_has_the_last_wo
     assert run.code == 0, run.output
     jobs = re.findall(r"^(?:local)?rule (\w+):\n((?: +.*\n)+)", run.output, re.MULTILINE)
     asked = {rule: dict(re.findall(r"(\w+)=([^\s,]+)", text)) for rule, text in jobs}
-    assert {"index_images", "prepare_dense", "collect_statistics", "finetune", "summarize"} <= asked.keys()
+    assert {"index_images", "train_dense", "collect_statistics", "finetune", "summarize"} <= asked.keys()
     assert all({"mem_mb", "runtime"} <= resources.keys() for rule, resources in asked.items() if rule != "all")
-    for rule in ("prepare_dense", "finetune"):
+    for rule in ("train_dense", "finetune"):
         assert (asked[rule]["nodes"], asked[rule]["gres"]) == ("2", "gpu:2")
-    assert asked["evaluate_finetuned"]["gpu"] == "1"
+    assert asked["evaluate"]["gpu"] == "1"
     assert "gpu" not in asked["index_images"]
     assert (asked["build_masks"]["mem_mb"], asked["build_masks"]["gpu"]) == ("123", "0")

@@ -1,5 +1,6 @@
 """The workflow as a user meets it: what runs, what reruns, what a kill and a full run leave behind."""
 
+import json
 import os
 import re
 import shutil
@@ -39,25 +40,22 @@ from lpvit.store.schemas import (
 from lpvit.structures.blocks.masks import expand_keep_masks, load_masks, verify_pruned
 from lpvit.structures.blocks.settings import Blocks
 
-AFTER_ALLOCATION = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
+EVALUATION = {"evaluate_pruned", "total_costs_pruned", "evaluate_finetuned", "total_costs_finetuned"}
+AFTER_ALLOCATION = {"allocate_sparsity", "build_masks", "finetune", *EVALUATION}
 AFTER_CURVES = {"measure_rate_distortion"} | AFTER_ALLOCATION
 AFTER_STATISTICS = {"collect_statistics"} | AFTER_CURVES
+AFTER_DENSE = {"train_dense", "evaluate_dense", "total_costs_dense"} | AFTER_STATISTICS
 REPORT = {
     "summarize",
-    "plot_curves",
-    "plot_allocation",
-    "plot_blocks",
-    "plot_history",
-    "plot_dense_history",
-    "plot_tradeoff",
+    "plot",
     "write_page",
     "write_speed_to_page",
     "all",
     "trace_frontier",
     "measure_interactions",
-    "plot_interactions",
 }
 CHECK = {"check_experiments"}
+UNTIL = ("--until", "total_costs")
 
 BUDGET = Path("results/digits/vit/c64/b8/half")
 
@@ -68,9 +66,7 @@ def stages(jobs: dict[str, int]) -> set[str]:
 
 def test_every_stage_runs_once_and_ends_in_a_table_that_names_the_report(finished: tuple[Workflow, Run]) -> None:
     workflow, run = finished
-    assert stages(run.jobs) == {
-        "index_images", "sample_calibration", "prepare_dense", "evaluate_dense", *AFTER_STATISTICS,
-    }  # fmt: skip
+    assert stages(run.jobs) == {"index_images", "sample_calibration", *AFTER_DENSE}
     table = run.output[run.output.index("| dataset ") :]
     for word in ("dense", "pruned", "finetuned", "results/report/tiny"):
         assert word in table
@@ -120,7 +116,7 @@ def test_the_budget_is_kept_by_what_is_evaluated(finished: tuple[Workflow, Run])
         ("prunings.b8.saliency", "gauss_newton", AFTER_STATISTICS),
         ("prunings.b8.block_shape", [8, 16], AFTER_STATISTICS),
         ("calibrations.c64.seed", 1, {"sample_calibration"} | AFTER_STATISTICS),
-        ("energy", {"dtype": "int8"}, {"evaluate_dense", "evaluate_pruned", "evaluate_finetuned"}),
+        ("energy", {"dtype": "int8"}, {"total_costs_dense", "total_costs_pruned", "total_costs_finetuned"}),
         ("compute.threads", 2, set()),
         ("compute.evaluation_batch_size", 64, set()),
     ],
@@ -149,10 +145,8 @@ def test_a_precision_shares_everything_with_the_experiment_and_gets_rows_of_its_
     config = change(config, "experiments.main.quantisation", "w8a8")
     run = workflow.run(config, "summarize", "export")
     assert run.code == 0, run.output
-    assert stages(run.jobs) == {
-        *("quantise_pruned", "quantise_finetuned", "evaluate_quantised", "evaluate_finetuned_quantised"),
-        *("export_finetuned", "export_finetuned_quantised", "export"),
-    }
+    assert stages(run.jobs) == {"quantise", "evaluate_quantised", "total_costs_quantised", "export_model", "export"}
+    assert run.jobs["quantise"] == run.jobs["evaluate_quantised"] == run.jobs["export_model"] == 2
     table = pd.read_csv(workflow.folder / "results/report/tiny/summary.csv").set_index("stage")
     assert list(table.index) == ["dense", "pruned", "finetuned", "quantised", "finetuned_quantised"]
     assert table.loc["quantised", "macs"] == table.loc["pruned", "macs"]
@@ -180,10 +174,14 @@ def test_reordered_keys_rerun_nothing(finished: tuple[Workflow, Run], tiny_confi
     [
         ("allocation/allocate.py", AFTER_ALLOCATION),
         ("allocation/knapsack.py", AFTER_ALLOCATION),
-        ("curves/distortions/taylor.py", AFTER_CURVES),
-        ("curves/rate_distortion.py", AFTER_CURVES),
-        ("curves/products.py", AFTER_STATISTICS),
-        ("training/train.py", {"prepare_dense", "evaluate_dense", *AFTER_STATISTICS}),
+        ("structures/blocks/distortions/taylor.py", AFTER_CURVES),
+        ("structures/blocks/distortions/empirical.py", set()),  # not chosen
+        ("structures/blocks/rate_distortion.py", AFTER_CURVES),
+        ("structures/blocks/products.py", AFTER_STATISTICS),
+        ("training/train.py", AFTER_DENSE),
+        ("training/launcher.py", set()),  # how a training is started
+        ("data/loaders/memory.py", AFTER_DENSE),
+        ("data/loaders/dali.py", set()),  # not chosen
         ("report/figures.py", set()),
     ],
 )
@@ -214,8 +212,7 @@ def test_schemes_are_added_to_the_pruned_model_trained_and_counted(tiny_config: 
     config = change(config, "experiments", {"main": main, "both": {**main, "schemes": ["rows", "tokens"]}})
     run = workflow.run(config)
     assert run.code == 0, run.output
-    after = {"allocate_sparsity", "build_masks", "evaluate_pruned", "finetune", "evaluate_finetuned"}
-    assert stages(run.jobs) == {"count_costs", *after}
+    assert stages(run.jobs) == {"count_costs", *AFTER_ALLOCATION}
     folder = workflow.folder / "results/digits/vit/c64/b8"
     plain, both = (
         read_parquet(next(folder.glob(f"{budget}/*/finetuned/metrics.parquet")), METRICS).iloc[0]
@@ -225,9 +222,19 @@ def test_schemes_are_added_to_the_pruned_model_trained_and_counted(tiny_config: 
     costs = read_parquet(folder.parents[1] / "costs@rows@tokens.parquet", COSTS)
     assert both["macs"] / costs["macs"].sum() == pytest.approx(tiny_config["budgets"]["half"]["macs"], abs=0.01)
     assert plain["macs_all"] - both["macs_all"] > plain["macs"] - both["macs"]  # of attention too
-    file = workflow.folder / "lpvit/schemes/kinds/token_merging/__init__.py"
-    file.write_text(file.read_text() + "\nEDITED = True\n")
+    kinds = workflow.folder / "lpvit/schemes/kinds"
+    for record in (folder / f"{main['budget']}@rows@tokens").rglob("*.settings.json"):
+        sources = json.loads(record.read_text())["settings"]["sources"]
+        chosen = {name.split("/")[2] for name in sources if name.startswith("schemes/kinds/")}
+        assert chosen <= {"__init__.py", "token_selection", "sparse_attention"}
+        if "schemes/scheme.py" in sources:  # its script can add schemes to a model
+            assert len(chosen) == 3, record
+    (kinds / "token_merging/__init__.py").open("a").write("\nEDITED = True\n")  # not chosen
+    assert workflow.would_run(config) == {}
+    (kinds / "token_selection/__init__.py").open("a").write("\nEDITED = True\n")
     assert stages(workflow.would_run(config)) == stages(run.jobs)
+    assert workflow.run(config, "--until", "count_costs").code == 0  # as if it was interrupted there
+    assert stages(workflow.would_run(config)) == stages(run.jobs) - {"count_costs"}
 
 
 def test_an_allocation_alone_under_two_budgets_happens_for_real(tiny_config: dict, change, finished) -> None:
@@ -236,9 +243,9 @@ def test_an_allocation_alone_under_two_budgets_happens_for_real(tiny_config: dic
     before = curves.stat().st_mtime_ns
     extra = change(tiny_config, "budgets.other", {"sparsity": 0.3, "energy": 0.9, "reconstruction": "least_squares"})
     main = {**tiny_config["experiments"]["main"], "budget": "other", "recipe": None}
-    run = workflow.run(change(extra, "experiments", {"other": main}), "--until", "evaluate_pruned", "trace_frontier")
+    run = workflow.run(change(extra, "experiments", {"other": main}), *UNTIL, "trace_frontier")
     assert run.code == 0, run.output
-    assert stages(run.jobs) == {"allocate_sparsity", "build_masks", "evaluate_pruned"}
+    assert stages(run.jobs) == AFTER_ALLOCATION - {"finetune", "evaluate_finetuned", "total_costs_finetuned"}
     assert curves.stat().st_mtime_ns == before
     metrics = read_parquet(curves.parent / "other/pruned/metrics.parquet", METRICS).iloc[0]
     assert metrics["sparsity"] == pytest.approx(0.3, abs=0.01)
@@ -256,7 +263,7 @@ def test_gauss_newton_curves_and_the_exact_allocator_run_through_the_workflow(
     config = change(tiny_config, "prunings", {"gn": pruning})
     config = change(config, "budgets.half.allocator", "exact")
     main = {**tiny_config["experiments"]["main"], "recipe": None, "pruning": "gn"}
-    run = workflow.run(change(config, "experiments", {"gn": main}), "--until", "evaluate_pruned")
+    run = workflow.run(change(config, "experiments", {"gn": main}), *UNTIL)
     assert run.code == 0, run.output
     folder = workflow.folder / "results/digits/vit/c64/gn"
     products = load(folder / "statistics.pt", "statistics")["blocks.0.attn.qkv"]["block_products"]
@@ -267,8 +274,8 @@ def test_gauss_newton_curves_and_the_exact_allocator_run_through_the_workflow(
     allocation = read_parquet(folder / "half/allocation.parquet", ALLOCATION)
     assert 0.59 < allocation["achieved"].iloc[0] <= 0.6
     config = change(config, "prunings.gn.form", "diagonal")
-    assert stages(workflow.would_run(change(config, "experiments", {"gn": main}))) == {
-        "measure_rate_distortion", "allocate_sparsity", "build_masks", "evaluate_pruned",
+    assert stages(workflow.would_run(change(config, "experiments", {"gn": main}))) == AFTER_CURVES - {
+        "finetune", "evaluate_finetuned", "total_costs_finetuned",
     }  # fmt: skip
 
 
@@ -359,7 +366,12 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     assert architecture.build(state).blocks[0].mlp.fc1.out_features < 128
 
     longer = workflow.run(change(config, "benchmark.seconds", 0.03), "benchmark", "--dry-run")
-    assert stages(longer.jobs) == {"benchmark_quantised", "benchmark_finetuned", "summarize_speed", "benchmark"}
+    assert stages(longer.jobs) == {
+        "benchmark_model_quantised",
+        "benchmark_model_finetuned",
+        "summarize_speed",
+        "benchmark",
+    }
     assert stages(workflow.would_run(change(tiny_config, "benchmark", {"seconds": 0.03}))) == set()
 
 
@@ -379,7 +391,7 @@ def test_a_killed_workflow_finishes_with_the_same_weights(
     process.wait()
     time.sleep(0.5)
     assert not (workflow.folder / "results/digits/vit/dense.pt").exists()
-    again = workflow.run(tiny_config, "--until", "evaluate_pruned")
+    again = workflow.run(tiny_config, str(BUDGET / "pruned.pt"))
     assert again.code == 0, again.output
     assert "epoch 1/2" not in again.output  # it resumed
     undisturbed = load_model(finished[0].folder / BUDGET / "pruned.pt", "pruned")[1]
@@ -442,11 +454,11 @@ def test_another_file_in_the_place_of_a_checkpoint_reruns_what_comes_from_it(
     model = {**options, "weights": "checkpoint", "checkpoint": "given.pt"}
     config = change(tiny_config, "models.given", model)
     config = change(config, "experiments", {"main": {**tiny_config["experiments"]["main"], "model": "given"}})
-    first = workflow.run(config, "--until", "prepare_dense")
+    first = workflow.run(config, "--until", "fetch_dense")
     assert first.code == 0, first.output
-    assert "prepare_dense" not in workflow.would_run(config)
+    assert "fetch_dense" not in workflow.would_run(config)
     torch.save({name: value + 1 for name, value in state.items()}, given)
-    assert "prepare_dense" in workflow.would_run(config)
+    assert "fetch_dense" in workflow.would_run(config)
     given.unlink()
     missing = workflow.run(config, "--dry-run")
     assert missing.code != 0

@@ -1,4 +1,4 @@
-"""Speed and energy on the machine at hand, on request; all cores for each job, so that nothing runs beside it."""
+"""Speed and energy on this machine, on request; each job takes all cores, so that no other job runs."""
 
 benchmarked = [
     {
@@ -7,11 +7,6 @@ benchmarked = [
     }
     for name, experiment in experiments.items()
 ]
-for_engines = (
-    {"images": f"{DATASET}/images.parquet", "samples": f"{CALIBRATION}/samples.parquet"}
-    if settings.benchmark.engines
-    else {}
-)
 timed = {  # latency tables, one per model and block shape
     LATENCY.format(**experiment.model_dump(), block=block_of(experiment.pruning)): experiment
     for experiment in experiments.values()
@@ -43,24 +38,25 @@ rule measure_latency:
         "../scripts/measure_latency.py"
 
 
-rule benchmark_pruned:
-    """Times the pruned model, masked and block-sparse, against the dense one; measures the energy of all."""
+rule benchmark_model:
+    """Times a model, masked and block-sparse, against the dense one; measures the energy of all."""
     input:
-        **for_engines,
         dense=f"{MODEL}/dense.pt",
-        model=f"{BUDGET}/pruned.pt",
-        masks=f"{BUDGET}/masks.pt",
+        model=f"{STAGE}.pt",
+        masks=masks_of,
+        images=f"{DATASET}/images.parquet" if settings.benchmark.engines else [],
+        samples=samples_of if settings.benchmark.engines else [],
     output:
-        speed=f"{BUDGET}/pruned/speed.parquet",
-        choices=f"{BUDGET}/pruned/choices.parquet",
-        energy=f"{BUDGET}/pruned/energy.parquet",
+        speed=f"{STAGE}/speed.parquet",
+        choices=f"{STAGE}/choices.parquet",
+        energy=f"{STAGE}/energy.parquet",
     params:
-        stage="pruned",
+        stage=kind_of,
         benchmark=chosen(settings.benchmark, without="layer_batch_size"),
         dataset=lambda wildcards: images_of(wildcards) if settings.benchmark.engines else None,
         sources=sources("benchmark.py"),
     log:
-        f"{BUDGET}/pruned/speed.log",
+        f"{STAGE}/speed.log",
     threads: all_cores
     resources:
         mem_mb=scaled(16_000),
@@ -73,74 +69,16 @@ rule benchmark_pruned:
         "../scripts/benchmark.py"
 
 
-use rule benchmark_pruned as benchmark_finetuned with:
-    """Times the fine-tuned model, masked and block-sparse, against the dense one; measures the energy of all."""
-    input:
-        **for_engines,
-        dense=f"{MODEL}/dense.pt",
-        model=f"{RECIPE}/finetuned.pt",
-        masks=f"{RECIPE}/masks.pt",
-    output:
-        speed=f"{RECIPE}/finetuned/speed.parquet",
-        choices=f"{RECIPE}/finetuned/choices.parquet",
-        energy=f"{RECIPE}/finetuned/energy.parquet",
-    params:
-        stage="finetuned",
-        benchmark=chosen(settings.benchmark, without="layer_batch_size"),
-        dataset=lambda wildcards: images_of(wildcards) if settings.benchmark.engines else None,
-        sources=sources("benchmark.py"),
-    log:
-        f"{RECIPE}/finetuned/speed.log",
-
-
-use rule benchmark_pruned as benchmark_quantised with:
-    """Times the pruned and quantised model, block-sparse, against the dense one; measures the energy of both."""
-    input:
-        **for_engines,
-        dense=f"{MODEL}/dense.pt",
-        model=f"{BUDGET}/{QUANTISED}.pt",
-        masks=f"{BUDGET}/masks.pt",
-    output:
-        speed=f"{BUDGET}/{QUANTISED}/speed.parquet",
-        choices=f"{BUDGET}/{QUANTISED}/choices.parquet",
-        energy=f"{BUDGET}/{QUANTISED}/energy.parquet",
-    params:
-        stage="quantised",
-        benchmark=chosen(settings.benchmark, without="layer_batch_size"),
-        dataset=lambda wildcards: images_of(wildcards) if settings.benchmark.engines else None,
-        sources=sources("benchmark.py"),
-    log:
-        f"{BUDGET}/{QUANTISED}/speed.log",
-
-
-use rule benchmark_pruned as benchmark_finetuned_quantised with:
-    """Times the fine-tuned and quantised model, block-sparse, against the dense one; and their energy."""
-    input:
-        **for_engines,
-        dense=f"{MODEL}/dense.pt",
-        model=f"{RECIPE}/{QUANTISED}.pt",
-        masks=f"{RECIPE}/masks.pt",
-    output:
-        speed=f"{RECIPE}/{QUANTISED}/speed.parquet",
-        choices=f"{RECIPE}/{QUANTISED}/choices.parquet",
-        energy=f"{RECIPE}/{QUANTISED}/energy.parquet",
-    params:
-        stage="finetuned_quantised",
-        benchmark=chosen(settings.benchmark, without="layer_batch_size"),
-        dataset=lambda wildcards: images_of(wildcards) if settings.benchmark.engines else None,
-        sources=sources("benchmark.py"),
-    log:
-        f"{RECIPE}/{QUANTISED}/speed.log",
-
-
 rule summarize_speed:
-    """Gathers what every final model reached, and which of its layers stayed dense."""
+    """Collects speed and energy of every final model, and the choices of its layers."""
     input:
         speed=[f"{entry['folder']}/speed.parquet" for entry in benchmarked],
         choices=[f"{entry['folder']}/choices.parquet" for entry in benchmarked],
         energy=[f"{entry['folder']}/energy.parquet" for entry in benchmarked],
         dense=[f"{entry['dense']}/metrics.parquet" for entry in benchmarked],
         final=[f"{entry['folder']}/metrics.parquet" for entry in benchmarked],
+        latency=list(timed),
+        costs=[f"{MODEL}/costs.parquet".format(**experiment.model_dump()) for experiment in timed.values()],
     output:
         markdown=f"{REPORT}/speed.md",
         csv=report(
@@ -155,16 +93,10 @@ rule summarize_speed:
             category="Speed",
             labels={"content": "sparse and dense layers (CSV)"},
         ),
-        svg=report(
-            f"{REPORT}/latency.svg",
-            caption="../report/latency.rst",
-            category="Speed",
-            labels={"content": "accuracy against latency"},
-        ),
-        png=f"{REPORT}/latency.png",
+        speed_up=f"{REPORT}/speed_up.csv",
     params:
         benchmarked=benchmarked,
-        series=series,
+        timed=[{"dataset": experiment.dataset, "model": experiment.model} for experiment in timed.values()],
         sources=sources("summarize_speed.py"),
     log:
         f"{REPORT}/speed.log",
@@ -174,39 +106,14 @@ rule summarize_speed:
         "../scripts/summarize_speed.py"
 
 
-rule plot_speed_up:
-    """Draws the speed-up of layers against their sparsity, for the block shapes of all experiments."""
-    input:
-        latency=list(timed),
-        costs=[f"{MODEL}/costs.parquet".format(**experiment.model_dump()) for experiment in timed.values()],
-    output:
-        svg=report(
-            f"{REPORT}/speed_up.svg",
-            caption="../report/speed_up.rst",
-            category="Speed",
-            labels={"content": "speed-up against sparsity"},
-        ),
-        png=f"{REPORT}/speed_up.png",
-    params:
-        models=[{"dataset": experiment.dataset, "model": experiment.model} for experiment in timed.values()],
-        benchmark=chosen(settings.benchmark, "dtype", "layer_batch_size"),
-        sources=sources("plot_speed_up.py"),
-    log:
-        f"{REPORT}/speed_up.log",
-    conda:
-        ENVIRONMENT
-    script:
-        "../scripts/plot_speed_up.py"
-
-
 use rule write_page as write_speed_to_page with:
-    """Writes the page anew, with the speed that was measured."""
+    """Writes the page again, with the measured speed."""
     input:
         **page_inputs(),
         page=f"{REPORT}/index.html",
         speed=f"{REPORT}/speed.csv",
     output:
-        touch(f"{REPORT}/.page_with_speed"),  # the page itself, which is there before anything is measured, is an input
+        touch(f"{REPORT}/.page_with_speed"),  # the page exists before anything is measured, so it is an input
     log:
         f"{REPORT}/page_with_speed.log",
 
@@ -216,5 +123,5 @@ rule benchmark:
     input:
         f"{RESULTS}/plan.parquet",
         f"{REPORT}/speed.csv",
-        *([f"{REPORT}/speed_up.svg"] if timed else []),
+        report_figures("speed", *(["speed_up"] if timed else [])),
         f"{REPORT}/.page_with_speed",

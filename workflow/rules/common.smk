@@ -1,4 +1,4 @@
-"""The checked config, the folders that it spells, and what every rule shares."""
+"""The checked config, the folders of its names, and helpers of all rules."""
 
 import functools
 import json
@@ -6,37 +6,38 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# The scripts import the package of this checkout, also in a conda environment that has only its dependencies; a workflow
-# that was fetched alone, as by snakedeploy, imports the package that is installed.
+# The scripts import the package of this checkout, also in a conda environment that has only its dependencies. A
+# workflow without the package, as deployed by snakedeploy, imports the installed package.
 CHECKOUT = Path(str(workflow.current_basedir)).parent.parent
 if (CHECKOUT / "lpvit").is_dir():
     sys.path.insert(0, str(CHECKOUT))
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ.update(PYTHONPATH=os.pathsep.join([str(CHECKOUT), *others]))
 
-from lpvit.config.config import Experiment
-from lpvit.settings import Section
-from lpvit.config.config import parse_config
+from lpvit.config.config import Experiment, parse_config
 from lpvit.config.files import require_sound
 from lpvit.data.listing import list_splits, stamps
 from lpvit.errors import LpvitError
+from lpvit.settings import Section
 from lpvit.store.provenance import source_digests
 
 ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method conda
 
 DEFAULT_CONFIG = "config/config.yaml"
 
-try:  # before Snakemake reads them, which names neither file nor line and keeps the last of two keys of one name
+SALIENCIES, DISTORTIONS = "lpvit.structures.blocks.saliencies", "lpvit.structures.blocks.distortions"
+
+try:  # before Snakemake, which reports neither file nor line and keeps the last of duplicate keys
     require_sound(workflow.configfiles or filter(os.path.exists, [DEFAULT_CONFIG]))
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
 
-# A file given by --configfile replaces the default one: merged, the default's experiments would run as well.
+# A file given by --configfile replaces the default one; merging would also run the default's experiments.
 if not workflow.config_settings.configfiles:
 
     configfile: DEFAULT_CONFIG
@@ -50,7 +51,7 @@ try:
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
 
-CACHED = workflow.workflow_settings.cache is not None  # --cache: what is dear to make is shared between folders
+CACHED = workflow.workflow_settings.cache is not None  # --cache: expensive results are shared between folders
 GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
 NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training
 
@@ -62,9 +63,14 @@ PRUNING = f"{CALIBRATION}/{{pruning}}"
 BUDGET = f"{PRUNING}/{{budget}}"
 ROUNDS = f"{BUDGET}/rounds"
 RECIPE = f"{BUDGET}/{{recipe}}"
+# Where a model is saved: `folder` is empty for the dense one, else the part of the path of budget and recipe.
+FOLDER = f"{MODEL}{{folder}}"
+STAGE = f"{FOLDER}/{{stage}}"  # the model is `STAGE.pt`; its measurements are in `STAGE/`
 QUANTISED = "quantised@{quantisation}"
 LATENCY = f"{MODEL}/latency/{{block}}/latency.parquet"
 REPORT = f"{RESULTS}/report/{settings.report}"
+
+DECISIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe")  # folder by folder
 
 experiments = settings.experiments
 
@@ -77,22 +83,51 @@ wildcard_constraints:
     budget="[^/]+",
     recipe="[^/]+",
     quantisation="[^/]+",
+    folder="(|(/[^/]+){3,4})",
+    stage="dense|pruned|finetuned|quantised@[^/]+",
     block=r"\d+x\d+",
 
 
+def spelled(wildcards) -> dict[str, str]:
+    """The names of all decisions in a path: its wildcards, and those in `folder` or `place`."""
+    names = dict(wildcards.items())
+    below = names.get("folder", "").split("/")[1:]
+    path = names.get("place", "report").split("/")
+    return names | dict(zip(DECISIONS, path if path[0] != "report" else ())) | dict(zip(DECISIONS[2:], below))
+
+
+def trained_stage(wildcards) -> str:
+    """The source of a quantised or exported model: the last stage in its folder with float weights."""
+    return "finetuned" if "recipe" in spelled(wildcards) else "pruned"
+
+
+def kind_of(wildcards, stage: str = "") -> str:
+    """The kind of a saved model: its stage, for a quantised one without the name of the precision."""
+    quantised = {"pruned": "quantised", "finetuned": "finetuned_quantised"}[trained_stage(wildcards)]
+    return quantised if (stage or wildcards.stage).startswith("quantised@") else stage or wildcards.stage
+
+
+def masks_of(wildcards) -> str | list:
+    return [] if wildcards.stage == "dense" else f"{FOLDER}/masks.pt".format(**wildcards)
+
+
+def samples_of(wildcards) -> str:
+    return f"{CALIBRATION}/samples.parquet".format(**spelled(wildcards))
+
+
 def scaled(amount: int) -> Callable:
-    """A resource that grows with every attempt: a job that ran out of memory or time gets more when it is retried."""
+    """A resource that grows with every attempt: a job that ran out of memory or time gets more in a retry."""
     return lambda wildcards, attempt: amount * attempt
 
 
 def gpus_of_training(wildcards) -> str:
-    """The GPUs of each node, since a scheduler may deal out a total unevenly; none where nothing is trained."""
+    """The GPUs of each node, because a scheduler may distribute a total unevenly; none without training."""
     trained = "recipe" in wildcards.keys() or settings.models[wildcards.model].recipe is not None
     return f"gpu:{settings.compute.processes // NODES}" if GPUS and trained else ""
 
 
 def all_cores(wildcards) -> int:
-    """Those of the run; a scheduler, which has no such number, gives the machine to this job alone."""
+    """The cores of the run; under a scheduler, which has no such number, `compute.threads`."""
     return workflow.resource_settings.cores or settings.compute.threads
 
 
@@ -104,10 +139,43 @@ def chosen(section: Section, *fields: str, without: str | Collection[str] = ()) 
     return json.loads(json.dumps(dump, sort_keys=True))
 
 
+def sources(script: str, *unused: str) -> Callable:
+    """Digests of a script of workflow/scripts and of the modules that it imports: a param of every rule.
+
+    Of strategies, those count that the path of the job chooses, but for packages that the script does not run
+    (`unused`), although it reads their settings.
+    """
+    path = workflow.source_path(f"../scripts/{script}")
+
+    def digests(wildcards) -> dict[str, str]:
+        names = strategies_of(wildcards) | dict.fromkeys(unused, ())
+        return digests_of(path, tuple((package, tuple(names[package])) for package in sorted(names)))
+
+    return digests
+
+
 @functools.cache
-def sources(script: str) -> dict[str, str]:
-    """Digests of a script of workflow/scripts and of the modules that it imports: a param of every rule."""
-    return source_digests(workflow.source_path(f"../scripts/{script}"))
+def digests_of(script: str, chosen: tuple) -> dict[str, str]:
+    return source_digests(script, chosen=dict(chosen))
+
+
+def strategies_of(wildcards) -> dict[str, Collection[str]]:
+    """Registry -> strategies that the decisions in a path select: none if decided later, all for a report."""
+    names = spelled(wildcards)
+    figures = {"lpvit.report.figures": [names["figure"]] if "figure" in names else []}
+    if "dataset" not in names:
+        return figures
+    pruning = settings.prunings[names["pruning"]] if "pruning" in names else None
+    blocks = pruning if pruning is not None and pruning.structure == "blocks" else None
+    schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
+    return figures | {
+        "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
+        "lpvit.structures": [pruning.structure] if pruning else [],
+        SALIENCIES: [blocks.saliency.name] if blocks else [],
+        DISTORTIONS: [blocks.distortion.name] if blocks else [],
+        "lpvit.allocation.allocators": [budget_of(wildcards).allocator.name] if "budget" in names else [],
+        "lpvit.schemes.kinds": sorted({settings.schemes[name].scheme for name in schemes}),
+    }
 
 
 def images_of(wildcards) -> dict:
@@ -117,7 +185,7 @@ def images_of(wildcards) -> dict:
 
 @functools.cache
 def listing_of(dataset: str) -> dict | None:
-    """What lies in the folder of a dataset, so that an image more or less counts as a change."""
+    """Fingerprint of the folder of a dataset, which changes with every added or removed image."""
     asked = settings.datasets[dataset]
     splits = {asked.train} if asked.validation_share else {asked.train, asked.validation}
     return list_splits(asked.root, splits)._asdict() if asked.root is not None else None
@@ -128,19 +196,19 @@ def recipe_of(name: str | None) -> dict | None:
 
 
 def checkpoint_of(wildcards) -> str | list:
-    """The file that a dense model's weights come from: an input, so that another file in its place counts as new."""
+    """The file of a dense model's weights: an input, so that replacing it is detected."""
     file = settings.models[wildcards.model].checkpoint
     return [] if file is None else existing(file, f"models.{wildcards.model}.checkpoint")
 
 
 def teacher_of(recipe: str | None) -> str | list:
-    """The file of a teacher's weights, likewise."""
+    """The file of a teacher's weights, as an input."""
     file = None if recipe is None else settings.recipes[recipe].teacher_checkpoint
     return [] if file is None else existing(file, f"recipes.{recipe}.teacher_checkpoint")
 
 
 def stamps_of(*files: str | list) -> dict[str, list[int]]:
-    """Sizes and times of files that are given, if any; Snakemake sees only that one is newer."""
+    """Sizes and times of given files, if any; Snakemake only detects newer ones."""
     return stamps(file for file in files if file)
 
 
@@ -158,14 +226,34 @@ def is_reconstructed(wildcards) -> bool:
     return budget_of(wildcards).reconstruction != "none"
 
 
-def prunings_of(structure: str) -> str:
-    """Wildcard constraint: the prunings that remove blocks, or width."""
-    names = [name for name, pruning in settings.prunings.items() if pruning.structure == structure]
-    return "|".join(map(re.escape, names)) or "(?!)"
+def one_of(names: Iterable[str]) -> str:
+    """Wildcard constraint: these names and no others."""
+    return f"({'|'.join(map(re.escape, names)) or '(?!)'})"
+
+
+def prunings_of(*structures: str) -> str:
+    """Wildcard constraint: the prunings of some structures."""
+    return one_of(name for name, pruning in settings.prunings.items() if pruning.structure in structures)
+
+
+def basis_of(wildcards) -> str:
+    """The model that a pruning prunes: the dense one, or the same in aligned bases."""
+    aligned = settings.prunings[wildcards.pruning].freedoms
+    return (f"{PRUNING}/aligned.pt" if aligned else f"{MODEL}/dense.pt").format(**wildcards)
+
+
+def compression_of(wildcards) -> dict:
+    """The settings of a pruning that decide, with an allocation, how the model is compressed."""
+    pruning = settings.prunings[wildcards.pruning]
+    return chosen(pruning, "structure", *pruning.compress_keys)
+
+
+def compresses_by_statistics(wildcards) -> bool:
+    return settings.prunings[wildcards.pruning].structure == "factors"
 
 
 def last_step(file: str) -> Callable:
-    """Scores or curves that a budget's allocation goes by: of the dense model, or of what its rounds left."""
+    """Scores or curves for the allocation of a budget: of the dense model, or after its pruning rounds."""
     return branch(
         lambda wildcards: budget_of(wildcards).steps > 1,
         then=f"{ROUNDS}/{file}",
@@ -174,11 +262,17 @@ def last_step(file: str) -> Callable:
 
 
 def latency_of(wildcards) -> str | list:
-    """The latency table of a budget in milliseconds: as given, or measured on this machine; elsewhere none."""
+    """The latency table of a budget in milliseconds: given, or measured on this machine; empty for other budgets."""
     budget = budget_of(wildcards)
     if budget.latency is None:
         return []
     return str(budget.latency_table or LATENCY.format(**wildcards, block=block_of(wildcards.pruning)))
+
+
+def latency_stamp_of(wildcards) -> dict[str, list[int]]:
+    """Size and time of a latency table that the config gives."""
+    table = budget_of(wildcards).latency_table
+    return stamps_of(str(table) if table else [])
 
 
 def block_of(pruning: str) -> str:
@@ -186,12 +280,12 @@ def block_of(pruning: str) -> str:
 
 
 def energy_of(wildcards) -> dict:
-    """The constants of the energy model where a budget counts energy; elsewhere they do not matter."""
+    """The constants of the energy model for an energy budget; empty for other budgets."""
     return chosen(settings.energy) if budget_of(wildcards).energy is not None else {}
 
 
 def batch_size_of(wildcards) -> int:
-    """Images per pass of the stages that show calibration images to the model."""
+    """Images per pass of the stages that run the model on calibration images."""
     return settings.prunings[wildcards.pruning].batch_size
 
 
@@ -200,32 +294,33 @@ def rounds_on_images(wildcards) -> bool:
 
 
 def rounding_images_of(wildcards) -> dict | None:
-    """The params of a quantisation that looks at images, as those of a reconstruction."""
+    """The params of a quantisation that needs images, as for a reconstruction."""
     if not rounds_on_images(wildcards):
         return None
-    return images_of(wildcards) | chosen(settings.prunings[wildcards.pruning], "batch_size")
+    return images_of(wildcards) | chosen(settings.prunings[spelled(wildcards)["pruning"]], "batch_size")
 
 
 def names_of(experiment: Experiment) -> dict:
-    """The wildcards of an experiment; its schemes are a part of its budget's name, `budget@scheme@scheme`."""
+    """The wildcards of an experiment; schemes are part of the name of its budget, `budget@scheme@scheme`."""
     names = experiment.model_dump()
     return names | {"budget": "@".join([experiment.budget, *experiment.schemes])}
 
 
 def budget_of(wildcards):
     """The settings of a budget, with schemes or without."""
-    return settings.budgets[wildcards.budget.partition("@")[0]]
+    return settings.budgets[spelled(wildcards)["budget"].partition("@")[0]]
 
 
 def schemes_of(wildcards) -> list[dict]:
-    """The settings of the schemes that a budget's name ends with."""
+    """The settings of the schemes in the name of a budget."""
     return [chosen(settings.schemes[name]) for name in wildcards.budget.split("@")[1:]]
 
 
 def costs_of(wildcards) -> str:
-    """The costs that a budget goes by: those of the dense model, with its schemes if there are any."""
-    _, at, schemes = wildcards.budget.partition("@")
-    return f"{MODEL}/costs{at}{schemes}.parquet".format(**wildcards)
+    """The costs for a budget: of the dense model, with its schemes if any."""
+    names = spelled(wildcards)
+    _, at, schemes = names["budget"].partition("@")
+    return f"{MODEL}/costs{at}{schemes}.parquet".format(**names)
 
 
 def evaluated(experiment: Experiment) -> dict[str, str]:
@@ -242,5 +337,5 @@ def evaluated(experiment: Experiment) -> dict[str, str]:
 
 
 def final_of(experiment: Experiment) -> str:
-    """The folder of the metrics of the last model that an experiment makes."""
+    """The folder of the metrics of the last model of an experiment."""
     return list(evaluated(experiment).values())[-1]

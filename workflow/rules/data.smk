@@ -27,7 +27,7 @@ rule index_images:
 
 
 rule sample_calibration:
-    """Draws the calibration images from the training split."""
+    """Samples the calibration images from the training split."""
     input:
         images=f"{DATASET}/images.parquet",
     output:

@@ -1,5 +1,5 @@
 rule check_experiments:
-    """Finds in seconds what would otherwise fail after hours: impossible budgets, blocks, weights, teachers, folders."""
+    """Checks in seconds what would otherwise fail after hours: budgets, blocks, weights, teachers, folders."""
     output:
         plan=f"{RESULTS}/plan.parquet",
     params:
@@ -8,7 +8,7 @@ rule check_experiments:
         sources=sources("check_experiments.py"),
     log:
         f"{RESULTS}/plan.log",
-    # All cores and the highest priority: it runs alone and first. As an input of the stages it would rerun them all.
+    # All cores and the highest priority: it runs alone and first. As an input of other stages it would rerun them all.
     threads: 9999
     priority: 100
     conda:
@@ -17,8 +17,34 @@ rule check_experiments:
         "../scripts/check_experiments.py"
 
 
-rule prepare_dense:
-    """Makes the dense model: timm's weights, a checkpoint, or a training."""
+rule fetch_dense:
+    """Creates a dense model that is not trained here: timm's weights, a checkpoint, or random ones."""
+    input:
+        images=f"{DATASET}/images.parquet",
+        checkpoint=checkpoint_of,
+    output:
+        dense=f"{MODEL}/dense.pt",
+        costs=f"{MODEL}/costs.parquet",
+    params:
+        model=lambda wildcards: chosen(settings.models[wildcards.model]),
+        given=lambda wildcards: stamps_of(checkpoint_of(wildcards)),
+        sources=sources("fetch_dense.py"),
+    log:
+        f"{MODEL}/dense.log",
+    cache: CACHED
+    wildcard_constraints:
+        model=one_of(name for name, model in settings.models.items() if model.recipe is None),
+    resources:
+        mem_mb=scaled(16_000),
+        runtime=scaled(60),
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/fetch_dense.py"
+
+
+rule train_dense:
+    """Trains the dense model: from random weights, from timm's, or from a checkpoint."""
     input:
         images=f"{DATASET}/images.parquet",
         checkpoint=checkpoint_of,
@@ -33,27 +59,27 @@ rule prepare_dense:
         recipe=lambda wildcards: recipe_of(settings.models[wildcards.model].recipe),
         given=lambda wildcards: stamps_of(checkpoint_of(wildcards), teacher_of(settings.models[wildcards.model].recipe)),
         resume=f"{MODEL}/dense_resume.pt",
-        sources=sources("prepare_dense.py"),
+        sources=sources("train_dense.py"),
     log:
         f"{MODEL}/dense.log",
-    benchmark:
-        f"{MODEL}/dense.time.tsv"
     cache: CACHED
+    wildcard_constraints:
+        model=one_of(name for name, model in settings.models.items() if model.recipe is not None),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(64_000),
         runtime=scaled(24 * 60),
         nodes=NODES,
-        tasks=None if GPUS else NODES,  # without, SLURM gives one node to one task
+        tasks=None if GPUS else NODES,  # otherwise SLURM gives one node to one task
         gres=gpus_of_training,
     conda:
         ENVIRONMENT
     script:
-        "../scripts/prepare_dense.py"
+        "../scripts/train_dense.py"
 
 
 rule count_costs:
-    """Counts what the layers of the dense model cost once schemes are added to it."""
+    """Counts the costs of the layers of the dense model with schemes."""
     input:
         dense=f"{MODEL}/dense.pt",
     output:

@@ -1,19 +1,16 @@
-rule evaluate_dense:
-    """Measures the dense model's accuracy on the validation split, and counts its costs."""
+rule evaluate:
+    """Measures a model's accuracy on the validation split: dense, pruned, fine-tuned or quantised."""
     input:
         images=f"{DATASET}/images.parquet",
-        model=f"{MODEL}/dense.pt",
-        masks=[],
+        model=f"{STAGE}.pt",
     output:
-        metrics=f"{MODEL}/dense/metrics.parquet",
-        layers=f"{MODEL}/dense/layers.parquet",
+        accuracy=f"{STAGE}/accuracy.parquet",
     params:
         dataset=images_of,
-        energy=chosen(settings.energy),
-        stage="dense",
+        stage=kind_of,
         sources=sources("evaluate.py"),
     log:
-        f"{MODEL}/dense/metrics.log",
+        f"{STAGE}/accuracy.log",
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(16_000),
@@ -25,73 +22,25 @@ rule evaluate_dense:
         "../scripts/evaluate.py"
 
 
-use rule evaluate_dense as evaluate_pruned with:
-    """Measures the pruned model's accuracy on the validation split, and counts its costs."""
+rule total_costs:
+    """Counts the costs of a model, in total and by layer: MACs, parameters, modelled energy; and joins its accuracy."""
     input:
-        images=f"{DATASET}/images.parquet",
-        model=f"{BUDGET}/pruned.pt",
-        masks=f"{BUDGET}/masks.pt",
+        model=f"{STAGE}.pt",
+        masks=masks_of,
+        accuracy=f"{STAGE}/accuracy.parquet",
     output:
-        metrics=f"{BUDGET}/pruned/metrics.parquet",
-        layers=f"{BUDGET}/pruned/layers.parquet",
+        metrics=f"{STAGE}/metrics.parquet",
+        layers=f"{STAGE}/layers.parquet",
     params:
-        dataset=images_of,
         energy=chosen(settings.energy),
-        stage="pruned",
-        sources=sources("evaluate.py"),
+        stage=kind_of,
+        sources=sources("total_costs.py"),
     log:
-        f"{BUDGET}/pruned/metrics.log",
-
-
-use rule evaluate_dense as evaluate_finetuned with:
-    """Measures the fine-tuned model's accuracy on the validation split, and counts its costs."""
-    input:
-        images=f"{DATASET}/images.parquet",
-        model=f"{RECIPE}/finetuned.pt",
-        masks=f"{RECIPE}/masks.pt",
-    output:
-        metrics=f"{RECIPE}/finetuned/metrics.parquet",
-        layers=f"{RECIPE}/finetuned/layers.parquet",
-    params:
-        dataset=images_of,
-        energy=chosen(settings.energy),
-        stage="finetuned",
-        sources=sources("evaluate.py"),
-    log:
-        f"{RECIPE}/finetuned/metrics.log",
-
-
-use rule evaluate_dense as evaluate_quantised with:
-    """Measures the pruned, quantised model's accuracy on the validation split, and counts its costs."""
-    input:
-        images=f"{DATASET}/images.parquet",
-        model=f"{BUDGET}/{QUANTISED}.pt",
-        masks=f"{BUDGET}/masks.pt",
-    output:
-        metrics=f"{BUDGET}/{QUANTISED}/metrics.parquet",
-        layers=f"{BUDGET}/{QUANTISED}/layers.parquet",
-    params:
-        dataset=images_of,
-        energy=chosen(settings.energy),
-        stage="quantised",
-        sources=sources("evaluate.py"),
-    log:
-        f"{BUDGET}/{QUANTISED}/metrics.log",
-
-
-use rule evaluate_dense as evaluate_finetuned_quantised with:
-    """Measures the fine-tuned, quantised model's accuracy on the validation split, and counts its costs."""
-    input:
-        images=f"{DATASET}/images.parquet",
-        model=f"{RECIPE}/{QUANTISED}.pt",
-        masks=f"{RECIPE}/masks.pt",
-    output:
-        metrics=f"{RECIPE}/{QUANTISED}/metrics.parquet",
-        layers=f"{RECIPE}/{QUANTISED}/layers.parquet",
-    params:
-        dataset=images_of,
-        energy=chosen(settings.energy),
-        stage="finetuned_quantised",
-        sources=sources("evaluate.py"),
-    log:
-        f"{RECIPE}/{QUANTISED}/metrics.log",
+        f"{STAGE}/metrics.log",
+    resources:
+        mem_mb=scaled(8_000),
+        runtime=scaled(30),
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/total_costs.py"

@@ -1,17 +1,24 @@
-rule export_pruned:
-    """Writes the pruned model on request: compressed for lpvit.load, and as ONNX for use elsewhere."""
+def exported_stage(wildcards) -> str:
+    """The source of an exported file: the last model of its folder for `model`, or `quantised@...`."""
+    return trained_stage(wildcards) if wildcards.file == "model" else wildcards.file
+
+
+rule export_model:
+    """Writes a model on request: compressed for lpvit.load, and as ONNX."""
     input:
-        model=f"{BUDGET}/pruned.pt",
-        masks=f"{BUDGET}/masks.pt",
+        model=lambda wildcards: f"{FOLDER}/{exported_stage(wildcards)}.pt".format(**wildcards),
+        masks=f"{FOLDER}/masks.pt",
     output:
-        safetensors=f"{BUDGET}/model.safetensors",
-        onnx=f"{BUDGET}/model.onnx",
+        safetensors=f"{FOLDER}/{{file}}.safetensors",
+        onnx=f"{FOLDER}/{{file}}.onnx",
     params:
-        stage="pruned",
+        stage=lambda wildcards: kind_of(wildcards, exported_stage(wildcards)),
         budget=lambda wildcards: chosen(budget_of(wildcards)),
         sources=sources("export_model.py"),
     log:
-        f"{BUDGET}/model.log",
+        f"{FOLDER}/{{file}}.export.log",
+    wildcard_constraints:
+        file="model|quantised@[^/]+",
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(16_000),
@@ -22,56 +29,8 @@ rule export_pruned:
         "../scripts/export_model.py"
 
 
-use rule export_pruned as export_finetuned with:
-    """Writes the fine-tuned model on request: compressed for lpvit.load, and as ONNX for use elsewhere."""
-    input:
-        model=f"{RECIPE}/finetuned.pt",
-        masks=f"{RECIPE}/masks.pt",
-    output:
-        safetensors=f"{RECIPE}/model.safetensors",
-        onnx=f"{RECIPE}/model.onnx",
-    params:
-        stage="finetuned",
-        budget=lambda wildcards: chosen(budget_of(wildcards)),
-        sources=sources("export_model.py"),
-    log:
-        f"{RECIPE}/model.log",
-
-
-use rule export_pruned as export_quantised with:
-    """Writes the pruned, quantised model on request: compressed for lpvit.load, and as ONNX for use elsewhere."""
-    input:
-        model=f"{BUDGET}/{QUANTISED}.pt",
-        masks=f"{BUDGET}/masks.pt",
-    output:
-        safetensors=f"{BUDGET}/{QUANTISED}.safetensors",
-        onnx=f"{BUDGET}/{QUANTISED}.onnx",
-    params:
-        stage="quantised",
-        budget=lambda wildcards: chosen(budget_of(wildcards)),
-        sources=sources("export_model.py"),
-    log:
-        f"{BUDGET}/{QUANTISED}.export.log",
-
-
-use rule export_pruned as export_finetuned_quantised with:
-    """Writes the fine-tuned, quantised model on request: compressed for lpvit.load, and as ONNX for use elsewhere."""
-    input:
-        model=f"{RECIPE}/{QUANTISED}.pt",
-        masks=f"{RECIPE}/masks.pt",
-    output:
-        safetensors=f"{RECIPE}/{QUANTISED}.safetensors",
-        onnx=f"{RECIPE}/{QUANTISED}.onnx",
-    params:
-        stage="finetuned_quantised",
-        budget=lambda wildcards: chosen(budget_of(wildcards)),
-        sources=sources("export_model.py"),
-    log:
-        f"{RECIPE}/{QUANTISED}.export.log",
-
-
 rule export:
-    """Writes every experiment's final model for use elsewhere, and the same quantised."""
+    """Exports every experiment's final model, and its quantised form."""
     input:
         [
             f"{BUDGET if experiment.recipe is None else RECIPE}/{name}.{suffix}".format(**names_of(experiment))

@@ -1,11 +1,11 @@
-"""The tables of the paper: experiments that say which published row they stand for."""
+"""The tables of the paper: experiments that reproduce a published row."""
 
 
 include: "paper_files.smk"
 
 
 rule paper_tables:
-    """Sets published accuracy and MACs beside ours, for every row of the paper's tables."""
+    """Compares published accuracy and MACs with ours, for every row of the paper's tables."""
     input:
         dense=[f"{dense_of(experiment)}/metrics.parquet" for experiment in reproduced.values()],
         final=[f"{reproduced_by(experiment)}/metrics.parquet" for experiment in reproduced.values()],
@@ -14,13 +14,6 @@ rule paper_tables:
     output:
         markdown=f"{REPORT}/paper.md",
         csv=f"{REPORT}/paper.csv",
-        svg=report(
-            f"{REPORT}/paper.svg",
-            caption="../report/paper.rst",
-            category="Results",
-            labels={"figure": "the paper's rows"},
-        ),
-        png=f"{REPORT}/paper.png",
     params:
         rows=[row_of(name) for name in reproduced],
         proxy=settings.scale == "proxy",

@@ -1,4 +1,4 @@
-"""Which experiments stand for a row of the paper, and by which files their rows are measured."""
+"""Experiments that reproduce a row of the paper, and the files of their results."""
 
 reproduced = {name: experiment for name, experiment in experiments.items() if experiment.published is not None}
 
@@ -8,7 +8,7 @@ def dense_of(experiment: Experiment) -> str:
 
 
 def reproduced_by(experiment: Experiment) -> str:
-    """The folder of the model that stands for the row: the dense one, or the last that the experiment makes."""
+    """The folder of the model of a row: the dense one, or the last of the experiment."""
     return dense_of(experiment) if experiment.published.stage == "dense" else final_of(experiment)
 
 
@@ -18,7 +18,7 @@ def costs_of_row(experiment: Experiment) -> str:
 
 
 def row_of(name: str) -> dict:
-    """What a row says beside what was measured."""
+    """The published columns of a row."""
     experiment = experiments[name]
     model = settings.models[experiment.model]
     trained = experiment.published.stage == "final" and experiment.recipe is not None

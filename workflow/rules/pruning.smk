@@ -1,19 +1,44 @@
-rule collect_statistics:
-    """Reduces the gradients of the calibration images to blocks: their average, image by image, or both."""
+rule align_model:
+    """Writes the dense model as the same function in aligned bases, where few blocks matter."""
     input:
         dense=f"{MODEL}/dense.pt",
+        samples=f"{CALIBRATION}/samples.parquet",
+    output:
+        aligned=f"{PRUNING}/aligned.pt",
+        freedoms=f"{PRUNING}/freedoms.parquet",
+    params:
+        dataset=images_of,
+        batch_size=batch_size_of,
+        freedoms=lambda wildcards: settings.prunings[wildcards.pruning].freedoms,
+        sources=sources("align_model.py", "lpvit.structures", SALIENCIES, DISTORTIONS),
+    log:
+        f"{PRUNING}/aligned.log",
+    threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(32_000),
+        runtime=scaled(240),
+        gpu=GPUS,
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/align_model.py"
+
+
+rule collect_statistics:
+    """Reduces the gradients of the calibration images to statistics of every layer, of blocks or as second moments."""
+    input:
+        dense=basis_of,
         samples=f"{CALIBRATION}/samples.parquet",
     output:
         statistics=f"{PRUNING}/statistics.pt",
     params:
         dataset=images_of,
         batch_size=batch_size_of,
+        structure=lambda wildcards: settings.prunings[wildcards.pruning].structure,
         needed=lambda wildcards: settings.prunings[wildcards.pruning].statistics_needed,
-        sources=sources("collect_statistics.py"),
+        sources=sources("collect_statistics.py", SALIENCIES, DISTORTIONS),
     log:
         f"{PRUNING}/statistics.log",
-    benchmark:
-        f"{PRUNING}/statistics.time.tsv"
     cache: CACHED
     threads: settings.compute.threads
     resources:
@@ -27,10 +52,10 @@ rule collect_statistics:
 
 
 rule measure_rate_distortion:
-    """Scores the blocks, and measures or predicts what pruning them costs: one curve a layer."""
+    """Scores what can be removed, and measures or predicts its distortion: one curve a layer."""
     input:
         statistics=f"{PRUNING}/statistics.pt",
-        dense=branch(measures_images, then=f"{MODEL}/dense.pt", otherwise=[]),
+        dense=branch(measures_images, then=basis_of, otherwise=[]),
         samples=branch(measures_images, then=f"{CALIBRATION}/samples.parquet", otherwise=[]),
     output:
         blocks=f"{PRUNING}/blocks.parquet",
@@ -42,8 +67,6 @@ rule measure_rate_distortion:
         sources=sources("measure_rate_distortion.py"),
     log:
         f"{PRUNING}/curves.log",
-    benchmark:
-        f"{PRUNING}/curves.time.tsv"
     cache: CACHED
     threads: settings.compute.threads
     resources:
@@ -57,9 +80,9 @@ rule measure_rate_distortion:
 
 
 rule prune_iteratively:
-    """Runs all pruning rounds of a budget but the last, and measures the model that they leave."""
+    """Runs all pruning rounds of a budget but the last, and measures the resulting model."""
     input:
-        dense=f"{MODEL}/dense.pt",
+        dense=basis_of,
         samples=f"{CALIBRATION}/samples.parquet",
         blocks=f"{PRUNING}/blocks.parquet",
         curves=f"{PRUNING}/curves.parquet",
@@ -74,11 +97,10 @@ rule prune_iteratively:
         budget=lambda wildcards: chosen(budget_of(wildcards)),
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
         energy=energy_of,
+        given=latency_stamp_of,
         sources=sources("prune_iteratively.py"),
     log:
         f"{ROUNDS}/rounds.log",
-    benchmark:
-        f"{ROUNDS}/rounds.time.tsv"
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
@@ -91,7 +113,7 @@ rule prune_iteratively:
 
 
 rule allocate_sparsity:
-    """Gives every layer its keep ratio under the budget."""
+    """Allocates the keep ratio of every layer under the budget."""
     input:
         blocks=last_step("blocks.parquet"),
         curves=last_step("curves.parquet"),
@@ -101,8 +123,9 @@ rule allocate_sparsity:
         allocation=f"{BUDGET}/allocation.parquet",
     params:
         budget=lambda wildcards: chosen(budget_of(wildcards), without="reconstruction"),
-        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
+        pruning=compression_of,
         energy=energy_of,
+        given=latency_stamp_of,
         sources=sources("allocate_sparsity.py"),
     log:
         f"{BUDGET}/allocation.log",
@@ -113,27 +136,26 @@ rule allocate_sparsity:
 
 
 rule build_masks:
-    """Keeps the most salient blocks of every layer, zeroes the others, fits what stays if asked, and adds schemes."""
+    """Prunes the model as allocated, refits the remaining weights if asked, and adds schemes."""
     input:
-        dense=f"{MODEL}/dense.pt",
+        dense=basis_of,
         blocks=last_step("blocks.parquet"),
         allocation=f"{BUDGET}/allocation.parquet",
         samples=branch(is_reconstructed, then=f"{CALIBRATION}/samples.parquet", otherwise=[]),
+        statistics=branch(compresses_by_statistics, then=f"{PRUNING}/statistics.pt", otherwise=[]),
     output:
         masks=f"{BUDGET}/masks.pt",
         pruned=f"{BUDGET}/pruned.pt",
     params:
         dataset=lambda wildcards: images_of(wildcards) if is_reconstructed(wildcards) else None,
         batch_size=lambda wildcards: batch_size_of(wildcards) if is_reconstructed(wildcards) else None,
-        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
+        pruning=compression_of,
         schemes=schemes_of,
         sources=sources("build_masks.py"),
     log:
         f"{BUDGET}/masks.log",
-    benchmark:
-        f"{BUDGET}/masks.time.tsv"
     wildcard_constraints:
-        pruning=prunings_of("blocks"),
+        pruning=prunings_of("blocks", "factors"),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
@@ -146,7 +168,7 @@ rule build_masks:
 
 
 rule narrow_model:
-    """Makes the whole model narrower, and prunes no block: what block sparsity has to beat."""
+    """Creates a narrower dense model, the baseline of block sparsity."""
     input:
         dense=f"{MODEL}/dense.pt",
         samples=f"{CALIBRATION}/samples.parquet",
@@ -162,8 +184,6 @@ rule narrow_model:
         sources=sources("narrow_model.py"),
     log:
         f"{BUDGET}/masks.log",
-    benchmark:
-        f"{BUDGET}/masks.time.tsv"
     wildcard_constraints:
         pruning=prunings_of("width"),
     threads: settings.compute.threads
@@ -178,7 +198,7 @@ rule narrow_model:
 
 
 rule measure_interactions:
-    """Predicts how far the layers' distortions add up, under the masks of an experiment."""
+    """Estimates the additivity of the layers' distortions under the masks of an experiment."""
     input:
         statistics=f"{PRUNING}/statistics.pt",
         masks=f"{BUDGET}/masks.pt",

@@ -1,4 +1,4 @@
-"""Which tables and figures the experiments of the config give."""
+"""Tables and figures of the experiments of the config."""
 
 import shlex
 
@@ -6,13 +6,13 @@ from lpvit.allocation.settings import TARGETS
 from lpvit.report.series import series_of
 
 SECTIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe", "quantisation")
-TIMED = {
-    "dense model": f"{MODEL}/dense.time.tsv",
-    "gradients": f"{PRUNING}/statistics.time.tsv",
-    "curves": f"{PRUNING}/curves.time.tsv",
-    "pruning rounds": f"{ROUNDS}/rounds.time.tsv",
-    "masks and reconstruction": f"{BUDGET}/masks.time.tsv",
-    "fine-tuning": f"{RECIPE}/finetuned.time.tsv",
+TIMED = {  # long stages -> log of the job, next to its record
+    "dense model": f"{MODEL}/dense.log",
+    "gradients": f"{PRUNING}/statistics.log",
+    "curves": f"{PRUNING}/curves.log",
+    "pruning rounds": f"{ROUNDS}/rounds.log",
+    "masks and reconstruction": f"{BUDGET}/masks.log",
+    "fine-tuning": f"{RECIPE}/finetuned.log",
 }
 series = series_of(
     {
@@ -29,44 +29,33 @@ evaluations = [
 
 
 def sharing(wildcards) -> str:
-    """The experiments that a file with these wildcards belongs to."""
-    spelled = dict(wildcards.items()).items()
-    return ", ".join(name for name, experiment in experiments.items() if spelled <= names_of(experiment).items())
+    """The experiments of a file with these wildcards."""
+    names = {section: name for section, name in spelled(wildcards).items() if section in SECTIONS}
+    return ", ".join(name for name, experiment in experiments.items() if names.items() <= names_of(experiment).items())
 
 
 def trained_from(names) -> str:
-    """Metrics of the model that a training began with; blocks that go during training leave the dense one.
+    """Accuracy of the model before a training; the dense one if blocks are pruned during training.
 
     Takes the wildcards of a rule, or the names of an experiment.
     """
     folder = f"{MODEL}/dense" if settings.recipes[names["recipe"]].pruned_over else f"{BUDGET}/pruned"
-    return f"{folder}/metrics.parquet".format(**names)
+    return f"{folder}/accuracy.parquet".format(**names)
 
 
-def figures_of(experiment: Experiment) -> list[str]:
-    names, budget = names_of(experiment), BUDGET.format(**names_of(experiment))
-    figures = []
-    if settings.prunings[experiment.pruning].structure == "blocks":
-        figures += [f"{PRUNING}/curves.svg".format(**names), f"{budget}/allocation.svg", f"{budget}/blocks.svg"]
-        if settings.prunings[experiment.pruning].probes_used:
-            figures.append(f"{budget}/interactions.svg")
-    if settings.models[experiment.model].recipe is not None:
-        figures.append(f"{MODEL}/dense_history.svg".format(**names))
-    if len(settings.budgets[experiment.budget].targets) == 2:
-        figures.append(f"{budget}/frontier.svg")
-    if experiment.recipe is not None:
-        figures.append(f"{RECIPE}/history.svg".format(**names))
-    return figures
+def all_figures() -> list[str]:
+    """The figures of single experiments."""
+    return sorted({figure for experiment in experiments.values() for figure in figures_of(experiment)})
 
 
 def page_inputs() -> dict:
-    """What the page is made of; `write_page` also takes what `benchmark` measured, if it is there."""
+    """The inputs of the page; `write_page` also uses results of `benchmark`, if they exist."""
     reproduces = any(experiment.published for experiment in experiments.values())
     return {
         "summary": f"{REPORT}/summary.csv",
         "tradeoff": f"{REPORT}/tradeoff.svg",
         "paper": [f"{REPORT}/paper.csv", f"{REPORT}/paper.svg"] if reproduces else [],
-        "figures": sorted({figure for experiment in experiments.values() for figure in figures_of(experiment)}),
+        "figures": [f"{file[:-4]}.{kind}" for file in all_figures() for kind in ("svg", "json")],
         "layers": sorted({f"{final_of(experiment)}/layers.parquet" for experiment in experiments.values()}),
     }
 
@@ -83,10 +72,11 @@ def page_params() -> dict:
             {
                 "name": name,
                 "decisions": decisions_of(experiment),
-                "figures": figures_of(experiment),
+                "figures": [
+                    {"file": file, "title": FIGURES[Path(file).stem].title, "caption": FIGURES[Path(file).stem].caption}
+                    for file in figures_of(experiment)
+                ],
                 "layers": f"{final_of(experiment)}/layers.parquet",
-                "unit": unit_of(experiment),
-                "before": "" if experiment.recipe is None else trained_from(names_of(experiment)),
             }
             for name, experiment in experiments.items()
         ],
@@ -94,14 +84,8 @@ def page_params() -> dict:
     }
 
 
-def unit_of(experiment: Experiment) -> str:
-    """Unit of its curves, if it has some."""
-    pruning = settings.prunings[experiment.pruning]
-    return pruning.distortion.unit if pruning.structure == "blocks" else ""
-
-
 def decisions_of(experiment: Experiment) -> dict:
-    """What an experiment chose, and what the config says about it."""
+    """The decisions of an experiment and their settings in the config."""
     decisions = {
         section: {"name": name, "settings": told(getattr(settings, f"{section}s")[name])}
         for section in SECTIONS
@@ -121,32 +105,31 @@ def told(section: Section) -> str:
 
 
 def timed_stages() -> list[dict]:
-    """The benchmark file of every long stage, and the experiments that it belongs to."""
+    """The log of every long stage, and the experiments that it belongs to."""
     shared: dict[tuple, list[str]] = {}
     for name, experiment in experiments.items():
         for stage, file in TIMED.items():
             if experiment.recipe is not None or "{recipe}" not in file:
                 shared.setdefault((stage, file.format(**names_of(experiment))), []).append(name)
-    return [{"stage": stage, "of": ", ".join(names), "file": file} for (stage, file), names in shared.items()]
+    return [{"stage": stage, "of": ", ".join(names), "log": file} for (stage, file), names in shared.items()]
 
 
 def report_files() -> list[str]:
-    """The checked plan and everything that people read; asking for it runs all experiments."""
-    figures = {figure for experiment in experiments.values() for figure in figures_of(experiment)}
-    if any(experiment.published for experiment in experiments.values()):
-        figures |= {f"{REPORT}/paper.md", f"{REPORT}/paper.svg"}
+    """The checked plan and all tables, figures and pages; these targets run all experiments."""
+    reproduces = any(experiment.published for experiment in experiments.values())
     return [
         f"{RESULTS}/plan.parquet",
         f"{REPORT}/index.html",
         f"{REPORT}/summary.md",
         f"{REPORT}/summary.csv",
-        f"{REPORT}/tradeoff.svg",
-        *sorted(figures),
+        *([f"{REPORT}/paper.md"] if reproduces else []),
+        *report_figures("summary", *(["paper"] if reproduces else [])),
+        *all_figures(),
     ]
 
 
 def print_summary() -> None:
-    """Shows the table where all of it was asked for and made."""
+    """Prints the table if the whole report was requested and written."""
     table, files = Path(REPORT, "summary.md"), workflow.config_settings.configfiles
     if table.is_file():
         configured = f" --configfile {shlex.join(map(os.path.relpath, files))}" if files else ""

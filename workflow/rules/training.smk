@@ -1,5 +1,5 @@
 rule finetune:
-    """Trains the pruned model with its masks frozen, or prunes the dense one while it trains."""
+    """Trains the pruned model with fixed masks, or prunes the dense one during training."""
     input:
         images=f"{DATASET}/images.parquet",
         dense=f"{MODEL}/dense.pt",
@@ -18,14 +18,12 @@ rule finetune:
         sources=sources("finetune.py"),
     log:
         f"{RECIPE}/finetuned.log",
-    benchmark:
-        f"{RECIPE}/finetuned.time.tsv"
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(64_000),
         runtime=scaled(24 * 60),
         nodes=NODES,
-        tasks=None if GPUS else NODES,  # without, SLURM gives one node to one task
+        tasks=None if GPUS else NODES,  # otherwise SLURM gives one node to one task
         gres=gpus_of_training,
     conda:
         ENVIRONMENT

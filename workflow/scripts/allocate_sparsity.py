@@ -1,5 +1,6 @@
 """Curves and costs in, one keep ratio per layer out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.allocation.allocate import allocate
 from lpvit.stages.inputs import allocation_inputs
 from lpvit.stages.stage import stage

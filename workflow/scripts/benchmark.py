@@ -1,5 +1,6 @@
 """A dense model, a pruned one and its masks in, their speed and energy on this machine out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.benchmark.settings import Benchmark
 from lpvit.benchmark.speed import benchmark
 from lpvit.models.architecture import load_model

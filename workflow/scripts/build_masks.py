@@ -1,5 +1,6 @@
-"""Options and an allocation in, keep masks and the pruned model out; refitted and with schemes, if asked."""
+"""Options and an allocation in, keep masks and the pruned model out; optionally refitted and with schemes."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.models.architecture import Architecture, extended, save_model
 from lpvit.schemes.edit import schemes_added
 from lpvit.stages.calibrated import read_calibrated

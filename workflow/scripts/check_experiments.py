@@ -1,5 +1,6 @@
-"""The whole config in, one line per experiment out: what it will prune, if it can work at all."""
+"""The whole config in, one row per experiment out: what it will prune."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.config.config import parse_config
 from lpvit.stages.plan import plan_experiments
 from lpvit.stages.stage import stage

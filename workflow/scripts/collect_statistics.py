@@ -1,11 +1,13 @@
 """A dense model and calibration images in, statistics of every prunable layer out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import save
-from lpvit.structures.blocks.structure import BlockStructure
+from lpvit.structures.structure import structure_class
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)
-    statistics = BlockStructure.statistics(dense.model, dense.images, snakemake.params.needed, compute.device)
+    structure = structure_class(snakemake.params.structure)
+    statistics = structure.statistics(dense.model, dense.images, snakemake.params.needed, compute.device)
     save(statistics, snakemake.output.statistics, "statistics")

@@ -1,5 +1,6 @@
-"""The dense model in, what its layers cost once schemes are added to it out."""
+"""The dense model in, costs of its layers with schemes out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.costs.cost import measure_costs
 from lpvit.models.architecture import extended, load_model
 from lpvit.schemes.edit import schemes_added

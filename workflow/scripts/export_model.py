@@ -1,5 +1,6 @@
 """A pruned or fine-tuned model and its masks in, files for use outside the workflow out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.allocation.settings import Budget
 from lpvit.api.checkpoint import save
 from lpvit.api.export import export_onnx

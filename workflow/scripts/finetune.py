@@ -1,7 +1,8 @@
-"""A pruned model and its masks in, the model trained with frozen masks out."""
+"""A pruned model and its masks in, the model trained with fixed masks out."""
 
 from dataclasses import replace
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.models.architecture import load_model, save_model
 from lpvit.stages.stage import stage
 from lpvit.stages.training import read_training
@@ -15,7 +16,7 @@ from lpvit.training.train import train
 with stage(snakemake) as compute:
     architecture, pruned = load_model(snakemake.input.pruned, "pruned")
     keep_masks, block_shape = load_masks(snakemake.input.masks)
-    if Recipe.model_validate(snakemake.params.recipe).pruned_over:  # blocks go on the way
+    if Recipe.model_validate(snakemake.params.recipe).pruned_over:  # blocks are pruned during training
         pruned |= load_model(snakemake.input.dense, "dense")[1]
     training = read_training(snakemake, compute, architecture, pruned)
     teacher = load_teacher(training.recipe, architecture.source.num_classes, snakemake.input.dense)

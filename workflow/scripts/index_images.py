@@ -1,5 +1,6 @@
 """A dataset in, the list of its images with labels and problems out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.data.index import check_images, index_images
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import IMAGES, write_parquet

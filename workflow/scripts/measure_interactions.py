@@ -1,5 +1,6 @@
-"""Block products and masks in, what pairs of layers share of their distortion out."""
+"""Block products and masks in, shared distortion of pairs of layers out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import INTERACTIONS, write_parquet
 from lpvit.structures.blocks.interactions import layer_interactions

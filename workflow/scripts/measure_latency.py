@@ -2,6 +2,7 @@
 
 import torch
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.inference.layer_latency import measure_latency
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import COSTS, LATENCY, read_parquet, write_parquet

@@ -1,5 +1,6 @@
-"""Statistics of the layers in, what may be removed of them and one rate-distortion curve per layer out."""
+"""Statistics of the layers in, scores of the removable parts and one rate-distortion curve per layer out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.inputs import structure_asked
 from lpvit.stages.stage import stage

@@ -1,5 +1,6 @@
 """The dense model and calibration images in, a narrower dense model out, with no layer masked."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.models.architecture import Architecture, extended, save_model
 from lpvit.schemes.edit import schemes_added
 from lpvit.stages.calibrated import read_calibrated

@@ -1,7 +1,7 @@
-"""Metrics of all experiments that stand for a row of the paper in, the paper's table and ours out."""
+"""Metrics of all experiments that reproduce a row of the paper in, the paper's table and ours out."""
 
-from lpvit.report.looks import save_figure
-from lpvit.report.paper import paper_macs, paper_markdown, paper_table, plot_paper
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
+from lpvit.report.tables.paper import paper_macs, paper_markdown, paper_table
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text
 from lpvit.store.schemas import COSTS, LAYERS, METRICS, read_parquet
@@ -19,4 +19,3 @@ with stage(snakemake):
     )
     write_text(table.to_csv(index=False), snakemake.output.csv)
     write_text(paper_markdown(table, snakemake.params.proxy), snakemake.output.markdown)
-    save_figure(plot_paper(table, snakemake.params.proxy), snakemake.output.svg, snakemake.output.png)

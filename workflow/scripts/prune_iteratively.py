@@ -1,5 +1,6 @@
-"""The dense model's scores and curves in, those of the model that all pruning rounds but the last leave out."""
+"""The dense model's scores and curves in, those of the model after all pruning rounds but the last out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.pruning.rounds import before_last_round
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.inputs import allocation_inputs, structure_asked

@@ -1,5 +1,6 @@
 """A pruned or fine-tuned model, its masks and calibration images in, the model in another precision out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.data.loading import evaluation_loader
 from lpvit.models.architecture import Architecture, load_model, save_model
 from lpvit.quantisation.quantise import quantise_model

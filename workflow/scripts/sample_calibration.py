@@ -1,5 +1,6 @@
-"""Images in, a class-balanced draw from the training split out."""
+"""Images in, a class-balanced sample of the training split out."""
 
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.data.calibration import sample_calibration
 from lpvit.data.settings import Calibration
 from lpvit.stages.stage import stage

@@ -1,6 +1,7 @@
 """Metrics of all evaluated models in, one table out."""
 
-from lpvit.report.tables import gather, left_out, summary, to_markdown
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
+from lpvit.report.tables.summary import gather, left_out, summary, to_markdown
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text
 from lpvit.store.schemas import METRICS

@@ -1,14 +1,13 @@
-"""Speed, energy and metrics of all benchmarked models in, tables and accuracy against latency out."""
+"""Speed, energy and metrics of all benchmarked models and times of their layers in, tables out."""
 
 import pandas as pd
 
-from lpvit.report.looks import save_figure
-from lpvit.report.speed import speed_markdown, speed_summary
-from lpvit.report.tables import gather
-from lpvit.report.tradeoff import plot_latency
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
+from lpvit.report.tables.speed import speed_markdown, speed_summary, speed_up_by_sparsity
+from lpvit.report.tables.summary import gather
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text
-from lpvit.store.schemas import CHOICES, ENERGY, METRICS, SPEED
+from lpvit.store.schemas import CHOICES, COSTS, ENERGY, LATENCY, METRICS, SPEED, read_parquet
 
 with stage(snakemake):
     inputs, outputs, models = snakemake.input, snakemake.output, snakemake.params.benchmarked
@@ -18,4 +17,8 @@ with stage(snakemake):
     write_text(table.to_csv(index=False), outputs.csv)
     write_text(gather(inputs.choices, models, CHOICES).to_csv(index=False), outputs.choices)
     write_text(speed_markdown(table, energy), outputs.markdown)
-    save_figure(plot_latency(table, snakemake.params.series), outputs.svg, outputs.png)
+    layers = [
+        speed_up_by_sparsity(read_parquet(latency, LATENCY), read_parquet(costs, COSTS)).assign(**names)
+        for latency, costs, names in zip(inputs.latency, inputs.costs, snakemake.params.timed, strict=True)
+    ]
+    write_text(pd.concat(layers).to_csv(index=False), outputs.speed_up)

@@ -1,14 +1,15 @@
-"""Everything that was reached in, one page for people out."""
+"""All results in, the page of the report out."""
 
 from datetime import datetime
 
 import yaml
 
-from lpvit.report.facts import commit, durations, machine, versions
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
+from lpvit.report.environment import commit, durations, machine, versions
 from lpvit.report.page import Report, render
-from lpvit.report.paper import paper_of
-from lpvit.report.speed import read_speed
-from lpvit.report.tables import read_summary
+from lpvit.report.tables.paper import paper_of
+from lpvit.report.tables.speed import read_speed
+from lpvit.report.tables.summary import read_summary
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text
 from lpvit.store.schemas import LAYERS, read_parquet

@@ -9,7 +9,7 @@ from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import MatrixLayer
 from lpvit.models.edits import Edit
 from lpvit.structures.factors.layers import CLASSES
-from lpvit.structures.factors.ranks import Form
+from lpvit.structures.factors.settings import Form
 
 
 class LowRankLayers(Edit):

@@ -28,8 +28,7 @@ from lpvit.refitting.refinement import BlockTarget, refine
 from lpvit.refitting.truncation import LowRank, damped, truncated
 from lpvit.structures.factors.layers import CLASSES
 from lpvit.structures.factors.options import OUTPUT_DAMPING, parts_of_layers
-from lpvit.structures.factors.ranks import Form
-from lpvit.structures.factors.settings import Factors
+from lpvit.structures.factors.settings import Factors, Form
 
 RIDGES = (1.0, 0.3, 0.1, 0.03, 1e-2, 1e-3)
 LEAST_TOKEN_WEIGHT = 0.01  # of a token that the logits do not feel, where the mean is 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import MatrixLayer, weight_matrix
 from lpvit.refitting.truncation import LowRank
-from lpvit.structures.factors.ranks import Form
+from lpvit.structures.factors.settings import Form
 
 
 class FactorisedLinear(nn.Module):

@@ -5,13 +5,12 @@ and finally 0. A *unit* is the part removed between two rungs, so that allocator
 """
 
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Form = Literal["plain", "pivoted"]
+from lpvit.structures.factors.settings import Form
 
 
 def products(rank: int, shape: tuple[int, int], form: Form) -> int:

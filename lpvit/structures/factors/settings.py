@@ -1,20 +1,22 @@
 """Settings of low-rank factors. Imports no torch."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lpvit.structures.factors.ranks import Form
 from lpvit.structures.settings import StructureSettings
 
 if TYPE_CHECKING:
     from lpvit.allocation.settings import Budget
 
+Form = Literal["plain", "pivoted"]
 Metric = Literal["two_sided", "activations", "fisher", "weights"]
 
 
 class Factors(StructureSettings):
     """Low-rank factors: a layer becomes two smaller ones, `W ~ B A`."""
+
+    compress_keys: ClassVar = ("rank_multiple", "form", "metric", "refine_steps")
 
     structure: Literal["factors"] = Field("factors", description="what is removed")
     rank_multiple: int = Field(8, gt=0, description="ranks are multiples of it; 64 suits a GPU")
@@ -37,6 +39,14 @@ class Factors(StructureSettings):
         min_length=1,
         description="layers: `qkv`, `proj`, `fc1`, `fc2`, and on request `patch_embed`, `head`, `reduction`",
     )
+
+    @property
+    def distortion_unit(self) -> str:
+        return "logit² per image"
+
+    @property
+    def measures_images(self) -> bool:
+        return True
 
     @property
     def statistics_needed(self) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_saliency_is_a_mean_over_the_true_size_of_a_ragged_block(saliency: str) 
     model = tiny("vit")
     layers = matrix_layers(model)
     loader = batches(photographs(model), 7)
-    table = block_table(collect_statistics(model, loader, layers, (5, 3), "cpu"), saliency)
+    table = block_table(collect_statistics(model, loader, layers, (5, 3), "cpu"), Saliency.registry[saliency]())
     gradients = averaged_gradients(model, loader, [layer.name for layer in layers], "cpu")
 
     assert set(table.columns) == {column.name for column in BLOCKS.columns}

@@ -1,0 +1,44 @@
+"""Reads the inputs of figures, by the parameter names of their functions."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from lpvit.report.tables.paper import read_paper
+from lpvit.report.tables.speed import read_speed
+from lpvit.report.tables.summary import read_summary
+from lpvit.store.schemas import ACCURACY, ALL, HISTORY, read_parquet
+
+
+def read_masks(path: str) -> dict[str, Any]:
+    """Layer -> keep mask (R, C), True where the block is kept, as an array; only these need torch."""
+    from lpvit.structures.blocks.masks import load_masks
+
+    return {layer: keep_mask.numpy() for layer, keep_mask in load_masks(path)[0].items()}
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    **{schema.file.removesuffix(".parquet"): partial(read_parquet, schema=schema) for schema in ALL},
+    "before": partial(read_parquet, schema=ACCURACY),
+    "dense_history": partial(read_parquet, schema=HISTORY),
+    "masks": read_masks,
+    "paper": read_paper,
+    "speed": read_speed,
+    "speed_up": pd.read_csv,
+    "summary": read_summary,
+}
+
+
+def read_artifact(name: str, path: str) -> Any:
+    """An artifact as a frame; keep masks as a dictionary of arrays.
+
+    Args:
+        name: Of the artifact, as a parameter of a figure.
+        path: Its file.
+
+    Raises:
+        LpvitError: The file is missing, damaged or of another version.
+    """
+    return _READERS[name](path)

@@ -1,0 +1,52 @@
+"""History of the training of a pruned model."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lpvit.report.style import BLACK, GREY, percent
+
+TITLE = "Fine-tuning"
+CATEGORY = "Trainings"
+CAPTION = (
+    "Loss, accuracy and learning rate by epoch, from the model before the training; dashed: on training "
+    "images. The training loss counts augmentation, regularisation and distillation, so it may exceed "
+    "the validation loss."
+)
+
+
+def draw(history: pd.DataFrame, before: pd.DataFrame | None = None) -> Figure:
+    """Loss, accuracy and learning rate of a training, by epoch.
+
+    Args:
+        history: Schema ``HISTORY``.
+        before: Schema ``ACCURACY``: the model before the training, if evaluated; drawn at epoch 0.
+    """
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epochs = history["epoch"]
+    marker = "." if len(history) <= 30 else ""
+    loss.plot(epochs, history["train_loss"], "--", color=GREY, marker=marker, label="training")
+    _draw_course(loss, epochs, history["validation_loss"], None if before is None else before["loss"].iloc[0])
+    loss.set(title="loss (nat)")
+    loss.legend()
+    _draw_course(accuracy, epochs, history["top1"], None if before is None else before["top1"].iloc[0])
+    accuracy.set(title="top-1 accuracy, validation")
+    accuracy.yaxis.set_major_formatter(percent())
+    if before is not None:
+        accuracy.legend(loc="lower right")
+    rate.plot(epochs, history["learning_rate"], color=BLACK, marker=marker, label="learning rate")
+    rate.set(title="learning rate", ylim=(0, None))
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _draw_course(axes: Axes, epochs: pd.Series, values: pd.Series, before: float | None) -> None:
+    marker = "." if len(epochs) <= 30 else ""
+    axes.plot(epochs, values, color=BLACK, marker=marker, label="validation")
+    if before is not None:
+        axes.plot([0, epochs.iloc[0]], [before, values.iloc[0]], ":", color=BLACK)
+        axes.plot(0, before, "D", color=BLACK, markerfacecolor="white", markersize=5, label="before training")

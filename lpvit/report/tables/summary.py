@@ -1,0 +1,136 @@
+"""The summary of all experiments, as CSV and as markdown."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lpvit.report.formats import NAMES, human, interval, markdown
+from lpvit.store.schemas import Schema, read_parquet
+
+_SUMMARY_COLUMNS = [
+    "dataset",
+    "model",
+    "experiment",
+    "stage",
+    "images",
+    "images_skipped",
+    "top1",
+    "top1_low",
+    "top1_high",
+    "top5",
+    "macs",
+    "macs_ratio",
+    "macs_all",
+    "parameters",
+    "sparsity",
+    "power_term",
+    "energy",
+    "energy_ratio",
+]
+
+
+def gather(files: Iterable[str], entries: Iterable[Mapping[str, Any]], schema: Schema) -> pd.DataFrame:
+    """Concatenates the tables of several models, with `NAMES` as first columns.
+
+    Args:
+        files: One per model.
+        entries: Names of each model.
+        schema: Of the files.
+    """
+    tables = [
+        read_parquet(file, schema).assign(**{name: entry[name] for name in NAMES})
+        for file, entry in zip(files, entries, strict=True)
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table.set_index(NAMES).reset_index()
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per evaluated model: every dense model once, then the models of each experiment.
+
+    Args:
+        rows: Schema ``METRICS`` and the columns ``experiment``, ``dataset`` and ``model``; one row per experiment and
+            stage. Experiments that share a dense model each contain its row.
+
+    Returns:
+        Dataset, model, experiment (empty for dense), stage; images evaluated and images_skipped; top1 and top5 in %,
+        top1_low and top1_high, the ends of top1's 95 % interval; macs and macs_all in MAC per image; macs_ratio, the
+        share of the dense model's macs; parameters; sparsity; power_term, a share of the dense model's; energy in J per
+        image, modelled, and energy_ratio, its share of the dense model's. Datasets, models and experiments in order of
+        appearance.
+    """
+    dense = rows[rows["stage"] == "dense"].assign(experiment="").drop_duplicates(["dataset", "model"])
+    of_dense = dense.set_index(["dataset", "model"])[["macs", "energy"]].add_prefix("dense_")
+    table = pd.concat([dense, rows[rows["stage"] != "dense"]]).join(of_dense, on=["dataset", "model"])
+    for quantity in ("macs", "energy"):
+        table[f"{quantity}_ratio"] = table[quantity] / table[f"dense_{quantity}"]
+    table["top1_low"], table["top1_high"] = wilson(table["top1"], table["images"])
+    groups = [group for _, group in table.groupby(["dataset", "model"], sort=False)]
+    return pd.concat(groups, ignore_index=True)[_SUMMARY_COLUMNS]
+
+
+def wilson(accuracy: pd.Series, images: pd.Series, z: float = 1.96) -> tuple[pd.Series, pd.Series]:
+    """Wilson's score interval of an accuracy; valid also for few images and near 100 %.
+
+    Args:
+        accuracy: In %.
+        images: Number of images.
+        z: Quantile of the normal distribution; 1.96 gives 95 %.
+
+    Returns:
+        Lower and upper ends, in %.
+    """
+    share, z2 = accuracy / 100, z**2 / images
+    centre = (share + z2 / 2) / (1 + z2)
+    half = np.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
+    return 100 * (centre - half), 100 * (centre + half)
+
+
+def left_out(rows: pd.DataFrame) -> str:
+    """Notes about skipped images, one line per dataset; empty if there are none.
+
+    Args:
+        rows: As for `summary`.
+    """
+    some = rows[rows["images_skipped"] > 0].drop_duplicates("dataset")
+    return "".join(
+        f"\n{row['dataset']}: {row['images_skipped']} of {row['images'] + row['images_skipped']} validation images "
+        "cannot be decoded and are skipped.\n"
+        for row in some.to_dict("records")
+    )
+
+
+def read_summary(path: str | Path) -> pd.DataFrame:
+    """Reads the CSV form of `summary`; names stay text, even if they look like numbers or missing values."""
+    missing = {"power_term": [""]}
+    names = dict.fromkeys(["dataset", "model", "experiment", "stage"], str)
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=missing)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The `summary` as a markdown table in human units, aligned for the terminal.
+
+    Skipped validation images are noted below it.
+    """
+    shown = pd.DataFrame(
+        {
+            "dataset": table["dataset"],
+            "model": table["model"],
+            "experiment": table["experiment"].replace("", "-"),
+            "stage": table["stage"],
+            "top-1": table["top1"].map("{:.2f} %".format),
+            "95 % interval": [*map(interval, table["top1_low"], table["top1_high"])],
+            "top-5": table["top5"].map("{:.2f} %".format),
+            "MACs": table["macs"].map(human),
+            "of dense": (100 * table["macs_ratio"]).map("{:.1f} %".format),
+            "all MACs": table["macs_all"].map(human),
+            "parameters": table["parameters"].map(human),
+            "sparsity": (100 * table["sparsity"]).map("{:.1f} %".format),
+            "power": (100 * table["power_term"]).map("{:.1f} %".format, na_action="ignore").fillna("-"),
+            "energy": (100 * table["energy_ratio"]).map("{:.1f} %".format),
+        }
+    )
+    return markdown(shown, text_columns=4)

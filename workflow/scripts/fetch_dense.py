@@ -1,0 +1,15 @@
+"""A model's name and the dataset's classes in, the dense model and the costs of its layers out."""
+
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
+from lpvit.costs.cost import measure_costs
+from lpvit.models.architecture import save_model
+from lpvit.models.settings import Model
+from lpvit.models.sources.dense import dense_model
+from lpvit.stages.stage import stage
+from lpvit.store.schemas import COSTS, IMAGES, read_parquet, write_parquet
+
+with stage(snakemake):
+    images = read_parquet(snakemake.input.images, IMAGES)
+    architecture, model = dense_model(Model.model_validate(snakemake.params.model), images["label"].nunique())
+    save_model(architecture, model.state_dict(), snakemake.output.dense, "dense")
+    write_parquet(measure_costs(model), snakemake.output.costs, COSTS)

@@ -1,0 +1,21 @@
+"""A model's name and the dataset's images in, the trained dense model and the costs of its layers out."""
+
+import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
+from lpvit.costs.cost import measure_costs
+from lpvit.models.architecture import save_model
+from lpvit.models.settings import Model
+from lpvit.models.sources.dense import dense_model
+from lpvit.stages.stage import stage
+from lpvit.stages.training import read_training
+from lpvit.store.schemas import COSTS, HISTORY, IMAGES, read_parquet, write_parquet
+from lpvit.training.train import train
+
+with stage(snakemake) as compute:
+    images = read_parquet(snakemake.input.images, IMAGES)
+    architecture, model = dense_model(Model.model_validate(snakemake.params.model), images["label"].nunique())
+    training = read_training(snakemake, compute, architecture, model.state_dict())
+    trained = train(training)
+    save_model(architecture, trained.state, snakemake.output.dense, "dense")
+    write_parquet(measure_costs(model), snakemake.output.costs, COSTS)
+    write_parquet(trained.history, snakemake.output.history, HISTORY)
+    training.resume_file.unlink(missing_ok=True)
