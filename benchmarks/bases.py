@@ -1,11 +1,12 @@
-"""What aligned bases are worth: blocks of one dense model as it is given, in aligned bases, and with single freedoms.
+"""Effect of aligned bases: blocks of one dense model in its given basis, in aligned bases, and with single freedoms.
 
     snakemake --cores all results/cifar10/given/dense.pt --configfile config/cifar10.yaml
     python benchmarks/bases.py --config config/cifar10.yaml --dataset cifar10 --model given
 
-Blocks are chosen in one step by Gauss-Newton products and one Lagrange multiplier, and what stays is fitted by least
-squares. Appends a line for every arm, block shape and budget to ``results/benchmarks/<dataset>/<model>/bases.csv`` as
-soon as it is measured; what was stopped goes on after the last line.
+Blocks are selected in one round by Gauss-Newton products and one Lagrange multiplier, and the remaining weights are
+refitted by least squares. Appends a line for every configuration, block shape and budget to
+``results/benchmarks/<dataset>/<model>/bases.csv`` as soon as it is measured; an interrupted run resumes after the last
+line.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def run(arm: "Arm", keys: Sequence[Key], validation: Batches, file: Path) -> Non
 
 @dataclass
 class Arm:
-    """A model in the bases of an arm, and curves of its blocks."""
+    """A model in the bases of a configuration, and curves of its blocks."""
 
     subject: Subject
     name: str
@@ -165,7 +166,7 @@ class Arm:
         return LayerTables(rate_distortion_curves(statistics, blocks, pruning), blocks, measure_costs(self.model))
 
     def pruned(self, key: Key) -> tuple[nn.Module, float, float]:
-        """The model within a budget, the share of its MACs that stays, and the seconds from the curves on."""
+        """The model within a budget, its kept share of MACs, and the seconds after the curves."""
         tables = self.tables
         started = time.perf_counter()
         allocation = allocate(tables, Budget(macs=key.macs, reconstruction=key.reconstruction))

@@ -1,8 +1,8 @@
 r"""The residual stream in its principal axes.
 
-LayerNorm without an affine part commutes with every orthogonal Q that keeps the vector of ones, Q 1 = 1. So all that is
-added to the stream may be turned by Q, and all that is read from it be turned back. The stream's axes are those of the
-sum of the centred covariances of all that is read from it, each of unit trace, by falling energy (SliceGPT, Ashkboos et
+LayerNorm without an affine part commutes with every orthogonal Q that keeps the vector of ones, Q 1 = 1. So the layers
+that write to the stream may be multiplied by Q, and those that read it by its inverse. The axes are those of the sum of
+the centred covariances of all inputs read from it, each of unit trace, by falling energy (SliceGPT, Ashkboos et
 al., 2024, turns the stream of language models, with RMSNorm and one Q a layer).
 
 The ones cannot be an axis, so no axis u_i can be a coordinate: it becomes the i-th Helmert contrast
@@ -11,7 +11,7 @@ behind it. No coordinate takes anything of a stronger axis:
 
 .. math:: Q = \tfrac{1}{D} 1 1^T + \sum_{i=1}^{D-1} h_i u_i^T.
 
-Since LayerNorm subtracts the mean, what is added to the stream along the ones is read by nobody, and is taken out.
+Since LayerNorm subtracts the mean, components along the ones have no effect and are removed.
 
 D = width of the stream.
 """
@@ -29,7 +29,7 @@ from lpvit.bases.wiring import Stream, Wiring, subtracts_mean
 
 
 def changes(model: nn.Module, wiring: Wiring, moments: Moments) -> list[Change]:
-    """One for every stream that nothing is known to stand in."""
+    """One freedom for every stream without operations of its own."""
     return [
         Change(stream.name, partial(turn, stream=stream, rotation=rotation(stream, moments)))
         for stream in wiring.streams
@@ -38,12 +38,12 @@ def changes(model: nn.Module, wiring: Wiring, moments: Moments) -> list[Change]:
 
 
 def obstacles(model: nn.Module, wiring: Wiring) -> dict[str, str]:
-    """Stream -> what is known to stand in it."""
+    """Stream -> the known operations within it."""
     return {stream.name: reason for stream in wiring.streams if (reason := obstacle(model, stream))}
 
 
 def obstacle(model: nn.Module, stream: Stream) -> str:
-    """What keeps a stream as it is; empty where nothing is known to."""
+    """Why a stream cannot be rotated; empty if no reason is known."""
     for name in (*stream.others, *(norm.name for norm in stream.norms)):
         weight, bias = affine_part(model, name)
         scales = weight is not None and not bool((weight == 1).all())
@@ -76,7 +76,7 @@ def helmert(width: int) -> Tensor:
 
 @torch.no_grad()
 def turn(model: nn.Module, stream: Stream, rotation: Tensor) -> None:
-    """Writes the stream in other coordinates, in place."""
+    """Changes the coordinates of the stream, in place."""
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     turned = rotation.to(device, dtype)
     means_are_lost = all(subtracts_mean(model.get_submodule(norm.name)) for norm in stream.norms)

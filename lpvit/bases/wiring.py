@@ -1,6 +1,6 @@
-"""How the layers of a transformer hang together: what norms feed, what heads are made of, what the residual stream is.
+"""Connections between layers of a transformer: readers of norms, parts of heads, and the residual stream.
 
-What is found here are candidates, by shared memory and order of execution; `lpvit.bases.proof` keeps what is true.
+These are candidates, found by shared memory and order of execution; `lpvit.bases.proof` keeps the correct ones.
 D = width of the residual stream; H = heads; d = features of a head.
 """
 
@@ -59,8 +59,8 @@ class Heads:
 
     Attributes:
         cosine: Whether only the directions of queries and keys count.
-        between_values: What stands between the mixed values and the output layer; empty where nothing is known to.
-        between_queries: What stands between queries or keys and their product; likewise.
+        between_values: Operation between the mixed values and the output layer; empty if none is known.
+        between_queries: Operation between queries or keys and their product; likewise.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Wiring:
-    """What `wiring_of` found."""
+    """The result of `wiring_of`."""
 
     norms: tuple[Norm, ...]
     scales: tuple[Scale, ...]
@@ -150,7 +150,7 @@ def subtracts_mean(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Look:
-    """A model and what was seen of it.
+    """A model and its trace.
 
     Attributes:
         memory: Norm or layer -> where its input and its output lie.
