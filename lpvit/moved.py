@@ -12,31 +12,37 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_KEPT_THEIR_NAMES = {  # (old package, new package) -> modules
-    ("curves", "allocation"): "ranking",
-    (
-        "curves",
-        "structures.blocks",
-    ): "correction curve distortions distortions.empirical distortions.gauss_newton distortions.taylor interactions "
-    "masking products rate_distortion saliencies saliencies.gauss_newton saliencies.l1 saliencies.taylor scores "
-    "settings statistics",
-    ("measure", "benchmark"): "engines settings speed",
-    ("measure", "inference"): "choice layer_latency sparsify",
-    ("models", "costs"): "cost energy",
-    ("models", "export"): "onnx onnx_int8",
-    ("models", "models.analysis"): "layers network passes trace",
-    ("models", "models.sources"): "arguments checkpoints dense families pretrained",
-    ("models", "schemes"): "attention scheme",
-    ("models.schemes", "schemes.kinds"): "sparse_attention token_merging token_selection",
-    ("sparse", "export"): "openvino",
-    ("weights", "quantisation"): "rounding settings",
-    ("weights", "refitting"): "least_squares reconstruction",
-    ("weights", "structures.blocks"): "masks",
-    ("weights", "structures.width"): "narrowing",
+_KEPT_THEIR_NAMES = {  # old package -> new package -> modules
+    "curves": {
+        "allocation": "ranking",
+        "structures.blocks": "correction curve distortions distortions.empirical distortions.gauss_newton "
+        "distortions.taylor interactions masking products rate_distortion saliencies saliencies.gauss_newton "
+        "saliencies.l1 saliencies.taylor scores settings statistics",
+    },
+    "measure": {
+        "benchmark": "engines settings speed",
+        "inference": "choice layer_latency sparsify",
+    },
+    "models": {
+        "costs": "cost energy",
+        "export": "onnx onnx_int8",
+        "models.analysis": "layers network passes trace",
+        "models.sources": "arguments checkpoints dense families pretrained",
+        "schemes": "attention scheme",
+    },
+    "models.schemes": {"schemes.kinds": "sparse_attention token_merging token_selection"},
+    "sparse": {"export": "openvino"},
+    "weights": {
+        "quantisation": "rounding settings",
+        "refitting": "least_squares reconstruction",
+        "structures.blocks": "masks",
+        "structures.width": "narrowing",
+    },
 }
 MODULES = {
     f"{old}.{module}": f"{new}.{module}"
-    for (old, new), modules in _KEPT_THEIR_NAMES.items()
+    for old, places in _KEPT_THEIR_NAMES.items()
+    for new, modules in places.items()
     for module in modules.split()
 } | {
     "curves": "structures.blocks",

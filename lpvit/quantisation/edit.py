@@ -1,6 +1,6 @@
 """The edit of a quantised model: its layers that multiply in int8."""
 
-from typing import Literal
+from typing import Literal, final
 
 from torch import nn
 
@@ -8,6 +8,7 @@ from lpvit.models.edits import Edit
 from lpvit.quantisation.layers import make_int8
 
 
+@final
 class Int8Layers(Edit):
     """Linear layers that multiply in int8.
 

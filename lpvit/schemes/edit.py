@@ -1,15 +1,17 @@
 """The edit of a scheme, and a function that adds one to a model."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from pydantic import field_validator
 from torch import nn
 
 from lpvit.models.edits import Edit, apply_edit
+from lpvit.schemes import kinds as _  # noqa: F401 - stages that import this module depend on all of them
 from lpvit.schemes.settings import AnyScheme, Scheme, read_scheme
 
 
+@final
 class AddedScheme(Edit):
     """A scheme that was added to a model.
 

@@ -20,9 +20,6 @@ PACKAGE = Path(__file__).parent.parent
 BESIDE = ("csrc", "template")  # folders with files that modules use besides Python
 
 
-# Modules that find others by name without importing them, with patterns of these.
-FOUND_BY_NAME = {"stages/edited": "**/edit.py"}
-
 # Modules that handle files, logs, errors and processes, not results; only their imported constants count: schemas.
 NEUTRAL = (
     *("__init__", "errors", "lazy", "moved", "mistakes", "progress", "settings", "stages/stage", "stages/preloaded"),
@@ -61,9 +58,6 @@ def source_digests(
         waiting += module.imported
         for folder, inside in module.packages:
             waiting += _strategies(folder, inside, package, chosen or {})
-        if file.is_relative_to(package):
-            pattern = FOUND_BY_NAME.get(str(file.relative_to(package).with_suffix("")))
-            waiting += [] if pattern is None else package.glob(pattern)
         for source, name in module.constants:
             if value := _assignments(source.read_text()).get(name):
                 digests[f"{_name(source, package)}: {name}"] = value

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,7 +251,7 @@ JUNK = st.sampled_from([
     None, True, -1, 7, 10**6, 10**12, 2**70, 0.5, float("nan"), float("inf"), "", "text", "a\nb", "../x", [], [0, -1],
     0, [10**6, 10**6], {}, {"a": 1}, {"checkpoint_path": "/etc/passwd"}, [[[[1]]]], "hf-hub:a/b",
     "vit_giant_patch14_224",
-])
+]).map(deepcopy)  # what is put into a header may be changed in there
 OPTIONS = st.sampled_from([
     "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "class_token", "reg_tokens",
     "norm_layer", "block_fn", "device", "dtype", "kwargs", "num_classes", "global_pool", "weight_init", "x\ny",

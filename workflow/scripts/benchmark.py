@@ -3,7 +3,6 @@
 from lpvit.benchmark.settings import Benchmark
 from lpvit.benchmark.speed import benchmark
 from lpvit.models.architecture import load_model
-from lpvit.stages.edited import read_edited
 from lpvit.stages.rivals import read_rivals
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import CHOICES, ENERGY, SPEED
@@ -13,7 +12,7 @@ from lpvit.structures.blocks.masks import load_masks
 with stage(snakemake) as compute:
     name = snakemake.params.stage
     dense, dense_state = load_model(snakemake.input.dense, "dense")
-    pruned, pruned_state = read_edited(snakemake.input.model, name)
+    pruned, pruned_state = load_model(snakemake.input.model, name)
     keep_masks, block_shape = load_masks(snakemake.input.masks)
     measured = benchmark(
         dense.build(dense_state),

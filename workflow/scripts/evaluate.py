@@ -5,7 +5,7 @@ import pandas as pd
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.data.index import count_skipped, usable_images
 from lpvit.data.loading import evaluation_loader
-from lpvit.stages.edited import read_edited
+from lpvit.models.architecture import load_model
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import ACCURACY, IMAGES
 from lpvit.store.tables import read_parquet, write_parquet
@@ -13,7 +13,7 @@ from lpvit.training.evaluation import evaluate
 
 with stage(snakemake) as compute:
     name, images = snakemake.params.stage, read_parquet(snakemake.input.images, IMAGES)
-    architecture, state = read_edited(snakemake.input.model, name)
+    architecture, state = load_model(snakemake.input.model, name)
     model = architecture.build(state)
     validation = usable_images(images, "validation")
     loader = evaluation_loader(validation, snakemake.params.dataset, model, compute.evaluation_batch_size, compute)

@@ -5,12 +5,12 @@ from lpvit.allocation.settings import Budget
 from lpvit.api.checkpoint import save
 from lpvit.api.export import export_onnx
 from lpvit.api.pruned import Pruned
-from lpvit.stages.edited import read_edited
+from lpvit.models.architecture import load_model
 from lpvit.stages.stage import stage
 from lpvit.structures.blocks.masks import load_masks
 
 with stage(snakemake):
-    architecture, state = read_edited(snakemake.input.model, snakemake.params.stage)
+    architecture, state = load_model(snakemake.input.model, snakemake.params.stage)
     keep_masks, block_shape = load_masks(snakemake.input.masks)
     budget = Budget.model_validate(snakemake.params.budget)
     pruned = Pruned(architecture.build(state), keep_masks, block_shape, budget)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.models.architecture import load_model, save_model
-from lpvit.stages.edited import read_edited
 from lpvit.stages.stage import stage
 from lpvit.stages.training import read_training
 from lpvit.store.schemas import HISTORY
@@ -16,7 +15,7 @@ from lpvit.training.teacher import load_teacher
 from lpvit.training.train import train
 
 with stage(snakemake) as compute:
-    architecture, pruned = read_edited(snakemake.input.pruned, "pruned")
+    architecture, pruned = load_model(snakemake.input.pruned, "pruned")
     keep_masks, block_shape = load_masks(snakemake.input.masks)
     if Recipe.model_validate(snakemake.params.recipe).pruned_over:  # blocks are pruned during training
         pruned |= load_model(snakemake.input.dense, "dense")[1]

@@ -2,10 +2,9 @@
 
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.data.loading import evaluation_loader
-from lpvit.models.architecture import Architecture, save_model
+from lpvit.models.architecture import Architecture, load_model, save_model
 from lpvit.quantisation.quantise import quantise_model
 from lpvit.quantisation.settings import Quantisation
-from lpvit.stages.edited import read_edited
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import SAMPLES
 from lpvit.store.tables import read_parquet
@@ -13,7 +12,7 @@ from lpvit.structures.blocks.masks import load_masks
 
 with stage(snakemake) as compute:
     before, after = snakemake.params.stages
-    architecture, state = read_edited(snakemake.input.model, before)
+    architecture, state = load_model(snakemake.input.model, before)
     model, loader = architecture.build(state), None
     if (images := snakemake.params.images) is not None:
         samples = read_parquet(snakemake.input.samples, SAMPLES)

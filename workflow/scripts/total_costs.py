@@ -3,7 +3,7 @@
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.costs.cost import layer_table, measure_costs, model_metrics, narrow_dtypes
 from lpvit.costs.settings import Energy
-from lpvit.stages.edited import read_edited
+from lpvit.models.architecture import load_model
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import ACCURACY, LAYERS, METRICS
 from lpvit.store.tables import read_parquet, write_parquet
@@ -11,7 +11,7 @@ from lpvit.structures.blocks.masks import kept_blocks, load_masks
 
 with stage(snakemake):
     name, energy = snakemake.params.stage, Energy.model_validate(snakemake.params.energy)
-    architecture, state = read_edited(snakemake.input.model, name)
+    architecture, state = load_model(snakemake.input.model, name)
     keep_masks, block_shape = load_masks(snakemake.input.masks) if snakemake.input.masks else ({}, None)
     model = architecture.build(state)
     costs = measure_costs(model)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, final
 
 import timm
 import torch
@@ -15,6 +15,7 @@ from lpvit.models.sources.families import call_modules
 from lpvit.models.sources.source import Source
 
 
+@final
 class Timm(Source):
     """A model of timm: the arguments of `create_model` that shape it.
 

@@ -5,7 +5,7 @@ R, C = rows and columns of a layer's grid of blocks.
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Literal, Self, final
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class PackedMask(Section):
         return self
 
 
+@final
 class KeptBlocks(Edit):
     """Keep masks of weight matrices.
 

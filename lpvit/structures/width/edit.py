@@ -1,6 +1,6 @@
 """The edit of a narrower model: shapes of parameters that differ from its source."""
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, final
 
 from timm.layers import Attention
 from torch import nn
@@ -9,6 +9,7 @@ from lpvit.errors import LpvitError
 from lpvit.models.edits import Edit
 
 
+@final
 class NarrowerShapes(Edit):
     """Changes the shapes of parameters and the sizes that layers store.
 
