@@ -18,7 +18,8 @@ from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.architecture import Architecture, load_model
 from lpvit.settings import Compute
-from lpvit.store.schemas import IMAGES, read_parquet
+from lpvit.store.schemas import IMAGES
+from lpvit.store.tables import read_parquet
 
 Batches = list[tuple[Tensor, Tensor]]  # images (N, C, H, W) and labels (N,)
 

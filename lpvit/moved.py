@@ -70,7 +70,9 @@ NAMES = {  # name that moved to another module than the rest of its module -> th
     "models.scheme.add_scheme": "schemes.edit",
     "models.settings.Energy": "costs.settings",
     "models.settings.Scheme": "schemes.settings",
-    "models.settings.SCHEMES": "schemes.settings",
+    "store.schemas.empty_frame": "store.tables",
+    "store.schemas.read_parquet": "store.tables",
+    "store.schemas.write_parquet": "store.tables",
     "weights.reconstruction.pruned_weights": "structures.blocks.weights",
     "weights.reconstruction.reconstruct": "structures.blocks.weights",
 }

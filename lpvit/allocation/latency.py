@@ -7,7 +7,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from lpvit.errors import LpvitError
-from lpvit.store.schemas import LATENCY, read_parquet
+from lpvit.store.schemas import LATENCY
+from lpvit.store.tables import read_parquet
 
 _LAYER = ["out_features", "in_features", "tokens"]
 _BLOCK = ["block_rows", "block_columns"]

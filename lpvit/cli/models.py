@@ -17,7 +17,8 @@ from lpvit.errors import LpvitError
 from lpvit.models.architecture import Architecture, load_model
 from lpvit.report.formats import markdown
 from lpvit.store.artifacts import header
-from lpvit.store.schemas import ALL, read_parquet
+from lpvit.store.schemas import ALL
+from lpvit.store.tables import read_parquet
 
 
 def described(path: Path) -> Iterator[str]:

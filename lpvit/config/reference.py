@@ -16,7 +16,8 @@ from typing import Any
 from lpvit.config.config import Config
 from lpvit.errors import LpvitError
 from lpvit.store.artifacts import write_text
-from lpvit.store.schemas import ALL, Schema
+from lpvit.store.schemas import ALL
+from lpvit.store.tables import Schema
 
 JsonSchema = Mapping[str, Any]
 

@@ -9,7 +9,8 @@ import pandas as pd
 from lpvit.report.tables.paper import read_paper
 from lpvit.report.tables.speed import read_speed
 from lpvit.report.tables.summary import read_summary
-from lpvit.store.schemas import ACCURACY, ALL, HISTORY, read_parquet
+from lpvit.store.schemas import ACCURACY, ALL, HISTORY
+from lpvit.store.tables import read_parquet
 
 
 def read_masks(path: str) -> dict[str, Any]:

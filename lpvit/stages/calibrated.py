@@ -9,7 +9,8 @@ from lpvit.data.loading import evaluation_loader
 from lpvit.models.analysis.passes import Batches
 from lpvit.models.architecture import Architecture, load_model
 from lpvit.settings import Compute
-from lpvit.store.schemas import SAMPLES, read_parquet
+from lpvit.store.schemas import SAMPLES
+from lpvit.store.tables import read_parquet
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.costs.settings import Energy
-from lpvit.store.schemas import BLOCKS, COSTS, CURVES, read_parquet
+from lpvit.store.schemas import BLOCKS, COSTS, CURVES
+from lpvit.store.tables import read_parquet
 from lpvit.structures.settings import AnyStructure, StructureSettings
 from lpvit.structures.structure import ModelStructure, Structure, structure_of
 

@@ -9,7 +9,8 @@ from lpvit.benchmark.settings import Benchmark
 from lpvit.data.index import usable_images
 from lpvit.data.loading import evaluation_loader
 from lpvit.settings import Compute
-from lpvit.store.schemas import IMAGES, SAMPLES, read_parquet
+from lpvit.store.schemas import IMAGES, SAMPLES
+from lpvit.store.tables import read_parquet
 
 BATCH_SIZE = 32
 

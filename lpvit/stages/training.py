@@ -10,7 +10,8 @@ from lpvit.data.preprocessing import Preprocessing
 from lpvit.models.architecture import Architecture
 from lpvit.settings import Compute
 from lpvit.store.provenance import fingerprint
-from lpvit.store.schemas import IMAGES, read_parquet
+from lpvit.store.schemas import IMAGES
+from lpvit.store.tables import read_parquet
 from lpvit.training.job import Training
 from lpvit.training.nodes import nodes_of
 from lpvit.training.settings import Recipe

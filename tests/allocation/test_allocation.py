@@ -24,7 +24,8 @@ from lpvit.allocation.tables import LayerTables
 from lpvit.costs.energy import HOROWITZ, layer_energy
 from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
-from lpvit.store.schemas import ALLOCATION, FRONTIER, read_parquet, write_parquet
+from lpvit.store.schemas import ALLOCATION, FRONTIER
+from lpvit.store.tables import read_parquet, write_parquet
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import build_keep_masks
 

@@ -4,7 +4,8 @@ import pytest
 
 from lpvit.allocation.latency import milliseconds, read_latency
 from lpvit.errors import LpvitError
-from lpvit.store.schemas import LATENCY, write_parquet
+from lpvit.store.schemas import LATENCY
+from lpvit.store.tables import write_parquet
 
 
 def table(times, block_shape=(16, 16), shape=(64, 32, 17)):

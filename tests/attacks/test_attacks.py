@@ -34,7 +34,8 @@ from lpvit.quantisation.edit import Int8Layers
 from lpvit.schemes.edit import add_scheme
 from lpvit.store.artifacts import load, save
 from lpvit.store.digest import BLANK, seal
-from lpvit.store.schemas import BLOCKS, IMAGES, read_parquet, write_parquet
+from lpvit.store.schemas import BLOCKS, IMAGES
+from lpvit.store.tables import read_parquet, write_parquet
 from lpvit.structures.blocks.edit import with_keep_masks
 from lpvit.structures.blocks.masks import load_masks, save_masks
 from lpvit.structures.blocks.statistics import load_statistics

@@ -26,7 +26,8 @@ from lpvit.measure.timing import LEAST_ROUNDS, WARM_UP, calm_clock, median_inter
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.sources.timm import create_model
 from lpvit.quantisation.settings import Quantisation
-from lpvit.store.schemas import CHOICES, ENERGY, LATENCY, SPEED, write_parquet
+from lpvit.store.schemas import CHOICES, ENERGY, LATENCY, SPEED
+from lpvit.store.tables import write_parquet
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 
 BLOCK_SHAPE = (16, 16)

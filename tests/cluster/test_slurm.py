@@ -13,7 +13,8 @@ from conftest import Workflow
 from slurm import NODES, Slurm, running_slurm, why_not
 
 from lpvit.models.architecture import load_model
-from lpvit.store.schemas import HISTORY, read_parquet
+from lpvit.store.schemas import HISTORY
+from lpvit.store.tables import read_parquet
 
 pytestmark = pytest.mark.slurm
 

@@ -7,7 +7,8 @@ from lpvit.costs.cost import count_macs, layer_table, measure_costs, model_metri
 from lpvit.costs.energy import energy_per_weight, power_term
 from lpvit.costs.settings import Energy
 from lpvit.models.sources.timm import create_model
-from lpvit.store.schemas import COSTS, LAYERS, METRICS, read_parquet, write_parquet
+from lpvit.store.schemas import COSTS, LAYERS, METRICS
+from lpvit.store.tables import read_parquet, write_parquet
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import kept_blocks
 

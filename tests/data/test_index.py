@@ -11,7 +11,8 @@ from PIL import Image
 from lpvit.data.calibration import sample_calibration
 from lpvit.data.index import check_images, count_skipped, index_images, usable_images
 from lpvit.errors import LpvitError
-from lpvit.store.schemas import IMAGES, SAMPLES, read_parquet, write_parquet
+from lpvit.store.schemas import IMAGES, SAMPLES
+from lpvit.store.tables import read_parquet, write_parquet
 
 
 def write_jpeg(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> None:

@@ -21,7 +21,8 @@ from lpvit.data.loading import image_files
 from lpvit.data.scratch import copy_to_scratch, scratch_folder
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
-from lpvit.store.schemas import IMAGES, read_parquet, write_parquet
+from lpvit.store.schemas import IMAGES
+from lpvit.store.tables import read_parquet, write_parquet
 
 NAMES = ["cat", "dog", "owl"]
 SPLITS = {"train": 7, "val": 3}  # images of each class

@@ -10,7 +10,8 @@ import torch
 
 from lpvit.measure import power
 from lpvit.measure.power import Counter, find_counter, measure_energy
-from lpvit.store.schemas import ENERGY, read_parquet, write_parquet
+from lpvit.store.schemas import ENERGY
+from lpvit.store.tables import read_parquet, write_parquet
 
 
 class Machine:

@@ -15,7 +15,8 @@ from lpvit.report.page import Report, best, render, up_to_date
 from lpvit.report.tables.speed import read_speed
 from lpvit.report.tables.summary import summary
 from lpvit.store.records import write_record
-from lpvit.store.schemas import LAYERS, empty_frame
+from lpvit.store.schemas import LAYERS
+from lpvit.store.tables import empty_frame
 
 TIMES = {"half": (2.0, 5.0), "third": (2.5, 4.0)}  # speed-up, milliseconds of the dense model for 2 images
 

@@ -16,7 +16,8 @@ from lpvit.report.catalogue import figure_files
 from lpvit.report.drawing import draw
 from lpvit.report.series import series_of
 from lpvit.report.tables import summary as tables
-from lpvit.store.schemas import ALLOCATION, COSTS, CURVES, HISTORY, METRICS, write_parquet
+from lpvit.store.schemas import ALLOCATION, COSTS, CURVES, HISTORY, METRICS
+from lpvit.store.tables import write_parquet
 
 DEPTH, WIDTH, TOKENS, BLOCK = 12, 384, 197, 16
 SHAPES = {"qkv": (3 * WIDTH, WIDTH), "proj": (WIDTH, WIDTH), "fc1": (4 * WIDTH, WIDTH), "fc2": (WIDTH, 4 * WIDTH)}

@@ -14,7 +14,8 @@ import torch
 from lpvit.errors import LpvitError
 from lpvit.store import artifacts
 from lpvit.store.artifacts import load, remove_leftovers, replace_atomically, save
-from lpvit.store.schemas import SAMPLES, write_parquet
+from lpvit.store.schemas import SAMPLES
+from lpvit.store.tables import write_parquet
 
 PAYLOAD = {"weight": torch.arange(6.0).view(2, 3), "mask": torch.tensor([True, False]), "shape": (2, 3), "name": "x"}
 

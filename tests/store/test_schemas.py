@@ -6,7 +6,8 @@ import pytest
 
 from lpvit.errors import LpvitError
 from lpvit.store import schemas
-from lpvit.store.schemas import ALL, IMAGES, SAMPLES, Column, Schema, read_parquet, write_parquet
+from lpvit.store.schemas import ALL, IMAGES, SAMPLES
+from lpvit.store.tables import Column, Schema, read_parquet, write_parquet
 
 MIXED = Schema(
     "mixed.parquet",

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.store.artifacts import load
-from lpvit.store.schemas import HISTORY, write_parquet
+from lpvit.store.schemas import HISTORY
+from lpvit.store.tables import write_parquet
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.training.augmentation import BatchAugmentation
 from lpvit.training.gradual import GradualPruning

@@ -8,7 +8,8 @@ import pytest
 from conftest import Workflow
 from PIL import Image
 
-from lpvit.store.schemas import METRICS, read_parquet
+from lpvit.store.schemas import METRICS
+from lpvit.store.tables import read_parquet
 
 pytestmark = pytest.mark.thorough
 

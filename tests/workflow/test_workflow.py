@@ -35,8 +35,8 @@ from lpvit.store.schemas import (
     METRICS,
     SAMPLES,
     SPEED,
-    read_parquet,
 )
+from lpvit.store.tables import read_parquet
 from lpvit.structures.blocks.masks import expand_keep_masks, load_masks, verify_pruned
 from lpvit.structures.blocks.settings import Blocks
 

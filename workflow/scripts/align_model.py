@@ -5,7 +5,8 @@ from lpvit.bases.align import align
 from lpvit.models.architecture import Architecture, save_model
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import FREEDOMS, write_parquet
+from lpvit.store.schemas import FREEDOMS
+from lpvit.store.tables import write_parquet
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)

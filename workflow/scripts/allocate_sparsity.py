@@ -4,7 +4,8 @@ import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has im
 from lpvit.allocation.allocate import allocate
 from lpvit.stages.inputs import allocation_inputs
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import ALLOCATION, write_parquet
+from lpvit.store.schemas import ALLOCATION
+from lpvit.store.tables import write_parquet
 
 with stage(snakemake):
     allocation = allocate(*allocation_inputs(snakemake))

@@ -6,7 +6,8 @@ from lpvit.models.architecture import load_model
 from lpvit.stages.edited import read_edited
 from lpvit.stages.rivals import read_rivals
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import CHOICES, ENERGY, SPEED, write_parquet
+from lpvit.store.schemas import CHOICES, ENERGY, SPEED
+from lpvit.store.tables import write_parquet
 from lpvit.structures.blocks.masks import load_masks
 
 with stage(snakemake) as compute:

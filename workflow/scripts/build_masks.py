@@ -6,7 +6,8 @@ from lpvit.schemes.edit import schemes_added
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.inputs import structure_asked
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import ALLOCATION, BLOCKS, read_parquet
+from lpvit.store.schemas import ALLOCATION, BLOCKS
+from lpvit.store.tables import read_parquet
 from lpvit.structures.blocks.masks import save_masks
 
 with stage(snakemake) as compute:

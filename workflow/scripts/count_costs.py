@@ -5,7 +5,8 @@ from lpvit.costs.cost import measure_costs
 from lpvit.models.architecture import extended, load_model
 from lpvit.schemes.edit import schemes_added
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import COSTS, write_parquet
+from lpvit.store.schemas import COSTS
+from lpvit.store.tables import write_parquet
 
 with stage(snakemake):
     schemes = schemes_added(snakemake.params.schemes)

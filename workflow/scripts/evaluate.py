@@ -7,7 +7,8 @@ from lpvit.data.index import count_skipped, usable_images
 from lpvit.data.loading import evaluation_loader
 from lpvit.stages.edited import read_edited
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import ACCURACY, IMAGES, read_parquet, write_parquet
+from lpvit.store.schemas import ACCURACY, IMAGES
+from lpvit.store.tables import read_parquet, write_parquet
 from lpvit.training.evaluation import evaluate
 
 with stage(snakemake) as compute:

@@ -6,7 +6,8 @@ from lpvit.models.architecture import save_model
 from lpvit.models.settings import Model
 from lpvit.models.sources.dense import dense_model
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import COSTS, IMAGES, read_parquet, write_parquet
+from lpvit.store.schemas import COSTS, IMAGES
+from lpvit.store.tables import read_parquet, write_parquet
 
 with stage(snakemake):
     images = read_parquet(snakemake.input.images, IMAGES)

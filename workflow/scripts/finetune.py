@@ -7,7 +7,8 @@ from lpvit.models.architecture import load_model, save_model
 from lpvit.stages.edited import read_edited
 from lpvit.stages.stage import stage
 from lpvit.stages.training import read_training
-from lpvit.store.schemas import HISTORY, write_parquet
+from lpvit.store.schemas import HISTORY
+from lpvit.store.tables import write_parquet
 from lpvit.structures.blocks.edit import with_keep_masks
 from lpvit.structures.blocks.masks import load_masks, save_masks
 from lpvit.training.settings import Recipe

@@ -3,7 +3,8 @@
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.data.index import check_images, index_images
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import IMAGES, write_parquet
+from lpvit.store.schemas import IMAGES
+from lpvit.store.tables import write_parquet
 
 with stage(snakemake):
     dataset = snakemake.params.dataset

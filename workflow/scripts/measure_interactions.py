@@ -2,7 +2,8 @@
 
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import INTERACTIONS, write_parquet
+from lpvit.store.schemas import INTERACTIONS
+from lpvit.store.tables import write_parquet
 from lpvit.structures.blocks.interactions import layer_interactions
 from lpvit.structures.blocks.masks import load_masks
 from lpvit.structures.blocks.statistics import load_statistics

@@ -4,7 +4,8 @@ import torch
 
 from lpvit.inference.layer_latency import measure_latency
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import COSTS, LATENCY, read_parquet, write_parquet
+from lpvit.store.schemas import COSTS, LATENCY
+from lpvit.store.tables import read_parquet, write_parquet
 
 with stage(snakemake) as compute:
     settings = snakemake.params.benchmark

@@ -4,7 +4,8 @@ import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has im
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.inputs import structure_asked
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import BLOCKS, CURVES, write_parquet
+from lpvit.store.schemas import BLOCKS, CURVES
+from lpvit.store.tables import write_parquet
 
 with stage(snakemake) as compute:
     structure, model, images = structure_asked(snakemake), None, None

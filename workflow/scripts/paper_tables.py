@@ -4,7 +4,8 @@ import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has im
 from lpvit.report.tables.paper import paper_macs, paper_markdown, paper_table
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text
-from lpvit.store.schemas import COSTS, LAYERS, METRICS, read_parquet
+from lpvit.store.schemas import COSTS, LAYERS, METRICS
+from lpvit.store.tables import read_parquet
 
 with stage(snakemake):
     files = zip(*(snakemake.input[name] for name in ("dense", "final", "layers", "costs")), strict=True)

@@ -5,7 +5,8 @@ from lpvit.pruning.rounds import before_last_round
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.inputs import allocation_inputs, structure_asked
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import BLOCKS, CURVES, write_parquet
+from lpvit.store.schemas import BLOCKS, CURVES
+from lpvit.store.tables import write_parquet
 
 with stage(snakemake) as compute:
     dense, structure = read_calibrated(snakemake, compute), structure_asked(snakemake)

@@ -7,7 +7,8 @@ from lpvit.quantisation.quantise import quantise_model
 from lpvit.quantisation.settings import Quantisation
 from lpvit.stages.edited import read_edited
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import SAMPLES, read_parquet
+from lpvit.store.schemas import SAMPLES
+from lpvit.store.tables import read_parquet
 from lpvit.structures.blocks.masks import load_masks
 
 with stage(snakemake) as compute:

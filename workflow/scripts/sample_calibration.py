@@ -4,7 +4,8 @@ import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has im
 from lpvit.data.calibration import sample_calibration
 from lpvit.data.settings import Calibration
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import IMAGES, SAMPLES, read_parquet, write_parquet
+from lpvit.store.schemas import IMAGES, SAMPLES
+from lpvit.store.tables import read_parquet, write_parquet
 
 with stage(snakemake):
     calibration = Calibration.model_validate(snakemake.params.calibration)

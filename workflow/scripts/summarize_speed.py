@@ -7,7 +7,8 @@ from lpvit.report.tables.speed import speed_markdown, speed_summary, speed_up_by
 from lpvit.report.tables.summary import gather
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text
-from lpvit.store.schemas import CHOICES, COSTS, ENERGY, LATENCY, METRICS, SPEED, read_parquet
+from lpvit.store.schemas import CHOICES, COSTS, ENERGY, LATENCY, METRICS, SPEED
+from lpvit.store.tables import read_parquet
 
 with stage(snakemake):
     inputs, outputs, models = snakemake.input, snakemake.output, snakemake.params.benchmarked

@@ -5,7 +5,8 @@ from lpvit.costs.cost import layer_table, measure_costs, model_metrics, narrow_d
 from lpvit.costs.settings import Energy
 from lpvit.stages.edited import read_edited
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import ACCURACY, LAYERS, METRICS, read_parquet, write_parquet
+from lpvit.store.schemas import ACCURACY, LAYERS, METRICS
+from lpvit.store.tables import read_parquet, write_parquet
 from lpvit.structures.blocks.masks import kept_blocks, load_masks
 
 with stage(snakemake):

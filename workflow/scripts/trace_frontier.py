@@ -4,7 +4,8 @@ import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has im
 from lpvit.allocation.frontier import frontier
 from lpvit.stages.inputs import allocation_inputs
 from lpvit.stages.stage import stage
-from lpvit.store.schemas import FRONTIER, write_parquet
+from lpvit.store.schemas import FRONTIER
+from lpvit.store.tables import write_parquet
 
 with stage(snakemake):
     write_parquet(frontier(*allocation_inputs(snakemake)), snakemake.output.frontier, FRONTIER)

@@ -7,7 +7,8 @@ from lpvit.models.settings import Model
 from lpvit.models.sources.dense import dense_model
 from lpvit.stages.stage import stage
 from lpvit.stages.training import read_training
-from lpvit.store.schemas import COSTS, HISTORY, IMAGES, read_parquet, write_parquet
+from lpvit.store.schemas import COSTS, HISTORY, IMAGES
+from lpvit.store.tables import read_parquet, write_parquet
 from lpvit.training.train import train
 
 with stage(snakemake) as compute:

@@ -12,7 +12,8 @@ from lpvit.report.tables.speed import read_speed
 from lpvit.report.tables.summary import read_summary
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text
-from lpvit.store.schemas import LAYERS, read_parquet
+from lpvit.store.schemas import LAYERS
+from lpvit.store.tables import read_parquet
 
 with stage(snakemake):
     params = snakemake.params

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lpvit.report.formats import NAMES, human, interval, markdown
-from lpvit.store.schemas import Schema, read_parquet
+from lpvit.store.tables import Schema, read_parquet
 
 _SUMMARY_COLUMNS = [
     "dataset",
