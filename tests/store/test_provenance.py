@@ -151,3 +151,16 @@ def test_a_package_that_is_named_in_a_string_counts_as_far_as_it_is_chosen(proje
     assert digests(chosen={"pkg.kinds": ["two", "lambda"]}).keys() == always | {"kinds/two.py", "kinds/lambda_.py"}
     assert digests(chosen={"pkg.kinds": []}).keys() == always
     assert digests(chosen={"pkg.others": []}).keys() == digests().keys()
+
+
+def test_a_module_whose_name_is_put_together_counts_as_far_as_it_is_chosen(project: Path) -> None:
+    for name in ("one", "two"):
+        (folder := project / "pkg/kinds" / name).mkdir(parents=True)
+        for module in ("main", "settings"):
+            (folder / f"{module}.py").write_text(f"name = '{name}'\n")
+    (project / "pkg/kinds/__init__.py").write_text("")
+    (project / "script.py").write_text('module = import_module(f"pkg.kinds.{name}.main")\n')
+    digests = partial(source_digests, project / "script.py", project / "pkg")
+    always = {"script.py", "kinds/__init__.py"}
+    assert digests().keys() == always | {"kinds/one/main.py", "kinds/two/main.py"}
+    assert digests(chosen={"pkg.kinds": ["two"]}).keys() == always | {"kinds/two/main.py"}

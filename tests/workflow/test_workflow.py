@@ -176,7 +176,7 @@ def test_reordered_keys_rerun_nothing(finished: tuple[Workflow, Run], tiny_confi
         ("allocation/knapsack.py", set()),  # of an allocator that is not chosen
         ("structures/blocks/distortions/taylor.py", AFTER_CURVES),
         ("structures/blocks/distortions/empirical.py", set()),  # not chosen
-        ("structures/blocks/rate_distortion.py", AFTER_CURVES),
+        ("structures/blocks/rate_distortion.py", AFTER_STATISTICS),  # of the structure, which also collects them
         ("structures/blocks/products.py", AFTER_STATISTICS),
         ("training/train.py", AFTER_DENSE),
         ("training/launcher.py", set()),  # how a training is started
