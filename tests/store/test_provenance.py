@@ -124,19 +124,16 @@ def test_a_script_that_can_run_a_strategy_lists_it_if_it_is_chosen_or_if_nothing
     script: Path, registry: str
 ) -> None:
     folder = PACKAGE.joinpath(*registry.split(".")[1:])
-    strategies = [name for name in module_names(registry) if name != "structure"]
+    strategies = module_names(registry).keys() - {"settings", "structure"}  # of structures: what they share
 
     def listed(chosen: dict[str, list[str]]) -> set[str]:
         files = [PACKAGE / name for name in source_digests(script, chosen=chosen)]
         inside = (file.relative_to(folder).parts[0] for file in files if file.is_relative_to(folder))
-        return {name.removesuffix(".py").rstrip("_") for name in inside} & set(strategies)
+        return {name.removesuffix(".py").rstrip("_") for name in inside} & strategies
 
     if REGISTRIES[registry] in source_digests(script):
-        missing = set(strategies) - listed({})
-        assert all(not (folder / name / "settings.py").exists() for name in missing if registry == "lpvit.structures")
-        assert not missing or registry == "lpvit.structures"
-        for name in set(strategies) - missing:
-            assert name in listed({registry: [name]})
+        assert listed({}) == strategies
+        assert all(name in listed({registry: [name]}) for name in strategies)
 
 
 def test_a_package_that_is_named_in_a_string_counts_as_far_as_it_is_chosen(project: Path) -> None:
