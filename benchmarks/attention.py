@@ -56,11 +56,11 @@ def measure(shape: tuple[int, int, int, int], form: str, arguments: argparse.Nam
     images, tokens, heads, features = shape
     dtype, tolerance = FORMS[form]
     packed = torch.randn(images, tokens, 3 * heads * features).to(dtype)
-    arms = build_arms(packed, heads, features, int8=form == "int8")
-    expected = arms["torch"]()
-    assert (arms["ours"]() - expected).abs().max() <= tolerance * expected.abs().max()
-    times = time_in_turns(arms, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
-    milliseconds = {f"{arm}_ms": 1e3 * float(np.median(seconds)) for arm, seconds in times.items()}
+    setups = build_configurations(packed, heads, features, int8=form == "int8")
+    expected = setups["torch"]()
+    assert (setups["ours"]() - expected).abs().max() <= tolerance * expected.abs().max()
+    times = time_in_turns(setups, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
+    milliseconds = {f"{setup}_ms": 1e3 * float(np.median(seconds)) for setup, seconds in times.items()}
     return milliseconds | {
         "speed_up": float(np.median(times["torch"] / times["ours"])),
         "speed_up_of_product": float(np.median(times["product"] / times["ours"])),
@@ -69,7 +69,7 @@ def measure(shape: tuple[int, int, int, int], form: str, arguments: argparse.Nam
     }
 
 
-def build_arms(packed: Tensor, heads: int, features: int, *, int8: bool) -> dict[str, Callable[[], Tensor]]:
+def build_configurations(packed: Tensor, heads: int, features: int, *, int8: bool) -> dict[str, Callable[[], Tensor]]:
     images, tokens, _ = packed.shape
     parts = packed.view(images, tokens, 3, heads, features)
     queries, keys, values = parts.unbind(2)

@@ -45,6 +45,7 @@ ARMS: Mapping[str, Sequence[str] | None] = {  # the freedoms of each; None leave
     "as given, bias moved": None,
     "norms folded": (),
     "aligned": tuple(FREEDOMS),
+    "aligned, bias not moved": tuple(FREEDOMS),
     "residual alone": ("residual",),
     "values and queries alone": ("values", "queries"),
     "hidden alone": ("hidden",),
@@ -57,7 +58,7 @@ ARMS: Mapping[str, Sequence[str] | None] = {  # the freedoms of each; None leave
 class Key:
     """A run. Block shape as ``16x16``."""
 
-    arm: str
+    method: str
     reconstruction: str
     block_shape: str
     macs: float
@@ -75,11 +76,11 @@ def main() -> None:
     validation = subject.validation(arguments.validation)
     for seed in range(arguments.seeds):
         calibration = subject.calibration(arguments.images, seed)
-        for name in arguments.arms:
+        for name in arguments.methods:
             for shape in arguments.block_shapes:
                 keys = [Key(name, arguments.reconstruction, shape, macs, seed) for macs in arguments.macs]
                 if keys := [key for key in keys if key not in done]:
-                    run(Arm(subject, name, shape, calibration), keys, validation, file)
+                    run(Method(subject, name, shape, calibration), keys, validation, file)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -87,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     add_arguments(parser)
     parser.add_argument("--images", type=int, default=512, help="calibration images")
     parser.add_argument("--validation", type=int, default=2000, help="test images")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--methods", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--block-shapes", nargs="+", default=["16x16"])
     parser.add_argument("--macs", nargs="+", type=float, default=[0.5, 0.35, 0.25, 0.15])
     parser.add_argument("--reconstruction", choices=["none", "least_squares"], default="least_squares")
@@ -95,11 +96,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(arm: "Arm", keys: Sequence[Key], validation: Batches, file: Path) -> None:
+def run(method: "Method", keys: Sequence[Key], validation: Batches, file: Path) -> None:
     """Prunes to every budget and appends a line for each."""
-    dense = logits_of(arm.subject.model, validation)
+    dense = logits_of(method.subject.model, validation)
     for key in keys:
-        pruned, achieved, seconds = arm.pruned(key)
+        pruned, achieved, seconds = method.pruned(key)
         logits = logits_of(pruned, validation)
         measured = {
             "achieved": achieved,
@@ -107,7 +108,7 @@ def run(arm: "Arm", keys: Sequence[Key], validation: Batches, file: Path) -> Non
             "top1": top1(logits, validation),
             "distortion": squared_change(logits, dense),
             "seconds": seconds,
-            "images": sum(len(images) for images, _ in arm.calibration),
+            "images": sum(len(images) for images, _ in method.calibration),
             "test_images": len(dense),
         }
         row = pd.DataFrame([asdict(key) | measured])
@@ -116,7 +117,7 @@ def run(arm: "Arm", keys: Sequence[Key], validation: Batches, file: Path) -> Non
 
 
 @dataclass
-class Arm:
+class Method:
     """A model in the bases of a configuration, and curves of its blocks."""
 
     subject: Subject
@@ -144,7 +145,7 @@ class Arm:
 
     @cached_property
     def means(self) -> dict[str, Tensor] | None:
-        if self.name == "as given":
+        if self.name in ("as given", "aligned, bias not moved"):  # products of inputs that are not centred
             return None
         return input_means(self.model, self.calibration, self.layers, self.device)
 

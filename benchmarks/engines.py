@@ -37,7 +37,7 @@ BLOCK_SHAPE = (32, 32)
 PRECISIONS = ("float32", "bfloat16", "int8")
 CALIBRATION = 16  # random images, of those with random weights
 
-Arm = Callable[[Tensor], Tensor]
+Configuration = Callable[[Tensor], Tensor]
 
 
 def main() -> None:
@@ -61,8 +61,8 @@ def speed(arguments: argparse.Namespace) -> pd.DataFrame:
     for threads in arguments.threads:
         for batch_size in arguments.batch_sizes:
             torch.set_num_threads(threads)
-            arms = build_arms(models, pruned, quantised, images[:batch_size], arguments)
-            parts.append(timed(arms, images[:batch_size], arguments))
+            setups = build_configurations(models, pruned, quantised, images[:batch_size], arguments)
+            parts.append(timed(setups, images[:batch_size], arguments))
             print(parts[-1].to_markdown(index=False, floatfmt=".2f"), flush=True)
     return pd.concat(parts).assign(model=f"DeiT, width {arguments.width}", kept=arguments.kept, top1=None)
 
@@ -78,52 +78,52 @@ def accuracy(arguments: argparse.Namespace) -> pd.DataFrame:
     batches = given.validation(arguments.images)
     (batch_size,) = arguments.batch_sizes
     images = batches[0][0][:batch_size]
-    arms = build_arms(models, pruned, quantised, images, arguments)
+    setups = build_configurations(models, pruned, quantised, images, arguments)
     split = [
         pair
         for batch, labels in batches
         for pair in zip(batch.split(batch_size), labels.split(batch_size), strict=True)
     ]
-    top1 = {name: Rivals((), (), split).accuracy(arm).top1 for name, arm in arms.items()}
-    rows = timed(arms, images, arguments)
-    return rows.assign(model=given.name, kept=arguments.kept, top1=rows["arm"].map(top1))
+    top1 = {name: Rivals((), (), split).accuracy(setup).top1 for name, setup in setups.items()}
+    rows = timed(setups, images, arguments)
+    return rows.assign(model=given.name, kept=arguments.kept, top1=rows["configuration"].map(top1))
 
 
-def build_arms(
+def build_configurations(
     models: Mapping[str, Exported],
     pruned: lpvit.Pruned,
     quantised: lpvit.Pruned,
     images: Tensor,
     arguments: argparse.Namespace,
-) -> dict[str, Arm]:
+) -> dict[str, Configuration]:
     """The engines dense and with zeros, torch, and ours; all but those in int8 compared with torch in float32."""
     threads = torch.get_num_threads()
-    arms: dict[str, Arm] = {"dense_torch_float32": models["dense"].model}
+    setups: dict[str, Configuration] = {"dense_torch_float32": models["dense"].model}
     for name, engines in (("dense", arguments.engines), ("masked", arguments.masked)):
-        arms |= {f"{name}_{engine}": models[name].run_by(engine, len(images), threads) for engine in engines}
+        setups |= {f"{name}_{engine}": models[name].run_by(engine, len(images), threads) for engine in engines}
     for precision in arguments.ours:
         model = ours(quantised if precision == "int8" else pruned, precision, len(images))
-        arms[f"sparse_{precision}"] = model
+        setups[f"sparse_{precision}"] = model
         if arguments.compiled:
-            arms[f"sparse_{precision}_compiled"] = torch.compile(model, dynamic=False)
-    for name, arm in arms.items():
+            setups[f"sparse_{precision}_compiled"] = torch.compile(model, dynamic=False)
+    for name, setup in setups.items():
         if "int8" not in name:
             dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
             expected = models["dense" if name.startswith("dense") else "masked"].model(images)
-            require_equal(name, arm(images), expected, dtype)
-    return arms
+            require_equal(name, setup(images), expected, dtype)
+    return setups
 
 
-def timed(arms: Mapping[str, Arm], images: Tensor, arguments: argparse.Namespace) -> pd.DataFrame:
+def timed(setups: Mapping[str, Configuration], images: Tensor, arguments: argparse.Namespace) -> pd.DataFrame:
     """One row per configuration: medians over the rounds of milliseconds and of ratios of times."""
-    functions = {name: partial(arm, images) for name, arm in arms.items()}
+    functions = {name: partial(setup, images) for name, setup in setups.items()}
     with torch.no_grad():
         times = time_in_turns(functions, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
     rows = table(times)
     return rows.assign(threads=torch.get_num_threads(), batch_size=len(images))
 
 
-def ours(pruned: lpvit.Pruned, precision: str, batch_size: int) -> Arm:
+def ours(pruned: lpvit.Pruned, precision: str, batch_size: int) -> Configuration:
     """The block-sparse model."""
     model = lpvit.sparsify(pruned, batch_size=batch_size, precision=precision)
 
@@ -153,7 +153,7 @@ def table(times: Mapping[str, np.ndarray]) -> pd.DataFrame:
     best = min(dense, key=lambda name: float(np.median(times[name])))
     return pd.DataFrame(
         {
-            "arm": name,
+            "configuration": name,
             "milliseconds": 1e3 * float(np.median(seconds)),
             "of_torch": float(np.median(times["dense_torch_float32"] / seconds)),
             "of_best_dense": float(np.median(times[best] / seconds)),

@@ -52,14 +52,14 @@ def measured(
     sparse = BlockSparseLinear.from_linear(dense, keep_mask, BLOCK_SHAPE)
     dense.weight.copy_(sparse.dense_weight())
     inputs = torch.randn(tokens, shape[1])
-    arms = {
+    methods = {
         "dense": run_by_onnxruntime(of_dense(dense), inputs),
         "outside": partial(sparse, inputs),
         "inside": run_by_onnxruntime(of_sparse(sparse), inputs, library),
     }
-    for name, run in arms.items():
+    for name, run in methods.items():
         require_equal(name, run(), dense(inputs), torch.float32)
-    times = time_in_turns(arms, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
+    times = time_in_turns(methods, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
     milliseconds = {name: 1e3 * float(np.median(seconds)) for name, seconds in times.items()}
     kept = float(np.median((times["dense"] - times["inside"]) / (times["dense"] - times["outside"])))
     place = {"layer": f"{shape[0]}x{shape[1]}", "tokens": tokens}

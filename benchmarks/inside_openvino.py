@@ -19,7 +19,7 @@ import numpy as np
 import openvino
 import pandas as pd
 import torch
-from engines import CALIBRATION, PRECISIONS, at_random, build_arms
+from engines import CALIBRATION, PRECISIONS, at_random, build_configurations
 from torch import Tensor
 
 import lpvit
@@ -43,16 +43,16 @@ def main() -> None:
     images = calibration[: arguments.batch_size]
     models = {"dense": Exported(dense, [calibration]), "masked": Exported(pruned.model, [calibration])}
     wanted = argparse.Namespace(engines=list(ENGINES.values()), masked=[], ours=PRECISIONS, compiled=False)
-    arms: dict[str, Callable[[Tensor], Tensor]] = build_arms(models, pruned, quantised, images, wanted)
+    setups: dict[str, Callable[[Tensor], Tensor]] = build_configurations(models, pruned, quantised, images, wanted)
     with TemporaryDirectory() as folder:
         for precision in PRECISIONS:
             file = Path(folder, f"{precision}.xml")
             lpvit.export_openvino(quantised if precision == "int8" else pruned, file, precision)
             run = compiled(file, precision, len(images), arguments.profile)
-            arms[f"inside_{precision}"] = run
+            setups[f"inside_{precision}"] = run
             if precision != "int8":
                 require_equal(f"inside_{precision}", run(images), pruned.model(images), getattr(torch, precision))
-        functions = {name: partial(arm, images) for name, arm in arms.items() if name != "dense_torch_float32"}
+        functions = {name: partial(setup, images) for name, setup in setups.items() if name != "dense_torch_float32"}
         times = time_in_turns(functions, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
     rows = table(times).assign(
         model=f"DeiT, width {arguments.width}", batch_size=len(images), kept_blocks=arguments.kept
@@ -91,9 +91,9 @@ def table(times: dict[str, np.ndarray]) -> pd.DataFrame:
     """A row per precision: milliseconds, medians over the rounds, and the share of the gain that is kept."""
     rows = []
     for precision, engine in ENGINES.items():
-        arms = {"dense": f"dense_{engine}", "outside": f"sparse_{precision}", "inside": f"inside_{precision}"}
-        dense, outside, inside = (times[arm] for arm in arms.values())
-        milliseconds = {name: 1e3 * float(np.median(times[arm])) for name, arm in arms.items()}
+        setups = {"dense": f"dense_{engine}", "outside": f"sparse_{precision}", "inside": f"inside_{precision}"}
+        dense, outside, inside = (times[setup] for setup in setups.values())
+        milliseconds = {name: 1e3 * float(np.median(times[setup])) for name, setup in setups.items()}
         kept = float(np.median((dense - inside) / (dense - outside)))
         rows.append({"precision": precision, **milliseconds, "kept": kept, "rounds": len(dense)})
     return pd.DataFrame(rows)

@@ -51,7 +51,7 @@ ARMS = {**{precision: (precision,) for precision in PRECISIONS}, "mixed": PRECIS
 BATCH = 32  # images per pass, limited by memory
 FEW = 1  # batches to measure single layers
 COLUMNS = [
-    *("model", "budget", "curve_factor", "arm", *PRECISIONS, "kept", "milliseconds", "predicted"),
+    *("model", "budget", "curve_factor", "configuration", *PRECISIONS, "kept", "milliseconds", "predicted"),
     *("distortion", "unrounded", "top1", "dense_top1", "speed_up"),
 ]
 
@@ -63,16 +63,18 @@ def main() -> None:
     images = in_small_batches(given.calibration(arguments.calibration, seed=0))
     layers = describe(given, images, block_shape)
     layers.curves["distortion"] *= arguments.curve_factor
-    fronts = {arm: points_of(layers, precisions, arguments.min_keep) for arm, precisions in ARMS.items()}
+    fronts = {setup: points_of(layers, precisions, arguments.min_keep) for setup, precisions in ARMS.items()}
     dense = sum(front["milliseconds"].iloc[0] for front in fronts["float32"].values())
     judge = Judge(given, layers, block_shape, images, in_small_batches(given.validation(arguments.images)))
     for budget in arguments.budgets:
-        choices = choose({arm: fronts[arm] for arm in arguments.arms}, budget * dense)
-        rows = pd.DataFrame({"arm": arm} | summary(choice, dense) for arm, choice in choices.items())
+        choices = choose({setup: fronts[setup] for setup in arguments.configurations}, budget * dense)
+        rows = pd.DataFrame({"configuration": setup} | summary(choice, dense) for setup, choice in choices.items())
         rows = rows.assign(model=given.name, budget=budget, curve_factor=arguments.curve_factor)
         if not arguments.predict:
             rows = rows.join(pd.DataFrame(map(judge.measure, choices.values())))
-            rows["speed_up"] = rows["arm"].map(judge.speed_ups(choices)) if budget in arguments.timed else None
+            rows["speed_up"] = (
+                rows["configuration"].map(judge.speed_ups(choices)) if budget in arguments.timed else None
+            )
         rows = rows.reindex(columns=COLUMNS)
         print(rows.to_markdown(index=False, floatfmt=".3f"), flush=True)
         if arguments.output:
@@ -163,8 +165,8 @@ def choose(fronts: Mapping[str, Mapping[str, pd.DataFrame]], budget: float) -> d
     A solution in one precision is also a mixed solution and is considered as such, because the knapsack's cells are
     coarser for all three.
     """
-    found = {arm: allocate(points, budget) for arm, points in fronts.items()}
-    choices = {arm: choice for arm, choice in found.items() if choice is not None}
+    found = {setup: allocate(points, budget) for setup, points in fronts.items()}
+    choices = {setup: choice for setup, choice in found.items() if choice is not None}
     if "mixed" in choices:
         choices["mixed"] = min(choices.values(), key=lambda choice: choice["distortion"].sum())
     return choices
@@ -251,11 +253,11 @@ class Judge:
     def speed_ups(self, choices: Mapping[str, pd.DataFrame]) -> dict[str, float]:
         """Time of the dense model in float32 over that of the block-sparse ones, interleaved."""
         images = self.validation[0][0][:TIMED_BATCH]
-        arms = {arm: partial(deployed(self.build(choice)), images) for arm, choice in choices.items()}
-        arms = {"dense": partial(self.given.model, images)} | arms
+        setups = {setup: partial(deployed(self.build(choice)), images) for setup, choice in choices.items()}
+        setups = {"dense": partial(self.given.model, images)} | setups
         with torch.no_grad():
-            times = time_in_turns(arms, device="cpu", seconds=2, clock=calm_clock("cpu"))
-        return {arm: float(np.median(times["dense"] / seconds)) for arm, seconds in times.items()}
+            times = time_in_turns(setups, device="cpu", seconds=2, clock=calm_clock("cpu"))
+        return {setup: float(np.median(times["dense"] / seconds)) for setup, seconds in times.items()}
 
     @cached_property
     def dense_logits(self) -> Tensor:
@@ -274,7 +276,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--block-shape", nargs=2, type=int, default=[16, 16])
     parser.add_argument("--min-keep", type=float, default=0.2, help="share of the blocks that every layer keeps")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.9, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--configurations", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--curve-factor", type=float, default=1, help="of pruning's distortion; below 1 favours mixing")
     parser.add_argument("--timed", nargs="*", type=float, default=[], help="budgets whose models are timed as a whole")
     parser.add_argument("--predict", action="store_true", help="build no models")

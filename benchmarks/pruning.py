@@ -57,12 +57,12 @@ from lpvit.training.settings import Recipe
 from lpvit.training.splits import SplitLoaders
 from lpvit.training.train import train
 
-KEY = ["arm", "reconstruction", "macs", "block_shape", "seed"]
+KEY = ["method", "reconstruction", "macs", "block_shape", "seed"]
 MEASURED = ["achieved", "dense_top1", "top1", "distortion", "seconds", "peak_mib"]
 FINETUNED = ["finetuned_top1", "speed_up"]
 
 
-class Arm(Section):
+class Method(Section):
     """A pruning method, by options of `lpvit.Blocks` and `lpvit.Budget`."""
 
     pruning: dict[str, Any] = Field({})
@@ -89,7 +89,7 @@ class Finetuning(Section):
 
     recipe: Recipe
     images: int  # of the training split
-    arms: tuple[tuple[str, str], ...]  # with their reconstruction
+    methods: tuple[tuple[str, str], ...]  # with their reconstruction
     block_shapes: tuple[tuple[int, int], ...]
     timed_batch: int  # images per pass that they are timed with
 
@@ -103,7 +103,7 @@ class Plan(Section):
     macs: tuple[float, ...]
     block_shapes: tuple[tuple[int, int], ...]
     reconstructions: tuple[Literal["none", "least_squares"], ...]
-    arms: dict[str, Arm]
+    methods: dict[str, Method]
     finetuning: Finetuning | None = None
 
 
@@ -143,7 +143,7 @@ def parse_arguments() -> argparse.Namespace:
 class Key:
     """A run. Block shape as ``16x16``; ``-`` for a method without blocks."""
 
-    arm: str
+    method: str
     reconstruction: str
     macs: float
     block_shape: str
@@ -172,10 +172,10 @@ def run(
 def keys(plan: Plan) -> Iterator[Key]:
     """All runs, grouped by block shape and calibration images; first those without blocks."""
     for shape, seed, macs in itertools.product(shape_names(plan.block_shapes), range(plan.seeds), plan.macs):
-        for name, arm in plan.arms.items():
-            if (shape == "-") == arm.narrows:
+        for name, method in plan.methods.items():
+            if (shape == "-") == method.narrows:
                 for reconstruction in plan.reconstructions:
-                    if arm.takes(reconstruction, macs):
+                    if method.takes(reconstruction, macs):
                         yield Key(name, reconstruction, macs, shape, seed)
 
 
@@ -187,7 +187,7 @@ def shape_names(block_shapes: Iterable[tuple[int, int]]) -> list[str]:
 def keys_finetuned(plan: Plan, finetuning: Finetuning) -> Iterator[Key]:
     shapes = shape_names(finetuning.block_shapes)
     for key in keys(plan):
-        if key.seed == 0 and key.block_shape in shapes and (key.arm, key.reconstruction) in finetuning.arms:
+        if key.seed == 0 and key.block_shape in shapes and (key.method, key.reconstruction) in finetuning.methods:
             yield key
 
 
@@ -289,11 +289,11 @@ class Judge:
         self.dense_logits = logits_of(subject.model, self.images)
 
     def prune(self, calibrated: Calibrated, key: Key) -> PrunedModel:
-        arm = self.plan.arms[key.arm]
-        if arm.narrows:
+        method = self.plan.methods[key.method]
+        if method.narrows:
             return self._narrow(calibrated, key)
-        pruning = Blocks.model_validate({"block_shape": calibrated.shape} | arm.pruning)
-        budget = Budget.model_validate({"macs": key.macs, "reconstruction": key.reconstruction} | arm.budget)
+        pruning = Blocks.model_validate({"block_shape": calibrated.shape} | method.pruning)
+        budget = Budget.model_validate({"macs": key.macs, "reconstruction": key.reconstruction} | method.budget)
         statistics, shared = calibrated.statistics(pruning)
         meter = Meter()
         model, device = copy.deepcopy(self.subject.model), self.subject.compute.device
@@ -304,21 +304,21 @@ class Judge:
             tables = before_last_round(model, calibrated.images, structure, tables, budget, device)
             allocation = allocate(tables, budget)
             ranked = tables.blocks
-            if arm.mask_saliency is not None:
-                ranked = block_table(statistics, Saliency.registry[arm.mask_saliency]())
+            if method.mask_saliency is not None:
+                ranked = block_table(statistics, Saliency.registry[method.mask_saliency]())
             keep_masks, block_shape = structure.choose(ranked, allocation), calibrated.shape
-            if arm.chosen_by is None:
+            if method.chosen_by is None:
                 images = calibrated.images if budget.refits else None
                 state = structure.compress(model, keep_masks, None, images, device).model.state_dict()
             else:
-                choose, block_shape = rivals.chooser(arm.chosen_by, block_shape)
+                choose, block_shape = rivals.chooser(method.chosen_by, block_shape)
                 state = reconstruct(
                     model, keep_masks, calibrated.shape, calibrated.images, device=device, choose=choose
                 )
                 keep_masks = rivals.keep_masks_of(state, keep_masks, block_shape)
             model.load_state_dict(state)
         achieved = self._achieved(keep_masks, block_shape)
-        return PrunedModel(model, keep_masks, block_shape, achieved, shared + meter, arm.pruned_over)
+        return PrunedModel(model, keep_masks, block_shape, achieved, shared + meter, method.pruned_over)
 
     def _achieved(self, keep_masks: dict[str, Tensor], block_shape: tuple[int, int]) -> float:
         """Share of the dense MACs in matrix layers."""
@@ -399,18 +399,18 @@ def markdown(runs: pd.DataFrame) -> str:
 
 
 def _table(runs: pd.DataFrame) -> str:
-    groups = runs.groupby(["arm", "reconstruction"], sort=False)
+    groups = runs.groupby(["method", "reconstruction"], sort=False)
     budgets = sorted(runs["macs"].unique(), reverse=True)
-    header = ["arm", "reconstruction", "seeds"]
+    header = ["method", "reconstruction", "seeds"]
     header += [f"top-1 at {macs:.0%}" for macs in budgets] + [f"distortion at {macs:.0%}" for macs in budgets]
     header += [f"fine-tuned at {macs:.0%}" for macs in budgets] + ["seconds", "peak MiB"]
     lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2)]
-    for (arm, reconstruction), of_arm in groups:
-        cells = [str(arm), str(reconstruction), str(of_arm["seed"].nunique())]
+    for (method, reconstruction), of_method in groups:
+        cells = [str(method), str(reconstruction), str(of_method["seed"].nunique())]
         for column, digits in (("top1", 1), ("distortion", 2), ("finetuned_top1", 1)):
-            cells += [_mean(of_arm.loc[of_arm["macs"] == macs, column].dropna(), digits) for macs in budgets]
-        peaks = of_arm["peak_mib"].dropna()
-        cells += [_mean(of_arm["seconds"], 1), "-" if peaks.empty else f"{peaks.max():.0f}"]
+            cells += [_mean(of_method.loc[of_method["macs"] == macs, column].dropna(), digits) for macs in budgets]
+        peaks = of_method["peak_mib"].dropna()
+        cells += [_mean(of_method["seconds"], 1), "-" if peaks.empty else f"{peaks.max():.0f}"]
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -428,18 +428,18 @@ def plot(runs: pd.DataFrame) -> Figure:
     reconstructions = list(runs["reconstruction"].unique())
     figure = Figure(figsize=(4.2 * len(shapes) + 2, 3.2 * len(reconstructions)), layout="constrained")
     axes = figure.subplots(len(reconstructions), len(shapes), sharex=True, sharey=True, squeeze=False)
-    colors = {arm: f"C{i % 10}" for i, arm in enumerate(runs["arm"].unique())}
+    colors = {method: f"C{i % 10}" for i, method in enumerate(runs["method"].unique())}
     for (row, reconstruction), (column, shape) in itertools.product(enumerate(reconstructions), enumerate(shapes)):
         panel = axes[row, column]
         shown = runs[(runs["block_shape"].isin([shape, "-"])) & (runs["reconstruction"] == reconstruction)]
-        for number, (arm, of_arm) in enumerate(shown.groupby("arm", sort=False)):
-            of_budget = of_arm.groupby("macs")["top1"]
+        for number, (method, of_method) in enumerate(shown.groupby("method", sort=False)):
+            of_budget = of_method.groupby("macs")["top1"]
             panel.errorbar(
                 100 * of_budget.mean().index,
                 of_budget.mean(),
                 of_budget.std().fillna(0),
-                label=arm,
-                color=colors[arm],
+                label=method,
+                color=colors[method],
                 linestyle=("-", "--", ":")[number // 10],
                 marker="o",
                 markersize=3,
@@ -458,11 +458,11 @@ def plot_speed_up(runs: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.subplots()
     finetuned = runs.dropna(subset="speed_up").sort_values("macs")
-    groups = finetuned.groupby(["arm", "reconstruction", "block_shape"], sort=False)
-    for (arm, reconstruction, block_shape), of_arm in groups:
-        label = arm if block_shape == "-" else f"{arm}, {block_shape}, {reconstruction}"
+    groups = finetuned.groupby(["method", "reconstruction", "block_shape"], sort=False)
+    for (method, reconstruction, block_shape), of_method in groups:
+        label = method if block_shape == "-" else f"{method}, {block_shape}, {reconstruction}"
         style = {"color": "black", "linestyle": "--"} if block_shape == "-" else {}
-        axes.plot(of_arm["speed_up"], of_arm["finetuned_top1"], "o-", markersize=4, label=label, **style)
+        axes.plot(of_method["speed_up"], of_method["finetuned_top1"], "o-", markersize=4, label=label, **style)
     axes.plot(1, runs["dense_top1"].iloc[0], "k*", markersize=10, label="dense")
     axes.set(xlabel="measured speed-up over the dense model", ylabel="top-1 after fine-tuning, %")
     figure.legend(loc="outside right center", frameon=False, fontsize=8)

@@ -141,22 +141,24 @@ def measure_latency(costs: pd.DataFrame, block_shape: tuple[int, int]) -> pd.Dat
         order = torch.randperm(grid.count, generator=torch.Generator().manual_seed(0)).view(grid.rows, -1)
         inputs = torch.randn(TIMED_BATCH, tokens, in_features)
         for sparsity in PRUNED:
-            arms = {"dense_float32": partial(dense, inputs)}
+            setups = {"dense_float32": partial(dense, inputs)}
             if not sparsity:
-                arms["dense_bfloat16"] = partial(deepcopy(dense).bfloat16(), inputs.bfloat16())
+                setups["dense_bfloat16"] = partial(deepcopy(dense).bfloat16(), inputs.bfloat16())
             for precision in PRECISIONS:
                 keep_mask = order >= round(sparsity * grid.count)
                 sparse = BlockSparseLinear.from_linear(dense, keep_mask, block_shape, precision=precision)
-                arms[precision] = partial(sparse, inputs if precision == "float32" else inputs.bfloat16())
-            times = time_in_turns(arms, device="cpu", seconds=0.3, clock=calm_clock("cpu"))
+                setups[precision] = partial(sparse, inputs if precision == "float32" else inputs.bfloat16())
+            times = time_in_turns(setups, device="cpu", seconds=0.3, clock=calm_clock("cpu"))
             dense_milliseconds = 1e3 * float(np.median(times["dense_float32"])) / TIMED_BATCH
             place = {"out_features": out_features, "in_features": in_features, "tokens": tokens, "sparsity": sparsity}
-            for arm, seconds in times.items():
+            for setup, seconds in times.items():
                 quotient = float(np.median(seconds / times["dense_float32"]))
-                rows.append(place | {"arm": arm, "quotient": quotient, "of_dense": dense_milliseconds})
+                rows.append(place | {"configuration": setup, "quotient": quotient, "of_dense": dense_milliseconds})
     table = pd.DataFrame(rows)
     of_dense = table.groupby(["out_features", "in_features", "tokens"])["of_dense"].transform("median")
-    table = table.assign(precision=table["arm"].str.removeprefix("dense_"), milliseconds=table["quotient"] * of_dense)
-    table = table[(table["sparsity"] == 0) | (table["arm"] == table["precision"])]
+    table = table.assign(
+        precision=table["configuration"].str.removeprefix("dense_"), milliseconds=table["quotient"] * of_dense
+    )
+    table = table[(table["sparsity"] == 0) | (table["configuration"] == table["precision"])]
     places = ["precision", "out_features", "in_features", "tokens", "sparsity"]
     return table.groupby(places)["milliseconds"].min().reset_index()

@@ -36,7 +36,7 @@ def main() -> None:
     place = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
     dense = create_model(arguments.timm, 1000, {"img_size": arguments.image_size}).to(**place)
     images = torch.randn(arguments.batch_size, *input_size(dense), **place)
-    arms = {"dense": dense, "blocks": with_blocks(dense, arguments)}
+    setups = {"dense": dense, "blocks": with_blocks(dense, arguments)}
     schemes = {
         "tokens, once": [Scheme(scheme="token_selection", keep_tokens=0.7, before_blocks=[3])],
         "tokens, thrice": [Scheme(scheme="token_selection", keep_tokens=0.7, before_blocks=[3, 6, 9])],
@@ -44,17 +44,22 @@ def main() -> None:
         "merging": [Scheme(scheme="token_merging", merged_tokens=8)],
     }
     for name, added in schemes.items():
-        arms[name] = with_schemes(dense, added)
-        arms[f"blocks + {name}"] = with_blocks(arms[name], arguments)
-    passes = {name: lambda model=model: model(images) for name, model in arms.items()}
-    clock, seconds = calm_clock(arguments.device), arguments.seconds / len(arms)
+        setups[name] = with_schemes(dense, added)
+        setups[f"blocks + {name}"] = with_blocks(setups[name], arguments)
+    passes = {name: lambda model=model: model(images) for name, model in setups.items()}
+    clock, seconds = calm_clock(arguments.device), arguments.seconds / len(setups)
     times = pd.DataFrame(time_in_turns(passes, device=arguments.device, seconds=seconds, clock=clock))
-    table = pd.DataFrame([{"arm": arm, "ms": 1e3 * times[arm].median()} | speedup(times, "dense", arm) for arm in arms])
-    macs = {name: count_macs(dense) / count_macs(model) for name, model in arms.items() if "blocks" not in name}
-    table["fewer MACs"] = table["arm"].map(macs)
-    gains = table.set_index("arm")["speed-up"]
+    table = pd.DataFrame(
+        [
+            {"configuration": setup, "ms": 1e3 * times[setup].median()} | speedup(times, "dense", setup)
+            for setup in setups
+        ]
+    )
+    macs = {name: count_macs(dense) / count_macs(model) for name, model in setups.items() if "blocks" not in name}
+    table["fewer MACs"] = table["configuration"].map(macs)
+    gains = table.set_index("configuration")["speed-up"]
     product = {f"blocks + {name}": gains[f"blocks + {name}"] / gains["blocks"] / gains[name] for name in schemes}
-    table["multiplies"] = table["arm"].map(product)
+    table["multiplies"] = table["configuration"].map(product)
     print(table.to_markdown(index=False, floatfmt=".2f"))
 
 

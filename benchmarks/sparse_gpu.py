@@ -197,7 +197,7 @@ def sparse_replays(
 ) -> dict[str, Replay]:
     """The layer at every sparsity, compared with the masked one first."""
     replays = {}
-    for sparsity, precision in arms(arguments):
+    for sparsity, precision in setups(arguments):
         keep_mask = random_mask(layer.shape, block_shape, sparsity).cuda()
         fused = layer.role == "fc1"
         sparse = BlockSparseLinear.from_linear(dense, keep_mask, block_shape, fused, precision)
@@ -208,13 +208,13 @@ def sparse_replays(
     return replays
 
 
-def arms(arguments: argparse.Namespace) -> list[tuple[float, str | None]]:
+def setups(arguments: argparse.Namespace) -> list[tuple[float, str | None]]:
     """Sparsities and precisions, None that of the model."""
     return [(share, None) for share in arguments.sparsities] + [(share, "int8") for share in arguments.int8_sparsities]
 
 
 def precisions(arguments: argparse.Namespace) -> list[str | None]:
-    return list(dict.fromkeys(precision for _, precision in arms(arguments)))
+    return list(dict.fromkeys(precision for _, precision in setups(arguments)))
 
 
 def suffix(precision: str | None) -> str:
@@ -272,7 +272,7 @@ def masks_to_time(
                 (f"{sparsity:.0%}", precision): {
                     layer.name: random_mask(layer.shape, block_shape, sparsity) for layer in layers
                 }
-                for sparsity, precision in arms(arguments)
+                for sparsity, precision in setups(arguments)
             },
         )
 

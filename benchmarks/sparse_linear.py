@@ -41,7 +41,7 @@ TOKENS = 197
 SPARSITIES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 BLOCK_SHAPES = ((16, 16), (32, 32), (32, 64), (64, 32), (64, 64))
 
-Arm = Callable[[], Tensor]
+Method = Callable[[], Tensor]
 
 
 def main() -> None:
@@ -77,27 +77,30 @@ def measure_layer(
     """One row per block shape and sparsity: speed-up over the fastest dense configuration, with quartiles."""
     inputs = torch.randn(arguments.batch_size, TOKENS, in_features)
     linear = nn.Linear(in_features, out_features)
-    arms: dict[str, Arm] = {}
+    methods: dict[str, Method] = {}
     for block_shape in BLOCK_SHAPES:
         for sparsity in SPARSITIES:
             keep_mask = random_mask((out_features, in_features), block_shape, sparsity)
             sparse = BlockSparseLinear.from_linear(linear, keep_mask, block_shape, precision=arguments.dtype)
             require_equal(sparse(inputs), F.linear(inputs, sparse.dense_weight().to(inputs.dtype), linear.bias))
-            arms[f"{block_shape[0]}x{block_shape[1]} {sparsity}"] = lambda sparse=sparse: sparse(inputs)
+            methods[f"{block_shape[0]}x{block_shape[1]} {sparsity}"] = lambda sparse=sparse: sparse(inputs)
     packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight, inputs.numel() // in_features)
-    dense: dict[str, Arm] = {
+    dense: dict[str, Method] = {
         "eager": lambda: linear(inputs),
         "packed": lambda: torch.ops.mkldnn._linear_pointwise(inputs, packed, linear.bias, "none", [], ""),
     }
     if arguments.dtype == "int8":
-        dense["int8"] = arms[f"32x32 {SPARSITIES[0]}"]
-    times = take_turns(dense | arms, arguments.seconds)
+        dense["int8"] = methods[f"32x32 {SPARSITIES[0]}"]
+    times = take_turns(dense | methods, arguments.seconds)
     best = times[list(dense)].median().idxmin()
     rows = []
-    for arm in arms:
-        block_shape, sparsity = arm.split()
+    for method in methods:
+        block_shape, sparsity = method.split()
         rows.append({"model": model, "layer": role, "block": block_shape, "sparsity": float(sparsity)})
-        rows[-1] |= speedup(times, best, arm) | {"of eager": (times["eager"] / times[arm]).median(), "dense": best}
+        rows[-1] |= speedup(times, best, method) | {
+            "of eager": (times["eager"] / times[method]).median(),
+            "dense": best,
+        }
     return pd.DataFrame(rows)
 
 
@@ -117,7 +120,7 @@ def measure_model(arguments: argparse.Namespace) -> pd.DataFrame:
         require_equal(model(images), dense(images))
     times = take_turns({name: lambda model=model: model(images) for name, model in models.items()}, arguments.seconds)
     best = times[[name for name in models if name.startswith("dense")]].median().idxmin()
-    rows = [{"arm": arm, "ms": 1e3 * times[arm].median()} | speedup(times, best, arm) for arm in models]
+    rows = [{"method": method, "ms": 1e3 * times[method].median()} | speedup(times, best, method) for method in models]
     return pd.DataFrame(rows)
 
 
@@ -146,26 +149,26 @@ def require_equal(outputs: Tensor, expected: Tensor) -> None:
     assert error <= TOLERANCE[expected.dtype], f"outputs differ by {error:.1e} of the largest"
 
 
-def take_turns(arms: Mapping[str, Arm], seconds: float) -> pd.DataFrame:
+def take_turns(methods: Mapping[str, Method], seconds: float) -> pd.DataFrame:
     """Seconds of every configuration (columns) in every round (rows), about as long as requested, at least 5 rounds."""
     start = time.perf_counter()
     rounds = []
     while len(rounds) < 6 or time.perf_counter() - start < seconds:
-        in_turn = random.sample(list(arms), len(arms))
-        rounds.append({name: timed(arms[name]) for name in in_turn})
-    return pd.DataFrame(rounds[1:])[list(arms)]
+        in_turn = random.sample(list(methods), len(methods))
+        rounds.append({name: timed(methods[name]) for name in in_turn})
+    return pd.DataFrame(rounds[1:])[list(methods)]
 
 
-def timed(arm: Arm) -> float:
+def timed(method: Method) -> float:
     """Seconds of one call: processor time for one thread, which other load affects less, else wall-clock time."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
-    arm()
+    method()
     return clock() - start
 
 
-def speedup(times: pd.DataFrame, dense: str, arm: str) -> dict[str, float]:
-    quotients = times[dense] / times[arm]
+def speedup(times: pd.DataFrame, dense: str, method: str) -> dict[str, float]:
+    quotients = times[dense] / times[method]
     return {"speed-up": quotients.median(), "low": quotients.quantile(0.25), "high": quotients.quantile(0.75)}
 
 

@@ -16,7 +16,7 @@ PLAN = {
     "macs": [0.5],
     "block_shapes": [[8, 8]],
     "reconstructions": ["none", "least_squares"],
-    "arms": {
+    "methods": {
         "paper": {"pruning": {"saliency": "taylor", "distortion": "taylor"}, "budget": {"allocator": "lpvit"}},
         "published": {
             "pruning": {"saliency": "taylor", "distortion": "taylor"},
@@ -33,7 +33,7 @@ PLAN = {
         "images": 200,
         "timed_batch": 8,
         "block_shapes": [[8, 8]],
-        "arms": [["ours", "least_squares"], ["narrower", "none"], ["gradual", "none"]],
+        "methods": [["ours", "least_squares"], ["narrower", "none"], ["gradual", "none"]],
         "recipe": {"epochs": 1, "batch_size": 50, "learning_rate": 1e-4, "distillation": "soft", "teacher": "dense"},
     },
 }
@@ -67,13 +67,13 @@ def test_every_arm_is_measured_once_and_at_its_budget(benchmark, finished: tuple
     table = benchmark()
     runs = pd.read_csv(finished[0].folder / FOLDER / "runs.csv")
     assert len(runs) == 2 * (4 * 2 + 2 + 1)
-    assert not runs.duplicated(["arm", "reconstruction", "seed"]).any()
-    assert runs.loc[runs["arm"] != "2:4", "achieved"].between(0.35, 0.5).all()
-    assert runs.loc[runs["arm"] == "2:4", "achieved"].between(0.5, 0.52).all()  # half of what it prunes
+    assert not runs.duplicated(["method", "reconstruction", "seed"]).any()
+    assert runs.loc[runs["method"] != "2:4", "achieved"].between(0.35, 0.5).all()
+    assert runs.loc[runs["method"] == "2:4", "achieved"].between(0.5, 0.52).all()  # half of what it prunes
     assert (runs["seconds"] > 0).all()
-    assert all(arm in table for arm in PLAN["arms"])
+    assert all(method in table for method in PLAN["methods"])
 
-    distortion = runs.groupby(["arm", "reconstruction"])["distortion"].mean()
+    distortion = runs.groupby(["method", "reconstruction"])["distortion"].mean()
     fitted, plain = distortion[:, "least_squares"], distortion[:, "none"]
     assert (fitted[plain.index.drop("gradual")] < plain.drop("gradual")).all()
     assert fitted["2:4"] < plain["ours"]
@@ -82,7 +82,7 @@ def test_every_arm_is_measured_once_and_at_its_budget(benchmark, finished: tuple
     assert distortion["paper", "none"] != distortion["published", "none"]
 
     finetuned = pd.read_csv(finished[0].folder / FOLDER / "finetuned.csv")
-    assert sorted(finetuned["arm"]) == ["gradual", "narrower", "ours"]
+    assert sorted(finetuned["method"]) == ["gradual", "narrower", "ours"]
     assert (finetuned["seed"] == 0).all()
     assert finetuned["finetuned_top1"].between(0, 100).all()
     assert (finetuned["speed_up"] > 0).all()

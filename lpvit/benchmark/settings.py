@@ -20,7 +20,7 @@ ENGINES = (
 class Benchmark(Section):
     """How speed and energy are measured. Changes rerun measurements; pruning only under a `latency` budget."""
 
-    arms: tuple[Literal["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"], ...] = Field(
+    configurations: tuple[Literal["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"], ...] = Field(
         ("dense", "masked", "sparse"),
         description="interleaved configurations: the dense model, the pruned one with zeros (not in int8), the pruned "
         "one block-sparse; `_compiled` by torch.compile, which takes minutes on a small machine",
@@ -53,6 +53,6 @@ class Benchmark(Section):
 
     @model_validator(mode="after")
     def _dense_is_timed(self) -> "Benchmark":
-        if "dense" not in self.arms or len(set(self.arms)) < len(self.arms):
-            raise ValueError("arms: list 'dense', the baseline of the others, and each configuration once")
+        if "dense" not in self.configurations or len(set(self.configurations)) < len(self.configurations):
+            raise ValueError("configurations: list 'dense', the baseline of the others, and each configuration once")
         return self

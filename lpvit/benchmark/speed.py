@@ -80,7 +80,7 @@ def benchmark(
         LpvitError: A configuration gives wrong logits, or cannot be compiled here.
     """
     in_torch = {"dense": dense} | ({} if int8_layers(pruned) else {"masked": pruned})
-    arms = [arm for arm in settings.arms if arm.startswith(("sparse", *in_torch))]
+    setups = [setup for setup in settings.configurations if setup.startswith(("sparse", *in_torch))]
     exported = rivals.export(in_torch)
     accuracies: dict[str, Accuracy] = {}
     device, dtype = torch.device(device), getattr(torch, settings.dtype)
@@ -88,16 +88,16 @@ def benchmark(
     speed, choices = [], []
     for batch_size in _batch_sizes(settings.batch_sizes, models):
         torch.compiler.reset()  # discards code compiled for another batch size
-        if any(arm.startswith("sparse") for arm in arms):
+        if any(setup.startswith("sparse") for setup in setups):
             models["sparse"] = deepcopy(models["masked"])
             chosen = sparsify_layers(models["sparse"], keep_masks, block_shape, batch_size)
             choices += [{"batch_size": batch_size, **_choice(choice)} for choice in chosen]
         images = _random_images(dense, batch_size)
-        functions = build_arms(arms, models, images)
+        functions = build_configurations(setups, models, images)
         runs = rivals.runs(exported, batch_size, torch.get_num_threads())
-        functions |= engine_arms(runs, {name: export.model for name, export in exported.items()}, images)
-        new = (arm for arm in runs if "int8" in arm and arm not in accuracies)
-        accuracies |= {arm: rivals.accuracy(runs[arm]) for arm in new}
+        functions |= engine_configurations(runs, {name: export.model for name, export in exported.items()}, images)
+        new = (setup for setup in runs if "int8" in setup and setup not in accuracies)
+        accuracies |= {setup: rivals.accuracy(runs[setup]) for setup in new}
         times = time_in_turns(functions, device=device, seconds=settings.seconds)
         speed.append(_logged(speed_table(times, batch_size)))
     energy = measure_energy(functions, batch_size, device=device, seconds=settings.energy_seconds)
@@ -108,11 +108,11 @@ def benchmark(
     )
 
 
-def build_arms(arms: Iterable[str], models: Models, images: Tensor) -> dict[str, Callable[[], Tensor]]:
+def build_configurations(setups: Iterable[str], models: Models, images: Tensor) -> dict[str, Callable[[], Tensor]]:
     """One forward pass per configuration; their logits are compared with those of the model without kernels.
 
     Args:
-        arms: ``dense``, ``masked``, ``sparse``, and with ``_compiled`` the same through torch.compile.
+        setups: ``dense``, ``masked``, ``sparse``, and with ``_compiled`` the same through torch.compile.
         models: By configuration; ``sparse`` must equal ``masked``.
         images: Shape (N, channels, height, width), on the device and in the dtype of the models.
 
@@ -120,21 +120,23 @@ def build_arms(arms: Iterable[str], models: Models, images: Tensor) -> dict[str,
         LpvitError: As `benchmark`.
     """
     functions: dict[str, Callable[[], Tensor]] = {}
-    for arm in arms:
-        name = arm.removesuffix("_compiled")
-        model = models[name] if name == arm else torch.compile(models[name], dynamic=False)
+    for setup in setups:
+        name = setup.removesuffix("_compiled")
+        model = models[name] if name == setup else torch.compile(models[name], dynamic=False)
         reference = models["dense" if name == "dense" else "masked"]
         try:
             logits = model(images)
         except torch._dynamo.exc.TorchDynamoException as error:  # base class of torch.compile's errors
             reason = str(error).strip().partition("\n")[0]
-            raise LpvitError(f"benchmark.arms: '{arm}' cannot be compiled here ({reason}); leave it out") from None
-        require_equal(arm, logits, reference(images), torch.int8 if int8_layers(reference) else logits.dtype)
-        functions[arm] = partial(model, images)
+            raise LpvitError(
+                f"benchmark.configurations: '{setup}' cannot be compiled here ({reason}); leave it out"
+            ) from None
+        require_equal(setup, logits, reference(images), torch.int8 if int8_layers(reference) else logits.dtype)
+        functions[setup] = partial(model, images)
     return functions
 
 
-def engine_arms(runs: Mapping[str, Run], models: Models, images: Tensor) -> dict[str, Callable[[], Tensor]]:
+def engine_configurations(runs: Mapping[str, Run], models: Models, images: Tensor) -> dict[str, Callable[[], Tensor]]:
     """One pass per engine; engines that do not quantise to int8 themselves are compared with torch.
 
     Args:
@@ -146,26 +148,26 @@ def engine_arms(runs: Mapping[str, Run], models: Models, images: Tensor) -> dict
         LpvitError: As `benchmark`.
     """
     images = images.cpu().float()
-    for arm, run in runs.items():
-        if "int8" not in arm:
-            name, _, engine = arm.partition("_")
+    for setup, run in runs.items():
+        if "int8" not in setup:
+            name, _, engine = setup.partition("_")
             expected = models[name](images)
             dtype = torch.bfloat16 if engine.endswith("bfloat16") else torch.float32
-            require_equal(arm, run(images), expected, dtype)
-    return {arm: partial(run, images) for arm, run in runs.items()}
+            require_equal(setup, run(images), expected, dtype)
+    return {setup: partial(run, images) for setup, run in runs.items()}
 
 
 def with_accuracy(speed: pd.DataFrame, accuracies: Mapping[str, Accuracy]) -> pd.DataFrame:
     """Adds the columns ``top1`` and ``images`` of ``SPEED``: for configurations whose accuracy was measured."""
-    columns = {name: {arm: getattr(of, name) for arm, of in accuracies.items()} for name in ("top1", "images")}
-    return speed.join(pd.DataFrame(columns, dtype="float64"), on="arm")
+    columns = {name: {setup: getattr(of, name) for setup, of in accuracies.items()} for name in ("top1", "images")}
+    return speed.join(pd.DataFrame(columns, dtype="float64"), on="configuration")
 
 
-def require_equal(arm: str, logits: Tensor, expected: Tensor, precision: torch.dtype) -> None:
+def require_equal(setup: str, logits: Tensor, expected: Tensor, precision: torch.dtype) -> None:
     """Raises if the logits of a configuration differ by more than rounding.
 
     Args:
-        arm: Configuration, for the message.
+        setup: Configuration, for the message.
         logits: Shape (N, K).
         expected: Shape (N, K).
         precision: Of the products of the configuration.
@@ -177,7 +179,7 @@ def require_equal(arm: str, logits: Tensor, expected: Tensor, precision: torch.d
     tolerance = TOLERANCE[precision]
     if not error <= tolerance:  # also true for NaN
         raise LpvitError(
-            f"benchmark: '{arm}' is off by {error:.2g} of the largest logit, more than {tolerance:g} in "
+            f"benchmark: '{setup}' is off by {error:.2g} of the largest logit, more than {tolerance:g} in "
             f"{str(precision).removeprefix('torch.')}; it is not timed, please report this"
         )
 
@@ -193,14 +195,14 @@ def speed_table(times: Mapping[str, NDArray[np.float64]], batch_size: int) -> pd
         Schema ``SPEED`` without ``stage`` and the columns of the machine; the speed-up is over the faster dense
         configuration, computed round by round, so that load on the machine cancels.
     """
-    dense = [arm for arm in times if arm.startswith("dense")]
-    reference = min(dense, key=lambda arm: median_interval(times[arm]).median)
+    dense = [setup for setup in times if setup.startswith("dense")]
+    reference = min(dense, key=lambda setup: median_interval(times[setup]).median)
     rows = []
-    for arm, seconds in times.items():
+    for setup, seconds in times.items():
         milliseconds, speed_up = median_interval(1e3 * seconds), median_interval(times[reference] / seconds)
         rows.append(
             {
-                "arm": arm,
+                "configuration": setup,
                 "batch_size": batch_size,
                 "rounds": len(seconds),
                 **_columns("milliseconds", milliseconds),
@@ -288,6 +290,6 @@ def _logged(speed: pd.DataFrame) -> pd.DataFrame:
     for row in speed.itertuples():
         logger.info(
             "batch size %d: %s: %.3f ms, speed-up %.2f over %s",
-            *(row.batch_size, row.arm, row.milliseconds, row.speed_up, row.reference),
+            *(row.batch_size, row.configuration, row.milliseconds, row.speed_up, row.reference),
         )
     return speed

@@ -88,7 +88,7 @@ def timed(path: Path, batch_sizes: Sequence[int], dtype: str, threads: int | Non
     yield f"{about['device_name']}, {about['threads']} threads, {about['dtype']}, kernel: {about['kernel']}"
     shown = pd.DataFrame(
         {
-            "arm": speed["arm"],
+            "configuration": speed["configuration"],
             "batch size": speed["batch_size"].astype(str),
             "ms per pass": speed["milliseconds"].map("{:.2f}".format),
             "95 % interval": [*map("{:.2f} to {:.2f}".format, speed["milliseconds_low"], speed["milliseconds_high"])],

@@ -18,6 +18,10 @@ def upgraded(raw: Any) -> tuple[Any, list[str]]:
     if not isinstance(raw, Mapping):
         return raw, []
     raw, lines = dict(raw), []
+    benchmark = raw.get("benchmark")
+    if isinstance(benchmark, Mapping) and "arms" in benchmark and "configurations" not in benchmark:
+        raw["benchmark"] = {{"arms": "configurations"}.get(key, key): value for key, value in benchmark.items()}
+        lines.append("benchmark.arms: is 'configurations' now; write configurations: " + str(benchmark["arms"]))
     for section, kind in SECTIONS.items():
         for name, entry in _entries(raw, section).items():
             if entry.get("structure") in (None, "blocks"):

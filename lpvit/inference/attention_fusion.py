@@ -175,7 +175,7 @@ def _timed(
     if key not in _measured:
         inputs = torch.randn(*shape, features).to(like.dtype)
         ours = {form: partial(_FUSED[type(module)](alone, form == "int8"), inputs) for form in forms}
-        arms = {_TIMM: partial(alone, inputs), **ours}
-        times = time_in_turns(arms, device=like.device, seconds=0, clock=calm_clock(like.device))
+        setups = {_TIMM: partial(alone, inputs), **ours}
+        times = time_in_turns(setups, device=like.device, seconds=0, clock=calm_clock(like.device))
         _measured[key] = {form: float(np.median(seconds)) for form, seconds in times.items()}
     return _measured[key]

@@ -140,7 +140,7 @@ def _timed(dense: nn.Sequential, forms: Sequence[BlockSparseLinear], tokens: int
     key = (first.grid, len(first.values), first.gelu, tokens, *kinds)
     if key not in _measured:
         inputs = torch.randn(tokens, first.in_features, device=weight.device).to(dtype)
-        arms = {_form(sparse): partial(sparse, inputs) for sparse in forms} | {"dense": partial(dense, inputs)}
-        times = time_in_turns(arms, device=weight.device, seconds=0, clock=calm_clock(weight.device))
+        setups = {_form(sparse): partial(sparse, inputs) for sparse in forms} | {"dense": partial(dense, inputs)}
+        times = time_in_turns(setups, device=weight.device, seconds=0, clock=calm_clock(weight.device))
         _measured[key] = {form: float(np.median(seconds)) for form, seconds in times.items()}
     return _measured[key]

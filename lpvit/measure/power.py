@@ -64,20 +64,20 @@ def measure_energy(
     counter = find_counter(device) if counter is None else counter
     if isinstance(counter, str):
         logger.warning("energy: not measured on this machine: %s", counter)
-        return _table({"arm": arm, "reason": counter, "repeat": 0, "images": 0} for arm in functions)
-    calls = {arm: _warm_up(function, counter, seconds) for arm, function in functions.items()}
+        return _table({"configuration": setup, "reason": counter, "repeat": 0, "images": 0} for setup in functions)
+    calls = {setup: _warm_up(function, counter, seconds) for setup, function in functions.items()}
     rows = []
     for repeat in bar(range(1, repeats + 1), "energy", "repeat"):
         idle_seconds, idle_joules = _window(lambda: time.sleep(seconds), 1, counter)
         watts = idle_joules / idle_seconds
-        for arm in list(functions)[:: 1 if repeat % 2 else -1]:
-            elapsed, joules = _window(functions[arm], calls[arm], counter)
+        for setup in list(functions)[:: 1 if repeat % 2 else -1]:
+            elapsed, joules = _window(functions[setup], calls[setup], counter)
             rows.append(
                 {
-                    "arm": arm,
+                    "configuration": setup,
                     "source": counter.source,
                     "repeat": repeat,
-                    "images": calls[arm] * images_per_call,
+                    "images": calls[setup] * images_per_call,
                     "seconds": elapsed,
                     "joules": joules,
                     "idle_watts": watts,

@@ -46,17 +46,17 @@ def time_in_turns(
         Configuration -> shape (N,); times of equal index are of the same round.
     """
     device, clock = torch.device(device), clock or time.perf_counter
-    times: dict[str, list[float]] = {arm: [] for arm in functions}
+    times: dict[str, list[float]] = {setup: [] for setup in functions}
     for _ in range(WARM_UP):
         for function in functions.values():
             _seconds(function, device, clock)
     end = time.perf_counter() + seconds * len(functions)
     rounds = 0
     while rounds < LEAST_ROUNDS or time.perf_counter() < end:
-        for arm in list(functions)[:: -1 if rounds % 2 else 1]:
-            times[arm].append(_seconds(functions[arm], device, clock))
+        for setup in list(functions)[:: -1 if rounds % 2 else 1]:
+            times[setup].append(_seconds(functions[setup], device, clock))
         rounds += 1
-    return {arm: np.array(of_arm) for arm, of_arm in times.items()}
+    return {setup: np.array(of_setup) for setup, of_setup in times.items()}
 
 
 def calm_clock(device: torch.device | str) -> Callable[[], float]:

@@ -184,9 +184,9 @@ def _speed_ups(speed: pd.DataFrame, experiment: str | None) -> dict[str, Cell]:
         own = rows[(rows["experiment"] == experiment) & (rows["stage"] != DENSE)]
         cell = Cell("1.00\u00d7", 1.0) if experiment is None else Cell("\u2013", -1)
         if len(own):
-            arm = own.sort_values("speed_up").iloc[-1]
-            ends = f"{arm['speed_up_low']:.2f} to {arm['speed_up_high']:.2f}"
-            cell = Cell(f"{arm['speed_up']:.2f}\u00d7", arm["speed_up"], ends)
+            setup = own.sort_values("speed_up").iloc[-1]
+            ends = f"{setup['speed_up_low']:.2f} to {setup['speed_up_high']:.2f}"
+            cell = Cell(f"{setup['speed_up']:.2f}\u00d7", setup["speed_up"], ends)
         cells[f"faster, batch {batch_size}"] = cell
     return cells
 

@@ -245,7 +245,12 @@ SPEED = Schema(
     "configuration of a benchmark, at a batch size",
     (
         _STAGE,
-        Column("arm", pa.string(), "", "configuration: dense, masked or sparse model, eager, compiled or by an engine"),
+        Column(
+            "configuration",
+            pa.string(),
+            "",
+            "configuration: dense, masked or sparse model, eager, compiled or by an engine",
+        ),
         Column("batch_size", pa.int64(), "", "images per pass"),
         Column("rounds", pa.int64(), "", "timed passes; in each round all configurations are interleaved"),
         Column("milliseconds", pa.float64(), "ms/pass", "median"),
@@ -293,7 +298,7 @@ ENERGY = Schema(
     "energy.parquet",
     "measurement of a model, or the reason why there is none",
     (
-        Column("arm", pa.string(), "", "what ran"),
+        Column("configuration", pa.string(), "", "what ran"),
         Column("source", pa.string(), "", "counter: nvml (GPU) or rapl (CPU and DRAM); null if none", nullable=True),
         Column("reason", pa.string(), "", "why nothing was measured; null if it was", nullable=True),
         Column("repeat", pa.int64(), "", "from 1, configurations interleaved; 0 if nothing was measured"),

@@ -13,7 +13,7 @@ from tiny import dense_model, photographs
 from lpvit.benchmark import engines
 from lpvit.benchmark.engines import Exported, Rivals
 from lpvit.benchmark.settings import ENGINES
-from lpvit.benchmark.speed import engine_arms, speed_table, with_accuracy
+from lpvit.benchmark.speed import engine_configurations, speed_table, with_accuracy
 from lpvit.errors import LpvitError
 from lpvit.training.evaluation import Accuracy
 
@@ -51,9 +51,9 @@ def test_the_benchmark_refuses_an_engine_with_other_logits_and_takes_one_in_int8
     images = photographs("vit", 2)
     wrong = {"dense_onnxruntime_float32": lambda images: exported.model(images) + 1}
     with pytest.raises(LpvitError, match="'dense_onnxruntime_float32' is off by"):
-        engine_arms(wrong, {"dense": exported.model}, images)
+        engine_configurations(wrong, {"dense": exported.model}, images)
     rounded = {name.replace("float32", "int8"): run for name, run in wrong.items()}
-    assert engine_arms(rounded, {"dense": exported.model}, images).keys() == {"dense_onnxruntime_int8"}
+    assert engine_configurations(rounded, {"dense": exported.model}, images).keys() == {"dense_onnxruntime_int8"}
 
 
 @needs_engines
@@ -88,13 +88,13 @@ def test_sums_of_bytes_saturate_on_a_processor_without_vnni(engine: str) -> None
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "True"
 
 
-def test_the_fastest_dense_arm_is_the_reference_whichever_engine_it_is() -> None:
+def test_the_fastest_dense_configuration_is_the_reference_whichever_engine_it_is() -> None:
     times = {"dense": 4.0, "dense_openvino_int8": 2.0, "masked_openvino_int8": 1.9, "sparse": 1.0}
-    table = speed_table({arm: np.full(9, seconds) for arm, seconds in times.items()}, 8).set_index("arm")
+    table = speed_table({setup: np.full(9, seconds) for setup, seconds in times.items()}, 8).set_index("configuration")
     assert set(table["reference"]) == {"dense_openvino_int8"}
     assert table.loc["sparse", "speed_up"] == 2
     accuracies = {"dense_openvino_int8": Accuracy(images=200, top1=70.5, top5=90.0, loss=1.0)}
-    told = with_accuracy(table.reset_index(), accuracies).set_index("arm")[["top1", "images"]]
+    told = with_accuracy(table.reset_index(), accuracies).set_index("configuration")[["top1", "images"]]
     assert told.loc["dense_openvino_int8"].tolist() == [70.5, 200]
     assert told.loc[["dense", "sparse"]].isna().all(axis=None)
 

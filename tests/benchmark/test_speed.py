@@ -16,7 +16,7 @@ from lpvit.api.pruned import Pruned
 from lpvit.api.quantise import quantise
 from lpvit.benchmark import speed as benchmarks
 from lpvit.benchmark.settings import Benchmark
-from lpvit.benchmark.speed import benchmark, build_arms, largest_batch, require_equal, speed_table
+from lpvit.benchmark.speed import benchmark, build_configurations, largest_batch, require_equal, speed_table
 from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError
 from lpvit.inference import sparsify as sparse_model
@@ -61,8 +61,11 @@ def clock(monkeypatch) -> Clock:
 def test_arms_take_turns_backwards_every_other_round_after_a_warm_up_that_does_not_count(clock: Clock) -> None:
     functions = {"a": clock.function("a", *[9.0] * WARM_UP, 0.5), "b": clock.function("b", *[9.0] * WARM_UP, 0.25)}
     times = time_in_turns(functions, device="cpu", seconds=6)
-    rounds = 16  # 2 arms x 6 s at 0.75 s a round
-    assert {arm: of_arm.tolist() for arm, of_arm in times.items()} == {"a": [0.5] * rounds, "b": [0.25] * rounds}
+    rounds = 16  # 2 setups x 6 s at 0.75 s a round
+    assert {setup: of_setup.tolist() for setup, of_setup in times.items()} == {
+        "a": [0.5] * rounds,
+        "b": [0.25] * rounds,
+    }
     assert "".join(clock.calls) == "ab" * WARM_UP + "abba" * (rounds // 2)
 
 
@@ -101,10 +104,10 @@ def test_of_a_few_times_the_interval_is_all_of_them() -> None:
     assert median_interval([4.0, 1.0, 2.0]) == timing.Interval(2.0, 1.0, 4.0)
 
 
-def test_speed_ups_are_taken_round_by_round_over_the_faster_dense_arm() -> None:
+def test_speed_ups_are_taken_round_by_round_over_the_faster_dense_configuration() -> None:
     busy = np.array([1.0, 1.0, 1.0, 7.0, 7.0, 7.0, 7.0])  # the machine, by rounds
     times = {"dense": 0.4 * busy, "dense_compiled": 0.2 * busy, "sparse": 0.1 * busy}
-    table = speed_table(times, 4).set_index("arm")
+    table = speed_table(times, 4).set_index("configuration")
     assert table["reference"].tolist() == ["dense_compiled"] * 3
     for column in ("speed_up", "speed_up_low", "speed_up_high"):
         assert table[column].tolist() == pytest.approx([0.5, 1, 2])
@@ -113,7 +116,7 @@ def test_speed_ups_are_taken_round_by_round_over_the_faster_dense_arm() -> None:
     assert table.loc["sparse", "images_per_second"] == pytest.approx(4 / 0.7)
 
 
-# --- arms ------------------------------------------------------------------------------------------------------------
+# --- configurations --------------------------------------------------------------------------------------------------
 
 
 def models() -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
@@ -133,10 +136,12 @@ def models() -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
 def test_an_arm_with_wrong_logits_is_refused_by_name() -> None:
     dense, pruned, _ = models()
     images = torch.randn(2, 3, 16, 16)
-    arms = build_arms(["dense", "masked", "sparse"], {"dense": dense, "masked": pruned, "sparse": pruned}, images)
-    assert torch.equal(arms["sparse"](), pruned(images))
+    setups = build_configurations(
+        ["dense", "masked", "sparse"], {"dense": dense, "masked": pruned, "sparse": pruned}, images
+    )
+    assert torch.equal(setups["sparse"](), pruned(images))
     with pytest.raises(LpvitError, match=r"^benchmark: 'sparse' is off by .* more than 0.0001 in float32; it is not"):
-        build_arms(["dense", "sparse"], {"dense": dense, "masked": pruned, "sparse": dense}, images)
+        build_configurations(["dense", "sparse"], {"dense": dense, "masked": pruned, "sparse": dense}, images)
 
 
 def test_the_tolerance_is_that_of_the_dtype_and_nan_is_never_within_it() -> None:
@@ -158,7 +163,7 @@ def test_a_model_that_cannot_be_compiled_names_its_arm_and_the_reason(monkeypatc
     with pytest.raises(
         LpvitError, match=r"'dense_compiled' cannot be compiled here \(no C\+\+ compiler found\); leave"
     ):
-        build_arms(["dense_compiled"], {"dense": dense, "masked": pruned}, torch.randn(1, 3, 16, 16))
+        build_configurations(["dense_compiled"], {"dense": dense, "masked": pruned}, torch.randn(1, 3, 16, 16))
 
 
 def test_the_largest_batch_is_the_last_power_of_two_that_fits() -> None:
@@ -179,8 +184,8 @@ def test_a_benchmark_says_what_was_measured_where_and_which_layers_stayed_dense(
     measured = benchmark(*models(), BLOCK_SHAPE, settings, "cpu")
 
     speed = measured.speed
-    assert speed[["arm", "batch_size"]].apply(tuple, axis=1).tolist() == [
-        (arm, size) for size in (1, 4) for arm in ("dense", "masked", "sparse")
+    assert speed[["configuration", "batch_size"]].apply(tuple, axis=1).tolist() == [
+        (setup, size) for size in (1, 4) for setup in ("dense", "masked", "sparse")
     ]
     assert (speed["rounds"] >= LEAST_ROUNDS).all()
     assert (speed[["milliseconds_low", "milliseconds", "milliseconds_high"]].diff(axis=1).iloc[:, 1:] >= 0).all(
@@ -199,7 +204,7 @@ def test_a_benchmark_says_what_was_measured_where_and_which_layers_stayed_dense(
         (size, "blocks.0.attn") for size in (1, 4)
     ]
     assert (attention["by_kernel"] == (attention["kernel_milliseconds"] < attention["torch_milliseconds"])).all()
-    assert measured.energy["arm"].unique().tolist() == ["dense", "masked", "sparse"]
+    assert measured.energy["configuration"].unique().tolist() == ["dense", "masked", "sparse"]
     write_parquet(speed.assign(stage="pruned"), tmp_path / "speed.parquet", SPEED)
     write_parquet(choices, tmp_path / "choices.parquet", CHOICES)
     write_parquet(measured.energy, tmp_path / "energy.parquet", ENERGY)
@@ -210,12 +215,12 @@ def test_a_model_in_int8_is_timed_against_the_dense_one_alone() -> None:
     quantised = quantise(Pruned(pruned, keep_masks, BLOCK_SHAPE), quantisation=Quantisation(rounding="nearest"))
     settings = Benchmark(batch_sizes=(2,), seconds=0.01, energy_seconds=0.01)
     measured = benchmark(dense, quantised.model, keep_masks, BLOCK_SHAPE, settings, "cpu")
-    assert set(measured.speed["arm"]) == set(measured.energy["arm"]) == {"dense", "sparse"}
+    assert set(measured.speed["configuration"]) == set(measured.energy["configuration"]) == {"dense", "sparse"}
     assert set(measured.choices["precision"]) <= {"int8", "float32"}
 
 
 def test_dense_alone_can_be_measured_and_has_no_choices(tmp_path: Path) -> None:
-    settings = Benchmark(arms=["dense"], batch_sizes=[1], seconds=0.01, energy_seconds=0.01)
+    settings = Benchmark(setups=["dense"], batch_sizes=[1], seconds=0.01, energy_seconds=0.01)
     measured = benchmark(*models(), BLOCK_SHAPE, settings, "cpu")
     write_parquet(measured.choices, tmp_path / "choices.parquet", CHOICES)
     assert measured.speed["speed_up"].tolist() == [1]
@@ -259,7 +264,7 @@ def test_a_sparse_layer_is_timed_against_the_dense_one_and_by_the_image(clock: C
 @pytest.mark.gpu
 def test_a_gpu_is_benchmarked_in_bfloat16_at_the_largest_batch() -> None:
     settings = Benchmark(
-        arms=["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"],
+        setups=["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"],
         batch_sizes=[1, "largest"],
         dtype="bfloat16",
         seconds=0.1,

@@ -206,7 +206,7 @@ def test_a_pruned_model_is_exported_described_and_timed(
     torch.testing.assert_close(lpvit.load("again.safetensors").model(images), expected)
     assert main(["bench", "model.safetensors", "--batch-size", "2", "--seconds", "0.05"]) == 0
     told = capsys.readouterr().out
-    assert all(arm in told for arm in ("dense", "masked", "sparse", "95 % interval"))
+    assert all(setup in told for setup in ("dense", "masked", "sparse", "95 % interval"))
 
 
 def test_a_model_for_openvino_comes_with_its_library_or_one_line_says_what_is_missing(

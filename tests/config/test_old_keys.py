@@ -11,6 +11,7 @@ from conftest import TINY
 import lpvit
 from lpvit.allocation.allocators.lpvit import SlopeRule
 from lpvit.allocation.settings import Budget, budget_of_format_1
+from lpvit.benchmark.settings import Benchmark
 from lpvit.config.config import parse_config
 from lpvit.errors import LpvitError
 from lpvit.schemes.kinds.sparse_attention import SparseAttention
@@ -88,6 +89,14 @@ def test_an_old_budget_of_width_gives_its_experiments_a_pruning(caplog: pytest.L
     assert config.prunings[config.experiments["main"].pruning] == Width(batch_size=7)
     assert config.experiments["other"].pruning == "b8"
     assert config.budgets["half"] == Budget(macs=0.6, reconstruction="least_squares")
+
+
+def test_the_old_key_of_configurations_is_read_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    config = parse_config(with_keys("budgets") | {"benchmark": {"arms": ["dense", "sparse"], "seconds": 2}})
+    assert [record.getMessage() for record in caplog.records] == [
+        "config: benchmark.arms: is 'configurations' now; write configurations: ['dense', 'sparse']"
+    ]
+    assert config.benchmark == Benchmark(configurations=("dense", "sparse"), seconds=2)
 
 
 @pytest.mark.parametrize(

@@ -52,15 +52,17 @@ def test_energy_is_what_the_counter_rose_by_gross_and_net_of_the_idle_power(mach
     assert table["idle_watts"].tolist() == pytest.approx([10] * 6)
     assert (table["seconds"] >= 10).all()
     per_image = table.assign(gross=table["joules"] / table["images"], net=table["joules_net"] / table["images"])
-    per_image = per_image.groupby("arm")[["gross", "net"]].agg(["min", "max"])
+    per_image = per_image.groupby("configuration")[["gross", "net"]].agg(["min", "max"])
     assert per_image.loc["slow"].tolist() == pytest.approx([50 * 0.5 / 4] * 2 + [40 * 0.5 / 4] * 2)
     assert per_image.loc["fast"].tolist() == pytest.approx([40 * 0.25 / 4] * 2 + [30 * 0.25 / 4] * 2)
-    assert table["joules"].tolist() == pytest.approx(table["seconds"] * table["arm"].map({"slow": 50, "fast": 40}))
+    assert table["joules"].tolist() == pytest.approx(
+        table["seconds"] * table["configuration"].map({"slow": 50, "fast": 40})
+    )
 
 
 def test_arms_take_turns_backwards_every_other_time(machine):
     table = measured(machine, seconds=2, repeats=3)
-    assert table["arm"].tolist() == ["slow", "fast", "fast", "slow", "slow", "fast"]
+    assert table["configuration"].tolist() == ["slow", "fast", "fast", "slow", "slow", "fast"]
     assert table["repeat"].tolist() == [1, 1, 2, 2, 3, 3]
     order = [name for i, name in enumerate(machine.calls) if i == 0 or machine.calls[i - 1] != name]
     assert order == ["slow", "fast", "slow", "fast", "slow", "fast"]  # the first two warm up
@@ -72,7 +74,7 @@ def test_a_machine_without_a_counter_gives_a_row_with_the_reason(tmp_path, caplo
     assert table["joules"].isna().all()
     assert "not measured on this machine: no counter here" in caplog.text
     write_parquet(table, tmp_path / "energy.parquet", ENERGY)
-    assert read_parquet(tmp_path / "energy.parquet", ENERGY)["arm"].tolist() == ["a", "b"]
+    assert read_parquet(tmp_path / "energy.parquet", ENERGY)["configuration"].tolist() == ["a", "b"]
 
 
 def test_a_measured_table_fits_its_schema(machine, tmp_path):

@@ -17,7 +17,7 @@ from lpvit.report.tables.summary import wilson
 from lpvit.store.schemas import ENERGY, METRICS, SPEED
 
 FACTS = {"device": "cpu", "device_name": "Abacus", "threads": 2, "dtype": "float32", "kernel": "avx2", "torch": "2.15"}
-# experiment -> (speed-up at batch 1, at batch 8), top-1 and joules per image of the sparse arm
+# experiment -> (speed-up at batch 1, at batch 8), top-1 and joules per image of the sparse setup
 EXPERIMENTS = {"half": ((1.5, 2.0), 80.0, 0.3), "third": ((2.0, 3.0), 70.0, 0.2), "busy": ((1.25, 1.6), 81.0, 0.4)}
 
 IMAGES, IMAGES_OF_ENGINE = 400, 50
@@ -33,9 +33,15 @@ def speed() -> pd.DataFrame:
     for experiment, (speed_ups, _, _) in EXPERIMENTS.items():
         load = 3 if experiment == "busy" else 1  # of the machine while it was timed
         for batch_size, speed_up in zip((1, 8), speed_ups, strict=True):
-            for arm, faster in {"dense": 1.0, "masked": 0.9, "sparse": speed_up}.items():
+            for setup, faster in {"dense": 1.0, "masked": 0.9, "sparse": speed_up}.items():
                 time = load * 10 * batch_size / faster
-                row = {"stage": "finetuned", "arm": arm, "batch_size": batch_size, "rounds": 9, "reference": "dense"}
+                row = {
+                    "stage": "finetuned",
+                    "configuration": setup,
+                    "batch_size": batch_size,
+                    "rounds": 9,
+                    "reference": "dense",
+                }
                 row |= {"top1": float("nan"), "images": float("nan")}
                 row |= {"milliseconds": time, "milliseconds_low": time - 1, "milliseconds_high": time + 2}
                 row |= {"speed_up": faster, "speed_up_low": faster - 0.1, "speed_up_high": faster + 0.2}
@@ -60,9 +66,16 @@ def metrics() -> pd.DataFrame:
 def energy() -> pd.DataFrame:
     rows = []
     for experiment, (_, _, joules) in EXPERIMENTS.items():
-        for arm, per_image in {"dense": 0.5, "masked": 0.51, "sparse": joules}.items():
+        for setup, per_image in {"dense": 0.5, "masked": 0.51, "sparse": joules}.items():
             for repeat, factor in enumerate((1.0, 0.9, 1.4), start=1):
-                row = {"arm": arm, "source": "rapl", "reason": None, "repeat": repeat, "images": 100, "seconds": 10.0}
+                row = {
+                    "configuration": setup,
+                    "source": "rapl",
+                    "reason": None,
+                    "repeat": repeat,
+                    "images": 100,
+                    "seconds": 10.0,
+                }
                 row |= {"joules": 999.0, "idle_watts": 5.0, "joules_net": 100 * factor * per_image}
                 rows.append(names(experiment) | row)
     assert set(rows[0]) == {column.name for column in ENERGY.columns} | names("").keys()
@@ -78,8 +91,8 @@ def no_energy(energy: pd.DataFrame) -> pd.DataFrame:
 def test_every_arm_stands_beside_the_accuracy_and_joules_of_the_model_that_it_runs(speed, metrics, energy) -> None:
     table = speed_summary(speed, metrics, energy)
     assert len(table) == len(speed)
-    half = table[table["experiment"] == "half"].set_index(["arm", "batch_size"])
-    assert half["top1"].to_dict() == {(arm, size): 85 if arm == "dense" else 80 for arm, size in half.index}
+    half = table[table["experiment"] == "half"].set_index(["configuration", "batch_size"])
+    assert half["top1"].to_dict() == {(setup, size): 85 if setup == "dense" else 80 for setup, size in half.index}
     assert half["joules"].xs(8, level="batch_size").to_dict() == pytest.approx(
         {"dense": 0.5, "masked": 0.51, "sparse": 0.3}
     )
@@ -87,11 +100,17 @@ def test_every_arm_stands_beside_the_accuracy_and_joules_of_the_model_that_it_ru
 
 
 def test_the_interval_of_an_accuracy_is_of_the_images_that_it_was_counted_on(speed, metrics, energy) -> None:
-    own = {"arm": "sparse", "top1": 78.0, "images": IMAGES_OF_ENGINE}  # as an engine that rounds to int8 has it
-    rounded = speed[speed["arm"] == "masked"].assign(**own)
-    table = speed_summary(pd.concat([speed[speed["arm"] != "sparse"], rounded]), metrics, energy).set_index("arm")
-    for arm, top1, images in (("masked", table.loc["masked", "top1"], IMAGES), ("sparse", 78.0, IMAGES_OF_ENGINE)):
-        rows = table.loc[[arm]]
+    own = {
+        "configuration": "sparse",
+        "top1": 78.0,
+        "images": IMAGES_OF_ENGINE,
+    }  # as an engine that rounds to int8 has it
+    rounded = speed[speed["configuration"] == "masked"].assign(**own)
+    table = speed_summary(pd.concat([speed[speed["configuration"] != "sparse"], rounded]), metrics, energy).set_index(
+        "configuration"
+    )
+    for setup, top1, images in (("masked", table.loc["masked", "top1"], IMAGES), ("sparse", 78.0, IMAGES_OF_ENGINE)):
+        rows = table.loc[[setup]]
         low, high = wilson(rows["top1"], pd.Series(images, rows.index))
         assert (rows["top1"] == top1).all()
         assert rows["top1_low"].tolist() == pytest.approx(low.tolist())

@@ -335,7 +335,7 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     allocation = read_parquet(results / "c64/b8/timed/allocation.parquet", ALLOCATION)
     assert set(latency["tokens"]) == {1, 5}  # of the head, of the transformer blocks
     assert allocation["budget"].tolist() == ["latency"] * len(allocation)
-    for folder, stage, arms in (
+    for folder, stage, setups in (
         (workflow.folder / BUDGET / "short/finetuned", "finetuned", {"dense", "masked", "sparse"}),
         (results / "c64/b8/timed/quantised@w8a8", "quantised", {"dense", "sparse"}),
     ):
@@ -345,7 +345,7 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
         choices = read_parquet(folder / "choices.parquet", CHOICES)
         layers = choices[choices["kind"] == "layer"]
         assert set(layers["module"]) == set(allocation["layer"])
-        assert set(read_parquet(folder / "energy.parquet", ENERGY)["arm"]) == arms
+        assert set(read_parquet(folder / "energy.parquet", ENERGY)["configuration"]) == setups
     report = workflow.folder / "results/report/tiny"
     table = pd.read_csv(report / "speed.csv")
     assert table.groupby("experiment").size().to_dict() == {"main": 6, "narrower": 6, "timed": 4}

@@ -31,8 +31,8 @@ def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFra
         differs if an engine quantises itself; ``power_term`` and ``energy`` (J per image, modelled) as in ``METRICS``;
         ``joules`` per image, net of the idle power, null if not measured.
     """
-    stage = speed["stage"].where(~speed["arm"].str.startswith("dense"), "dense")
-    keys = [*NAMES, "arm", "batch_size"]
+    stage = speed["stage"].where(~speed["configuration"].str.startswith("dense"), "dense")
+    keys = [*NAMES, "configuration", "batch_size"]
     of_model = metrics[[*NAMES, "stage", "top1", "images", "power_term", "energy"]]
     table = speed.assign(stage=stage).merge(
         of_model, on=[*NAMES, "stage"], validate="many_to_one", suffixes=("_own", "")
@@ -42,12 +42,18 @@ def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFra
         table[column] = table.pop(f"{column}_own").fillna(table[column])
     table["top1_low"], table["top1_high"] = wilson(table["top1"], table["images"])
     last = table.groupby(NAMES)["batch_size"].transform("max")  # the batch size of the energy measurement
-    joules = energy.assign(joules=energy["joules_net"] / energy["images"]).groupby([*NAMES, "arm"])["joules"].median()
-    table = table.assign(batch=last).join(joules, on=[*NAMES, "arm"])
+    joules = (
+        energy.assign(joules=energy["joules_net"] / energy["images"])
+        .groupby([*NAMES, "configuration"])["joules"]
+        .median()
+    )
+    table = table.assign(batch=last).join(joules, on=[*NAMES, "configuration"])
     table["joules"] = table["joules"].where(table["batch_size"] == table["batch"])
     accuracy = ["images", "top1", "top1_low", "top1_high", "model_top1"]
-    of_arm = [column for column in speed.columns if column not in (*keys, *accuracy, "stage", "rounds", "device")]
-    return table[[*NAMES, "stage", "arm", "batch_size", *of_arm, *accuracy, "power_term", "energy", "joules"]]
+    of_setup = [column for column in speed.columns if column not in (*keys, *accuracy, "stage", "rounds", "device")]
+    return table[
+        [*NAMES, "stage", "configuration", "batch_size", *of_setup, *accuracy, "power_term", "energy", "joules"]
+    ]
 
 
 def speed_markdown(table: pd.DataFrame, energy: pd.DataFrame) -> str:
@@ -74,10 +80,12 @@ def speed_parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def read_speed(path: str | Path) -> pd.DataFrame:
     """Reads the CSV form of `speed_summary`; names stay text; no rows without a file or with an older one."""
-    none = pd.DataFrame(columns=[*NAMES, "stage", "arm", "batch_size", *_FACTS, "model_top1", "energy", "joules"])
+    none = pd.DataFrame(
+        columns=[*NAMES, "stage", "configuration", "batch_size", *_FACTS, "model_top1", "energy", "joules"]
+    )
     if not Path(path).is_file():
         return none
-    names = dict.fromkeys([*NAMES, "stage", "arm", *_FACTS], str)
+    names = dict.fromkeys([*NAMES, "stage", "configuration", *_FACTS], str)
     table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"power_term": [""], "joules": [""]})
     return table if set(none) <= set(table) else none
 
@@ -157,7 +165,7 @@ def placed(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: From `speed_summary`, of one dataset and batch size.
     """
-    references = rows[rows["arm"] == rows["reference"]].copy()
+    references = rows[rows["configuration"] == rows["reference"]].copy()
     for end in ("", "_low", "_high"):
         per_image = references[f"milliseconds{end}"] / references["batch_size"]
         references[f"time{end}"] = per_image.groupby(references["model"]).transform("median")
@@ -178,7 +186,7 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             **{name: table[name] for name in NAMES},
-            "arm": table["arm"].str.replace("_", ", "),
+            "configuration": table["configuration"].str.replace("_", ", "),
             "batch size": table["batch_size"].map(str),
             "ms per pass": [*interval("milliseconds", 2)],
             "images/s": table["images_per_second"].map("{:.0f}".format),

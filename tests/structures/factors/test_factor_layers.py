@@ -96,6 +96,6 @@ def test_a_rank_that_a_layer_cannot_have_is_an_error_of_one_line(form: Form, ran
 
 
 def test_a_pivoted_layer_of_full_rank_has_no_output_to_make() -> None:
-    with pytest.raises(LpvitError, match=r"^rank: found 8, which leaves a pivoted layer no output"):
+    with pytest.raises(LpvitError, match=r"^rank: found 8, which leaves a pivoted layer no other outputs"):
         PivotedLinear.like(nn.Linear(20, 8), 8)
     assert FactorisedLinear.like(nn.Linear(20, 8), 8).reduce.out_features == 8
