@@ -12,6 +12,7 @@ The forking process must not start threads or use a GPU; it only imports modules
 """
 
 import ctypes
+import gc
 import json
 import os
 import runpy
@@ -115,6 +116,7 @@ def _accept(listener: socket.socket, modules: Sequence[str]) -> _Job | None:
         for module in modules:
             with suppress(ImportError):  # the script says so if it needs it
                 import_module(module)
+        gc.freeze()  # or the first collection of every fork copies all that is shared
         process = os.fork()
         if not process:
             listener.close()

@@ -156,6 +156,10 @@ def _packages(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.JoinedStr) and len(node.values) == 3:  # f"lpvit.structures.{name}.structure"
+            before, _, after = map(ast.unparse, node.values)
+            names = [ast.literal_eval(before).rstrip(".")] if before[0] in "'\"" else []
+            files[id(node)] = ast.literal_eval(after).lstrip(".") if after[0] in "'\"" else ""
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             names = [node.value]
         for name in names:

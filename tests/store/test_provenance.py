@@ -137,19 +137,16 @@ def test_a_script_that_can_run_a_strategy_lists_it_if_it_is_chosen_or_if_nothing
     script: Path, registry: str
 ) -> None:
     folder = PACKAGE.joinpath(*registry.split(".")[1:])
-    strategies = [name for name in module_names(registry) if name != "structure"]
+    strategies = module_names(registry).keys() - {"settings", "structure"}  # of structures: what they share
 
     def listed(chosen: dict[str, list[str]]) -> set[str]:
         files = [PACKAGE / name for name in source_digests(script, chosen=chosen)]
         inside = (file.relative_to(folder).parts[0] for file in files if file.is_relative_to(folder))
-        return {name.removesuffix(".py").rstrip("_") for name in inside} & set(strategies)
+        return {name.removesuffix(".py").rstrip("_") for name in inside} & strategies
 
     if REGISTRIES[registry] in source_digests(script):
-        missing = set(strategies) - listed({})
-        assert all(not (folder / name / "settings.py").exists() for name in missing if registry == "lpvit.structures")
-        assert not missing or registry == "lpvit.structures"
-        for name in set(strategies) - missing:
-            assert name in listed({registry: [name]})
+        assert listed({}) == strategies
+        assert all(name in listed({registry: [name]}) for name in strategies)
 
 
 def test_a_package_that_is_named_in_a_string_counts_as_far_as_it_is_chosen(project: Path) -> None:
@@ -164,3 +161,16 @@ def test_a_package_that_is_named_in_a_string_counts_as_far_as_it_is_chosen(proje
     assert digests(chosen={"pkg.kinds": ["two", "lambda"]}).keys() == always | {"kinds/two.py", "kinds/lambda_.py"}
     assert digests(chosen={"pkg.kinds": []}).keys() == always
     assert digests(chosen={"pkg.others": []}).keys() == digests().keys()
+
+
+def test_a_module_whose_name_is_put_together_counts_as_far_as_it_is_chosen(project: Path) -> None:
+    for name in ("one", "two"):
+        (folder := project / "pkg/kinds" / name).mkdir(parents=True)
+        for module in ("main", "settings"):
+            (folder / f"{module}.py").write_text(f"name = '{name}'\n")
+    (project / "pkg/kinds/__init__.py").write_text("")
+    (project / "script.py").write_text('module = import_module(f"pkg.kinds.{name}.main")\n')
+    digests = partial(source_digests, project / "script.py", project / "pkg")
+    always = {"script.py", "kinds/__init__.py"}
+    assert digests().keys() == always | {"kinds/one/main.py", "kinds/two/main.py"}
+    assert digests(chosen={"pkg.kinds": ["two"]}).keys() == always | {"kinds/two/main.py"}

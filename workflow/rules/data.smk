@@ -34,7 +34,7 @@ rule sample_calibration:
         samples=f"{CALIBRATION}/samples.parquet",
     params:
         calibration=lambda wildcards: chosen(settings.calibrations[wildcards.calibration]),
-        sources=sources("sample_calibration.py"),
+        sources=sources("sample_calibration.py", "lpvit.data.loaders"),
     log:
         f"{CALIBRATION}/samples.log",
     conda:
