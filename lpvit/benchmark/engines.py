@@ -138,7 +138,7 @@ def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function also changes handlers of others
     images = [image[None].float().numpy() for batch in calibration for image in batch]
     return nncf.quantize(
         model,

@@ -220,7 +220,7 @@ def test_a_model_in_int8_is_timed_against_the_dense_one_alone() -> None:
 
 
 def test_dense_alone_can_be_measured_and_has_no_choices(tmp_path: Path) -> None:
-    settings = Benchmark(setups=["dense"], batch_sizes=[1], seconds=0.01, energy_seconds=0.01)
+    settings = Benchmark(configurations=["dense"], batch_sizes=[1], seconds=0.01, energy_seconds=0.01)
     measured = benchmark(*models(), BLOCK_SHAPE, settings, "cpu")
     write_parquet(measured.choices, tmp_path / "choices.parquet", CHOICES)
     assert measured.speed["speed_up"].tolist() == [1]
@@ -264,7 +264,7 @@ def test_a_sparse_layer_is_timed_against_the_dense_one_and_by_the_image(clock: C
 @pytest.mark.gpu
 def test_a_gpu_is_benchmarked_in_bfloat16_at_the_largest_batch() -> None:
     settings = Benchmark(
-        setups=["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"],
+        configurations=["dense", "masked", "sparse", "dense_compiled", "sparse_compiled"],
         batch_sizes=[1, "largest"],
         dtype="bfloat16",
         seconds=0.1,

@@ -183,8 +183,8 @@ def test_files_of_a_run_say_what_they_are(finished: tuple[Workflow, Run], capsys
     results = finished[0].folder / "results/digits/vit"
     for file, words in (
         ("c64/b8/half/short/finetuned.pt", ("holds: finetuned", "Pruned(VisionTransformer", "blocks.0.attn.qkv")),
-        ("c64/b8/half/pruned.pt", ("holds: pruned", "vit_tiny_patch16_224, 10 classes")),
-        ("dense.pt", ("holds: dense", "vit_tiny_patch16_224, 10 classes")),
+        ("c64/b8/half/pruned.pt", ("holds: pruned", "vit_tiny_patch16_224", "10 classes")),
+        ("dense.pt", ("holds: dense", "vit_tiny_patch16_224", "10 classes")),
         ("c64/b8/statistics.pt", ("holds: statistics",)),
         ("c64/b8/half/allocation.parquet", ("a table: 8 rows, one per prunable layer", "keep_ratio")),
     ):

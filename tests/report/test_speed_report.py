@@ -132,7 +132,7 @@ def test_the_table_for_people_says_the_machine_and_the_energy_or_why_there_is_no
 ) -> None:
     text = speed_markdown(speed_summary(speed, metrics, energy), energy)
     assert text.startswith("Abacus, 2 threads, float32, kernel avx2, torch 2.15\n\n| dataset |")
-    assert "| sparse |          8 |" in text
+    assert "| sparse        |          8 |" in text
     assert "3.00 (2.90 to 3.20) | 70.00 % |          200 |" in text
     assert "power term 0.80, energy model 1.00." in text
     assert speed_markdown(speed_summary(speed, metrics, no_energy), no_energy).endswith(

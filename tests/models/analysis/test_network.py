@@ -100,7 +100,7 @@ def test_a_layer_that_does_something_else_is_refused_by_its_name() -> None:
     odd = Scaled(32, 96)
     odd.load_state_dict(model.blocks[1].attn.qkv.state_dict())
     model.blocks[1].attn.qkv = odd
-    with pytest.raises(LpvitError, match=r"'blocks\.1\.attn\.qkv' cannot be pruned: what Scaled gives is not"):
+    with pytest.raises(LpvitError, match=r"'blocks\.1\.attn\.qkv' cannot be pruned: the output of Scaled is not"):
         prunable_layers(analyse(model).layers, ROLES)
 
 
