@@ -25,9 +25,10 @@ from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.costs.cost import measure_costs
 from lpvit.pruning.rounds import measure
+from lpvit.structures.calibration import Statistics
 from lpvit.structures.factors.settings import Factors
 from lpvit.structures.factors.structure import FactorStructure
-from lpvit.structures.structure import Options, Statistics
+from lpvit.structures.structure import Options
 
 METHODS = {  # settings, and whether factors are refitted
     "factors": (Factors(), True),

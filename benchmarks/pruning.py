@@ -50,7 +50,7 @@ from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.statistics import collect_statistics
 from lpvit.structures.blocks.structure import BlockStructure
 from lpvit.structures.blocks.weights import reconstruct
-from lpvit.structures.structure import Statistics
+from lpvit.structures.calibration import Statistics
 from lpvit.structures.width.narrowing import narrow
 from lpvit.training.job import Training
 from lpvit.training.settings import Recipe

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lpvit.models.analysis.trace import IMAGES
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.structure import Statistics
+from lpvit.structures.calibration import Statistics
 
 VIT = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 20, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2)}

@@ -16,7 +16,8 @@ from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.models.analysis.passes import Batches
 from lpvit.progress import labelled
-from lpvit.structures.structure import Options, Statistics, Structure
+from lpvit.structures.calibration import Statistics, collect_statistics
+from lpvit.structures.structure import Options, Structure
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def measure(
     Raises:
         LpvitError: A layer does not fit the structure, or something is not finite.
     """
-    statistics = structure.statistics(model, images, structure.statistics_needed, device)
+    statistics = collect_statistics(structure.name, model, images, structure.statistics_needed, device)
     options = structure.options(statistics, model, images, device)
     return options, statistics if structure.compresses_by_statistics else None
 

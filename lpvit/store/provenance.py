@@ -144,13 +144,13 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
 
 
 def _packages(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
-    """Packages referred to as a whole, by an import or in a string, with the ``file`` of a `Registry`."""
+    """Packages referred to as a whole, by an import or in a string, with the first of the ``files`` of a `Registry`."""
     files = {
-        id(node.args[0]): str(ast.literal_eval(keyword.value))
+        id(node.args[0]): str(ast.literal_eval(keyword.value)[0])
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "Registry"
         for keyword in node.keywords
-        if keyword.arg == "file"
+        if keyword.arg == "files"
     }
     for node in ast.walk(tree):
         names: list[str] = []

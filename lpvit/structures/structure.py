@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec
 from lpvit.models.analysis.passes import Batches
+from lpvit.structures.calibration import Statistics
 
 if TYPE_CHECKING:
     from lpvit.structures.settings import StructureSettings
-
-Statistics = dict[str, dict[str, Tensor]]  # layer -> name of a statistic -> tensor
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,12 @@ class Structure(Protocol):
         """Layer -> pieces that it can lose, in order of execution."""
 
     @property
+    def name(self) -> str:
+        """Of its package."""
+
+    @property
     def statistics_needed(self) -> Mapping[str, Any]:
         """The settings that statistics depend on, as plain values; other settings reuse the same statistics."""
-
-    @staticmethod
-    def statistics(
-        model: nn.Module, images: Batches, needed: Mapping[str, Any], device: torch.device | str
-    ) -> Statistics:
-        """Statistics of the layers of a model on the calibration images."""
 
     @staticmethod
     def load_statistics(path: str | Path) -> Statistics:

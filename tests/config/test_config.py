@@ -223,7 +223,11 @@ def test_what_makes_sense_is_accepted(path, value):
         ("budgets/half", {}, "budgets.half: give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them"),
         ("budgets/half", {"macs": 0.5, "energy": 0.5, "sparsity": 0.5}, "budgets.half: give one of 'macs', 'sparsity'"),
         ("budgets/sparse/macs", 0.5, "allocator: 'lpvit' meets one budget, found macs and sparsity; use 'lagrangian'"),
-        ("benchmark", {"configurations": ["sparse"]}, "benchmark: configurations: list 'dense', the baseline of the others"),
+        (
+            "benchmark",
+            {"configurations": ["sparse"]},
+            "benchmark: configurations: list 'dense', the baseline of the others",
+        ),
         ("benchmark", {"configurations": ["dense", "dense"]}, "benchmark: configurations: list 'dense'"),
         ("benchmark", {"configurations": ["dense", "spars"]}, "benchmark.configurations.1: "),
         ("benchmark", {"batch_sizes": [1, "large"]}, "benchmark.batch_sizes.1: "),

@@ -442,7 +442,10 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path, caplog: pytes
         fit(tmp_path / str(n), settings, processes=n, keep_masks=masks, block_shape=(4, 4)) for n in (1, 2)
     )
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        weights = [two[name], value]
+        if name.endswith("qkv.bias"):  # softmax does not depend on that of the keys: its gradient is rounding alone
+            weights = [torch.stack(each.chunk(3))[[0, 2]] for each in weights]
+        torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5, msg=name)
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), history_of_two.drop(columns="seconds"), rtol=1e-4)
     assert caplog.text.count("epoch 2/2, 0 s left") == 2
 
@@ -456,6 +459,9 @@ def test_two_nodes_train_to_the_weights_of_one(tmp_path: Path, monkeypatch: pyte
     one, history = fit(tmp_path / "one", settings)
     two, history_of_two = fit(tmp_path / "two", settings, processes=2, nodes=nodes)
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        weights = [two[name], value]
+        if name.endswith("qkv.bias"):  # softmax does not depend on that of the keys: its gradient is rounding alone
+            weights = [torch.stack(each.chunk(3))[[0, 2]] for each in weights]
+        torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5, msg=name)
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), history_of_two.drop(columns="seconds"), rtol=1e-4)
     assert not list(tmp_path.glob("lpvit-*"))

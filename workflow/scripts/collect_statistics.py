@@ -4,10 +4,10 @@ import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has im
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import save
-from lpvit.structures.structure import structure_class
+from lpvit.structures.calibration import collect_statistics
 
 with stage(snakemake) as compute:
     dense = read_calibrated(snakemake, compute)
-    structure = structure_class(snakemake.params.structure)
-    statistics = structure.statistics(dense.model, dense.images, snakemake.params.needed, compute.device)
+    params = snakemake.params
+    statistics = collect_statistics(params.structure, dense.model, dense.images, params.needed, compute.device)
     save(statistics, snakemake.output.statistics, "statistics")

@@ -27,7 +27,7 @@ from lpvit.models.analysis.passes import Batches
 from lpvit.moments.gradients import gradient_products
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.statistics import collect_statistics
-from lpvit.structures.structure import Statistics
+from lpvit.structures.calibration import Statistics
 
 
 def statistics_with_products(

@@ -16,7 +16,7 @@ from lpvit.structures.blocks import distortions
 from lpvit.structures.blocks.curve import pruning_ranks, sampled_curve
 from lpvit.structures.blocks.masking import MeasuredModel
 from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.structure import Statistics
+from lpvit.structures.calibration import Statistics
 
 
 def rate_distortion_curves(

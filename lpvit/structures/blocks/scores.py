@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from lpvit.structures.blocks import saliencies
-from lpvit.structures.structure import Statistics
+from lpvit.structures.calibration import Statistics
 
 
 def block_table(statistics: Statistics, saliency: saliencies.Saliency) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from lpvit.models.analysis.passes import Batches, evaluation_mode, require_finit
 from lpvit.progress import bar
 from lpvit.store.artifacts import load
 from lpvit.structures.blocks.grid import BlockGrid
-from lpvit.structures.structure import Statistics
+from lpvit.structures.calibration import Statistics
 
 
 def collect_statistics(

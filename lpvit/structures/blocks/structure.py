@@ -15,13 +15,13 @@ from lpvit.models.analysis.passes import Batches
 from lpvit.structures.blocks.edit import record_keep_masks
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
 from lpvit.structures.blocks.masks import build_keep_masks
-from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.statistics import load_statistics
 from lpvit.structures.blocks.weights import pruned_weights
-from lpvit.structures.structure import Compressed, Options, Statistics
+from lpvit.structures.calibration import Statistics
+from lpvit.structures.structure import Compressed, Options
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,12 @@ class BlockStructure:
         return {layer.name: BlockGrid(layer.shape, shape).count for layer in self.layers(model)}
 
     @property
+    def name(self) -> str:
+        return self.settings.structure
+
+    @property
     def statistics_needed(self) -> Mapping[str, Any]:
         return self.settings.statistics_needed
-
-    @staticmethod
-    def statistics(
-        model: nn.Module, images: Batches, needed: Mapping[str, Any], device: torch.device | str
-    ) -> Statistics:
-        layers, block_shape = prunable_layers(matrix_layers(model), needed["layers"]), tuple(needed["block_shape"])
-        return statistics_with_products(
-            model, images, layers, block_shape, needed["probes"], device, averaged=needed["averaged"]
-        )
 
     @staticmethod
     def load_statistics(path: str | Path) -> Statistics:

@@ -4,13 +4,12 @@ O, I = output and input features of a layer; T = its tokens of an image.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from lpvit.models.analysis.layers import LayerSpec
 from lpvit.models.analysis.network import Network, analyse, attention_branches
 from lpvit.models.analysis.passes import Batches
 from lpvit.moments.moments import LayerMoments
@@ -133,16 +132,3 @@ def _token_weights(moments: LayerMoments) -> Tensor:
     """What the logits feel of each place among the tokens, (T,), with a mean of 1."""
     relative = moments.token_sensitivity / moments.token_sensitivity.mean().clamp_min(1e-300)
     return LEAST_TOKEN_WEIGHT + (1 - LEAST_TOKEN_WEIGHT) * relative
-
-
-def log_if_few_tokens(layers: Sequence[LayerSpec], moments: Mapping[str, LayerMoments]) -> None:
-    """Says from how many images on the inputs of all layers can be spanned, where there are fewer images."""
-    images = moments[layers[0].name].images
-    widest = max(layers, key=lambda layer: (layer.in_features + 1) / layer.tokens)
-    needed = -(-(widest.in_features + 1) // widest.tokens)
-    if images < needed:
-        _logger.warning(
-            "%s: %d calibration images do not span its %d inputs, so that damping and ridge decide; from %d images on "
-            "they need not",
-            *(widest.name, images, widest.in_features, needed),
-        )

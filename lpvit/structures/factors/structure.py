@@ -1,7 +1,7 @@
 """Low-rank factors as a structure."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.analysis.passes import Batches
 from lpvit.models.edits import record_edit
-from lpvit.moments.moments import LayerMoments, collect_moments
+from lpvit.moments.moments import LayerMoments
 from lpvit.store.artifacts import load
+from lpvit.structures.calibration import Statistics
 from lpvit.structures.factors.edit import LowRankLayers
-from lpvit.structures.factors.factorise import factorised, log_if_few_tokens
+from lpvit.structures.factors.factorise import factorised
 from lpvit.structures.factors.options import options, parts_of_layers
 from lpvit.structures.factors.ranks import allocated_ranks, ladder
 from lpvit.structures.factors.settings import Factors
-from lpvit.structures.structure import Compressed, Options, Statistics
+from lpvit.structures.structure import Compressed, Options
 
 _MOMENTS = [field.name for field in fields(LayerMoments)]
 
@@ -56,21 +57,12 @@ class FactorStructure:
         return {layer.name: len(ladder(layer.shape, multiple, form)) for layer in self.layers(model)}
 
     @property
+    def name(self) -> str:
+        return self.settings.structure
+
+    @property
     def statistics_needed(self) -> Mapping[str, Any]:
         return self.settings.statistics_needed
-
-    @staticmethod
-    def statistics(
-        model: nn.Module, images: Batches, needed: Mapping[str, Any], device: torch.device | str
-    ) -> Statistics:
-        layers = prunable_layers(matrix_layers(model), needed["layers"])
-        names = [layer.name for layer in layers]
-        moments = collect_moments(model, images, names, needed["probes"], device, weighted=needed["weighted"])
-        log_if_few_tokens(layers, moments)
-        return {
-            layer: {name: torch.as_tensor(value).cpu() for name, value in asdict(of_layer).items()}
-            for layer, of_layer in moments.items()
-        }
 
     @staticmethod
     def load_statistics(path: str | Path) -> Statistics:
