@@ -29,6 +29,7 @@ from lpvit.store.schemas import (
     COSTS,
     CURVES,
     ENERGY,
+    FREEDOMS,
     FRONTIER,
     LATENCY,
     LAYERS,
@@ -233,6 +234,27 @@ def test_schemes_are_added_to_the_pruned_model_trained_and_counted(tiny_config: 
     assert stages(workflow.would_run(config)) == stages(run.jobs)
     assert workflow.run(config, "--until", "count_costs").code == 0  # as if it was interrupted there
     assert stages(workflow.would_run(config)) == stages(run.jobs) - {"count_costs"}
+
+
+def test_factors_and_aligned_blocks_are_experiments_like_others(tiny_config: dict, change, finished) -> None:
+    workflow, _ = finished
+    main = {**tiny_config["experiments"]["main"], "recipe": None, "budget": "refitted"}
+    config = change(tiny_config, "budgets.refitted", {"macs": 0.6, "reconstruction": "least_squares"})
+    config = change(config, "prunings.factors", {"structure": "factors", "rank_multiple": 2})
+    config = change(config, "prunings.aligned", {**tiny_config["prunings"]["b8"], "basis": "aligned"})
+    experiments = {name: {**main, "pruning": name} for name in ("factors", "aligned")}
+    run = workflow.run(change(config, "experiments", experiments))
+    assert run.code == 0, run.output
+    folder = workflow.folder / "results/digits/vit/c64"
+    dense = read_parquet(folder.parent / "costs.parquet", COSTS)["macs"].sum()
+    for name, edits in (("factors", ["factors"]), ("aligned", ["bases", "blocks"])):
+        metrics = read_parquet(folder / name / "refitted/pruned/metrics.parquet", METRICS).iloc[0]
+        assert 0.5 < metrics["macs"] / dense <= 0.6
+        architecture, state = load_model(folder / name / "refitted/pruned.pt", "pruned")
+        assert [edit.kind for edit in architecture.edits] == edits
+        assert architecture.build(state)(torch.rand(1, 1, 8, 8)).isfinite().all()
+    assert read_parquet(folder / "aligned/freedoms.parquet", FREEDOMS)["used"].all()
+    assert workflow.would_run(change(config, "experiments", experiments)) == {}
 
 
 def test_an_allocation_alone_under_two_budgets_happens_for_real(tiny_config: dict, change, finished) -> None:
