@@ -371,7 +371,7 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     report = workflow.folder / "results/report/tiny"
     table = pd.read_csv(report / "speed.csv")
     assert table.groupby("experiment").size().to_dict() == {"main": 6, "narrower": 6, "timed": 4}
-    assert "| main       | sparse |" in (report / "speed.md").read_text()
+    assert "| main       | sparse        |" in (report / "speed.md").read_text()
     assert {"speed_up.png", "latency.png", "choices.csv"} <= {file.name for file in report.iterdir()}
 
     narrower = results / "c64/narrower/half"
