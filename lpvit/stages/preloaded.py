@@ -11,6 +11,7 @@ started by hand), the script runs normally. What measures time runs in a process
 The forking process must not start threads or use a GPU; it only imports modules.
 """
 
+import atexit
 import ctypes
 import gc
 import json
@@ -152,8 +153,29 @@ def _run(script: str, folder: str, environment: dict[str, str], descriptors: Seq
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [script]
     sys.path[0] = str(Path(script).parent)
-    runpy.run_path(script, run_name="__main__")
-    sys.exit()
+    try:
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except KeyboardInterrupt:
+        code = -signal.SIGINT
+    except SystemExit as ended:
+        code = _code_of(ended)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    _end_like(code)  # modules are not torn down: what `gc.freeze` keeps would be reported as leaks
+
+
+def _code_of(ended: SystemExit) -> int:
+    """The exit code of `sys.exit`, which prints anything but a number."""
+    if ended.code is None or isinstance(ended.code, int):
+        return ended.code or 0
+    sys.stderr.write(f"{ended.code}\n")
+    return 1
 
 
 def _is_of_this_run(connection: socket.socket) -> bool:
