@@ -199,5 +199,6 @@ def _end_like(code: int) -> NoReturn:
 
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    _end_like(0)
 elif hasattr(sys.modules["__main__"], "snakemake"):  # a script of the workflow
     hand_over(sys.argv[0])
