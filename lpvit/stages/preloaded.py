@@ -60,6 +60,7 @@ def hand_over(script: str) -> None:
     address = os.environ.get(ADDRESS)
     if address is None:
         return
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it waits; the run says what happened, once
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         try:
             connection.connect(address)
@@ -68,8 +69,9 @@ def hand_over(script: str) -> None:
             socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
             answer = connection.recv(64)  # after the script has ended
         except OSError:  # on another machine
-            return
+            answer = b"refused"
     if answer == b"refused":
+        signal.signal(signal.SIGINT, handler)
         return
     _end_like(int(answer or 1))
 
