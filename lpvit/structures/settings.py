@@ -19,6 +19,7 @@ class StructureSettings(Section):
     )
 
     rounds: ClassVar = 1  # pruning rounds, for a budget given as a number
+    compresses_by_statistics: ClassVar = False  # whether `Structure.compress` needs those of the dense model
     compress_keys: ClassVar[tuple[str, ...]] = ()  # that decide, with an allocation, how a model is compressed
 
     structure: str

@@ -254,7 +254,7 @@ def compression_of(wildcards) -> dict:
 
 
 def compresses_by_statistics(wildcards) -> bool:
-    return settings.prunings[wildcards.pruning].structure == "factors"
+    return settings.prunings[wildcards.pruning].compresses_by_statistics
 
 
 def last_step(file: str) -> Callable:

@@ -44,7 +44,7 @@ class BlockStructure:
 
     @property
     def compresses_by_statistics(self) -> bool:
-        return False
+        return self.settings.compresses_by_statistics
 
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         return prunable_layers(matrix_layers(model), self.settings.layers)

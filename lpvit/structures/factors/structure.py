@@ -47,7 +47,7 @@ class FactorStructure:
 
     @property
     def compresses_by_statistics(self) -> bool:
-        return True
+        return self.settings.compresses_by_statistics
 
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         return prunable_layers(matrix_layers(model), self.settings.layers)
