@@ -21,7 +21,6 @@ from lpvit.models.analysis.passes import Batches, evaluation_mode
 from lpvit.moments.gradients import layer_gradients
 from lpvit.progress import bar
 
-
 _TINY = torch.finfo(torch.float64).tiny
 
 
