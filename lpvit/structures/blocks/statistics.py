@@ -61,13 +61,22 @@ def load_statistics(path: str | Path) -> Statistics:
         LpvitError: As `lpvit.store.artifacts.load`, or the tables of a layer are inconsistent.
     """
     statistics: Statistics = load(path, "statistics", dict[str, dict[str, InstanceOf[Tensor]]])
+    require_one_grid(statistics, path)
+    return statistics
+
+
+def require_one_grid(statistics: Statistics, path: str | Path) -> None:
+    """Checks statistics that were read from a file.
+
+    Raises:
+        LpvitError: The tables of a layer are inconsistent.
+    """
     for layer, tables in statistics.items():
         shapes = {tuple(table.shape) for name, table in tables.items() if name != "block_products"}
         (rows, columns), *others = shapes if {len(shape) for shape in shapes} == {2} else [(0, 0)]
         products = tables.get("block_products", torch.empty(0, rows * columns))
         if others or products.ndim != 2 or products.shape[1] != rows * columns or rows * columns == 0:
             raise LpvitError(f"{path}: the tables of '{layer}' are not of one grid of blocks; delete it and rerun")
-    return statistics
 
 
 def averaged_gradients(
