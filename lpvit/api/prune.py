@@ -31,7 +31,7 @@ from lpvit.schemes.settings import Scheme
 from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.factors.settings import Factors
 from lpvit.structures.settings import StructureSettings
-from lpvit.structures.structure import ModelStructure, Structure, structure_of
+from lpvit.structures.structure import ModelStructure, structure_of
 
 
 def prune(
@@ -55,8 +55,8 @@ def prune(
             an `lpvit.Budget`.
         block_shape: Prunes blocks of so many rows (output features) and columns (input features) instead, with
             Gauss-Newton saliencies and curves.
-        pruning: What is removed and how that is measured: `lpvit.Factors` (the default), `lpvit.Blocks` or
-            `lpvit.Width`. Its ``batch_size`` is ignored.
+        pruning: What is removed and how that is measured: `lpvit.Factors` (the default), `lpvit.Blocks`,
+            `lpvit.Mixed` or `lpvit.Width`. Its ``batch_size`` is ignored.
         schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
             them.
         energy: Constants of the energy model, for a budget in energy.
@@ -87,14 +87,15 @@ class _CostModel(NamedTuple):
     schemes: Sequence[Scheme]
     energy: Energy
 
-    def shapes(self, model: nn.Module, structure: Structure | ModelStructure, budget: Budget) -> Shapes:
+    def shapes(self, model: nn.Module, pruning: StructureSettings, budget: Budget) -> Shapes:
         with_schemes = deepcopy(model) if self.schemes else model
         for scheme in self.schemes:
             add_scheme(with_schemes, scheme)
         costs = measure_costs(with_schemes)
+        structure = structure_of(pruning)
         if isinstance(structure, ModelStructure):
-            return Shapes(costs, {}, self.energy)
-        return Shapes(costs, structure.counts(model), self.energy, _latency(budget, costs, structure, model))
+            return Shapes(costs, [], self.energy)
+        return Shapes(costs, structure.pieces(model), self.energy, _latency(budget, costs, pruning, model))
 
 
 def _prune(
@@ -112,28 +113,21 @@ def _prune(
     analyse(model.to(device))
     if pruning.freedoms:
         model, _ = align(model, batches, pruning.freedoms, device)
-    structure = structure_of(pruning)
-    shapes = cost_model.shapes(model, structure, budget)
-    compressed = prune_to_budget(model, batches, structure, budget, shapes, device)
+    shapes = cost_model.shapes(model, pruning, budget)
+    compressed = prune_to_budget(model, batches, structure_of(pruning), budget, shapes, device)
     masks, block_shape = dict(compressed.keep_masks), compressed.block_shape or (1, 1)
     return Pruned(compressed.model.to(device), masks, block_shape, budget, shapes.costs)
 
 
-def _latency(budget: Budget, costs: pd.DataFrame, structure: Structure, model: nn.Module) -> pd.DataFrame | None:
+def _latency(budget: Budget, costs: pd.DataFrame, pruning: StructureSettings, model: nn.Module) -> pd.DataFrame | None:
     """Milliseconds of the layers for a latency budget: from its table, or measured in the model's dtype."""
     if budget.latency is None:
         return None
-    if structure.block_shape is None:
-        raise LpvitError("budget: latency: layers are timed in blocks only; use 'macs', or structure 'blocks'")
     if budget.latency_table is not None:
-        return read_latency(budget.latency_table, structure.block_shape)
+        return read_latency([budget.latency_table], pruning.timed_shapes)
     parameter = next(model.parameters())
-    return measure_latency(
-        *(costs, structure.block_shape),
-        batch_size=LATENCY_BATCH_SIZE,
-        dtype=parameter.dtype,
-        device=parameter.device,
-    )
+    timing = {"batch_size": LATENCY_BATCH_SIZE, "dtype": parameter.dtype, "device": parameter.device}
+    return pd.concat([measure_latency(costs, shape, **timing) for shape in pruning.timed_shapes], ignore_index=True)
 
 
 def adopt_input_size(model: nn.Module, images: Tensor) -> None:

@@ -28,12 +28,13 @@ def allocation_inputs(snakemake: Any) -> tuple[LayerTables, Budget]:
     Args:
         snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.
     """
-    table, block_shape = snakemake.input.latency, snakemake.params.pruning.get("block_shape")
+    pruning: StructureSettings = TypeAdapter(AnyStructure).validate_python(snakemake.params.pruning)
+    timed = [snakemake.input.latency] if isinstance(snakemake.input.latency, str) else list(snakemake.input.latency)
     tables = LayerTables(
         curves=read_parquet(snakemake.input.curves, CURVES),
         blocks=read_parquet(snakemake.input.blocks, BLOCKS),
         costs=read_parquet(snakemake.input.costs, COSTS),
         energy=Energy.model_validate(snakemake.params.energy),
-        latency=read_latency(table, tuple(block_shape)) if table else None,
+        latency=read_latency(timed, pruning.timed_shapes) if timed else None,
     )
     return tables, Budget.model_validate(snakemake.params.budget)
