@@ -56,8 +56,45 @@ class UserBatches:
         raise LpvitError("loader: yields no images")
 
 
+@dataclass(frozen=True)
+class LabelledBatches:
+    """The batches of the user's loader, as a training reads them."""
+
+    loader: Iterable[Any]
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        if (
+            not isinstance(self.loader, Iterable)
+            or iter(self.loader) is self.loader
+            or not hasattr(self.loader, "__len__")
+        ):
+            raise LpvitError(
+                f"loader: found {type(self.loader).__name__}; give a DataLoader or a list of batches, as it needs a "
+                "length and is read several times"
+            )
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # checked above
+
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: the loader decides the order of an epoch."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.loader:
+            images, labels, *_ = batch if isinstance(batch, tuple | list) and len(batch) > 1 else (batch, None)
+            if not isinstance(images, Tensor) or images.dim() != 4 or not isinstance(labels, Tensor):
+                found = ", ".join(_kind(part) for part in (batch if isinstance(batch, tuple | list) else [batch]))
+                raise LpvitError(f"loader: found a batch of {found}; expected images (N, C, H, W) and labels (N,)")
+            yield images.to(self.dtype), labels.long()
+
+
 def _describe(batch: Any) -> str:
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if isinstance(first, Tensor):
         return f"a tensor of shape {tuple(first.shape)} and dtype {first.dtype}"
     return f"a {type(first).__name__}"
+
+
+def _kind(part: object) -> str:
+    return f"a tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"

@@ -24,6 +24,7 @@ class Pruned:
         block_shape: Rows (output features) and columns (input features) of a block.
         budget: What it was pruned to, if known.
         dense_costs: Of the layers of the dense model, schema ``COSTS``; None asks the source of the model.
+        outcomes: Of a budget by outcome, the models that were tried, schema ``OUTCOMES``.
     """
 
     model: nn.Module
@@ -31,6 +32,7 @@ class Pruned:
     block_shape: tuple[int, int]
     budget: Budget | None = None
     dense_costs: pd.DataFrame | None = field(default=None, repr=False, compare=False)
+    outcomes: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """The model remembers its masks among its edits, in the order in which they were made."""
@@ -40,7 +42,7 @@ class Pruned:
         """Summary of model and costs; for the modules see the ``repr`` of ``model``."""
         report = self.report
         now, dense = report.loc["(model)"], report.loc["(dense model)"]
-        asked = {} if self.budget is None else self.budget.targets  # unknown for files of the pipeline
+        asked = {} if self.budget is None else self.budget.stated  # unknown for files of the pipeline
         budget = ", budget: " * bool(asked) + ", ".join(f"{name} {target:g}" for name, target in asked.items())
         blocks = f", blocks of {self.block_shape[0]}x{self.block_shape[1]}" if self.keep_masks else ""
         lines = (

@@ -4,16 +4,17 @@ N = images of a batch.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from lpvit.api.batches import LabelledBatches
 from lpvit.api.prune import adopt_input_size
 from lpvit.api.pruned import Pruned
 from lpvit.data.loading import Loader
@@ -40,7 +41,7 @@ def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
     module = model.model if isinstance(model, Pruned) else model
     require_plain_module(module)
     weight = _weight(module)
-    return measure(module, _Labelled(loader, weight.dtype), weight.device)
+    return measure(module, LabelledBatches(loader, weight.dtype), weight.device)
 
 
 def finetune(
@@ -74,7 +75,7 @@ def finetune(
     if int8_layers(pruned.model):
         raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
     weight = _weight(pruned.model)
-    loaders = [cast(Loader, _Labelled(each, weight.dtype)) for each in (loader, validation)]
+    loaders = [cast(Loader, LabelledBatches(each, weight.dtype)) for each in (loader, validation)]
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
         job = Training(
             pruned.model,
@@ -112,43 +113,6 @@ def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
         adopt_input_size(copy, next(iter(loader))[0])
         return copy
     return teacher
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """The batches of the user's loader, as a training reads them."""
-
-    loader: Iterable[Any]
-    dtype: torch.dtype
-
-    def __post_init__(self) -> None:
-        if (
-            not isinstance(self.loader, Iterable)
-            or iter(self.loader) is self.loader
-            or not hasattr(self.loader, "__len__")
-        ):
-            raise LpvitError(
-                f"loader: found {type(self.loader).__name__}; give a DataLoader or a list of batches, as it needs a "
-                "length and is read several times"
-            )
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # checked above
-
-    def set_epoch(self, epoch: int) -> None:
-        """Does nothing: the loader decides the order of an epoch."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.loader:
-            images, labels, *_ = batch if isinstance(batch, tuple | list) and len(batch) > 1 else (batch, None)
-            if not isinstance(images, Tensor) or images.dim() != 4 or not isinstance(labels, Tensor):
-                found = ", ".join(_kind(part) for part in (batch if isinstance(batch, tuple | list) else [batch]))
-                raise LpvitError(f"loader: found a batch of {found}; expected images (N, C, H, W) and labels (N,)")
-            yield images.to(self.dtype), labels.long()
-
-
-def _kind(part: object) -> str:
-    return f"a tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
 
 
 def _weight(model: nn.Module) -> Tensor:

@@ -56,7 +56,7 @@ def plan_experiments(settings: Config) -> pd.DataFrame:
         with problems.of(name):
             images = listed(experiment.dataset)
         with problems.of(name):
-            _check_calibration(calibration.images, images)
+            _check_calibration(calibration.images, settings.budgets[experiment.budget], images)
         with problems.of(name):
             _check_weights(model)
         for recipe in filter(None, (experiment.recipe, model.recipe)):
@@ -108,10 +108,15 @@ def _list_dataset(dataset: Dataset) -> pd.DataFrame:
     return images
 
 
-def _check_calibration(count: int, images: pd.DataFrame | None) -> None:
+def _check_calibration(count: int, budget: Budget, images: pd.DataFrame | None) -> None:
     available = math.inf if images is None else len(usable_images(images, "train"))
     if count > available:
         raise LpvitError(f"calibration: {count} images asked for, the training split has {available}; lower 'images'")
+    if budget.points_lost is not None and count + budget.held_out > available:
+        raise LpvitError(
+            f"budget: {budget.held_out} held-out images asked for, the training split has {available - count} beside "
+            "the calibration's; lower 'held_out'"
+        )
 
 
 def _check_weights(model: Model) -> None:
@@ -158,6 +163,8 @@ def _check_pruning(model: nn.Module, experiment: Experiment, settings: Config) -
     budget, pruning = settings.budgets[experiment.budget], settings.prunings[experiment.pruning]
     if isinstance(pruning, Width):
         require_narrowable(model)
+    if budget.by_outcome and experiment.schemes:
+        raise LpvitError(f"schemes: a budget in '{budget.outcome[0]}' is measured without schemes; leave them out")
     with torch.device("meta"):
         for scheme in experiment.schemes:
             add_scheme(model, settings.schemes[scheme])
@@ -191,7 +198,7 @@ def _check_budget(
         "dense_macs": int(dense),
         "prunable_macs": int(costs.loc[costs["layer"].isin(blocks), "macs"].sum()),
         "least_macs": math.ceil(least),
-        "target": next(iter(budget.targets.values())),
+        "target": next(iter(budget.stated.values())),
     }
 
 

@@ -231,6 +231,10 @@ def is_reconstructed(wildcards) -> bool:
     return budget_of(wildcards).reconstruction != "none"
 
 
+def is_by_outcome(wildcards) -> bool:
+    return budget_of(wildcards).by_outcome
+
+
 def one_of(names: Iterable[str]) -> str:
     """Wildcard constraint: these names and no others."""
     return f"({'|'.join(map(re.escape, names)) or '(?!)'})"
