@@ -123,7 +123,7 @@ def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
             raise LpvitError(f"'{layer}' does not fit its model ({one_line(error)}); save it again") from None
     require_same_architecture(model, tensors, "its weights")
     require_one_type(model, tensors, "its weights")
-    model = _build(architecture)
+    model = architecture.build()
     model.load_state_dict(tensors, assign=True)  # in the saved dtype
     return Pruned(model, keep_masks, header.block_shape, header.budget)
 
@@ -141,7 +141,7 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
     """Checks that an architecture builds the model: same weights, and same logits of a random image."""
     hint = f"model: is not what builds {architecture.source}; pass all its arguments as 'options'"
     try:
-        rebuilt = _build(architecture)
+        rebuilt = architecture.build()
         load_weights(rebuilt, model.state_dict(), "model")
     except LpvitError as error:
         raise LpvitError(f"{hint} ({error})") from None
@@ -149,11 +149,6 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
     image = torch.rand(1, *input_size(model), generator=torch.Generator().manual_seed(0))
     if not torch.allclose(rebuilt(image), given(image), rtol=1e-3, atol=1e-4):
         raise LpvitError(f"{hint} (same weights, other logits)")
-
-
-def _build(architecture: Architecture) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # keeps the state of the user's generator, which building a model changes
-        return architecture.build()
 
 
 def _compressed(pruned: Pruned) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from lpvit.bases.align import align
 from lpvit.costs.cost import measure_costs
 from lpvit.costs.energy import HOROWITZ
 from lpvit.costs.settings import Energy
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
 from lpvit.models.analysis.layers import matrix_layers
@@ -34,6 +35,7 @@ from lpvit.structures.settings import StructureSettings
 from lpvit.structures.structure import ModelStructure, Structure, structure_of
 
 
+@undisturbed_generators(on_gpus=True)
 def prune(
     model: nn.Module,
     loader: Iterable[Any],

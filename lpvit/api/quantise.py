@@ -8,10 +8,12 @@ import torch
 
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.quantisation.quantise import quantise_model
 from lpvit.quantisation.settings import Quantisation
 
 
+@undisturbed_generators(on_gpus=True)
 def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: Quantisation | None = None) -> Pruned:
     """Converts a pruned model to int8 or bfloat16, for inference; fine-tune before, not after.
 

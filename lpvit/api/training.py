@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lpvit.api.prune import adopt_input_size
 from lpvit.api.pruned import Pruned
 from lpvit.data.loading import Loader
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.network import require_plain_module
 from lpvit.quantisation.layers import int8_layers
@@ -43,6 +44,7 @@ def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
     return measure(module, _Labelled(loader, weight.dtype), weight.device)
 
 
+@undisturbed_generators(on_gpus=True)
 def finetune(
     pruned: Pruned,
     loader: Iterable[Any],
