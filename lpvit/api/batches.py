@@ -37,16 +37,7 @@ class UserBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.loader:
-            images = batch[0] if isinstance(batch, tuple | list) and batch else batch
-            if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-                raise LpvitError(
-                    f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width) or "
-                    "(images, labels)"
-                )
-            if not len(images):
-                raise LpvitError("loader: yields a batch without images; omit empty batches")
-            if images.is_inference():
-                images = images.clone()
+            images = images_of(batch)
             yield images.to(self.dtype), images.new_empty(0)
 
     def first(self) -> Tensor:
@@ -54,6 +45,23 @@ class UserBatches:
         for images, _ in self:
             return images
         raise LpvitError("loader: yields no images")
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images of a user's batch, (N, channels, height, width).
+
+    Raises:
+        LpvitError: It has none, or they are not normalised.
+    """
+    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        raise LpvitError(
+            f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width), alone or with "
+            "labels"
+        )
+    if not len(images):
+        raise LpvitError("loader: yields a batch without images; omit empty batches")
+    return images.clone() if images.is_inference() else images
 
 
 def _describe(batch: Any) -> str:

@@ -27,6 +27,7 @@ from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.analysis.network import analyse, require_plain_module
 from lpvit.models.sources.families import call_modules
 from lpvit.pruning.prune import prune as prune_to_budget
+from lpvit.quantisation.layers import int8_layers
 from lpvit.schemes.edit import add_scheme
 from lpvit.schemes.settings import Scheme
 from lpvit.structures.blocks.settings import Blocks
@@ -107,6 +108,8 @@ def _prune(
     cost_model: _CostModel,
 ) -> Pruned:
     require_plain_module(model)
+    if int8_layers(model):
+        raise LpvitError("model: is quantised, and its rounded weights cannot be refitted; prune first, then quantise")
     model = call_modules(deepcopy(model).eval())
     device = next(model.parameters()).device
     batches = UserBatches(loader, next(model.parameters()).dtype)

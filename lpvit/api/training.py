@@ -14,8 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lpvit.api.batches import images_of
 from lpvit.api.prune import adopt_input_size
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.data.loading import Loader
 from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
@@ -33,12 +34,13 @@ def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
 
     Args:
         model: Dense, pruned or sparsified; left in evaluation mode.
-        loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,).
+        loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,):
+            integers from 0; (N, 1) is the same.
 
     Raises:
         LpvitError: The loader yields something else, or no image.
     """
-    module = model.model if isinstance(model, Pruned) else model
+    module = require_pruned(model).model if isinstance(model, Pruned) else model
     require_plain_module(module)
     weight = _weight(module)
     return measure(module, _Labelled(loader, weight.dtype), weight.device)
@@ -72,6 +74,7 @@ def finetune(
     Raises:
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
     """
+    require_pruned(pruned)
     _check(recipe, teacher)
     if int8_layers(pruned.model):
         raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
@@ -142,15 +145,12 @@ class _Labelled:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.loader:
-            images, labels, *_ = batch if isinstance(batch, tuple | list) and len(batch) > 1 else (batch, None)
-            if not isinstance(images, Tensor) or images.dim() != 4 or not isinstance(labels, Tensor):
-                found = ", ".join(_kind(part) for part in (batch if isinstance(batch, tuple | list) else [batch]))
-                raise LpvitError(f"loader: found a batch of {found}; expected images (N, C, H, W) and labels (N,)")
-            yield images.to(self.dtype), labels.long()
-
-
-def _kind(part: object) -> str:
-    return f"a tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
+            images = images_of(batch)
+            labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+            if not isinstance(labels, Tensor):
+                found = "a batch without labels" if labels is None else f"labels as a {type(labels).__name__}"
+                raise LpvitError(f"loader: found {found}, expected images (N, C, H, W) and labels (N,), a tensor")
+            yield images.to(self.dtype), labels
 
 
 def _weight(model: nn.Module) -> Tensor:
