@@ -37,16 +37,7 @@ class UserBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.loader:
-            images = batch[0] if isinstance(batch, tuple | list) and batch else batch
-            if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-                raise LpvitError(
-                    f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width) or "
-                    "(images, labels)"
-                )
-            if not len(images):
-                raise LpvitError("loader: yields a batch without images; omit empty batches")
-            if images.is_inference():
-                images = images.clone()
+            images = images_of(batch)
             yield images.to(self.dtype), images.new_empty(0)
 
     def first(self) -> Tensor:
@@ -82,11 +73,29 @@ class LabelledBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.loader:
-            images, labels, *_ = batch if isinstance(batch, tuple | list) and len(batch) > 1 else (batch, None)
-            if not isinstance(images, Tensor) or images.dim() != 4 or not isinstance(labels, Tensor):
-                found = ", ".join(_kind(part) for part in (batch if isinstance(batch, tuple | list) else [batch]))
-                raise LpvitError(f"loader: found a batch of {found}; expected images (N, C, H, W) and labels (N,)")
-            yield images.to(self.dtype), labels.long()
+            images = images_of(batch)
+            labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+            if not isinstance(labels, Tensor):
+                found = "a batch without labels" if labels is None else f"labels as a {type(labels).__name__}"
+                raise LpvitError(f"loader: found {found}, expected images (N, C, H, W) and labels (N,), a tensor")
+            yield images.to(self.dtype), labels
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images of a user's batch, (N, channels, height, width).
+
+    Raises:
+        LpvitError: It has none, or they are not normalised.
+    """
+    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        raise LpvitError(
+            f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width), alone or with "
+            "labels"
+        )
+    if not len(images):
+        raise LpvitError("loader: yields a batch without images; omit empty batches")
+    return images.clone() if images.is_inference() else images
 
 
 def _describe(batch: Any) -> str:
@@ -94,7 +103,3 @@ def _describe(batch: Any) -> str:
     if isinstance(first, Tensor):
         return f"a tensor of shape {tuple(first.shape)} and dtype {first.dtype}"
     return f"a {type(first).__name__}"
-
-
-def _kind(part: object) -> str:
-    return f"a tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"

@@ -21,6 +21,7 @@ from lpvit.bases.align import align
 from lpvit.costs.cost import measure_costs
 from lpvit.costs.energy import HOROWITZ
 from lpvit.costs.settings import Energy
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
 from lpvit.inference.model_latency import milliseconds_per_image
@@ -30,6 +31,7 @@ from lpvit.models.sources.families import call_modules
 from lpvit.pruning.outcome import Estimate, best, outcome_table
 from lpvit.pruning.prune import prune as prune_to_budget
 from lpvit.pruning.prune import prune_to_outcome
+from lpvit.quantisation.layers import int8_layers
 from lpvit.schemes.edit import add_scheme
 from lpvit.schemes.settings import Scheme
 from lpvit.structures.blocks.settings import Blocks
@@ -39,6 +41,7 @@ from lpvit.structures.structure import Compressed, ModelStructure, Structure, st
 from lpvit.training.evaluation import correct_images, points_lost
 
 
+@undisturbed_generators(on_gpus=True)
 def prune(
     model: nn.Module,
     loader: Iterable[Any],
@@ -116,6 +119,8 @@ def _prune(
     held_out: Iterable[Any] | None,
 ) -> Pruned:
     require_plain_module(model)
+    if int8_layers(model):
+        raise LpvitError("model: is quantised, and its rounded weights cannot be refitted; prune first, then quantise")
     model = call_modules(deepcopy(model).eval())
     device = next(model.parameters()).device
     batches = UserBatches(loader, next(model.parameters()).dtype)

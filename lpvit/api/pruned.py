@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from lpvit.allocation.settings import Budget
 from lpvit.costs.cost import layer_table, measure_costs
+from lpvit.errors import LpvitError
 from lpvit.models.architecture import Architecture
 from lpvit.models.edits import edits_of
 from lpvit.structures.blocks.edit import record_keep_masks
-from lpvit.structures.blocks.masks import kept_blocks
+from lpvit.structures.blocks.masks import expand_keep_masks, kept_blocks, verify_pruned
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class Pruned:
 
     def __repr__(self) -> str:
         """Summary of model and costs; for the modules see the ``repr`` of ``model``."""
-        report = self.report
+        try:
+            report = self.report
+        except LpvitError as error:
+            return f"Pruned({type(self.model).__name__}), invalid: {error}"
         now, dense = report.loc["(model)"], report.loc["(dense model)"]
         asked = {} if self.budget is None else self.budget.stated  # unknown for files of the pipeline
         budget = ", budget: " * bool(asked) + ", ".join(f"{name} {target:g}" for name, target in asked.items())
@@ -74,7 +78,11 @@ class Pruned:
             Indexed by layer: ``keep_ratio``, the kept share of the MACs, for a layer also of its weights;
             ``blocks_kept``, 0 without a mask; ``macs`` per image, in linear layers, as a budget counts them;
             ``parameters``, without the pruned ones.
+
+        Raises:
+            LpvitError: As `require_pruned`.
         """
+        require_pruned(self)
         costs, dense = measure_costs(self.model), self._dense_costs().set_index("layer")
         layers = layer_table("pruned", costs, kept_blocks(costs, self.keep_masks, self.block_shape))
         of_dense = [name if name in dense.index else name.rpartition(".")[0] for name in layers["layer"]]
@@ -96,3 +104,19 @@ class Pruned:
             return self.dense_costs
         with torch.device("meta"):
             return measure_costs(self.architecture.with_edits(others).build())
+
+
+def require_pruned(pruned: object) -> Pruned:
+    """Checks that an object is a pruned model whose pruned weights are zero, also after a training elsewhere.
+
+    Raises:
+        LpvitError: It is something else, a mask does not fit its layer, or a pruned weight is not zero.
+    """
+    if not isinstance(pruned, Pruned):
+        raise LpvitError(f"pruned: found {type(pruned).__name__}, expected an lpvit.Pruned, as lpvit.prune returns it")
+    try:
+        expanded = expand_keep_masks(pruned.model, pruned.keep_masks, pruned.block_shape)
+        verify_pruned(pruned.model.state_dict(), expanded)
+    except AssertionError as error:
+        raise LpvitError(f"model: {error}; train it with fixed masks (lpvit.finetune), or set them to zero") from None
+    return pruned

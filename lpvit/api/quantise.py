@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from lpvit.api.batches import UserBatches
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.quantisation.quantise import quantise_model
 from lpvit.quantisation.settings import Quantisation
 
 
+@undisturbed_generators(on_gpus=True)
 def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: Quantisation | None = None) -> Pruned:
     """Converts a pruned model to int8 or bfloat16, for inference; fine-tune before, not after.
 
@@ -28,7 +30,7 @@ def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: 
         LpvitError: Images are missing, the loader cannot be read twice or does not fit, or the model is
             already quantised.
     """
-    model = pruned.model
+    model = require_pruned(pruned).model
     parameter = next(model.parameters())
     with torch.inference_mode(False):
         quantised = quantise_model(

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from lpvit.api.batches import LabelledBatches
 from lpvit.api.prune import adopt_input_size
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.data.loading import Loader
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.network import require_plain_module
 from lpvit.quantisation.layers import int8_layers
@@ -33,17 +34,19 @@ def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
 
     Args:
         model: Dense, pruned or sparsified; left in evaluation mode.
-        loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,).
+        loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,):
+            integers from 0; (N, 1) is the same.
 
     Raises:
         LpvitError: The loader yields something else, or no image.
     """
-    module = model.model if isinstance(model, Pruned) else model
+    module = require_pruned(model).model if isinstance(model, Pruned) else model
     require_plain_module(module)
     weight = _weight(module)
     return measure(module, LabelledBatches(loader, weight.dtype), weight.device)
 
 
+@undisturbed_generators(on_gpus=True)
 def finetune(
     pruned: Pruned,
     loader: Iterable[Any],
@@ -71,6 +74,7 @@ def finetune(
     Raises:
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
     """
+    require_pruned(pruned)
     _check(recipe, teacher)
     if int8_layers(pruned.model):
         raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")

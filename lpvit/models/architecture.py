@@ -68,10 +68,11 @@ class Architecture(Section):
         Raises:
             LpvitError: The source cannot build it, or an edit does not fit.
         """
-        model = self.source.build(**arguments)
-        model.lpvit_source = self.source  # type: ignore[assignment]
-        for edit in self.edits:
-            apply_edit(model, edit)
+        with torch.random.fork_rng(devices=[]):  # the seed is of this model alone
+            model = self.source.build(**arguments)
+            model.lpvit_source = self.source  # type: ignore[assignment]
+            for edit in self.edits:
+                apply_edit(model, edit)
         if state is not None:
             model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         return model
@@ -88,7 +89,7 @@ def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Modul
         LpvitError: The architecture cannot be built, or is far larger than the file.
     """
     numbers = sum(tensor.numel() for tensor in state.values())
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), _at_most(3 * len(state) + 100):
+    with torch.device("meta"), _at_most(3 * len(state) + 100):
         try:
             model = architecture.build()
         except LpvitError:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lpvit.data.labels import class_numbers
 from lpvit.errors import LpvitError
 from lpvit.progress import bar
 
@@ -52,11 +53,11 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: 
 
     Args:
         model: Moved to the device and left in evaluation mode.
-        loader: Batches of images (N, C, H, W), normalised, and labels (N,), int64.
+        loader: Batches of images (N, C, H, W), normalised, and labels (N,), integers from 0.
         device: Where to compute.
 
     Raises:
-        LpvitError: The loader yields no image.
+        LpvitError: The loader yields no image, or other labels (`lpvit.data.labels`).
     """
     accuracy = Accuracy.from_sums(evaluation_sums(model, loader, device))
     _logger.info("top-1 %.2f %% of %d images", accuracy.top1, accuracy.images)
@@ -87,6 +88,7 @@ def evaluation_sums(
 
 def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
     """The four sums over a batch; logits (N, K), labels (N,)."""
+    labels = class_numbers(labels, len(logits), logits.shape[-1])
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = functional.cross_entropy(logits.double(), labels, reduction="sum")
     return torch.stack([loss.new_tensor(len(labels)), hits[:, 0].sum(), hits.sum(), loss])
