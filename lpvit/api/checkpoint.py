@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lpvit import __version__
 from lpvit.allocation.settings import Budget, budget_of_format_1
+from lpvit.api.arguments import require_pruned
 from lpvit.api.format_1 import without_indices
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError, one_line
@@ -74,6 +75,7 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
     Raises:
         LpvitError: A pruned weight is not zero, or name and options build another model than this one.
     """
+    require_pruned(pruned)
     architecture = Architecture.of(pruned.model, options)
     _require_zeros(pruned)
     _require_rebuilt(architecture, pruned.model)

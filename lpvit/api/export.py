@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lpvit.api.arguments import require_pruned
 from lpvit.api.pruned import Pruned
 from lpvit.api.sparsify import in_precision
 from lpvit.errors import LpvitError
@@ -35,6 +36,7 @@ def export_onnx(pruned: Pruned, path: str | Path) -> None:
     Raises:
         LpvitError: The packages that write ONNX are not installed.
     """
+    require_pruned(pruned)
     with replace_atomically(path) as partial:
         write_onnx(pruned.model, partial)
 
@@ -59,6 +61,7 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
         LpvitError: The precision is unknown or not available for blocks of an odd width; OpenVINO is not installed; or
             the library cannot be built.
     """
+    require_pruned(pruned)
     path = Path(path)
     if path.suffix != ".xml" or precision not in PRECISIONS:
         raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(PRECISIONS)}, not '{precision}'")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lpvit.api.arguments import require_pruned
 from lpvit.api.batches import UserBatches
 from lpvit.api.pruned import Pruned
 from lpvit.quantisation.quantise import quantise_model
@@ -28,6 +29,7 @@ def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: 
         LpvitError: Images are missing, the loader cannot be read twice or does not fit, or the model is
             already quantised.
     """
+    require_pruned(pruned)
     model = pruned.model
     parameter = next(model.parameters())
     with torch.inference_mode(False):

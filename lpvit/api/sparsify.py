@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpvit.api.arguments import require_pruned
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
 from lpvit.inference.sparsify import sparsify_layers
@@ -37,6 +38,7 @@ def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) 
     Raises:
         LpvitError: The precision is unknown.
     """
+    require_pruned(pruned)
     model = call_modules(deepcopy(pruned.model).eval().requires_grad_(False))
     if precision is not None:
         if precision not in PRECISIONS:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lpvit.api.arguments import require_pruned
 from lpvit.api.prune import adopt_input_size
 from lpvit.api.pruned import Pruned
 from lpvit.data.loading import Loader
@@ -70,6 +71,7 @@ def finetune(
     Raises:
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
     """
+    require_pruned(pruned)
     _check(recipe, teacher)
     if int8_layers(pruned.model):
         raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
