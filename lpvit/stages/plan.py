@@ -1,7 +1,6 @@
 """Checks a whole config against its data and models in seconds, before hours of work."""
 
 import functools
-import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from lpvit.costs.settings import Energy
 from lpvit.data.index import list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
+from lpvit.lazy import is_installed
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
@@ -95,7 +95,7 @@ class _Problems:
 
 def _list_dataset(dataset: Dataset) -> pd.DataFrame:
     """Schema ``IMAGES``; no image has a problem yet."""
-    if dataset.loader == "dali" and importlib.util.find_spec("nvidia.dali") is None:
+    if dataset.loader == "dali" and not is_installed("nvidia.dali"):
         raise LpvitError(
             "loader 'dali': nvidia-dali is not installed; pip install 'lpvit[dali]', or use 'loader: timm'"
         )

@@ -1,5 +1,6 @@
 """What cannot work is found before any work, and named."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,12 +126,14 @@ def test_pretrained_weights_for_other_classes_ask_for_a_recipe(
         plan_experiments(parse_config(change(tiny_config, "models.vit", model)))
 
 
+@pytest.mark.parametrize("absent", ["nvidia", "nvidia.dali"])
 def test_an_absent_loader_says_what_to_install(
     tiny_config: dict[str, Any],
     change: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
+    absent: str,
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, absent, None)
     config = change(tiny_config, "datasets.digits", {"root": "anywhere", "loader": "dali"})
     with pytest.raises(LpvitError, match=r"pip install 'lpvit\[dali\]', or use 'loader: timm'"):
         plan_experiments(parse_config(config))
