@@ -7,19 +7,20 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lpvit.api.arguments import require_pruned
+from lpvit.api.arguments import require_pruned, require_type
+from lpvit.api.batches import accepted_by
 from lpvit.api.prune import adopt_input_size
 from lpvit.api.pruned import Pruned
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
-from lpvit.models.analysis.network import require_plain_module
+from lpvit.models.analysis.network import require_weights
 from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
@@ -27,21 +28,27 @@ from lpvit.training.job import Training
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
 
+_REMEDY = "; give a DataLoader or a list of batches"
+
 
 def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
     """Accuracy on labelled images, on the model's device.
 
     Args:
-        model: Dense, pruned or sparsified; left in evaluation mode.
+        model: Dense, pruned, sparsified or compiled; left in evaluation mode.
         loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,).
 
     Raises:
-        LpvitError: The loader yields something else, or no image.
+        LpvitError: The loader yields something else, no image, or images that the model does not accept; or logits are
+            not finite.
     """
     module = model.model if isinstance(model, Pruned) else model
-    require_plain_module(module)
-    weight = _weight(module)
-    return measure(module, _Labelled(loader, weight.dtype), weight.device)
+    require_type("model", module, nn.Module, "a model, or the result of lpvit.prune")
+    require_weights(module)
+    weight = next(module.parameters(), torch.empty(0))
+    batches = _Labelled(loader, weight.dtype)
+    with accepted_by(module, batches):
+        return measure(module, batches, weight.device)
 
 
 def finetune(
@@ -71,17 +78,15 @@ def finetune(
     Raises:
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
     """
-    require_pruned(pruned)
-    _check(recipe, teacher)
-    if int8_layers(pruned.model):
-        raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
-    weight = _weight(pruned.model)
-    loaders = [cast(Loader, _Labelled(each, weight.dtype)) for each in (loader, validation)]
+    _check(pruned, recipe, teacher)
+    weight = next(pruned.model.parameters())
+    images, validated = (_Labelled(each, weight.dtype) for each in (loader, validation))
+    loaders = cast(Loader, images), cast(Loader, validated)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
         job = Training(
             pruned.model,
             recipe,
-            lambda *_: (loaders[0], loaders[1]),
+            lambda *_: loaders,
             resume_file=Path(folder, "resume.pt"),
             fingerprint="",
             device=weight.device,
@@ -91,13 +96,17 @@ def finetune(
             block_shape=pruned.block_shape,
             teacher=None if teacher is None else _taught(teacher, loaders[0]),
         )
-        state = train(job).state
+        with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
+            state = train(job).state
     model = deepcopy(pruned.model)
     model.load_state_dict(state)
     return replace(pruned, model=model.eval())
 
 
-def _check(recipe: Recipe, teacher: nn.Module | None) -> None:
+def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
+    require_pruned(pruned)
+    require_type("recipe", recipe, Recipe, "an lpvit.Recipe")
+    require_type("teacher", teacher, nn.Module | None, "a model or None")
     if (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "
@@ -105,6 +114,8 @@ def _check(recipe: Recipe, teacher: nn.Module | None) -> None:
         )
     if recipe.pruned_over:
         raise LpvitError("recipe: pruned_over starts with the dense model, this one is pruned; omit it")
+    if int8_layers(pruned.model):
+        raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
 
 
 def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
@@ -116,19 +127,22 @@ def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
     return teacher
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Labelled:
-    """The batches of the user's loader, as a training reads them."""
+    """The batches of the user's loader, as a training reads them; as many in every pass as its length.
+
+    Attributes:
+        loader: The user's.
+        dtype: Of the model; images are converted to it.
+        size: Of the images seen last, (channels, height, width).
+    """
 
     loader: Iterable[Any]
     dtype: torch.dtype
+    size: tuple[int, ...] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.loader, Iterable)
-            or iter(self.loader) is self.loader
-            or not hasattr(self.loader, "__len__")
-        ):
+        if not (isinstance(self.loader, Iterable) and hasattr(self.loader, "__len__")):
             raise LpvitError(
                 f"loader: found {type(self.loader).__name__}; give a DataLoader or a list of batches, as it needs a "
                 "length and is read several times"
@@ -141,17 +155,19 @@ class _Labelled:
         """Does nothing: the loader decides the order of an epoch."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.loader:
+        batches = 0
+        for batches, batch in enumerate(self.loader, start=1):
+            if batches > len(self):
+                raise LpvitError(f"loader: has the length {len(self)} and yields more batches in a pass{_REMEDY}")
             images, labels, *_ = batch if isinstance(batch, tuple | list) and len(batch) > 1 else (batch, None)
             if not isinstance(images, Tensor) or images.dim() != 4 or not isinstance(labels, Tensor):
                 found = ", ".join(_kind(part) for part in (batch if isinstance(batch, tuple | list) else [batch]))
                 raise LpvitError(f"loader: found a batch of {found}; expected images (N, C, H, W) and labels (N,)")
+            self.size = tuple(images.shape[1:])
             yield images.to(self.dtype), labels.long()
+        if batches < len(self):
+            raise LpvitError(f"loader: has the length {len(self)} and yields {batches} batches in a pass{_REMEDY}")
 
 
 def _kind(part: object) -> str:
     return f"a tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
-
-
-def _weight(model: nn.Module) -> Tensor:
-    return next(model.parameters())

@@ -106,8 +106,8 @@ def create_model(
             ) from None
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise LpvitError(
-            f"models: timm could not fetch the weights of '{name}' ({reason}); connect once so that they are cached, or "
-            "give a local file with 'weights: checkpoint' and 'checkpoint: path'"
+            f"models: timm could not fetch the weights of '{name}' ({reason}); connect once so that they are cached, "
+            "or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
         ) from None
     return call_modules(model.eval())
 
