@@ -60,6 +60,7 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
         LpvitError: The precision is unknown or not available for blocks of an odd width; OpenVINO is not installed; or
             the library cannot be built.
     """
+    require_pruned(pruned)
     path = Path(path)
     if path.suffix != ".xml" or precision not in PRECISIONS:
         raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(PRECISIONS)}, not '{precision}'")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.allocation.settings import Budget
+from lpvit.api.arguments import require_type
 from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import Architecture
@@ -112,8 +113,8 @@ def require_pruned(pruned: object) -> Pruned:
     Raises:
         LpvitError: It is something else, a mask does not fit its layer, or a pruned weight is not zero.
     """
-    if not isinstance(pruned, Pruned):
-        raise LpvitError(f"pruned: found {type(pruned).__name__}, expected an lpvit.Pruned, as lpvit.prune returns it")
+    require_type("pruned", pruned, Pruned, "the result of lpvit.prune or lpvit.load")
+    assert isinstance(pruned, Pruned)
     try:
         expanded = expand_keep_masks(pruned.model, pruned.keep_masks, pruned.block_shape)
         verify_pruned(pruned.model.state_dict(), expanded)

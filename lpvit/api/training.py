@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lpvit.api.batches import LabelledBatches
+from lpvit.api.arguments import require_type
+from lpvit.api.batches import LabelledBatches, accepted_by
 from lpvit.api.prune import adopt_input_size
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.data.loading import Loader
 from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
-from lpvit.models.analysis.network import require_plain_module
+from lpvit.models.analysis.network import require_weights
 from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
@@ -33,17 +34,21 @@ def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
     """Accuracy on labelled images, on the model's device.
 
     Args:
-        model: Dense, pruned or sparsified; left in evaluation mode.
+        model: Dense, pruned, sparsified or compiled; left in evaluation mode.
         loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,):
             integers from 0; (N, 1) is the same.
 
     Raises:
-        LpvitError: The loader yields something else, or no image.
+        LpvitError: The loader yields something else, no image, or images that the model does not accept; or logits are
+            not finite.
     """
     module = require_pruned(model).model if isinstance(model, Pruned) else model
-    require_plain_module(module)
-    weight = _weight(module)
-    return measure(module, LabelledBatches(loader, weight.dtype), weight.device)
+    require_type("model", module, nn.Module, "a model, or the result of lpvit.prune")
+    require_weights(module)
+    weight = next(module.parameters(), torch.empty(0))
+    batches = LabelledBatches(loader, weight.dtype)
+    with accepted_by(module, batches):
+        return measure(module, batches, weight.device)
 
 
 @undisturbed_generators(on_gpus=True)
@@ -74,17 +79,15 @@ def finetune(
     Raises:
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
     """
-    require_pruned(pruned)
-    _check(recipe, teacher)
-    if int8_layers(pruned.model):
-        raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
-    weight = _weight(pruned.model)
-    loaders = [cast(Loader, LabelledBatches(each, weight.dtype)) for each in (loader, validation)]
+    _check(pruned, recipe, teacher)
+    weight = next(pruned.model.parameters())
+    images, validated = (LabelledBatches(each, weight.dtype) for each in (loader, validation))
+    loaders = cast(Loader, images), cast(Loader, validated)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
         job = Training(
             pruned.model,
             recipe,
-            lambda *_: (loaders[0], loaders[1]),
+            lambda *_: loaders,
             resume_file=Path(folder, "resume.pt"),
             fingerprint="",
             device=weight.device,
@@ -94,13 +97,17 @@ def finetune(
             block_shape=pruned.block_shape,
             teacher=None if teacher is None else _taught(teacher, loaders[0]),
         )
-        state = train(job).state
+        with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
+            state = train(job).state
     model = deepcopy(pruned.model)
     model.load_state_dict(state)
     return replace(pruned, model=model.eval())
 
 
-def _check(recipe: Recipe, teacher: nn.Module | None) -> None:
+def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
+    require_pruned(pruned)
+    require_type("recipe", recipe, Recipe, "an lpvit.Recipe")
+    require_type("teacher", teacher, nn.Module | None, "a model or None")
     if (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "
@@ -108,6 +115,8 @@ def _check(recipe: Recipe, teacher: nn.Module | None) -> None:
         )
     if recipe.pruned_over:
         raise LpvitError("recipe: pruned_over starts with the dense model, this one is pruned; omit it")
+    if int8_layers(pruned.model):
+        raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
 
 
 def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
@@ -117,7 +126,3 @@ def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
         adopt_input_size(copy, next(iter(loader))[0])
         return copy
     return teacher
-
-
-def _weight(model: nn.Module) -> Tensor:
-    return next(model.parameters())

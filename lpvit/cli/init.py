@@ -8,7 +8,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from lpvit.data.index import find_problem, images_below, list_images
 from lpvit.errors import LpvitError
+from lpvit.lazy import is_installed
 from lpvit.store.artifacts import write_text
 
 TRAINING = ("train", "training")
@@ -171,7 +171,7 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
     pixels = images.size[0] * images.size[1]
     if 3 * pixels * sum(images.count) < MEMORY:
         loader = "memory"
-    elif images.jpeg and find_spec("nvidia") and find_spec("nvidia.dali"):
+    elif images.jpeg and is_installed("nvidia.dali"):
         loader = "dali"
     else:
         loader = "timm"

@@ -1,10 +1,10 @@
 """Checks a whole config against its data and models in seconds, before hours of work."""
 
 import functools
-import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,6 +21,7 @@ from lpvit.costs.settings import Energy
 from lpvit.data.index import list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
+from lpvit.lazy import is_installed
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
@@ -31,6 +32,7 @@ from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.structure import ModelStructure, structure_of
 from lpvit.structures.width.narrowing import require_narrowable
 from lpvit.structures.width.settings import Width
+from lpvit.training.loss import require_fit
 from lpvit.training.settings import Recipe
 
 LARGEST_BLOCK_PRODUCTS = 8 * 2**30  # bytes
@@ -59,12 +61,13 @@ def plan_experiments(settings: Config) -> pd.DataFrame:
             _check_calibration(calibration.images, settings.budgets[experiment.budget], images)
         with problems.of(name):
             _check_weights(model)
-        for recipe in filter(None, (experiment.recipe, model.recipe)):
-            with problems.of(name):
-                _check_teacher(settings.recipes[recipe])
+        classes = None if images is None else images["label"].nunique()
         with problems.of(name):
-            classes = None if images is None else images["label"].nunique()
-            row = _check_pruning(_check_model(model, classes), experiment, settings)
+            built = _check_model(model, classes)
+            for recipe in filter(None, (experiment.recipe, model.recipe)):
+                with problems.of(name):
+                    _check_teacher(settings.recipes[recipe], built, classes)
+            row = _check_pruning(built, experiment, settings)
             rows.append({"experiment": name, "classes": classes, **row})
     problems.raise_any()
     return pd.DataFrame(rows)
@@ -92,7 +95,7 @@ class _Problems:
 
 def _list_dataset(dataset: Dataset) -> pd.DataFrame:
     """Schema ``IMAGES``; no image has a problem yet."""
-    if dataset.loader == "dali" and importlib.util.find_spec("nvidia.dali") is None:
+    if dataset.loader == "dali" and not is_installed("nvidia.dali"):
         raise LpvitError(
             "loader 'dali': nvidia-dali is not installed; pip install 'lpvit[dali]', or use 'loader: timm'"
         )
@@ -127,7 +130,7 @@ def _check_weights(model: Model) -> None:
             raise LpvitError(f"models: {error} with 'weights: checkpoint' and 'checkpoint: path'") from None
 
 
-def _check_teacher(recipe: Recipe) -> None:
+def _check_teacher(recipe: Recipe, student: nn.Module, classes: int | None) -> None:
     if recipe.teacher in (None, "dense"):
         return
     teacher = str(recipe.teacher)
@@ -141,6 +144,23 @@ def _check_teacher(recipe: Recipe) -> None:
             raise LpvitError(f"teacher: {error} as 'teacher_checkpoint'") from None
     elif not recipe.teacher_checkpoint.is_file():
         raise LpvitError(f"teacher_checkpoint: {recipe.teacher_checkpoint} not found")
+    _check_what_it_teaches(teacher, recipe.teacher_checkpoint, student, classes)
+
+
+def _check_what_it_teaches(teacher: str, checkpoint: Path | None, student: nn.Module, classes: int | None) -> None:
+    with torch.device("meta"):
+        built = create_model(teacher, student.num_classes)  # type: ignore[arg-type]
+    require_fit(student, built)
+    if not classes:
+        return
+    known = timm.get_pretrained_cfg(teacher).num_classes
+    if checkpoint is not None:
+        require_same(built, read_checkpoint(checkpoint), checkpoint)
+    elif known != classes:
+        raise LpvitError(
+            f"teacher: timm's '{teacher}' knows {known} classes, the dataset has {classes}, so its head is random; "
+            "give its weights for these classes as 'teacher_checkpoint'"
+        )
 
 
 def _check_model(model: Model, classes: int | None) -> nn.Module:

@@ -57,9 +57,11 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: 
         device: Where to compute.
 
     Raises:
-        LpvitError: The loader yields no image, or other labels (`lpvit.data.labels`).
+        LpvitError: The loader yields no image, or other labels (`lpvit.data.labels`), or a logit is not finite.
     """
     accuracy = Accuracy.from_sums(evaluation_sums(model, loader, device))
+    if not math.isfinite(accuracy.loss):
+        raise LpvitError("evaluation: logits are NaN or infinite; check the weights and the mean and std of the images")
     _logger.info("top-1 %.2f %% of %d images", accuracy.top1, accuracy.images)
     return accuracy
 

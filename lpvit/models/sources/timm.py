@@ -105,9 +105,10 @@ def create_model(
             raise LpvitError(
                 f"models: timm cannot build '{name}' with {options}: {type(error).__name__}: {one_line(error)}"
             ) from None
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise LpvitError(
-            f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that "
-            "they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
+            f"models: timm could not fetch the weights of '{name}' ({reason}); connect once so that they are cached, "
+            "or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
         ) from None
     return call_modules(model.eval())
 
