@@ -29,6 +29,7 @@ from lpvit.pruning.prune import prune as prune_to_budget
 from lpvit.schemes.edit import add_scheme
 from lpvit.schemes.settings import Scheme
 from lpvit.structures.blocks.settings import Blocks
+from lpvit.structures.factors.settings import Factors
 from lpvit.structures.settings import StructureSettings
 from lpvit.structures.structure import ModelStructure, Structure, structure_of
 
@@ -43,7 +44,7 @@ def prune(
     schemes: Sequence[Scheme] = (),
     energy: Energy = HOROWITZ,
 ) -> Pruned:
-    """Prunes a timm model (ViT, DeiT, Swin) to a budget, on its device.
+    """Compresses a timm model (ViT, DeiT, Swin) to a budget, on its device: by default with low-rank factors.
 
     Args:
         model: Dense; not modified, a copy is pruned.
@@ -52,10 +53,10 @@ def prune(
             batches may change, the images must not.
         budget: Share of MACs to keep, with the remaining weights refitted by least squares, blocks in four rounds; or
             an `lpvit.Budget`.
-        block_shape: Rows (output features) and columns (input features) of a block, with Gauss-Newton saliencies
-            and curves. For other methods give `pruning` instead.
-        pruning: What is removed and how that is measured: `lpvit.Blocks`, `lpvit.Factors` or `lpvit.Width`. Its
-            ``batch_size`` is ignored.
+        block_shape: Prunes blocks of so many rows (output features) and columns (input features) instead, with
+            Gauss-Newton saliencies and curves.
+        pruning: What is removed and how that is measured: `lpvit.Factors` (the default), `lpvit.Blocks` or
+            `lpvit.Width`. Its ``batch_size`` is ignored.
         schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
             them.
         energy: Constants of the energy model, for a budget in energy.
@@ -165,10 +166,10 @@ def _as_budget(budget: float | Budget, rounds: int) -> Budget:
 
 
 def _as_pruning(block_shape: tuple[int, int] | None, pruning: StructureSettings | None) -> StructureSettings:
-    if (block_shape is None) == (pruning is None):
-        raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Blocks(...)")
+    if block_shape is None:
+        return pruning or Factors()
     if pruning is not None:
-        return pruning
+        raise LpvitError("block_shape: give either block_shape=(rows, columns) or pruning=lpvit.Blocks(...)")
     try:
         return Blocks(block_shape=block_shape, saliency="gauss_newton", distortion="gauss_newton")
     except LpvitError:

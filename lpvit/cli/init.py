@@ -72,7 +72,6 @@ class Choice:
         why: Reason for the model.
         epochs: Of the dense model and of the pruned one.
         calibration: Number of calibration images.
-        block: Side of a block.
         batch_size: Of a training.
     """
 
@@ -81,7 +80,6 @@ class Choice:
     why: str
     epochs: tuple[int, int]
     calibration: int
-    block: int
     batch_size: int
 
 
@@ -188,9 +186,7 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
         lines, why = _small_model(side, PRETRAINED[gpu])
     first = epochs or max(4 - 2 * bool(model), min(100, round(PASSES[gpu][bool(model)] / train)))
     calibration = min(train, 128 if model and not gpu else 512)
-    return Choice(
-        loader, lines, f"model: {why}", (first, max(1, first // 3)), calibration, 32 if model else 16, batch_size
-    )
+    return Choice(loader, lines, f"model: {why}", (first, max(1, first // 3)), calibration, batch_size)
 
 
 def _small_model(side: int, pretrained: str) -> tuple[str, str]:
@@ -243,7 +239,6 @@ def _config(images: Images, choice: Choice) -> str:
         loader=choice.loader,
         model=choice.model,
         calibration=choice.calibration,
-        block=choice.block,
         dense=dense,
         short=short,
         batch=choice.batch_size,
@@ -269,14 +264,15 @@ models:
     recipe: dense  # trains it on these images
 
 calibrations:
-  few: {{images: {calibration}}}  # of the training split, to score blocks
+  few: {{images: {calibration}}}  # of the training split; more images give more accurate models
 
 prunings:
-  blocks: {{block_shape: [{block}, {block}], saliency: gauss_newton, distortion: gauss_newton}}
+  factors: {{structure: factors}}  # low-rank factors: a layer becomes two smaller ones, fast in every engine
+  # blocks: {{block_shape: [32, 32], saliency: gauss_newton, distortion: gauss_newton}}  # skipped by our kernels
 
-budgets:  # share of the multiply-adds to keep; four pruning rounds with reconstruction
-  half: {{macs: 0.5, reconstruction: least_squares, steps: 4}}
-  third: {{macs: 0.35, reconstruction: least_squares, steps: 4}}
+budgets:  # share of the multiply-adds to keep, the remaining weights refitted; for blocks add `steps: 4`
+  half: {{macs: 0.5, reconstruction: least_squares}}
+  third: {{macs: 0.35, reconstruction: least_squares}}
 
 recipes:  # more epochs give better models and take longer
   dense: {{epochs: {dense}, batch_size: {batch}, learning_rate: {rate}, warmup_epochs: {warmup}{more}}}
@@ -284,6 +280,6 @@ recipes:  # more epochs give better models and take longer
     {{epochs: {short}, batch_size: {batch}, learning_rate: 1.0e-4, distillation: soft, teacher: dense}}
 
 experiments:  # one name from each section; shared stages run once
-  half: {{dataset: {name}, model: vit, calibration: few, pruning: blocks, budget: half, recipe: short}}
-  third: {{dataset: {name}, model: vit, calibration: few, pruning: blocks, budget: third, recipe: short}}
+  half: {{dataset: {name}, model: vit, calibration: few, pruning: factors, budget: half, recipe: short}}
+  third: {{dataset: {name}, model: vit, calibration: few, pruning: factors, budget: third, recipe: short}}
 """

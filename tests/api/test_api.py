@@ -173,7 +173,6 @@ class Endless:
         ({"budget": 0.01}, "budget: macs 0.01 is impossible"),
         ({"block_shape": (64, 64)}, "block_shape: 64x64 is larger than a layer"),
         ({"block_shape": (0, 4)}, r"block_shape: found \(0, 4\), expected two positive whole numbers"),
-        ({"block_shape": None}, "block_shape: give either"),
         ({"pruning": lpvit.Blocks(block_shape=(8, 8))}, "block_shape: give either"),
     ],
 )

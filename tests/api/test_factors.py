@@ -45,6 +45,15 @@ def test_the_report_has_a_row_for_every_dense_layer(model: nn.Module, pruned: lp
     assert repr(pruned).startswith("Pruned(VisionTransformer, budget: macs 0.5)\n  MACs: ")
 
 
+def test_a_budget_alone_prunes_to_factors(model: nn.Module, images: list[Tensor]) -> None:
+    by_default = lpvit.prune(model, images, budget=0.6)
+    named = lpvit.prune(
+        model, images, budget=lpvit.Budget(macs=0.6, reconstruction="least_squares"), pruning=lpvit.Factors()
+    )
+    assert torch.equal(logits(by_default, images), logits(named, images))
+    assert by_default.report.loc["(model)", "macs"] < by_default.report.loc["(dense model)", "macs"]
+
+
 def test_factors_lose_less_than_blocks_of_the_same_cost(
     model: nn.Module, pruned: lpvit.Pruned, images: list[Tensor]
 ) -> None:
