@@ -15,8 +15,8 @@ from lpvit.export.openvino import converted
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.sources.families import call_modules
 from lpvit.models.sources.timm import input_size
+from lpvit.precisions import SPARSE
 from lpvit.sparse.build import openvino_library
-from lpvit.sparse.linear import PRECISIONS
 from lpvit.store.artifacts import replace_atomically
 
 
@@ -62,9 +62,9 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
     """
     require_pruned(pruned)
     path = Path(path)
-    if path.suffix != ".xml" or precision not in PRECISIONS:
-        raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(PRECISIONS)}, not '{precision}'")
-    dense = require_pruned(pruned).model
+    if path.suffix != ".xml" or precision not in SPARSE:
+        raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(SPARSE)}, not '{precision}'")
+    dense = pruned.model
     if precision == "bfloat16" and pruned.block_shape[1] % 2:
         raise LpvitError(f"{path}: no kernel for blocks of {pruned.block_shape[1]} columns, an odd number, in bfloat16")
     if find_spec("openvino") is None:

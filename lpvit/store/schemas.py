@@ -306,7 +306,7 @@ CHOICES = Schema(
         Column("module", pa.string(), "", "name in the model"),
         Column("kind", pa.string(), "", "layer, or attention (its product alone)"),
         Column("by_kernel", pa.bool_(), "", "whether our kernel computes it, because it was measured to be faster"),
-        Column("precision", pa.string(), "", "type of the products: float32, bfloat16, int8"),
+        Column("precision", pa.string(), "", "type of the products"),
         Column("sparsity", pa.float64(), "", "share of its blocks that is pruned; null of attention", nullable=True),
         Column("torch_milliseconds", pa.float64(), "ms/pass", "without our kernel; null if not timed", nullable=True),
         Column("kernel_milliseconds", pa.float64(), "ms/pass", "with our kernel; null if not timed", nullable=True),

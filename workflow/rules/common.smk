@@ -31,6 +31,7 @@ ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method con
 DEFAULT_CONFIG = "config/config.yaml"
 
 SALIENCIES, DISTORTIONS = "lpvit.structures.blocks.saliencies", "lpvit.structures.blocks.distortions"
+STATISTICS = "lpvit.structures.blocks.statistics"
 
 try:  # before Snakemake, which reports neither file nor line and keeps the last of duplicate keys
     require_sound(workflow.configfiles or filter(os.path.exists, [DEFAULT_CONFIG]))
@@ -178,6 +179,7 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
         "lpvit.structures": [pruning.structure] if pruning else [],
         SALIENCIES: [blocks.saliency.name] if blocks else [],
         DISTORTIONS: [blocks.distortion.name] if blocks else [],
+        STATISTICS: [statistic.name for statistic in blocks.statistics] if blocks else [],
         "lpvit.allocation.allocators": [budget_of(wildcards).allocator.name] if "budget" in names else [],
         "lpvit.schemes.kinds": sorted({settings.schemes[name].scheme for name in schemes}),
     }

@@ -10,7 +10,7 @@ rule align_model:
         dataset=images_of,
         batch_size=batch_size_of,
         freedoms=lambda wildcards: settings.prunings[wildcards.pruning].freedoms,
-        sources=sources("align_model.py", "lpvit.structures", SALIENCIES, DISTORTIONS),
+        sources=sources("align_model.py", "lpvit.structures", SALIENCIES, DISTORTIONS, STATISTICS),
     log:
         f"{PRUNING}/aligned.log",
     threads: settings.compute.threads
@@ -64,7 +64,7 @@ rule measure_rate_distortion:
         dataset=images_of,
         batch_size=batch_size_of,
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
-        sources=sources("measure_rate_distortion.py"),
+        sources=sources("measure_rate_distortion.py", STATISTICS),
     log:
         f"{PRUNING}/curves.log",
     cache: CACHED
