@@ -172,11 +172,12 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     if "dataset" not in names:
         return figures
     pruning = settings.prunings[names["pruning"]] if "pruning" in names else None
-    blocks = pruning if pruning is not None and pruning.structure == "blocks" else None
+    parts = dict(pruning.parts) if pruning is not None else {}
+    blocks = parts.get("blocks")
     schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
     return figures | {
         "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
-        "lpvit.structures": [pruning.structure] if pruning else [],
+        "lpvit.structures": sorted({pruning.structure, *parts}) if pruning else [],
         SALIENCIES: [blocks.saliency.name] if blocks else [],
         DISTORTIONS: [blocks.distortion.name] if blocks else [],
         STATISTICS: [statistic.name for statistic in blocks.statistics] if blocks else [],

@@ -190,7 +190,7 @@ rule build_masks:
     log:
         f"{BUDGET}/masks.log",
     wildcard_constraints:
-        pruning=prunings_of("blocks", "factors"),
+        pruning=prunings_of("blocks", "factors", "mixed"),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
