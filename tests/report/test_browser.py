@@ -129,7 +129,8 @@ def test_the_keyboard_sorts_by_every_column_and_dense_stays_on_top(reports: dict
     page.goto(reports["page"].as_uri())
     page.wait_for_selector(".chart .point")
     add = """row => { const copy = row.cloneNode(true); copy.cells[0].dataset.value = "other";
-                      for (const cell of [...copy.cells].slice(1)) cell.dataset.value = (Number(cell.dataset.value) || 0) + 1;
+                      for (const cell of [...copy.cells].slice(1))
+                          cell.dataset.value = (Number(cell.dataset.value) || 0) + 1;
                       row.before(copy); }"""
     page.locator(".sortable tr").first.evaluate(add)
     column = "(n) => [...document.querySelectorAll('.sortable tr')].map(row => row.cells[n].dataset.value)"

@@ -25,7 +25,8 @@ def test_a_line_keeps_its_numbers_colour_name_and_panel() -> None:
     assert (first["line"]["color"], traces[11]["line"]["color"]) == (scale[0][1], scale[-1][1])
     assert bar["marker"]["colorbar"]["title"]["text"] == "transformer block"
     assert (bar["marker"]["cmin"], bar["marker"]["cmax"]) == (-0.5, 11.5)
-    assert [title["text"] for title in zoomed["layout"]["annotations"]] == ["qkv", "proj", "fc1", "fc2"]
+    texts = [title["text"] for title in zoomed["layout"]["annotations"]]
+    assert texts == ["qkv", "proj", "fc1", "fc2", "share of the layer removed (%)"]
     assert zoomed["layout"]["yaxis"]["type"] == "log"
     assert zoomed["layout"]["yaxis2"]["matches"] == "y"
     assert "logit" in first["hovertemplate"]

@@ -93,9 +93,8 @@ def test_what_is_said_of_accuracies_is_what_the_interval_allows() -> None:
     assert "the difference of \u22120.50 points (\u22121.91 to +0.91) is not significant" in told
     assert "Not significantly less accurate than a: b." in told
     assert "At chance" not in told
-    assert "points (\u22126.41 to \u22123.59) is significant" in " ".join(
-        verdict(rows([100], [77.0], 1), dense, chance=10)
-    )
+    told = " ".join(verdict(rows([100], [77.0], reach=1), dense, chance=10))
+    assert "points (\u22126.41 to \u22123.59) is significant" in told
 
 
 def test_a_dense_model_at_chance_is_said_to_be_at_chance_and_nothing_is_praised() -> None:
@@ -111,7 +110,7 @@ def test_the_page_says_what_the_layers_keep_and_what_each_column_is(table: pd.Da
     text = page(table, speed)
     assert "blocks 16x16" in text
     assert "&lt;Half&gt; was." in text
-    assert all(f'title="{help}"' in text.replace("&#39;", "'") for help in COLUMNS.values())
+    assert all(f'title="{told}"' in text.replace("&#39;", "'") for told in COLUMNS.values())
 
 
 def test_hints_name_the_command_of_this_run(table: pd.DataFrame) -> None:

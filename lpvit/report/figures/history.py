@@ -10,9 +10,9 @@ from lpvit.report.style import BLACK, GREY, percent
 TITLE = "Fine-tuning"
 CATEGORY = "Trainings"
 CAPTION = (
-    "Losses in nat, accuracy and learning rate by epoch, from the model before the training (diamond). The training loss "
-    "is what was minimised, with augmentation, regularisation and distillation; the validation loss is cross-entropy, so "
-    "each has an axis of its own."
+    "Losses in nat, accuracy and learning rate by epoch, from the model before the training (diamond). The training "
+    "loss is what was minimised, with augmentation, regularisation and distillation; the validation loss is "
+    "cross-entropy, so each has an axis of its own."
 )
 
 
