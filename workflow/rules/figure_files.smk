@@ -35,6 +35,7 @@ def made_by(experiment: Experiment) -> set[str]:
     blocks, curves = pruning.structure == "blocks", pruning.structure != "width"
     return {"costs", "samples"}.union(
         {"curves", "allocation", "unit"} if curves else (),
+        {"rank_multiple"} if pruning.structure == "factors" else (),
         {"blocks", "masks"} if blocks else (),
         {"interactions"} if blocks and pruning.probes_used else (),
         {"frontier"} if len(budget.targets) == 2 else (),
@@ -70,9 +71,17 @@ def drawn_from(wildcards) -> dict[str, str]:
 
 
 def facts_of(wildcards) -> dict:
-    """Facts that a figure needs besides its artifacts."""
+    """Facts that a figure takes besides its artifacts."""
     figure, names = FIGURES[wildcards.figure], spelled(wildcards)
     facts = {"series": series, "proxy": settings.scale == "proxy"}
-    if "unit" in figure.needs:
-        facts["unit"] = settings.prunings[names["pruning"]].distortion_unit
-    return {name: value for name, value in facts.items() if name in figure.needs}
+    if "pruning" in names:
+        pruning = settings.prunings[names["pruning"]]
+        facts["unit"] = pruning.distortion_unit
+        facts["rank_multiple"] = pruning.rank_multiple if pruning.structure == "factors" else None
+    return {name: value for name, value in facts.items() if name in (*figure.needs, *figure.takes)}
+
+
+def caption_of(figure: str, names: dict[str, str]) -> str:
+    """The caption of a figure, in the words of its structure."""
+    pruning = settings.prunings.get(names.get("pruning"))
+    return FIGURES[figure].caption.replace("{units}", pruning.units if pruning else "")

@@ -2,6 +2,7 @@
 
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.costs.cost import measure_costs
+from lpvit.data.index import class_names
 from lpvit.models.architecture import save_model
 from lpvit.models.settings import Model
 from lpvit.models.sources.dense import dense_model
@@ -13,7 +14,7 @@ from lpvit.training.train import train
 
 with stage(snakemake) as compute:
     images = read_parquet(snakemake.input.images, IMAGES)
-    architecture, model = dense_model(Model.model_validate(snakemake.params.model), images["label"].nunique())
+    architecture, model = dense_model(Model.model_validate(snakemake.params.model), class_names(images))
     training = read_training(snakemake, compute, architecture, model.state_dict())
     trained = train(training)
     save_model(architecture, trained.state, snakemake.output.dense, "dense")
