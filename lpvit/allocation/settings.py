@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from lpvit.allocation.allocators import Allocator
-from lpvit.settings import Fraction, Section, Share, with_moved_keys
+from lpvit.settings import Fraction, LocalPath, Section, Share, with_moved_keys
 
 LATENCY_BATCH_SIZE = 8  # images per pass at which layers are timed
 TARGETS = ("macs", "sparsity", "energy", "latency")
@@ -31,7 +30,7 @@ class Budget(Section):
     latency: Fraction | None = Field(
         None, description="share of the prunable layers' dense milliseconds to keep, as measured in `latency_table`"
     )
-    latency_table: Path | None = Field(
+    latency_table: LocalPath | None = Field(
         None, description="`latency.parquet` of the target machine (`latency`); null measures it on this one"
     )
     allocator: Annotated[Allocator, Allocator.registry] = Field(

@@ -21,7 +21,7 @@ if (CHECKOUT / "lpvit").is_dir():
 
 from lpvit.config.config import Experiment, parse_config
 from lpvit.config.files import require_sound
-from lpvit.data.listing import list_splits, stamps
+from lpvit.data.listing import stamps
 from lpvit.errors import LpvitError
 from lpvit.settings import Section
 from lpvit.store.provenance import source_digests
@@ -174,6 +174,7 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     blocks = pruning if pruning is not None and pruning.structure == "blocks" else None
     schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
     return figures | {
+        "lpvit.data.layouts": [settings.datasets[names["dataset"]].source.name],
         "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
         "lpvit.structures": [pruning.structure] if pruning else [],
         SALIENCIES: [blocks.saliency.name] if blocks else [],
@@ -185,15 +186,14 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
 
 def images_of(wildcards) -> dict:
     """The params that a stage needs to read images."""
-    return chosen(settings.datasets[wildcards.dataset], "source", "root", "loader")
+    return chosen(settings.datasets[wildcards.dataset], "root", "loader")
 
 
 @functools.cache
 def listing_of(dataset: str) -> dict | None:
-    """Fingerprint of the folder of a dataset, which changes with every added or removed image."""
+    """Fingerprint of the files of a dataset, which changes with every added, removed or replaced image."""
     asked = settings.datasets[dataset]
-    splits = {asked.train} if asked.validation_share else {asked.train, asked.validation}
-    return list_splits(asked.root, splits)._asdict() if asked.root is not None else None
+    return asked.listing()._asdict() if asked.root is not None else None
 
 
 def recipe_of(name: str | None) -> dict | None:
