@@ -127,6 +127,15 @@ def usable_images(images: pd.DataFrame, split: str) -> pd.DataFrame:
     return usable[["path", "label"]].reset_index(drop=True)
 
 
+def class_names(images: pd.DataFrame) -> list[str]:
+    """The names of all classes, by label.
+
+    Args:
+        images: Schema ``IMAGES``.
+    """
+    return [str(name) for name in images.drop_duplicates("label").sort_values("label")["class_name"]]
+
+
 def count_skipped(images: pd.DataFrame, split: str) -> int:
     """How many images of a split `usable_images` leaves out."""
     return int(((images["split"] == split) & images["problem"].notna()).sum())

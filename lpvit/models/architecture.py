@@ -26,6 +26,7 @@ from lpvit.store.artifacts import load, save
 FORMAT = 2  # of models in artifacts
 LARGEST_BUFFERS = 2**26  # largest number of buffer elements: masks and indices of windows
 MOST_EDITS = 1000
+MOST_CLASSES = 100_000
 
 
 class Architecture(Section):
@@ -34,10 +35,12 @@ class Architecture(Section):
     Attributes:
         source: Builds the bare model, with its arguments.
         edits: Edits in order.
+        classes: Their names, by label; empty if they are not known.
     """
 
     source: AnySource
     edits: tuple[AnyEdit, ...] = Field((), max_length=MOST_EDITS)
+    classes: tuple[str, ...] = Field((), max_length=MOST_CLASSES)
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> Self:
@@ -52,7 +55,8 @@ class Architecture(Section):
             LpvitError: The model has no name in timm.
         """
         source = getattr(model, "lpvit_source", None) if options is None else None
-        return cls(source=source or Timm.of(model, options), edits=edits_of(model))
+        classes = getattr(model, "lpvit_classes", ())
+        return cls(source=source or Timm.of(model, options), edits=edits_of(model), classes=classes)
 
     def with_edits(self, edits: Sequence[Edit]) -> Self:
         """The same source with these edits and no others."""
@@ -70,6 +74,7 @@ class Architecture(Section):
         """
         model = self.source.build(**arguments)
         model.lpvit_source = self.source  # type: ignore[assignment]
+        model.lpvit_classes = self.classes  # type: ignore[assignment]
         for edit in self.edits:
             apply_edit(model, edit)
         if state is not None:

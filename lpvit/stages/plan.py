@@ -19,9 +19,10 @@ from lpvit.config.config import Config, Experiment
 from lpvit.costs.cost import measure_costs
 from lpvit.costs.settings import Energy
 from lpvit.data.encoded import first_without_jpeg
-from lpvit.data.index import list_images, usable_images
+from lpvit.data.index import class_names, list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
+from lpvit.models.labels import require_labels_of_weights
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
@@ -65,6 +66,8 @@ def plan_experiments(settings: Config) -> pd.DataFrame:
                 _check_teacher(settings.recipes[recipe])
         with problems.of(name):
             classes = None if images is None else images["label"].nunique()
+            if images is not None:
+                require_labels_of_weights(model, class_names(images))
             row = _check_pruning(_check_model(model, classes), experiment, settings)
             rows.append({"experiment": name, "classes": classes, **row})
     problems.raise_any()

@@ -330,3 +330,26 @@ def test_a_dry_run_needs_no_torch():
 )
 def test_probes_are_used_only_where_something_is_gauss_newton(settings, probes):
     assert Blocks(block_shape=(16, 16), **settings).probes_used == probes
+
+
+def test_paths_hold_the_home_folder_and_variables_and_no_address_of_a_remote_store(
+    change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("DISK", "/disk")
+    config = change(change(TINY, "results", "~/results"), "compute.tensorboard", "$DISK/events")
+    config = change(config, "datasets.digits", {"root": "${DISK}/photos", "class_order": "~/classes.txt"})
+    settings = parse_config(config)
+    assert settings.results == Path("/home/ada/results")
+    assert settings.compute.tensorboard == Path("/disk/events")
+    assert settings.datasets["digits"].root == Path("/disk/photos")
+    assert settings.datasets["digits"].class_order == Path("/home/ada/classes.txt")
+    assert parse_config(change(TINY, "compute.scratch", "$TMPDIR/x")).compute.scratch == Path("$TMPDIR/x")
+    for key, found, message in (
+        ("results", "s3://bucket/x", "config: results: 's3://bucket/x' is in a remote store; mount or copy it"),
+        ("datasets.digits", {"root": "gs://x"}, "config: datasets.digits.root: 'gs://x' is in a remote store"),
+        ("results", "$NOWHERE/x", "config: results: '$NOWHERE/x': the variable $NOWHERE is not set"),
+    ):
+        with pytest.raises(LpvitError, match=re.escape(message)) as error:
+            parse_config(change(TINY, key, found))
+        assert "\n" not in str(error.value)

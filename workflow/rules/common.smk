@@ -51,6 +51,9 @@ try:
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
 
+if workflow.storage_settings.default_storage_provider is not None:  # records and settings lie beside the results
+    raise WorkflowError("--default-storage-provider: results must be in a folder of this machine; leave it out")
+
 CACHED = workflow.workflow_settings.cache is not None  # --cache: expensive results are shared between folders
 GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
 NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training
