@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from lpvit.allocation.allocators import Allocator
-from lpvit.settings import Fraction, Section, Share, with_moved_keys
+from lpvit.settings import Fraction, LocalPath, Section, Share, with_moved_keys
 
 LATENCY_BATCH_SIZE = 8  # images per pass at which layers are timed
 TARGETS = ("macs", "sparsity", "energy", "latency")
@@ -48,7 +47,7 @@ class Budget(Section):
     held_out: int = Field(
         1000, gt=0, description="images of the training split, apart from those of the calibration (`points_lost`)"
     )
-    latency_table: Path | None = Field(
+    latency_table: LocalPath | None = Field(
         None, description="`latency.parquet` of the target machine (`latency`); null measures it on this one"
     )
     allocator: Annotated[Allocator, Allocator.registry] = Field(

@@ -26,6 +26,7 @@ from lpvit.store.artifacts import load, save
 FORMAT = 2  # of models in artifacts
 LARGEST_BUFFERS = 2**26  # largest number of buffer elements: masks and indices of windows
 MOST_EDITS = 1000
+MOST_CLASSES = 100_000
 
 
 class Architecture(Section):
@@ -39,7 +40,7 @@ class Architecture(Section):
 
     source: AnySource
     edits: tuple[AnyEdit, ...] = Field((), max_length=MOST_EDITS)
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = Field((), max_length=MOST_CLASSES)
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> Self:

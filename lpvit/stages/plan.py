@@ -18,10 +18,12 @@ from lpvit.allocation.settings import Budget
 from lpvit.config.config import Config, Experiment
 from lpvit.costs.cost import measure_costs
 from lpvit.costs.settings import Energy
-from lpvit.data.index import list_images, usable_images
+from lpvit.data.encoded import first_without_jpeg
+from lpvit.data.index import class_names, list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
 from lpvit.lazy import is_installed
+from lpvit.models.labels import require_labels_of_weights
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
@@ -63,6 +65,8 @@ def plan_experiments(settings: Config) -> pd.DataFrame:
             _check_weights(model)
         classes = None if images is None else images["label"].nunique()
         with problems.of(name):
+            if images is not None:
+                require_labels_of_weights(model, class_names(images))
             built = _check_model(model, classes)
             for recipe in filter(None, (experiment.recipe, model.recipe)):
                 with problems.of(name):
@@ -99,13 +103,9 @@ def _list_dataset(dataset: Dataset) -> pd.DataFrame:
         raise LpvitError(
             "loader 'dali': nvidia-dali is not installed; pip install 'lpvit[dali]', or use 'loader: timm'"
         )
-    images = list_images(dataset.source, dataset.root, dataset.train, dataset.validation, dataset.validation_share)
-    others = images["path"][~images["path"].str.lower().str.endswith((".jpg", ".jpeg"))]
-    if dataset.loader == "dali" and len(others):
-        raise LpvitError(
-            f"loader 'dali': reads JPEG files, {len(others)} of {len(images)} are none, such as {others.iloc[0]}; "
-            "use 'loader: timm' or 'memory'"
-        )
+    images = list_images(dataset)
+    if dataset.loader == "dali" and (other := first_without_jpeg(dataset.folder, images["path"].tolist())):
+        raise LpvitError(f"loader 'dali': reads JPEG files, {other} is none; use 'loader: timm' or 'memory'")
     if images["label"].nunique() < 2:
         raise LpvitError(f"dataset: {dataset.root} has one class, '{images['class_name'].iloc[0]}'; models need two")
     return images

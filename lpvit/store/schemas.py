@@ -19,8 +19,8 @@ IMAGES = Schema(
     (
         Column("split", pa.string(), "", "train or validation"),
         Column("path", pa.string(), "", "file below the dataset's root, or place in a shard; digits/<n> for `digits`"),
-        Column("label", pa.int64(), "", "class number: rank of the class name in lexical order"),
-        Column("class_name", pa.string(), "", "name of the class folder"),
+        Column("label", pa.int64(), "", "class number, in the dataset's `class_order`"),
+        Column("class_name", pa.string(), "", "name of the class"),
         Column("problem", pa.string(), "", "why the image cannot be decoded; null if it can", nullable=True),
     ),
 )

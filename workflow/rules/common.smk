@@ -21,7 +21,7 @@ if (CHECKOUT / "lpvit").is_dir():
 
 from lpvit.config.config import Experiment, parse_config
 from lpvit.config.files import require_sound
-from lpvit.data.listing import list_splits, stamps
+from lpvit.data.listing import stamps
 from lpvit.errors import LpvitError
 from lpvit.settings import Section
 from lpvit.store.provenance import source_digests
@@ -51,6 +51,9 @@ try:
     settings = parse_config(config)
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
+
+if workflow.storage_settings.default_storage_provider is not None:  # records and settings lie beside the results
+    raise WorkflowError("--default-storage-provider: results must be in a folder of this machine; leave it out")
 
 CACHED = workflow.workflow_settings.cache is not None  # --cache: expensive results are shared between folders
 GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
@@ -176,6 +179,7 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     blocks = parts.get("blocks")
     schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
     return figures | {
+        "lpvit.data.layouts": [settings.datasets[names["dataset"]].source.name],
         "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
         "lpvit.structures": sorted({pruning.structure, *parts}) if pruning else [],
         SALIENCIES: [blocks.saliency.name] if blocks else [],
@@ -188,15 +192,14 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
 
 def images_of(wildcards) -> dict:
     """The params that a stage needs to read images."""
-    return chosen(settings.datasets[wildcards.dataset], "source", "root", "loader")
+    return chosen(settings.datasets[wildcards.dataset], "root", "loader")
 
 
 @functools.cache
 def listing_of(dataset: str) -> dict | None:
-    """Fingerprint of the folder of a dataset, which changes with every added or removed image."""
+    """Fingerprint of the files of a dataset, which changes with every added, removed or replaced image."""
     asked = settings.datasets[dataset]
-    splits = {asked.train} if asked.validation_share else {asked.train, asked.validation}
-    return list_splits(asked.root, splits)._asdict() if asked.root is not None else None
+    return asked.listing()._asdict() if asked.root is not None else None
 
 
 def recipe_of(name: str | None) -> dict | None:
