@@ -34,13 +34,15 @@ def read_latency(paths: Sequence[str | Path], shapes: Sequence[tuple[int, int]])
                 f"{', '.join(map(str, paths))}: nothing measured with {_named(shape)}, but with "
                 f"{', '.join(map(_named, sorted(found))) or 'none'}; measure it or choose another 'block_shape'"
             )
-    return table[[tuple(row) in shapes for row in table[_BLOCK].itertuples(index=False, name=None)]]
+    rows: pd.DataFrame = table[[tuple(row) in shapes for row in table[_BLOCK].itertuples(index=False, name=None)]]
+    return rows
 
 
 def of_structure(table: pd.DataFrame, structure: str) -> pd.DataFrame:
     """The rows of a latency table for one structure, ``blocks`` or ``factors``."""
     is_factors = (table[_BLOCK].to_numpy() == FACTORS).all(axis=1)
-    return table[is_factors == (structure == "factors")]
+    rows: pd.DataFrame = table[is_factors == (structure == "factors")]
+    return rows
 
 
 def _named(shape: tuple[int, int]) -> str:

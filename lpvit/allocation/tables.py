@@ -24,7 +24,6 @@ from lpvit.errors import LpvitError
 FLOAT32 = 4  # bytes
 FEMTO = 1e15  # femtojoules in a joule
 FEMTOSECONDS = 1e12  # in a millisecond
-_CURVE = ("sparsity", "blocks_pruned", "distortion")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,12 @@ def _prunable_layers(tables: LayerTables, budget: Budget) -> list[Layer]:
         _check_finite(layer.name, "distortion", curve_of[layer.name]["distortion"])
         _check_finite(layer.name, "saliency", layer.saliency)
         _check_finite(layer.name, "squared_norm", layer.squared_norm)
-    return [replace(layer, **{name: curve_of[layer.name][name].to_numpy() for name in _CURVE}) for layer in layers]
+    return [_with_curve(layer, curve_of[layer.name]) for layer in layers]
+
+
+def _with_curve(layer: Layer, curve: pd.DataFrame) -> Layer:
+    sparsity, pruned, distortion = (curve[name].to_numpy() for name in ("sparsity", "blocks_pruned", "distortion"))
+    return replace(layer, sparsity=sparsity, blocks_pruned=pruned, distortion=distortion)
 
 
 def layers_of(blocks: pd.DataFrame, costs: pd.DataFrame, budget: Budget) -> list[Layer]:
@@ -209,7 +213,8 @@ def _bytes_removed(layer: Layer) -> Integers:
     kept = np.append(layer.bytes[::-1].cumsum()[::-1], 0)
     removed = FLOAT32 * int(layer.weights_removed[-1]) - kept
     removed[0] = 0  # a dense layer has no padding
-    return np.maximum.accumulate(removed) + np.arange(len(removed))
+    rising: Integers = np.maximum.accumulate(removed) + np.arange(len(removed))
+    return rising
 
 
 def _femtoseconds(layer: Layer, latency: pd.DataFrame) -> Integers:
@@ -224,4 +229,5 @@ def _femtoseconds(layer: Layer, latency: pd.DataFrame) -> Integers:
         is_there = behind == structure
         time[is_there] = milliseconds(of_structure(latency, structure), *shape, sparsity[is_there])
     longest = np.minimum(np.maximum.accumulate(time[::-1])[::-1], time[0])
-    return np.rint(FEMTOSECONDS * longest).astype(np.int64)
+    femtoseconds: Integers = np.rint(FEMTOSECONDS * longest).astype(np.int64)
+    return femtoseconds

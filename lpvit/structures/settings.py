@@ -32,6 +32,8 @@ class StructureSettings(Section):
     compresses_by_statistics: ClassVar = False  # whether `Structure.compress` needs those of the dense model
     compress_keys: ClassVar[tuple[str, ...]] = ()  # that decide, with an allocation, how a model is compressed
 
+    units: ClassVar[str] = "blocks"  # that a layer keeps or loses, in captions of figures
+
     structure: str
     batch_size: int = Field(64, gt=0, description="images per pass")
 

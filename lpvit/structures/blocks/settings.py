@@ -6,6 +6,7 @@ from pydantic import Field
 
 from lpvit.structures.blocks.distortions import Distortion
 from lpvit.structures.blocks.saliencies import Saliency
+from lpvit.structures.blocks.statistics import Statistic
 from lpvit.structures.settings import Basis, StructureSettings, freedoms_of
 
 
@@ -51,23 +52,26 @@ class Blocks(StructureSettings):
         return freedoms_of(self.basis)
 
     @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """The statistics that the saliency or the distortion needs, with the values of their keys."""
+        names = {*self.saliency.needs, *self.distortion.needs} - {"weight_sums"}
+        kinds = [Statistic.registry[name] for name in ("weight_sums", *sorted(names))]
+        keys = type(self).model_fields
+        return tuple(kind(**{key: getattr(self, key) for key in kind.model_fields if key in keys}) for kind in kinds)
+
+    @property
     def probes_used(self) -> int:
         """`probes` where the saliency or the distortion needs block products, else 0."""
-        return self.probes if "block_products" in self._needs else 0
+        return self.probes if any(each.name == "block_products" for each in self.statistics) else 0
 
     @property
     def distortion_unit(self) -> str:
         return self.distortion.unit
 
     @property
-    def averages_gradients(self) -> bool:
-        """Whether the saliency or the distortion needs averaged gradients."""
-        return "averaged_gradients" in self._needs
-
-    @property
     def measures_images(self) -> bool:
         """Whether curves need another pass over the calibration images."""
-        return "images" in self._needs
+        return self.distortion.measures_images
 
     @property
     def statistics_needed(self) -> dict[str, Any]:
@@ -75,10 +79,5 @@ class Blocks(StructureSettings):
         return {
             "block_shape": list(self.block_shape),
             "layers": list(self.layers),
-            "probes": self.probes_used,
-            "averaged": self.averages_gradients,
+            "statistics": [each.model_dump(mode="json") for each in self.statistics],
         }
-
-    @property
-    def _needs(self) -> frozenset[str]:
-        return self.saliency.needs | self.distortion.needs

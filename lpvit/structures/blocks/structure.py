@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.analysis.passes import Batches
+from lpvit.structures.blocks.calibration import load_statistics, require_one_grid
 from lpvit.structures.blocks.edit import record_keep_masks
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
 from lpvit.structures.blocks.masks import build_keep_masks, keep_masks_without
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table, unscored_table
 from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.blocks.statistics import load_statistics, require_one_grid
 from lpvit.structures.blocks.weights import BlockFit, block_fits, pruned_weights
 from lpvit.structures.calibration import Statistics
 from lpvit.structures.structure import Compressed, Options

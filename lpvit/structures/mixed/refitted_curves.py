@@ -148,5 +148,6 @@ class _Changed:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         if isinstance(self.module, nn.Conv2d):
-            return self.module._conv_forward(inputs, self.weight, self.bias)
+            convolved: Tensor = self.module._conv_forward(inputs, self.weight, self.bias)
+            return convolved
         return nn.functional.linear(inputs, self.weight, self.bias)

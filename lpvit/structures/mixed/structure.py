@@ -113,7 +113,7 @@ class MixedStructure:
             part, of_part = self.parts[name], statistics_of(name, statistics)
             chosen = part.choice_of(removed, of_part)
             step = part.compress(compressed, chosen, of_part, None, device)
-            compressed, keep_masks = step.model, keep_masks | step.keep_masks
+            compressed, keep_masks = step.model, keep_masks | dict(step.keep_masks)
             fits += part.fits(model, chosen, of_part, device)
         if images is not None:
             fit_layers(model, compressed, _in_order(fits, statistics), images, device)
