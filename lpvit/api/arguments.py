@@ -2,17 +2,7 @@
 
 from typing import Any
 
-from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
-
-
-def require_pruned(pruned: object) -> None:
-    """Checks that an argument is a pruned model, and not the module in it.
-
-    Raises:
-        LpvitError: It is something else.
-    """
-    require_type("pruned", pruned, Pruned, "the result of lpvit.prune or lpvit.load")
 
 
 def require_type(name: str, value: object, kind: Any, expected: str) -> None:

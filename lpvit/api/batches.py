@@ -17,6 +17,8 @@ from lpvit.errors import LpvitError, one_line
 Size = tuple[int, ...]  # (channels, height, width)
 Batch = tuple[Tensor, Tensor]
 
+_REMEDY = "; give a DataLoader or a list of batches"
+
 
 @dataclass
 class UserBatches:
@@ -71,20 +73,11 @@ class UserBatches:
 
     def _converted(self) -> Iterator[Batch]:
         for batch in self.loader:
-            images = batch[0] if isinstance(batch, tuple | list) and batch else batch
-            if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-                raise LpvitError(
-                    f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width) or "
-                    "(images, labels)"
-                )
-            if not len(images):
-                raise LpvitError("loader: yields a batch without images; omit empty batches")
+            images = images_of(batch)
             self.size = self.size or tuple(images.shape[1:])
             if tuple(images.shape[1:]) != self.size:
                 sizes = " and of ".join("x".join(map(str, size)) for size in (self.size, images.shape[1:]))
                 raise LpvitError(f"loader: yields images of {sizes}; resize them to one size")
-            if images.is_inference():
-                images = images.clone()
             yield images.to(self.dtype), images.new_empty(0)
 
 
@@ -118,6 +111,66 @@ def _accepts(model: nn.Module, size: Size) -> bool:
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError):
         return False
     return True
+
+
+@dataclass
+class LabelledBatches:
+    """The batches of the user's loader, as a training reads them; as many in every pass as its length.
+
+    Attributes:
+        loader: The user's.
+        dtype: Of the model; images are converted to it.
+        size: Of the images seen last, (channels, height, width).
+    """
+
+    loader: Iterable[Any]
+    dtype: torch.dtype
+    size: Size | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.loader, Iterable) and hasattr(self.loader, "__len__")):
+            raise LpvitError(
+                f"loader: found {type(self.loader).__name__}; give a DataLoader or a list of batches, as it needs a "
+                "length and is read several times"
+            )
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # checked above
+
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: the loader decides the order of an epoch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = 0
+        for batches, batch in enumerate(self.loader, start=1):
+            if batches > len(self):
+                raise LpvitError(f"loader: has the length {len(self)} and yields more batches in a pass{_REMEDY}")
+            images = images_of(batch)
+            labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+            if not isinstance(labels, Tensor):
+                found = "a batch without labels" if labels is None else f"labels as a {type(labels).__name__}"
+                raise LpvitError(f"loader: found {found}, expected images (N, C, H, W) and labels (N,), a tensor")
+            self.size = tuple(images.shape[1:])
+            yield images.to(self.dtype), labels
+        if batches < len(self):
+            raise LpvitError(f"loader: has the length {len(self)} and yields {batches} batches in a pass{_REMEDY}")
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images of a user's batch, (N, channels, height, width).
+
+    Raises:
+        LpvitError: It has none, or they are not normalised.
+    """
+    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        raise LpvitError(
+            f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width), alone or with "
+            "labels"
+        )
+    if not len(images):
+        raise LpvitError("loader: yields a batch without images; omit empty batches")
+    return images.clone() if images.is_inference() else images
 
 
 def _describe(batch: Any) -> str:

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from lpvit.api.arguments import require_pruned
 from lpvit.api.batches import UserBatches, accepted_by
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.quantisation.quantise import quantise_model
 from lpvit.quantisation.settings import Quantisation
 
 
+@undisturbed_generators(on_gpus=True)
 def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: Quantisation | None = None) -> Pruned:
     """Converts a pruned model to int8 or bfloat16, for inference; fine-tune before, not after.
 
@@ -30,8 +31,7 @@ def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: 
         LpvitError: Images are missing, the loader cannot be read twice or does not fit, or the model is
             already quantised.
     """
-    require_pruned(pruned)
-    model = pruned.model
+    model = require_pruned(pruned).model
     parameter = next(model.parameters())
     batches = None if loader is None else UserBatches(loader, parameter.dtype)
     arguments = (model, pruned.keep_masks, pruned.block_shape, batches, quantisation or Quantisation())

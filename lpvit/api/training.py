@@ -4,21 +4,22 @@ N = images of a batch.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lpvit.api.arguments import require_pruned, require_type
-from lpvit.api.batches import accepted_by
+from lpvit.api.arguments import require_type
+from lpvit.api.batches import LabelledBatches, accepted_by
 from lpvit.api.prune import adopt_input_size
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.data.loading import Loader
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.network import require_weights
 from lpvit.quantisation.layers import int8_layers
@@ -28,29 +29,29 @@ from lpvit.training.job import Training
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
 
-_REMEDY = "; give a DataLoader or a list of batches"
-
 
 def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
     """Accuracy on labelled images, on the model's device.
 
     Args:
         model: Dense, pruned, sparsified or compiled; left in evaluation mode.
-        loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,).
+        loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,):
+            integers from 0; (N, 1) is the same.
 
     Raises:
         LpvitError: The loader yields something else, no image, or images that the model does not accept; or logits are
             not finite.
     """
-    module = model.model if isinstance(model, Pruned) else model
+    module = require_pruned(model).model if isinstance(model, Pruned) else model
     require_type("model", module, nn.Module, "a model, or the result of lpvit.prune")
     require_weights(module)
     weight = next(module.parameters(), torch.empty(0))
-    batches = _Labelled(loader, weight.dtype)
+    batches = LabelledBatches(loader, weight.dtype)
     with accepted_by(module, batches):
         return measure(module, batches, weight.device)
 
 
+@undisturbed_generators(on_gpus=True)
 def finetune(
     pruned: Pruned,
     loader: Iterable[Any],
@@ -80,7 +81,7 @@ def finetune(
     """
     _check(pruned, recipe, teacher)
     weight = next(pruned.model.parameters())
-    images, validated = (_Labelled(each, weight.dtype) for each in (loader, validation))
+    images, validated = (LabelledBatches(each, weight.dtype) for each in (loader, validation))
     loaders = cast(Loader, images), cast(Loader, validated)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
         job = Training(
@@ -125,49 +126,3 @@ def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
         adopt_input_size(copy, next(iter(loader))[0])
         return copy
     return teacher
-
-
-@dataclass
-class _Labelled:
-    """The batches of the user's loader, as a training reads them; as many in every pass as its length.
-
-    Attributes:
-        loader: The user's.
-        dtype: Of the model; images are converted to it.
-        size: Of the images seen last, (channels, height, width).
-    """
-
-    loader: Iterable[Any]
-    dtype: torch.dtype
-    size: tuple[int, ...] | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.loader, Iterable) and hasattr(self.loader, "__len__")):
-            raise LpvitError(
-                f"loader: found {type(self.loader).__name__}; give a DataLoader or a list of batches, as it needs a "
-                "length and is read several times"
-            )
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # checked above
-
-    def set_epoch(self, epoch: int) -> None:
-        """Does nothing: the loader decides the order of an epoch."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = 0
-        for batches, batch in enumerate(self.loader, start=1):
-            if batches > len(self):
-                raise LpvitError(f"loader: has the length {len(self)} and yields more batches in a pass{_REMEDY}")
-            images, labels, *_ = batch if isinstance(batch, tuple | list) and len(batch) > 1 else (batch, None)
-            if not isinstance(images, Tensor) or images.dim() != 4 or not isinstance(labels, Tensor):
-                found = ", ".join(_kind(part) for part in (batch if isinstance(batch, tuple | list) else [batch]))
-                raise LpvitError(f"loader: found a batch of {found}; expected images (N, C, H, W) and labels (N,)")
-            self.size = tuple(images.shape[1:])
-            yield images.to(self.dtype), labels.long()
-        if batches < len(self):
-            raise LpvitError(f"loader: has the length {len(self)} and yields {batches} batches in a pass{_REMEDY}")
-
-
-def _kind(part: object) -> str:
-    return f"a tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"

@@ -28,7 +28,7 @@ def planned(configs: Sequence[Path]) -> Iterator[str]:
 
     for row in plan_experiments(settings).to_dict("records"):
         experiment = settings.experiments[row["experiment"]]
-        asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].targets.items())
+        asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].stated.items())
         yield (
             f"{row['experiment']}: {settings.models[experiment.model].timm} on {row['classes']} classes of "
             f"'{experiment.dataset}'; {row['dense_macs'] / 1e6:,.1f} M multiply-adds per image, "

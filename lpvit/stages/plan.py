@@ -18,10 +18,12 @@ from lpvit.allocation.settings import Budget
 from lpvit.config.config import Config, Experiment
 from lpvit.costs.cost import measure_costs
 from lpvit.costs.settings import Energy
-from lpvit.data.index import list_images, usable_images
+from lpvit.data.encoded import first_without_jpeg
+from lpvit.data.index import class_names, list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
 from lpvit.lazy import is_installed
+from lpvit.models.labels import require_labels_of_weights
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
@@ -58,11 +60,13 @@ def plan_experiments(settings: Config) -> pd.DataFrame:
         with problems.of(name):
             images = listed(experiment.dataset)
         with problems.of(name):
-            _check_calibration(calibration.images, images)
+            _check_calibration(calibration.images, settings.budgets[experiment.budget], images)
         with problems.of(name):
             _check_weights(model)
         classes = None if images is None else images["label"].nunique()
         with problems.of(name):
+            if images is not None:
+                require_labels_of_weights(model, class_names(images))
             built = _check_model(model, classes)
             for recipe in filter(None, (experiment.recipe, model.recipe)):
                 with problems.of(name):
@@ -99,22 +103,23 @@ def _list_dataset(dataset: Dataset) -> pd.DataFrame:
         raise LpvitError(
             "loader 'dali': nvidia-dali is not installed; pip install 'lpvit[dali]', or use 'loader: timm'"
         )
-    images = list_images(dataset.source, dataset.root, dataset.train, dataset.validation, dataset.validation_share)
-    others = images["path"][~images["path"].str.lower().str.endswith((".jpg", ".jpeg"))]
-    if dataset.loader == "dali" and len(others):
-        raise LpvitError(
-            f"loader 'dali': reads JPEG files, {len(others)} of {len(images)} are none, such as {others.iloc[0]}; "
-            "use 'loader: timm' or 'memory'"
-        )
+    images = list_images(dataset)
+    if dataset.loader == "dali" and (other := first_without_jpeg(dataset.folder, images["path"].tolist())):
+        raise LpvitError(f"loader 'dali': reads JPEG files, {other} is none; use 'loader: timm' or 'memory'")
     if images["label"].nunique() < 2:
         raise LpvitError(f"dataset: {dataset.root} has one class, '{images['class_name'].iloc[0]}'; models need two")
     return images
 
 
-def _check_calibration(count: int, images: pd.DataFrame | None) -> None:
+def _check_calibration(count: int, budget: Budget, images: pd.DataFrame | None) -> None:
     available = math.inf if images is None else len(usable_images(images, "train"))
     if count > available:
         raise LpvitError(f"calibration: {count} images asked for, the training split has {available}; lower 'images'")
+    if budget.points_lost is not None and count + budget.held_out > available:
+        raise LpvitError(
+            f"budget: {budget.held_out} held-out images asked for, the training split has {available - count} beside "
+            "the calibration's; lower 'held_out'"
+        )
 
 
 def _check_weights(model: Model) -> None:
@@ -178,6 +183,8 @@ def _check_pruning(model: nn.Module, experiment: Experiment, settings: Config) -
     budget, pruning = settings.budgets[experiment.budget], settings.prunings[experiment.pruning]
     if isinstance(pruning, Width):
         require_narrowable(model)
+    if budget.by_outcome and experiment.schemes:
+        raise LpvitError(f"schemes: a budget in '{budget.outcome[0]}' is measured without schemes; leave them out")
     with torch.device("meta"):
         for scheme in experiment.schemes:
             add_scheme(model, settings.schemes[scheme])
@@ -211,7 +218,7 @@ def _check_budget(
         "dense_macs": int(dense),
         "prunable_macs": int(costs.loc[costs["layer"].isin(blocks), "macs"].sum()),
         "least_macs": math.ceil(least),
-        "target": next(iter(budget.targets.values())),
+        "target": next(iter(budget.stated.values())),
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lpvit.errors import LpvitError
-from lpvit.settings import Compute
+from lpvit.settings import Compute, local_path
 from lpvit.store.holding import end_with_the_run, require_held
 from lpvit.store.records import drop_record, write_record
 
@@ -37,7 +37,7 @@ def stage(snakemake: Any) -> Iterator[Compute]:
     except LpvitError as error:
         sys.exit(f"{snakemake.rule}: {error}")
     end_with_the_run()
-    _log_to(snakemake.log[0], snakemake.config.get("results", "results"))
+    _log_to(snakemake.log[0], local_path(snakemake.config.get("results", "results")))
     started = time.monotonic()
     try:
         drop_record(snakemake.log[0])
@@ -84,7 +84,7 @@ def _compute(snakemake: Any) -> Compute:
     return asked.model_copy(update={"device": device, "threads": snakemake.threads})
 
 
-def _log_to(file: str, results: str) -> None:
+def _log_to(file: str, results: Path) -> None:
     """Prefixes every line with the last two decisions of the result, for example ``[half/short]``."""
     folder = Path(file).parent
     folder.mkdir(parents=True, exist_ok=True)

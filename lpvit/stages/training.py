@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lpvit.data.classes import require_same_order
+from lpvit.data.index import class_names
 from lpvit.data.preprocessing import Preprocessing
 from lpvit.models.architecture import Architecture
 from lpvit.settings import Compute
@@ -32,11 +34,13 @@ def read_training(
         state: Its initial weights.
 
     Raises:
-        LpvitError: As `lpvit.training.teacher.load_teacher`.
+        LpvitError: The model was trained on other classes, or in another order; or as
+            `lpvit.training.teacher.load_teacher`.
     """
     recipe = Recipe.model_validate(snakemake.params.recipe)
     model: nn.Module = architecture.build(state, drop_path=recipe.drop_path)
     images = read_parquet(snakemake.input.images, IMAGES)
+    require_same_order(architecture.classes, class_names(images), "the model")
     return Training(
         model,
         recipe,

@@ -23,7 +23,7 @@ BESIDE = ("csrc", "template")  # folders with files that modules use besides Pyt
 # Modules that handle files, logs, errors and processes, not results; only their imported constants count: schemas.
 NEUTRAL = (
     *("__init__", "errors", "lazy", "moved", "mistakes", "progress", "settings", "stages/stage", "stages/preloaded"),
-    *("store/", "strategies", "training/launcher", "training/nodes"),
+    *("store/", "strategies", "precisions", "training/launcher", "training/nodes"),
 )
 
 

@@ -20,6 +20,7 @@ import lpvit
 from lpvit.cli.init import Images, choose
 from lpvit.cli.main import main
 from lpvit.config.files import read_config
+from lpvit.data.settings import ImageSet
 from lpvit.stages.plan import plan_experiments
 
 
@@ -148,7 +149,8 @@ def test_trainings_fit_the_folder_and_the_machine(
 ) -> None:
     monkeypatch.setattr("lpvit.cli.init._has_weights", lambda model: weights)
     monkeypatch.setattr("lpvit.cli.init.has_gpu", lambda: gpu)
-    images = Images(Path(), "train", "val", 2, (train, 10), Counter({".png": train + 10}), (side, side), 10, {})
+    suffixes = Counter({".png": train + 10})
+    images = Images(ImageSet(root=Path()), 2, (train, 10), suffixes, False, (side, side), 10, {})
     choice = choose(images, None, None)
     assert (choice.epochs, choice.calibration) == (epochs, calibration)
 

@@ -1,10 +1,13 @@
 import copy
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
+from conftest import TINY
 
 from lpvit.allocation.allocators.lagrangian import Lagrangian
 from lpvit.allocation.allocators.lpvit import SlopeRule
@@ -330,3 +333,34 @@ def test_a_dry_run_needs_no_torch():
 )
 def test_probes_are_used_only_where_something_is_gauss_newton(settings, probes):
     assert Blocks(block_shape=(16, 16), **settings).probes_used == probes
+
+
+def test_schemes_that_undo_each_other_are_refused_in_the_config():
+    raw = changed("experiments/main/schemes", ["merged", "sparse"])
+    raw["schemes"] = {"merged": "token_merging", "sparse": {"scheme": "sparse_attention"}}
+    message = "experiments.main.schemes: 'token_merging' and 'sparse_attention' both change the attention of a model"
+    with pytest.raises(LpvitError, match=message):
+        parse_config(raw)
+
+
+def test_paths_hold_the_home_folder_and_variables_and_no_address_of_a_remote_store(
+    change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("DISK", "/disk")
+    config = change(change(TINY, "results", "~/results"), "compute.tensorboard", "$DISK/events")
+    config = change(config, "datasets.digits", {"root": "${DISK}/photos", "class_order": "~/classes.txt"})
+    settings = parse_config(config)
+    assert settings.results == Path("/home/ada/results")
+    assert settings.compute.tensorboard == Path("/disk/events")
+    assert settings.datasets["digits"].root == Path("/disk/photos")
+    assert settings.datasets["digits"].class_order == Path("/home/ada/classes.txt")
+    assert parse_config(change(TINY, "compute.scratch", "$TMPDIR/x")).compute.scratch == Path("$TMPDIR/x")
+    for key, found, message in (
+        ("results", "s3://bucket/x", "config: results: 's3://bucket/x' is in a remote store; mount or copy it"),
+        ("datasets.digits", {"root": "gs://x"}, "config: datasets.digits.root: 'gs://x' is in a remote store"),
+        ("results", "$NOWHERE/x", "config: results: '$NOWHERE/x': the variable $NOWHERE is not set"),
+    ):
+        with pytest.raises(LpvitError, match=re.escape(message)) as error:
+            parse_config(change(TINY, key, found))
+        assert "\n" not in str(error.value)

@@ -35,6 +35,7 @@ from lpvit.store.schemas import (
     LATENCY,
     LAYERS,
     METRICS,
+    OUTCOMES,
     SAMPLES,
     SPEED,
 )
@@ -261,7 +262,11 @@ def test_factors_and_aligned_blocks_are_experiments_like_others(tiny_config: dic
     config = change(tiny_config, "budgets.refitted", {"macs": 0.6, "reconstruction": "least_squares"})
     config = change(config, "prunings.factors", {"structure": "factors", "rank_multiple": 2})
     config = change(config, "prunings.aligned", {**tiny_config["prunings"]["b8"], "basis": "aligned"})
+    config = change(
+        config, "budgets.by_outcome", {"points_lost": 20, "held_out": 100, "reconstruction": "least_squares"}
+    )
     experiments = {name: {**main, "pruning": name} for name in ("factors", "aligned")}
+    experiments["outcome"] = {**experiments["factors"], "budget": "by_outcome"}
     run = workflow.run(change(config, "experiments", experiments))
     assert run.code == 0, run.output
     folder = workflow.folder / "results/digits/vit/c64"
@@ -273,6 +278,11 @@ def test_factors_and_aligned_blocks_are_experiments_like_others(tiny_config: dic
         assert [edit.kind for edit in architecture.edits] == edits
         assert architecture.build(state)(torch.rand(1, 1, 8, 8)).isfinite().all()
     assert read_parquet(folder / "aligned/freedoms.parquet", FREEDOMS)["used"].all()
+    tried = read_parquet(folder / "factors/by_outcome/outcomes.parquet", OUTCOMES)
+    metrics = read_parquet(folder / "factors/by_outcome/pruned/metrics.parquet", METRICS).iloc[0]
+    (share,) = tried.loc[tried["chosen"], "macs"]
+    assert share - 0.1 < metrics["macs"] / dense <= share
+    assert (folder / "factors/by_outcome/outcomes.svg").exists()
     assert workflow.would_run(change(config, "experiments", experiments)) == {}
 
 

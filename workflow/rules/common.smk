@@ -21,7 +21,7 @@ if (CHECKOUT / "lpvit").is_dir():
 
 from lpvit.config.config import Experiment, parse_config
 from lpvit.config.files import require_sound
-from lpvit.data.listing import list_splits, stamps
+from lpvit.data.listing import stamps
 from lpvit.errors import LpvitError
 from lpvit.settings import Section
 from lpvit.store.provenance import source_digests
@@ -31,6 +31,7 @@ ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method con
 DEFAULT_CONFIG = "config/config.yaml"
 
 SALIENCIES, DISTORTIONS = "lpvit.structures.blocks.saliencies", "lpvit.structures.blocks.distortions"
+STATISTICS = "lpvit.structures.blocks.statistics"
 
 try:  # before Snakemake, which reports neither file nor line and keeps the last of duplicate keys
     require_sound(workflow.configfiles or filter(os.path.exists, [DEFAULT_CONFIG]))
@@ -50,6 +51,9 @@ try:
     settings = parse_config(config)
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
+
+if workflow.storage_settings.default_storage_provider is not None:  # records and settings lie beside the results
+    raise WorkflowError("--default-storage-provider: results must be in a folder of this machine; leave it out")
 
 CACHED = workflow.workflow_settings.cache is not None  # --cache: expensive results are shared between folders
 GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
@@ -171,13 +175,16 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     if "dataset" not in names:
         return figures
     pruning = settings.prunings[names["pruning"]] if "pruning" in names else None
-    blocks = pruning if pruning is not None and pruning.structure == "blocks" else None
+    parts = dict(pruning.parts) if pruning is not None else {}
+    blocks = parts.get("blocks")
     schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
     return figures | {
+        "lpvit.data.layouts": [settings.datasets[names["dataset"]].source.name],
         "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
-        "lpvit.structures": [pruning.structure] if pruning else [],
+        "lpvit.structures": sorted({pruning.structure, *parts}) if pruning else [],
         SALIENCIES: [blocks.saliency.name] if blocks else [],
         DISTORTIONS: [blocks.distortion.name] if blocks else [],
+        STATISTICS: [statistic.name for statistic in blocks.statistics] if blocks else [],
         "lpvit.allocation.allocators": [budget_of(wildcards).allocator.name] if "budget" in names else [],
         "lpvit.schemes.kinds": sorted({settings.schemes[name].scheme for name in schemes}),
     }
@@ -185,15 +192,14 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
 
 def images_of(wildcards) -> dict:
     """The params that a stage needs to read images."""
-    return chosen(settings.datasets[wildcards.dataset], "source", "root", "loader")
+    return chosen(settings.datasets[wildcards.dataset], "root", "loader")
 
 
 @functools.cache
 def listing_of(dataset: str) -> dict | None:
-    """Fingerprint of the folder of a dataset, which changes with every added or removed image."""
+    """Fingerprint of the files of a dataset, which changes with every added, removed or replaced image."""
     asked = settings.datasets[dataset]
-    splits = {asked.train} if asked.validation_share else {asked.train, asked.validation}
-    return list_splits(asked.root, splits)._asdict() if asked.root is not None else None
+    return asked.listing()._asdict() if asked.root is not None else None
 
 
 def recipe_of(name: str | None) -> dict | None:
@@ -229,6 +235,10 @@ def measures_images(wildcards) -> bool:
 
 def is_reconstructed(wildcards) -> bool:
     return budget_of(wildcards).reconstruction != "none"
+
+
+def is_by_outcome(wildcards) -> bool:
+    return budget_of(wildcards).by_outcome
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -88,9 +88,9 @@ def create_model(
     if not timm.is_model(name.partition(".")[0]):
         raise LpvitError(f"models: timm knows no model '{name}'{nearest_model(name)}")
     require_plain(name, options, data_config or {})
-    overlay = _input_size(options) | dict(data_config or {})
     torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU
     try:
+        overlay = _input_size(name, options) | dict(data_config or {})
         model: nn.Module = timm.create_model(
             name,
             pretrained=pretrained,
@@ -134,12 +134,14 @@ def nearest_model(name: str) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _input_size(options: Mapping[str, Any]) -> dict[str, Any]:
+def _input_size(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The input size that options ask for; what they leave out stays the model's own."""
     if "img_size" not in options and "in_chans" not in options:
         return {}
-    size = options.get("img_size", 224)
+    channels, *own = (timm.get_pretrained_cfg(name) or PretrainedCfg()).input_size
+    size = options.get("img_size", own)
     height, width = (size, size) if isinstance(size, int) else size
-    return {"input_size": (options.get("in_chans", 3), height, width)}
+    return {"input_size": (options.get("in_chans", channels), height, width)}
 
 
 def _image_options(default: tuple[int, int, int], found: tuple[int, int, int]) -> dict[str, Any]:
