@@ -97,9 +97,7 @@ def trace(model: nn.Module) -> Trace:
     for name, span in traced.spans.items():
         span.grows = span.numbers > numbers.get(name, 0)
         if span.grows and after.get(name) and not before[name]:
-            span.mismatch = (
-                span.mismatch or "its input does not begin with the images: the second is in what is the first's"
-            )
+            span.mismatch = span.mismatch or "its input does not begin with the images: the first is mixed with others"
     counts = counter.get_flop_counts()["Global"]
     traced.macs = int(counter.get_total_flops()) // 2
     traced.linear_macs = sum(count for product, count in counts.items() if _is_of_layers(product)) // 2
