@@ -22,7 +22,18 @@ BESIDE = ("csrc", "template")  # folders with files that modules use besides Pyt
 
 # Modules that handle files, logs, errors and processes, not results; only their imported constants count: schemas.
 NEUTRAL = (
-    *("__init__", "errors", "lazy", "moved", "mistakes", "progress", "settings", "stages/stage", "stages/preloaded"),
+    *(
+        "__init__",
+        "errors",
+        "lazy",
+        "moved",
+        "mistakes",
+        "progress",
+        "settings",
+        "stages/stage",
+        "stages/preloaded",
+        "stages/gpus",
+    ),
     *("store/", "strategies", "training/launcher", "training/nodes"),
 )
 

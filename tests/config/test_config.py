@@ -1,10 +1,13 @@
 import copy
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
+from conftest import TINY
 
 from lpvit.allocation.allocators.lagrangian import Lagrangian
 from lpvit.allocation.allocators.lpvit import SlopeRule
@@ -235,7 +238,13 @@ def test_what_makes_sense_is_accepted(path, value):
         ("budgets/sparse/sparsity", 0.96, "budgets.sparse: sparsity: 0.96 is impossible while min_keep_ratio 0.05"),
         ("datasets/imagenet", {}, "datasets.imagenet: root: missing"),
         ("datasets/digits/root", "x", "datasets.digits: source 'digits' takes no root"),
-        ("datasets/digits/loader", "dali", "datasets.digits: source 'digits' takes no root and needs 'loader: memory'"),
+        ("datasets/digits/loader", "dali", "datasets.digits: source 'digits' needs 'loader: memory'"),
+        (
+            "datasets/imagenet/label_column",
+            "y",
+            "datasets.imagenet.label_column: belongs to source 'csv': write source: {",
+        ),
+        ("datasets/imagenet/source", "sql", "datasets.imagenet.source: no 'sql'; known are csv, digits, folder"),
         ("datasets/report", {"root": "x"}, "datasets.report: the folder 'report' is for reports"),
         ("models/tiny/weights", "checkpoint", "models.tiny: checkpoint: give a path together with"),
         ("models/local/checkpoint", ..., "models.local: checkpoint: give a path together with"),
