@@ -74,5 +74,5 @@ def own_nodes(asked: Sequence[str] | int | Literal["slurm"]) -> int:
         asked: ``compute.nodes`` of the config.
     """
     if asked == "slurm":
-        return int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
+        return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     return 1 if isinstance(asked, int) else max(1, len(asked))

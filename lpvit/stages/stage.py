@@ -91,6 +91,7 @@ def _log_to(file: str, results: Path) -> None:
     """Prefixes every line with the last two decisions of the result, for example ``[half/short]``."""
     folder = Path(file).parent
     folder.mkdir(parents=True, exist_ok=True)
+    Path(file).unlink(missing_ok=True)  # that of another user may not be writable
     decisions = folder.relative_to(results).parts if folder.is_relative_to(results) else folder.parts
     label = "/".join(decisions[-2:]).replace("%", "%%")
     form = f"%(asctime)s {f'[{label}] ' if label else ''}%(message)s"

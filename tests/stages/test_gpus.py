@@ -9,7 +9,14 @@ import pytest
 
 from lpvit.stages.gpus import VISIBLE, own_nodes, take_gpus, visible_gpus
 
-TAKE = "import sys; from pathlib import Path; from lpvit.stages.gpus import take_gpus; print(take_gpus(int(sys.argv[1]), Path(sys.argv[2])), flush=True); sys.stdin.read()"
+TAKE = """
+import sys
+from pathlib import Path
+from lpvit.stages.gpus import take_gpus
+
+print(take_gpus(int(sys.argv[1]), Path(sys.argv[2])), flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture

@@ -68,6 +68,8 @@ if workflow.is_main_process and workflow.local_exec and not workflow.dryrun and 
         workflow.global_resources["gpu"] = FOUND  # jobs at a time; each takes its own
 
 RESULTS = str(settings.results)
+if workflow.modifier.path_modifier.replace_prefix(RESULTS) != RESULTS:  # of a module; params hold paths as well
+    raise WorkflowError(f"module: 'prefix' is not followed; leave it out and set 'results: PREFIX/{RESULTS}' in its config")
 DATASET = f"{RESULTS}/{{dataset}}"
 MODEL = f"{DATASET}/{{model}}"
 CALIBRATION = f"{MODEL}/{{calibration}}"
