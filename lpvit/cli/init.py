@@ -15,6 +15,7 @@ from statistics import median
 
 from PIL import Image
 
+from lpvit.cli.run import snakefile
 from lpvit.data.encoded import first_without_jpeg, is_a_file, name_of, read_encoded
 from lpvit.data.index import find_problem, list_images
 from lpvit.data.layouts import Found, recognise
@@ -23,6 +24,7 @@ from lpvit.data.settings import ImageSet
 from lpvit.errors import LpvitError
 from lpvit.store.artifacts import write_text
 
+DEFAULTS = (("train", "train"), ("validation", "val"))  # of a dataset
 SHARE = 0.2  # of images without splits, used for validation
 LOOKED_AT = 2000  # images that are decoded, sampled at random
 SMALL = 64  # pixels of the shorter side up to which a small model is trained from scratch
@@ -222,10 +224,11 @@ def _config(images: Images, choice: Choice) -> str:
     given = dataset.model_dump(mode="json", exclude_unset=True, exclude={"source"})
     source = {} if dataset.source.name == "folder" else {"source": dataset.source.name}
     skip = {"on_bad_image": "skip"} if images.bad else {}
-    shown = {key: value for key, value in (source | given | skip).items() if (key, value) != ("train", "train")}
+    shown = {key: value for key, value in (source | given | skip).items() if (key, value) not in DEFAULTS}
     lines = "\n".join(f"    {key}: {_plain(value)}" for key, value in shown.items())
     dense, short = choice.epochs
     return _TEMPLATE.format(
+        schema=snakefile().parent / "config/schema.json",
         root=dataset.root,
         found=f"{images.classes} classes, {images.count[0]} training and {images.count[1]} validation images",
         name=name,
@@ -247,7 +250,8 @@ def _plain(value: object) -> str:
 
 
 _TEMPLATE = """\
-# Written by `lpvit init` for {root}. Run it: lpvit prune FILE; every key: docs/configuration.md
+# yaml-language-server: $schema={schema}
+# Written by `lpvit init` for {root}. Run it: lpvit prune FILE. Editors show every key by the schema above.
 # {found}
 report: {name}
 

@@ -6,8 +6,7 @@ the job instead (`lpvit.store.records`), which names the settings that differ.
 
 Snakemake has no public interface for this: an input that represents the settings reruns every job once more under the
 trigger `input`, and params are not compared without metadata. So two methods of one of its classes are replaced, only
-here, as are the hooks of a run; `tests/workflow/test_persistence.py` tests this with the oldest and the newest
-supported version of Snakemake.
+here, as are the hooks of a run; tests run this with the oldest and the newest supported version of Snakemake.
 """
 
 import inspect

@@ -13,7 +13,7 @@ from conftest import Workflow
 def submitted(workflow: Workflow, tiny_config: dict, change, monkeypatch: pytest.MonkeyPatch):
     """The arguments of every job, by its rule, of a run with four GPUs a training; a command stands in for `qsub`."""
     pytest.importorskip("snakemake_executor_plugin_cluster_generic", reason="needs lpvit[cluster]")
-    config = change(tiny_config, "compute", {"device": "auto", "processes": 4, "threads": 3})
+    config = change(tiny_config, "compute", {"device": "auto", "processes": 4, "threads": 2})
     monkeypatch.setenv("PATH", f"{workflow.folder / 'bin'}:{os.environ['PATH']}")
 
     snakefile = workflow.folder / "workflow/Snakefile"  # short jobs too, as they would wait for those that are not run
@@ -67,14 +67,14 @@ def test_a_submit_command_gets_gpus_memory_and_time_of_every_rule(submitted) -> 
         (
             "qsub",
             "profiles/pbs",
-            "-l select=1:ncpus=3:mem=64000mb:ngpus=4 -l walltime=24:0:00",
-            "-l select=1:ncpus=3:mem=8000mb:ngpus=0 -l walltime=4:0:00",
+            "-l select=1:ncpus=2:mem=64000mb:ngpus=4 -l walltime=24:0:00",
+            "-l select=1:ncpus=2:mem=8000mb:ngpus=0 -l walltime=4:0:00",
         ),
         (
             "bsub",
             "profiles/lsf",
-            "-n 3 -R span[hosts=1] rusage[mem=64000MB] -W 1440 -gpu num=4 /",
-            "-n 3 -R span[hosts=1] rusage[mem=8000MB] -W 240 /",
+            "-n 2 -R span[hosts=1] rusage[mem=64000MB] -W 1440 -gpu num=4 /",
+            "-n 2 -R span[hosts=1] rusage[mem=8000MB] -W 240 /",
         ),
     ],
 )
