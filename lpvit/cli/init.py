@@ -9,7 +9,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -22,6 +21,7 @@ from lpvit.data.layouts import Found, recognise
 from lpvit.data.listing import IMAGE_SUFFIXES
 from lpvit.data.settings import ImageSet
 from lpvit.errors import LpvitError
+from lpvit.lazy import is_installed
 from lpvit.store.artifacts import write_text
 
 DEFAULTS = (("train", "train"), ("validation", "val"))  # of a dataset
@@ -169,7 +169,7 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
     pixels = images.size[0] * images.size[1]
     if 3 * pixels * sum(images.count) < MEMORY:
         loader = "memory"
-    elif images.jpeg and find_spec("nvidia") and find_spec("nvidia.dali"):
+    elif images.jpeg and is_installed("nvidia.dali"):
         loader = "dali"
     else:
         loader = "timm"

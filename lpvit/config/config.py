@@ -20,7 +20,7 @@ from lpvit.errors import LpvitError, nearest
 from lpvit.mistakes import mistakes
 from lpvit.models.settings import Model
 from lpvit.quantisation.settings import Quantisation
-from lpvit.schemes.settings import AnyScheme
+from lpvit.schemes.settings import AnyScheme, require_compatible
 from lpvit.settings import Compute, LocalPath, Name, Section
 from lpvit.structures.settings import AnyStructure
 from lpvit.training.settings import Recipe
@@ -114,6 +114,15 @@ class Config(Section):
                 self.prunings[experiment.pruning].require_budget(self.budgets[experiment.budget])
             except ValueError as error:
                 raise ValueError(f"experiments.{key}.budget: '{experiment.budget}': {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _schemes_work_together(self) -> "Config":
+        for key, experiment in self.experiments.items():
+            try:
+                require_compatible(self.schemes[name] for name in experiment.schemes)
+            except ValueError as error:
+                raise ValueError(f"experiments.{key}.schemes: {error}") from None
         return self
 
     def _references(self) -> Iterator[tuple[str, str, str]]:

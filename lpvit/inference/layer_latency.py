@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lpvit.measure.timing import time_in_turns
+from lpvit.measure.timing import random_inputs, time_in_turns
 from lpvit.progress import bar
 from lpvit.sparse import BlockSparseLinear
 from lpvit.store.schemas import LATENCY
@@ -57,7 +57,7 @@ def measure_latency(
     rows = []
     for out_features, in_features, tokens in bar(shapes, f"latency {block_shape[0]}x{block_shape[1]}", "shape"):
         dense = nn.Linear(in_features, out_features).to(device, dtype)
-        inputs = torch.randn(batch_size, tokens, in_features, device=device).to(dtype)
+        inputs = random_inputs(batch_size, tokens, in_features).to(device, dtype)
         layers = _block_sparse(dense, BlockGrid((out_features, in_features), block_shape), sparsities)
         for sparsity, milliseconds in _milliseconds(dense, layers, inputs, seconds).items():
             place = (out_features, in_features, tokens, *block_shape, sparsity)

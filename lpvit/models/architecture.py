@@ -35,7 +35,7 @@ class Architecture(Section):
     Attributes:
         source: Builds the bare model, with its arguments.
         edits: Edits in order.
-        classes: Their names, by label; empty if they are not known.
+        classes: Names of the classes in the order of the logits; empty if they are not known.
     """
 
     source: AnySource
@@ -55,8 +55,7 @@ class Architecture(Section):
             LpvitError: The model has no name in timm.
         """
         source = getattr(model, "lpvit_source", None) if options is None else None
-        classes = getattr(model, "lpvit_classes", ())
-        return cls(source=source or Timm.of(model, options), edits=edits_of(model), classes=classes)
+        return cls(source=source or Timm.of(model, options), edits=edits_of(model), classes=classes_of(model))
 
     def with_edits(self, edits: Sequence[Edit]) -> Self:
         """The same source with these edits and no others."""
@@ -72,14 +71,25 @@ class Architecture(Section):
         Raises:
             LpvitError: The source cannot build it, or an edit does not fit.
         """
-        model = self.source.build(**arguments)
-        model.lpvit_source = self.source  # type: ignore[assignment]
-        model.lpvit_classes = self.classes  # type: ignore[assignment]
-        for edit in self.edits:
-            apply_edit(model, edit)
+        with torch.random.fork_rng(devices=[]):  # the seed is of this model alone
+            model = self.source.build(**arguments)
+            model.lpvit_source = self.source  # type: ignore[assignment]
+            name_classes(model, self.classes)
+            for edit in self.edits:
+                apply_edit(model, edit)
         if state is not None:
             model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         return model
+
+
+def classes_of(model: nn.Module) -> tuple[str, ...]:
+    """The names of a model's classes in the order of its logits, or none; copies of a model keep them."""
+    return getattr(model, "lpvit_classes", ())
+
+
+def name_classes(model: nn.Module, classes: Sequence[str]) -> None:
+    """Records the names of a model's classes."""
+    model.lpvit_classes = tuple(classes)  # type: ignore[assignment]
 
 
 def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
@@ -93,7 +103,7 @@ def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Modul
         LpvitError: The architecture cannot be built, or is far larger than the file.
     """
     numbers = sum(tensor.numel() for tensor in state.values())
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), _at_most(3 * len(state) + 100):
+    with torch.device("meta"), _at_most(3 * len(state) + 100):
         try:
             model = architecture.build()
         except LpvitError:

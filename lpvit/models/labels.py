@@ -6,20 +6,9 @@ from collections.abc import Sequence
 from timm.data import ImageNetInfo
 
 from lpvit.data.classes import require_same_order
-from lpvit.models.architecture import Architecture
 from lpvit.models.settings import Model
 
 IMAGENET_1K = 1000
-
-
-def labelled(architecture: Architecture, classes: Sequence[str]) -> Architecture:
-    """A dense model's architecture with the names of its classes, which all models made of it keep.
-
-    Args:
-        architecture: Of the dense model.
-        classes: Of its dataset, by label.
-    """
-    return architecture.model_copy(update={"classes": tuple(classes)})
 
 
 def require_labels_of_weights(settings: Model, classes: Sequence[str]) -> None:

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import pandas as pd
 from pydantic import TypeAdapter
 
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.costs.settings import Energy
-from lpvit.store.schemas import BLOCKS, COSTS, CURVES
+from lpvit.store.schemas import BLOCKS, COSTS, CURVES, OUTCOMES
 from lpvit.store.tables import read_parquet
 from lpvit.structures.settings import AnyStructure, StructureSettings
 from lpvit.structures.structure import ModelStructure, Structure, structure_of
@@ -26,7 +27,8 @@ def allocation_inputs(snakemake: Any) -> tuple[LayerTables, Budget]:
     """Reads the inputs of an allocation.
 
     Args:
-        snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.
+        snakemake: The object that Snakemake gives to the script of a rule with these inputs and params; with an input
+            ``outcomes``, the budget is the share of the MACs chosen there.
     """
     table, block_shape = snakemake.input.latency, snakemake.params.pruning.get("block_shape")
     tables = LayerTables(
@@ -36,4 +38,12 @@ def allocation_inputs(snakemake: Any) -> tuple[LayerTables, Budget]:
         energy=Energy.model_validate(snakemake.params.energy),
         latency=read_latency(table, tuple(block_shape)) if table else None,
     )
-    return tables, Budget.model_validate(snakemake.params.budget)
+    budget = Budget.model_validate(snakemake.params.budget)
+    found = snakemake.input.get("outcomes")
+    return tables, budget.at(chosen_share(read_parquet(found, OUTCOMES))) if found else budget
+
+
+def chosen_share(outcomes: pd.DataFrame) -> float:
+    """The share of the MACs that met a budget by outcome best, of a table of schema ``OUTCOMES``."""
+    (share,) = outcomes.loc[outcomes["chosen"], "macs"]
+    return float(share)

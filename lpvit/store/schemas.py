@@ -73,7 +73,12 @@ PLAN = Schema(
         Column("dense_macs", pa.int64(), "MAC/image", "MACs of the dense model in linear layers"),
         Column("prunable_macs", pa.int64(), "MAC/image", "part of dense_macs in prunable layers"),
         Column("least_macs", pa.int64(), "MAC/image", "MACs kept when every prunable layer is at min_keep_ratio"),
-        Column("target", pa.float64(), "", "the budget: a share kept, or sparsity; of two the first"),
+        Column(
+            "target",
+            pa.float64(),
+            "",
+            "the budget: share kept, sparsity, points lost or ms; of two the first",
+        ),
     ),
 )
 
@@ -167,6 +172,21 @@ FRONTIER = Schema(
         Column("distortion", pa.float64(), "logit^2/image", "sum of the layers' curves"),
         Column("first", pa.float64(), "", "value reached for the first budget: share kept, or sparsity"),
         Column("second", pa.float64(), "", "value reached for the second budget"),
+    ),
+)
+
+OUTCOMES = Schema(
+    "outcomes.parquet",
+    "compressed model that was tried for a budget by its outcome",
+    (
+        Column("outcome", pa.string(), "", "points_lost or milliseconds"),
+        Column("target", pa.float64(), "", "of the budget"),
+        Column("macs", pa.float64(), "", "share of the dense model's MACs that it was asked to keep"),
+        Column("value", pa.float64(), "", "points of top-1 accuracy lost on held-out images, or milliseconds"),
+        Column("low", pa.float64(), "", "lower end of the 95 % interval"),
+        Column("high", pa.float64(), "", "upper end of the 95 % interval"),
+        Column("meets", pa.bool_(), "", "whether the value is within the budget"),
+        Column("chosen", pa.bool_(), "", "whether the model is the result"),
     ),
 )
 
@@ -286,7 +306,7 @@ CHOICES = Schema(
         Column("module", pa.string(), "", "name in the model"),
         Column("kind", pa.string(), "", "layer, or attention (its product alone)"),
         Column("by_kernel", pa.bool_(), "", "whether our kernel computes it, because it was measured to be faster"),
-        Column("precision", pa.string(), "", "type of the products: float32, bfloat16, int8"),
+        Column("precision", pa.string(), "", "type of the products"),
         Column("sparsity", pa.float64(), "", "share of its blocks that is pruned; null of attention", nullable=True),
         Column("torch_milliseconds", pa.float64(), "ms/pass", "without our kernel; null if not timed", nullable=True),
         Column("kernel_milliseconds", pa.float64(), "ms/pass", "with our kernel; null if not timed", nullable=True),
@@ -320,6 +340,7 @@ ALL = (
     CURVES,
     ALLOCATION,
     FRONTIER,
+    OUTCOMES,
     FREEDOMS,
     INTERACTIONS,
     HISTORY,

@@ -4,7 +4,7 @@ A structure either offers options layer by layer, among which an allocator choos
 for the whole model (`ModelStructure`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec
 from lpvit.models.analysis.passes import Batches
+from lpvit.refitting.layer_fits import LayerFit
 from lpvit.structures.calibration import Statistics
 
 if TYPE_CHECKING:
@@ -112,6 +113,26 @@ class Structure(Protocol):
             images: Calibration images, or None.
             device: Where to compute.
         """
+
+
+class FittedByLayer(Structure, Protocol):
+    """A structure whose layers can be chosen and fitted one by one, amid layers of other structures."""
+
+    @staticmethod
+    def require_consistent(statistics: Statistics, path: str | Path) -> None:
+        """Checks statistics that were read from a file.
+
+        Raises:
+            LpvitError: Their tables do not go together.
+        """
+
+    def choice_of(self, removed: Mapping[str, int], statistics: Statistics) -> Any:
+        """The remaining part of layers that lose a number of their pieces (layer -> pieces), as `choose` gives it."""
+
+    def fits(
+        self, model: nn.Module, choice: Any, statistics: Statistics, device: torch.device | str
+    ) -> Sequence[LayerFit]:
+        """Fits of the layers of a choice, in order of execution; for the arguments, see `compress`."""
 
 
 @runtime_checkable

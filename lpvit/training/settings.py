@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from lpvit.precisions import FLOATING
 from lpvit.settings import LocalPath, Section, Share
 
 
@@ -54,7 +55,9 @@ class Recipe(Section):
     teacher_checkpoint: LocalPath | None = Field(None, description="local weights of a timm teacher; else timm's own")
     distillation_alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation loss")
     distillation_temperature: float = Field(1.0, gt=0, description="temperature of soft distillation")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast of the forward pass")
+    precision: Literal[FLOATING] = Field(  # type: ignore[valid-type]
+        "float32", description="autocast of the forward pass"
+    )
     seed: int = Field(0, ge=0, description="seed of data order, augmentation and dropout")
 
     @property

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
+from lpvit.precisions import dtype_of
 from lpvit.progress import bar
 from lpvit.schemes.scheme import anneal
 from lpvit.structures.blocks.grid import KeepMasks
@@ -156,7 +157,7 @@ class Trainer:
     def _autocast(self) -> Any:
         if self.recipe.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.recipe.precision))
+        return torch.autocast(self.device.type, dtype_of(self.recipe.precision))
 
     def _take_masks(self, keep_masks: KeepMasks) -> None:
         """Sets all other weights to exactly zero, from now on, also in the averaged model."""

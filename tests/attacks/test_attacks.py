@@ -37,9 +37,9 @@ from lpvit.store.artifacts import load, save
 from lpvit.store.digest import BLANK, seal
 from lpvit.store.schemas import BLOCKS, IMAGES
 from lpvit.store.tables import read_parquet, write_parquet
+from lpvit.structures.blocks.calibration import load_statistics
 from lpvit.structures.blocks.edit import with_keep_masks
 from lpvit.structures.blocks.masks import load_masks, save_masks
-from lpvit.structures.blocks.statistics import load_statistics
 from lpvit.structures.width.edit import NarrowerShapes
 
 ATTACKS = int(os.environ.get("LPVIT_ATTACKS", "0"))

@@ -1,5 +1,6 @@
 """The command `lpvit`, from a folder of images to files of models."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,25 @@ def test_a_config_is_checked_without_a_run(capsys: pytest.CaptureFixture[str]) -
 def test_without_a_config_a_command_says_how_to_make_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune"]) == 1
     assert "lpvit.yaml: config not found; write one with 'lpvit init FOLDER'" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_write_its_folders_is_refused_in_one_line(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(TINY))
+    Path("a_file").touch()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(Path("a_file").resolve()))
+    assert main(["prune", "config.yaml", "--dry-run"]) == 1
+    told = capfd.readouterr().err
+    assert "/a_file/.cache/snakemake: cannot be written (Not a directory), but Snakemake must; set XDG_CACHE" in told
+    assert told.count("\n") == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("caches").resolve()))
+    shutil.rmtree(".snakemake")
+    Path(".snakemake").touch()
+    assert main(["prune", "config.yaml", "--dry-run"]) == 1
+    told = capfd.readouterr().err
+    assert told.endswith("/.snakemake: cannot be written (File exists), but Snakemake must; run it in another folder\n")
 
 
 def test_a_run_is_that_of_the_workflow(finished: tuple[Workflow, Run], monkeypatch: pytest.MonkeyPatch) -> None:

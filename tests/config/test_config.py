@@ -341,6 +341,14 @@ def test_probes_are_used_only_where_something_is_gauss_newton(settings, probes):
     assert Blocks(block_shape=(16, 16), **settings).probes_used == probes
 
 
+def test_schemes_that_undo_each_other_are_refused_in_the_config():
+    raw = changed("experiments/main/schemes", ["merged", "sparse"])
+    raw["schemes"] = {"merged": "token_merging", "sparse": {"scheme": "sparse_attention"}}
+    message = "experiments.main.schemes: 'token_merging' and 'sparse_attention' both change the attention of a model"
+    with pytest.raises(LpvitError, match=message):
+        parse_config(raw)
+
+
 def test_paths_hold_the_home_folder_and_variables_and_no_address_of_a_remote_store(
     change, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,11 +172,16 @@ def test_memory_gives_exactly_what_timm_gives(
     assert same(load(images, root, "memory", **options), load(images, root, "timm", threads=2, **options))
 
 
-def test_memory_leaves_the_global_generators_alone(images: pd.DataFrame, root: Path) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("augmentation", [None, RANDOM], ids=["evaluation", "RandAugment"])
+def test_a_pass_leaves_the_global_generators_alone(
+    images: pd.DataFrame, root: Path, loader: str, augmentation: Augmentation | None
+) -> None:
+    """Else a training that is resumed, and reads again what it has seen, would go on with other numbers."""
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
     expected = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
-    load(images, root, "memory", augmentation=RANDOM)
+    load(images, root, loader, augmentation=augmentation)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected  # noqa: NPY002
 
 

@@ -32,6 +32,7 @@ ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method con
 DEFAULT_CONFIG = "config/config.yaml"
 
 SALIENCIES, DISTORTIONS = "lpvit.structures.blocks.saliencies", "lpvit.structures.blocks.distortions"
+STATISTICS = "lpvit.structures.blocks.statistics"
 
 try:  # before Snakemake, which reports neither file nor line and keeps the last of duplicate keys
     require_sound(workflow.configfiles or filter(os.path.exists, [DEFAULT_CONFIG]))
@@ -179,14 +180,16 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     if "dataset" not in names:
         return figures
     pruning = settings.prunings[names["pruning"]] if "pruning" in names else None
-    blocks = pruning if pruning is not None and pruning.structure == "blocks" else None
+    parts = dict(pruning.parts) if pruning is not None else {}
+    blocks = parts.get("blocks")
     schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
     return figures | {
         "lpvit.data.layouts": [settings.datasets[names["dataset"]].source.name],
         "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
-        "lpvit.structures": [pruning.structure] if pruning else [],
+        "lpvit.structures": sorted({pruning.structure, *parts}) if pruning else [],
         SALIENCIES: [blocks.saliency.name] if blocks else [],
         DISTORTIONS: [blocks.distortion.name] if blocks else [],
+        STATISTICS: [statistic.name for statistic in blocks.statistics] if blocks else [],
         "lpvit.allocation.allocators": [budget_of(wildcards).allocator.name] if "budget" in names else [],
         "lpvit.schemes.kinds": sorted({settings.schemes[name].scheme for name in schemes}),
     }
@@ -237,6 +240,10 @@ def measures_images(wildcards) -> bool:
 
 def is_reconstructed(wildcards) -> bool:
     return budget_of(wildcards).reconstruction != "none"
+
+
+def is_by_outcome(wildcards) -> bool:
+    return budget_of(wildcards).by_outcome
 
 
 def one_of(names: Iterable[str]) -> str:

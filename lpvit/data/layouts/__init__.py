@@ -97,7 +97,7 @@ def recognise(folder: Path) -> Found | None:
     Raises:
         LpvitError: Something is missing that only the user can give.
     """
-    found = [each for layout in Layout.registry.values() if (each := layout.recognise(folder)) is not None]
+    found: list[Found] = [each for layout in Layout.registry.values() if (each := layout.recognise(folder)) is not None]
     if found:
         return max(found, key=lambda each: (each.validation is not None, each.layout.rank))
     below = subfolders(folder)

@@ -15,7 +15,7 @@ def block_table(statistics: Statistics, saliency: saliencies.Saliency) -> pd.Dat
     """Scores of all blocks.
 
     Args:
-        statistics: From `lpvit.structures.blocks.products.statistics_with_products`, with what the saliency needs.
+        statistics: From `lpvit.structures.blocks.calibration.collect`, with what the saliency needs.
         saliency: One of the `lpvit.structures.blocks.saliencies`.
 
     Returns:

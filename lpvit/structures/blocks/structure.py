@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.analysis.passes import Batches
+from lpvit.structures.blocks.calibration import load_statistics, require_one_grid
 from lpvit.structures.blocks.edit import record_keep_masks
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
-from lpvit.structures.blocks.masks import build_keep_masks
+from lpvit.structures.blocks.masks import build_keep_masks, keep_masks_without
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.blocks.statistics import load_statistics
-from lpvit.structures.blocks.weights import pruned_weights
+from lpvit.structures.blocks.weights import BlockFit, block_fits, pruned_weights
 from lpvit.structures.calibration import Statistics
 from lpvit.structures.structure import Compressed, Options
 
@@ -65,6 +65,10 @@ class BlockStructure:
     def load_statistics(path: str | Path) -> Statistics:
         return load_statistics(path)
 
+    @staticmethod
+    def require_consistent(statistics: Statistics, path: str | Path) -> None:
+        require_one_grid(statistics, path)
+
     def options(
         self, statistics: Statistics, model: nn.Module | None, images: Batches | None, device: torch.device | str
     ) -> Options:
@@ -73,6 +77,15 @@ class BlockStructure:
 
     def choose(self, blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str, Tensor]:
         return build_keep_masks(blocks, allocation)
+
+    def choice_of(self, removed: Mapping[str, int], statistics: Statistics) -> dict[str, Tensor]:
+        blocks = block_table({layer: statistics[layer] for layer in removed}, self.settings.saliency)
+        return keep_masks_without(blocks, removed)
+
+    def fits(
+        self, model: nn.Module, choice: KeepMasks, statistics: Statistics, device: torch.device | str
+    ) -> list[BlockFit]:
+        return block_fits(model.to(device), choice, self.settings.block_shape)
 
     def compress(
         self,

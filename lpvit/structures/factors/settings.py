@@ -16,6 +16,7 @@ Metric = Literal["two_sided", "activations", "fisher", "weights"]
 class Factors(StructureSettings):
     """Low-rank factors: a layer becomes two smaller ones, `W ~ B A`."""
 
+    units: ClassVar = "ranks"
     compresses_by_statistics: ClassVar = True
     compress_keys: ClassVar = ("rank_multiple", "form", "metric", "refine_steps")
 
