@@ -49,6 +49,7 @@ class Images:
         size: Median width and height in pixels.
         looked_at: Number of decoded images.
         bad: Images that cannot be decoded, with the reason.
+        imagenet: Whether the classes are those of ImageNet-1k, which timm's weights know.
     """
 
     dataset: ImageSet
@@ -59,6 +60,7 @@ class Images:
     size: tuple[int, int]
     looked_at: int
     bad: dict[str, str]
+    imagenet: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def survey(folder: Path) -> Images:
         (int(median(width for width, _ in sizes)), int(median(height for _, height in sizes))),
         len(paths),
         bad,
+        table["label"].nunique() == 1000 and table["class_name"].str.fullmatch(r"n\d{8}").all(),
     )
 
 
@@ -177,8 +180,11 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
     batch_size = max(1, min(64, train // 4))
     if model is None and side > SMALL and _has_weights(PRETRAINED[gpu]):
         model = PRETRAINED[gpu]
-    if model is not None:
+    if model is not None and images.imagenet:
         lines = f"    timm: {model}\n    weights: pretrained"
+        why = f"{model} with timm's weights, which know these classes"
+    elif model is not None:
+        lines = f"    timm: {model}\n    weights: pretrained\n{_TRAINED}"
         why = f"{model} with timm's weights, trained further on these classes"
     else:
         lines, why = _small_model(side, PRETRAINED[gpu])
@@ -192,7 +198,7 @@ def _small_model(side: int, pretrained: str) -> tuple[str, str]:
     size = 32 if side <= 40 else 64 if side <= SMALL else 112
     options = f"{{img_size: {size}, patch_size: {max(size // 8, 4)}, embed_dim: 128, depth: 6, num_heads: 4}}"
     reason = "" if side <= SMALL else f" (the weights of {pretrained} are not cached, huggingface.co does not respond)"
-    lines = f"    timm: vit_tiny_patch16_224\n    options: {options}\n    weights: train"
+    lines = f"    timm: vit_tiny_patch16_224\n    options: {options}\n    weights: train\n{_TRAINED}"
     return lines, f"a small ViT for {size} x {size} pixels, trained from scratch{reason}"
 
 
@@ -249,6 +255,7 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
 
 
+_TRAINED = "    recipe: dense  # trains it on these images"
 _TEMPLATE = """\
 # yaml-language-server: $schema={schema}
 # Written by `lpvit init` for {root}. Run it: lpvit prune FILE. Editors show every key by the schema above.
@@ -263,7 +270,6 @@ datasets:
 models:
   vit:
 {model}
-    recipe: dense  # trains it on these images
 
 calibrations:
   few: {{images: {calibration}}}  # of the training split; more images give more accurate models
