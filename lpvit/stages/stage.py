@@ -12,6 +12,7 @@ from typing import Any
 
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute, local_path
+from lpvit.stages.gpus import take_gpus
 from lpvit.store.holding import end_with_the_run, require_held
 from lpvit.store.records import drop_record, write_record
 
@@ -71,12 +72,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _compute(snakemake: Any) -> Compute:
     asked = Compute.model_validate(snakemake.config.get("compute", {}))
+    gpus = int(snakemake.resources.get("gpu", 0))
+    take_gpus(gpus)
     if "torch" not in sys.modules:
         return asked
     import torch
 
     torch.set_num_threads(snakemake.threads)
-    device = asked.device
+    device = asked.device if gpus else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise LpvitError("config: compute.device: 'cuda', but torch finds no GPU; use 'auto' or 'cpu'")
     if device == "auto":
@@ -88,6 +91,7 @@ def _log_to(file: str, results: Path) -> None:
     """Prefixes every line with the last two decisions of the result, for example ``[half/short]``."""
     folder = Path(file).parent
     folder.mkdir(parents=True, exist_ok=True)
+    Path(file).unlink(missing_ok=True)  # that of another user may not be writable
     decisions = folder.relative_to(results).parts if folder.is_relative_to(results) else folder.parts
     label = "/".join(decisions[-2:]).replace("%", "%%")
     form = f"%(asctime)s {f'[{label}] ' if label else ''}%(message)s"
