@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.errors import LpvitError
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.sources.families import call_modules
@@ -37,7 +37,7 @@ def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) 
     Raises:
         LpvitError: The precision is unknown.
     """
-    model = call_modules(deepcopy(pruned.model).eval().requires_grad_(False))
+    model = call_modules(deepcopy(require_pruned(pruned).model).eval().requires_grad_(False))
     if precision is not None:
         if precision not in SPARSE:
             raise LpvitError(f"precision: no '{precision}'; there are {', '.join(SPARSE)}")

@@ -1,12 +1,11 @@
 """Settings of a training."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from lpvit.precisions import FLOATING
-from lpvit.settings import Section, Share
+from lpvit.settings import LocalPath, Section, Share
 
 
 def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -53,7 +52,7 @@ class Recipe(Section):
     )
     distillation: Literal["none", "soft", "hard"] = Field("none", description="loss against the teacher")
     teacher: str | None = Field(None, description="`dense` (the model before pruning) or a timm model name")
-    teacher_checkpoint: Path | None = Field(None, description="local weights of a timm teacher; else timm's own")
+    teacher_checkpoint: LocalPath | None = Field(None, description="local weights of a timm teacher; else timm's own")
     distillation_alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation loss")
     distillation_temperature: float = Field(1.0, gt=0, description="temperature of soft distillation")
     precision: Literal[FLOATING] = Field(  # type: ignore[valid-type]

@@ -79,11 +79,20 @@ def load_statistics(path: str | Path) -> Statistics:
         LpvitError: As `lpvit.store.artifacts.load`, or the tables of a layer are inconsistent.
     """
     statistics: Statistics = load(path, "statistics", dict[str, dict[str, InstanceOf[Tensor]]])
+    require_one_grid(statistics, path)
+    return statistics
+
+
+def require_one_grid(statistics: Statistics, path: str | Path) -> None:
+    """Checks statistics that were read from a file.
+
+    Raises:
+        LpvitError: The tables of a layer are inconsistent.
+    """
     for layer, tables in statistics.items():
         grid = tables.get("weights", torch.empty(0)).shape
         if len(grid) != 2 or 0 in grid or not all(_fits(table, grid) for table in tables.values()):
             raise LpvitError(f"{path}: the tables of '{layer}' are not of one grid of blocks; delete it and rerun")
-    return statistics
 
 
 def _fits(table: Tensor, grid: torch.Size) -> bool:

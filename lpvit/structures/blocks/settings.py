@@ -1,15 +1,13 @@
 """Settings of blocks."""
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lpvit.structures.blocks.distortions import Distortion
 from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.statistics import Statistic
-from lpvit.structures.settings import StructureSettings
-
-Freedom = Literal["centre", "residual", "values", "queries", "hidden"]  # of `lpvit.bases.align`
+from lpvit.structures.settings import Basis, StructureSettings, freedoms_of
 
 
 class Blocks(StructureSettings):
@@ -24,7 +22,7 @@ class Blocks(StructureSettings):
     block_shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
         description="rows (output features) and columns (input features) of a block"
     )
-    basis: Literal["given", "aligned"] | tuple[Freedom, ...] = Field(
+    basis: Basis = Field(
         "given",
         description="weights as they are, or the same function in aligned bases, where few blocks matter: all freedoms "
         "of the model (`aligned`) or a list of them (`residual`, `values`, `queries`, `hidden`, `centre`)",
@@ -46,9 +44,12 @@ class Blocks(StructureSettings):
     )
 
     @property
+    def timed_shapes(self) -> tuple[tuple[int, int], ...]:
+        return (self.block_shape,)
+
+    @property
     def freedoms(self) -> tuple[str, ...]:
-        named = get_args(Freedom) if self.basis == "aligned" else self.basis
-        return () if self.basis == "given" else tuple(named)
+        return freedoms_of(self.basis)
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
