@@ -20,7 +20,7 @@ def hold_folder() -> None:
     except LpvitError as error:
         raise WorkflowError(str(error)) from None
     remove_leftovers(RESULTS)
-    of_digits = ["sklearn.datasets" for dataset in settings.datasets.values() if dataset.source == "digits"]
+    of_digits = ["sklearn.datasets" for dataset in settings.datasets.values() if dataset.source.name == "digits"]
     preloaded.start(settings.compute.threads, [*preloaded.MODULES, *of_digits])
 
 
