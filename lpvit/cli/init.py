@@ -14,6 +14,7 @@ from statistics import median
 
 from PIL import Image
 
+from lpvit.cli.run import snakefile
 from lpvit.data.encoded import first_without_jpeg, is_a_file, name_of, read_encoded
 from lpvit.data.index import find_problem, list_images
 from lpvit.data.layouts import Found, recognise
@@ -23,6 +24,7 @@ from lpvit.errors import LpvitError
 from lpvit.lazy import is_installed
 from lpvit.store.artifacts import write_text
 
+DEFAULTS = (("train", "train"), ("validation", "val"))  # of a dataset
 SHARE = 0.2  # of images without splits, used for validation
 LOOKED_AT = 2000  # images that are decoded, sampled at random
 SMALL = 64  # pixels of the shorter side up to which a small model is trained from scratch
@@ -47,6 +49,7 @@ class Images:
         size: Median width and height in pixels.
         looked_at: Number of decoded images.
         bad: Images that cannot be decoded, with the reason.
+        imagenet: Whether the classes are those of ImageNet-1k, which timm's weights know.
     """
 
     dataset: ImageSet
@@ -57,6 +60,7 @@ class Images:
     size: tuple[int, int]
     looked_at: int
     bad: dict[str, str]
+    imagenet: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ def survey(folder: Path) -> Images:
         (int(median(width for width, _ in sizes)), int(median(height for _, height in sizes))),
         len(paths),
         bad,
+        table["label"].nunique() == 1000 and bool(table["class_name"].str.fullmatch(r"n\d{8}").all()),
     )
 
 
@@ -175,8 +180,11 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
     batch_size = max(1, min(64, train // 4))
     if model is None and side > SMALL and _has_weights(PRETRAINED[gpu]):
         model = PRETRAINED[gpu]
-    if model is not None:
+    if model is not None and images.imagenet:
         lines = f"    timm: {model}\n    weights: pretrained"
+        why = f"{model} with timm's weights, which know these classes"
+    elif model is not None:
+        lines = f"    timm: {model}\n    weights: pretrained\n{_TRAINED}"
         why = f"{model} with timm's weights, trained further on these classes"
     else:
         lines, why = _small_model(side, PRETRAINED[gpu])
@@ -190,7 +198,7 @@ def _small_model(side: int, pretrained: str) -> tuple[str, str]:
     size = 32 if side <= 40 else 64 if side <= SMALL else 112
     options = f"{{img_size: {size}, patch_size: {max(size // 8, 4)}, embed_dim: 128, depth: 6, num_heads: 4}}"
     reason = "" if side <= SMALL else f" (the weights of {pretrained} are not cached, huggingface.co does not respond)"
-    lines = f"    timm: vit_tiny_patch16_224\n    options: {options}\n    weights: train"
+    lines = f"    timm: vit_tiny_patch16_224\n    options: {options}\n    weights: train\n{_TRAINED}"
     return lines, f"a small ViT for {size} x {size} pixels, trained from scratch{reason}"
 
 
@@ -222,10 +230,11 @@ def _config(images: Images, choice: Choice) -> str:
     given = dataset.model_dump(mode="json", exclude_unset=True, exclude={"source"})
     source = {} if dataset.source.name == "folder" else {"source": dataset.source.name}
     skip = {"on_bad_image": "skip"} if images.bad else {}
-    shown = {key: value for key, value in (source | given | skip).items() if (key, value) != ("train", "train")}
+    shown = {key: value for key, value in (source | given | skip).items() if (key, value) not in DEFAULTS}
     lines = "\n".join(f"    {key}: {_plain(value)}" for key, value in shown.items())
     dense, short = choice.epochs
     return _TEMPLATE.format(
+        schema=snakefile().parent / "config/schema.json",
         root=dataset.root,
         found=f"{images.classes} classes, {images.count[0]} training and {images.count[1]} validation images",
         name=name,
@@ -246,8 +255,10 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
 
 
+_TRAINED = "    recipe: dense  # trains it on these images"
 _TEMPLATE = """\
-# Written by `lpvit init` for {root}. Run it: lpvit prune FILE; every key: docs/configuration.md
+# yaml-language-server: $schema={schema}
+# Written by `lpvit init` for {root}. Run it: lpvit prune FILE. Editors show every key by the schema above.
 # {found}
 report: {name}
 
@@ -259,7 +270,6 @@ datasets:
 models:
   vit:
 {model}
-    recipe: dense  # trains it on these images
 
 calibrations:
   few: {{images: {calibration}}}  # of the training split; more images give more accurate models

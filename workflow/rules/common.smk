@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 # The scripts import the package of this checkout, also in a conda environment that has only its dependencies. A
 # workflow without the package, as deployed by snakedeploy, imports the installed package.
@@ -24,8 +25,14 @@ from lpvit.config.config import Experiment, parse_config
 from lpvit.config.files import require_sound
 from lpvit.data.listing import stamps
 from lpvit.errors import LpvitError
-from lpvit.settings import Section
+from lpvit.settings import Section, local_path
+from lpvit.stages.console import VARIABLE, Console
+from lpvit.stages.gpus import own_nodes, visible_gpus
 from lpvit.store.provenance import source_digests
+
+if os.environ.get(VARIABLE) and workflow.is_main_process:  # `lpvit prune`, which has switched off Snakemake's lines
+    page = Path(local_path(config.get("results", "results")), "report", str(config.get("report", "main")), "index.html")
+    logger.addHandler(Console(config, str(page)))
 
 ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method conda
 
@@ -57,10 +64,20 @@ if workflow.storage_settings.default_storage_provider is not None:  # records an
     raise WorkflowError("--default-storage-provider: results must be in a folder of this machine; leave it out")
 
 CACHED = workflow.workflow_settings.cache is not None  # --cache: expensive results are shared between folders
+NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training, from a scheduler
+# The resource `gpu` of every rule: its GPUs, of all nodes that a scheduler gives it. Profiles translate it.
 GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
-NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training
+GPUS_OF_TRAINING = GPUS * settings.compute.processes // own_nodes(settings.compute.nodes)
+FOUND = len(visible_gpus())
+if workflow.is_main_process and workflow.local_exec and not workflow.dryrun and FOUND:
+    if GPUS_OF_TRAINING > FOUND:
+        raise WorkflowError(f"config: compute.processes: needs {GPUS_OF_TRAINING} GPUs of this machine, it has {FOUND}")
+    if "gpu" not in (workflow.resource_settings.resources or {}):
+        workflow.global_resources["gpu"] = FOUND  # jobs at a time; each takes its own
 
 RESULTS = str(settings.results)
+if workflow.modifier.path_modifier.replace_prefix(RESULTS) != RESULTS:  # of a module; params hold paths as well
+    raise WorkflowError(f"module: 'prefix' is not followed; leave it out and set 'results: PREFIX/{RESULTS}' in its config")
 DATASET = f"{RESULTS}/{{dataset}}"
 MODEL = f"{DATASET}/{{model}}"
 CALIBRATION = f"{MODEL}/{{calibration}}"
@@ -129,12 +146,6 @@ def samples_of(wildcards) -> str:
 def scaled(amount: int) -> Callable:
     """A resource that grows with every attempt: a job that ran out of memory or time gets more in a retry."""
     return lambda wildcards, attempt: amount * attempt
-
-
-def gpus_of_training(wildcards) -> str:
-    """The GPUs of each node, because a scheduler may distribute a total unevenly; none without training."""
-    trained = "recipe" in wildcards.keys() or settings.models[wildcards.model].recipe is not None
-    return f"gpu:{settings.compute.processes // NODES}" if GPUS and trained else ""
 
 
 def all_cores(wildcards) -> int:

@@ -12,6 +12,7 @@ rule index_images:
     resources:
         mem_mb=scaled(8_000),
         runtime=scaled(240),
+        gpu=0,
     conda:
         ENVIRONMENT
     script:

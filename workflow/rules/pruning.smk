@@ -246,6 +246,7 @@ rule measure_interactions:
     resources:
         mem_mb=scaled(32_000),
         runtime=scaled(60),
+        gpu=0,
     conda:
         ENVIRONMENT
     script:

@@ -59,6 +59,10 @@ rule trace_frontier:
         sources=sources("trace_frontier.py"),
     log:
         f"{BUDGET}/frontier.log",
+    resources:
+        mem_mb=scaled(8_000),
+        runtime=scaled(30),
+        gpu=0,
     conda:
         ENVIRONMENT
     script:
