@@ -7,7 +7,7 @@ the fit has not seen. The logarithm of measured over predicted is interpolated b
 O = output features of a layer; J = its input features, or one more with a bias; N = images.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,7 +85,7 @@ def curves_of(options: Options) -> dict[str, Curve]:
 def refitted_distortions(
     model: nn.Module,
     images: Batches,
-    fits: Mapping[str, Sequence[LayerFit]],
+    fits: Mapping[str, Sequence[Callable[[], LayerFit]]],
     device: torch.device | str,
 ) -> dict[str, list[float]]:
     """Distortion of fits of single layers, with all other layers dense.
@@ -93,7 +93,7 @@ def refitted_distortions(
     Args:
         model: Dense; moved to the device, otherwise not modified.
         images: Calibration images.
-        fits: Layer -> what is tried there; layers in order of execution.
+        fits: Layer -> what is tried there, made when the layer is reached; layers in order of execution.
         device: Where to compute.
 
     Returns:
@@ -105,12 +105,12 @@ def refitted_distortions(
     model.to(device)
     network = analyse(model)
     branches = network.branches | attention_branches(network)
-    places = [of_layer[-1].place for of_layer in fits.values() if of_layer]
+    places = [of_layer[-1]().place for of_layer in fits.values() if of_layer]
     found: dict[str, list[float]] = {layer: [] for layer in fits}
     with evaluation_mode(model):
         dense = RecordedPass.of(model, network.resume_points, _held_out(images).to(device), fits)
         for sums in sums_in_order(model, model, places, images, device=device, branches=branches):
-            weights = [fit(sums, RIDGES).weight for fit in fits[sums.layer]]
+            weights = [make()(sums, RIDGES).weight for make in fits[sums.layer]]
             found[sums.layer] = list(_distortions(model, dense, sums.layer, weights))
     return found
 
