@@ -15,6 +15,7 @@ class Folder(Layout):
     """One folder of images for each class, `<split>/<class>/*.jpg`; folders within it belong to the class."""
 
     numbered: ClassVar[bool] = False
+    rank: ClassVar[int] = 1  # archives often lie beside what was unpacked from them
 
     name: Literal["folder"] = "folder"
 
