@@ -1,4 +1,4 @@
-"""How much of a model factors, blocks and mixed structures keep, beside baselines of the same cost: no labels, no training.
+"""How much of a model factors, blocks and mixed structures keep, beside baselines: no labels, no training.
 
     snakemake --cores all results/cifar10/given/dense.pt --configfile config/cifar10.yaml
     python benchmarks/factors.py --config config/cifar10.yaml --dataset cifar10 --model given --output rows.csv

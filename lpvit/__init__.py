@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lpvit.api.quantise import quantise
     from lpvit.api.sparsify import sparsify
     from lpvit.api.training import evaluate, finetune
+    from lpvit.api.transform import transform
     from lpvit.errors import LpvitError
     from lpvit.progress import show_progress
     from lpvit.quantisation.settings import Quantisation
@@ -59,6 +60,7 @@ __all__ = [
     "save",
     "show_progress",
     "sparsify",
+    "transform",
 ]
 
 _MODULES = {
@@ -84,6 +86,7 @@ _MODULES = {
     "save": "api.checkpoint",
     "show_progress": "progress",
     "sparsify": "api.sparsify",
+    "transform": "api.transform",
 }
 
 _OLD_NAMES = {"Pruning": "Blocks"}  # of the last release, for one more

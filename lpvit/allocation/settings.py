@@ -10,7 +10,8 @@ from lpvit.allocation.allocators import Allocator
 from lpvit.settings import Fraction, LocalPath, Section, Share, with_moved_keys
 
 LATENCY_BATCH_SIZE = 8  # images per pass at which layers are timed
-TARGETS = ("macs", "sparsity", "energy", "latency")
+FACTORS = (0, 0)  # in the place of the block shape of a timed layer: low-rank factors
+TARGETS = ("macs", "sparsity", "parameters", "bytes", "energy", "latency")
 OUTCOMES = ("points_lost", "milliseconds")
 
 
@@ -24,6 +25,14 @@ class Budget(Section):
         description="share of the dense model's MACs in linear layers (patch embedding and heads included) to keep",
     )
     sparsity: Share | None = Field(None, description="share of the prunable weights to remove")
+    parameters: Fraction | None = Field(
+        None, description="share of the dense model's parameters to keep, in the layers that `macs` counts"
+    )
+    bytes: Fraction | None = Field(
+        None,
+        description="share of the bytes that these parameters take in a saved model to keep; blocks are stored whole, "
+        "also at ragged edges",
+    )
     energy: Fraction | None = Field(
         None,
         description="share of the dense model's modelled energy to keep, in the layers that `macs` counts",
@@ -53,7 +62,9 @@ class Budget(Section):
     allocator: Annotated[Allocator, Allocator.registry] = Field(
         "lagrangian", validate_default=True, description="rule that allocates a sparsity to every layer"
     )
-    min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that is always kept")
+    min_keep_ratio: Share = Field(
+        0.05, description="share of the blocks of every layer that is always kept; with factors, of its weights"
+    )
     reconstruction: Literal["none", "least_squares"] = Field(
         "none",
         description="remaining weights: unchanged, or refitted layer by layer to the dense outputs on the calibration "
@@ -123,7 +134,7 @@ class Budget(Section):
             raise ValueError(f"'{outcomes[0]}' takes one round, found steps {self.steps}; leave 'steps' out")
         if not outcomes and not 1 <= len(targets) <= 2:
             raise ValueError(
-                "give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them; or one of "
+                f"give one of {', '.join(map(repr, TARGETS))}, or two of them; or one of "
                 f"{' and '.join(map(repr, OUTCOMES))}"
             )
         if len(targets) == 2 and not self.allocator.meets_two_budgets:

@@ -42,6 +42,7 @@ def prune(
     """
     if isinstance(structure, ModelStructure):
         assert budget.macs is not None, "its settings require it (`StructureSettings.require_budget`)"
+        structure.require_reachable(model, budget.macs)
         return structure.compress_to(model.to(device), images, budget.macs, refit=budget.refits)
     require_reachable(shapes, budget)  # before the expensive part
     tables, statistics = _measured(model, images, structure, shapes, device)

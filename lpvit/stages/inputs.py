@@ -30,13 +30,14 @@ def allocation_inputs(snakemake: Any) -> tuple[LayerTables, Budget]:
         snakemake: The object that Snakemake gives to the script of a rule with these inputs and params; with an input
             ``outcomes``, the budget is the share of the MACs chosen there.
     """
-    table, block_shape = snakemake.input.latency, snakemake.params.pruning.get("block_shape")
+    pruning: StructureSettings = TypeAdapter(AnyStructure).validate_python(snakemake.params.pruning)
+    timed = [snakemake.input.latency] if isinstance(snakemake.input.latency, str) else list(snakemake.input.latency)
     tables = LayerTables(
         curves=read_parquet(snakemake.input.curves, CURVES),
         blocks=read_parquet(snakemake.input.blocks, BLOCKS),
         costs=read_parquet(snakemake.input.costs, COSTS),
         energy=Energy.model_validate(snakemake.params.energy),
-        latency=read_latency(table, tuple(block_shape)) if table else None,
+        latency=read_latency(timed, pruning.timed_shapes) if timed else None,
     )
     budget = Budget.model_validate(snakemake.params.budget)
     found = snakemake.input.get("outcomes")

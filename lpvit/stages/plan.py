@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ import timm
 import torch
 from torch import nn
 
-from lpvit.allocation.feasibility import Shapes, dense_and_least, require_reachable
+from lpvit.allocation.feasibility import Shapes, bounds, require_reachable
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.config.config import Config, Experiment
 from lpvit.costs.cost import measure_costs
-from lpvit.costs.settings import Energy
 from lpvit.data.encoded import first_without_jpeg
 from lpvit.data.index import class_names, list_images, usable_images
 from lpvit.data.settings import Dataset
@@ -32,8 +31,6 @@ from lpvit.models.sources.timm import create_model, nearest_model
 from lpvit.schemes.edit import add_scheme
 from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.structure import ModelStructure, structure_of
-from lpvit.structures.width.narrowing import require_narrowable
-from lpvit.structures.width.settings import Width
 from lpvit.training.loss import require_fit
 from lpvit.training.settings import Recipe
 
@@ -181,8 +178,6 @@ def _check_model(model: Model, classes: int | None) -> nn.Module:
 def _check_pruning(model: nn.Module, experiment: Experiment, settings: Config) -> dict[str, Any]:
     """What an experiment will prune of a model on the meta device."""
     budget, pruning = settings.budgets[experiment.budget], settings.prunings[experiment.pruning]
-    if isinstance(pruning, Width):
-        require_narrowable(model)
     if budget.by_outcome and experiment.schemes:
         raise LpvitError(f"schemes: a budget in '{budget.outcome[0]}' is measured without schemes; leave them out")
     with torch.device("meta"):
@@ -190,36 +185,20 @@ def _check_pruning(model: nn.Module, experiment: Experiment, settings: Config) -
             add_scheme(model, settings.schemes[scheme])
     costs = measure_costs(model)
     structure = structure_of(pruning)
+    macs, target = int(costs["macs"].sum()), next(iter(budget.stated.values()))
     if isinstance(structure, ModelStructure):
-        macs = costs["macs"].sum()
-        return {"dense_macs": macs, "prunable_macs": macs, "least_macs": 0, "target": budget.targets["macs"]}
-    counts = structure.counts(model)
-    row = _check_budget(costs, counts, structure.block_shape, budget, settings.energy)
-    if isinstance(pruning, Blocks):
-        samples = settings.calibrations[experiment.calibration].images * pruning.probes_used
-        _check_block_products(sum(counts.values()), samples)
-    return row
-
-
-def _check_budget(
-    costs: pd.DataFrame,
-    blocks: Mapping[str, int],
-    block_shape: tuple[int, int] | None,
-    budget: Budget,
-    energy: Energy,
-) -> dict[str, float]:
-    latency = None
-    if budget.latency_table is not None and block_shape is not None:
-        latency = read_latency(budget.latency_table, block_shape)
-    shapes = Shapes(costs, blocks, energy, latency)
+        structure.require_reachable(model, target)
+        return {"dense_macs": macs, "prunable_macs": macs, "least_macs": 0, "target": target}
+    table, pieces = budget.latency_table, structure.pieces(model)
+    latency = None if table is None else read_latency([table], pruning.timed_shapes)
+    shapes = Shapes(costs, pieces, settings.energy, latency)
     require_reachable(shapes, budget)
-    dense, least = dense_and_least(shapes, "macs", budget)
-    return {
-        "dense_macs": int(dense),
-        "prunable_macs": int(costs.loc[costs["layer"].isin(blocks), "macs"].sum()),
-        "least_macs": math.ceil(least),
-        "target": next(iter(budget.stated.values())),
-    }
+    for blocks in (part for part in pruning.parts.values() if isinstance(part, Blocks)):
+        samples = settings.calibrations[experiment.calibration].images * blocks.probes_used
+        _check_block_products(int((pieces[0]["structure"] == "blocks").sum()), samples)
+    _, _, at_most = bounds(shapes, "macs", 1.0, budget)
+    prunable = int(costs.loc[costs["layer"].isin(pieces[0]["layer"]), "macs"].sum())
+    return {"dense_macs": macs, "prunable_macs": prunable, "least_macs": macs - int(at_most), "target": target}
 
 
 def _check_block_products(blocks: int, samples: int) -> None:

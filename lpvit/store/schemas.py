@@ -57,8 +57,8 @@ LATENCY = Schema(
         Column("out_features", pa.int64(), "", "rows of the weight matrix"),
         Column("in_features", pa.int64(), "", "columns of the weight matrix"),
         Column("tokens", pa.int64(), "1/image", "vectors that the layer multiplies for an image"),
-        Column("block_rows", pa.int64(), "", "rows of a block"),
-        Column("block_columns", pa.int64(), "", "columns of a block"),
+        Column("block_rows", pa.int64(), "", "rows of a block; 0 for low-rank factors"),
+        Column("block_columns", pa.int64(), "", "columns of a block; 0 for low-rank factors"),
         Column("sparsity", pa.float64(), "", "share of the weights pruned; 0 is the dense layer, without blocks"),
         Column("milliseconds", pa.float64(), "ms/image", "time of the layer"),
     ),
@@ -72,7 +72,7 @@ PLAN = Schema(
         Column("classes", pa.int64(), "", "classes of the dataset"),
         Column("dense_macs", pa.int64(), "MAC/image", "MACs of the dense model in linear layers"),
         Column("prunable_macs", pa.int64(), "MAC/image", "part of dense_macs in prunable layers"),
-        Column("least_macs", pa.int64(), "MAC/image", "MACs kept when every prunable layer is at min_keep_ratio"),
+        Column("least_macs", pa.int64(), "MAC/image", "the least MACs that any budget can ask for"),
         Column(
             "target",
             pa.float64(),
@@ -84,12 +84,14 @@ PLAN = Schema(
 
 BLOCKS = Schema(
     "blocks.parquet",
-    "block of a prunable layer",
+    "piece that a prunable layer can lose: a block, or the step from one option to the next smaller one",
     (
         _LAYER,
-        Column("row", pa.int32(), "", "row of the block in the grid of the layer"),
-        Column("column", pa.int32(), "", "column of the block in the grid of the layer"),
-        Column("weights", pa.int32(), "", "weights in the block (smaller at ragged edges)"),
+        Column("structure", pa.string(), "", "of the layer without the piece: blocks or factors"),
+        Column("row", pa.int32(), "", "row of the block in the grid of the layer; of a step 0"),
+        Column("column", pa.int32(), "", "column of the block in the grid of the layer; of a step its number"),
+        Column("weights", pa.int32(), "", "weights in the piece (fewer in blocks at ragged edges)"),
+        Column("bytes", pa.int64(), "B", "that it takes in a saved model in float32 (blocks at ragged edges: padded)"),
         Column("saliency", pa.float64(), "", "score of the block; the lowest are pruned first"),
         Column("squared_norm", pa.float64(), "", "sum of the squared weights"),
     ),
@@ -151,7 +153,10 @@ ALLOCATION = Schema(
         Column("macs_dense", pa.int64(), "MAC/image", "MACs of the dense layer"),
         Column("macs_kept", pa.int64(), "MAC/image", "MACs of the kept blocks"),
         Column(
-            "budget", pa.string(), "", "macs, sparsity, energy or latency; like all columns below, same in all rows"
+            "budget",
+            pa.string(),
+            "",
+            "its key, such as macs or bytes; like all columns below, same in all rows",
         ),
         Column("target", pa.float64(), "", "the budget: share kept of the dense model's, or sparsity"),
         Column("achieved", pa.float64(), "", "value that the allocation reaches"),

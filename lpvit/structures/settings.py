@@ -43,6 +43,11 @@ class StructureSettings(Section):
         return {self.structure: self}
 
     @property
+    def timed_shapes(self) -> tuple[tuple[int, int], ...]:
+        """What layers are timed as for a budget in milliseconds: rows and columns of a block, or ``FACTORS``."""
+        return ()
+
+    @property
     def freedoms(self) -> tuple[str, ...]:
         """The freedoms of `lpvit.bases.align` that the dense model is first aligned by."""
         return ()

@@ -55,10 +55,6 @@ class Structure(Protocol):
     """Options of every layer: measured, offered to an allocator, applied and refitted."""
 
     @property
-    def block_shape(self) -> tuple[int, int] | None:
-        """Rows and columns of a block, for structures of blocks."""
-
-    @property
     def measures_images(self) -> bool:
         """Whether `options` needs the model and the calibration images."""
 
@@ -69,8 +65,12 @@ class Structure(Protocol):
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         """The layers that have options, in order of execution."""
 
-    def counts(self, model: nn.Module) -> dict[str, int]:
-        """Layer -> pieces that it can lose, in order of execution."""
+    def pieces(self, model: nn.Module) -> Sequence[pd.DataFrame]:
+        """What layers can lose, by their shapes alone, in order of execution.
+
+        Returns:
+            Alternatives for every layer, schema ``BLOCKS``; NaN where a saliency or norm is yet to be measured.
+        """
 
     @property
     def name(self) -> str:
@@ -138,6 +138,17 @@ class FittedByLayer(Structure, Protocol):
 @runtime_checkable
 class ModelStructure(Protocol):
     """One choice for the whole model."""
+
+    def require_reachable(self, model: nn.Module, macs: float) -> None:
+        """Checks that a share of the MACs of a dense model can be met.
+
+        Args:
+            model: On any device, also the meta device.
+            macs: Share to keep.
+
+        Raises:
+            LpvitError: It cannot, or the model does not fit the structure.
+        """
 
     def compress_to(self, model: nn.Module, images: Batches, macs: float, *, refit: bool) -> Compressed:
         """A compressed copy of a dense model that keeps at most a share of its MACs in linear layers."""

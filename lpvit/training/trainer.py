@@ -41,7 +41,7 @@ class Trainer:
         self.gradual: GradualPruning | None = None
         self.block_shape = job.block_shape
         if recipe.pruned_over and job.keep_masks:
-            steps = round(recipe.pruned_over * self.total_steps)
+            steps = min(round(recipe.pruned_over * self.total_steps), self.total_steps - 1)  # the last has all masks
             self.gradual = GradualPruning(self.model, job.keep_masks, job.block_shape, steps)
         self.ema: ModelEmaV3 | None = None
         self._take_masks(self.gradual.keep_masks(0) if self.gradual else job.keep_masks)

@@ -223,7 +223,11 @@ def test_what_makes_sense_is_accepted(path, value):
             "a: rounding: belongs to precision 'int8'",
         ),
         # keys that belong together
-        ("budgets/half", {}, "budgets.half: give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them"),
+        (
+            "budgets/half",
+            {},
+            "budgets.half: give one of 'macs', 'sparsity', 'parameters', 'bytes', 'energy', 'latency', or",
+        ),
         ("budgets/half", {"macs": 0.5, "energy": 0.5, "sparsity": 0.5}, "budgets.half: give one of 'macs', 'sparsity'"),
         ("budgets/sparse/macs", 0.5, "allocator: 'lpvit' meets one budget, found macs and sparsity; use 'lagrangian'"),
         (

@@ -55,7 +55,11 @@ def test_a_budget_in_milliseconds_that_are_yet_to_be_measured_is_left_to_the_all
     [
         ("budgets.half", {"macs": 0.05}, "budget: macs 0.05 is impossible"),
         ("budgets.half", {"sparsity": 0.96, "min_keep_ratio": 0.04}, "budget: sparsity 0.96 is impossible"),
-        ("budgets.half", {"energy": 0.1}, "budget: energy 0.1 is impossible: 0.1.* stays at min_keep_ratio 0.05"),
+        (
+            "budgets.half",
+            {"energy": 0.1},
+            "energy 0.1 is impossible, at least 0.1.* must be kept .*_ratio 0.05",
+        ),
         ("budgets.half", {"latency": 0.5, "latency_table": "none.parquet"}, "none.parquet: cannot be read"),
         ("prunings.b8.block_shape", [8, 64], "block_shape: 8x64 is larger than a layer of 96x32"),
         ("prunings.b8.layers", ["qvk"], "layers: the model has no layer 'qvk'; it has patch_embed, qkv"),

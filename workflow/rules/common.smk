@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 # The scripts import the package of this checkout, also in a conda environment that has only its dependencies. A
 # workflow without the package, as deployed by snakedeploy, imports the installed package.
@@ -19,13 +20,19 @@ if (CHECKOUT / "lpvit").is_dir():
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ.update(PYTHONPATH=os.pathsep.join([str(CHECKOUT), *others]))
 
+from lpvit.allocation.settings import FACTORS
 from lpvit.config.config import Experiment, parse_config
 from lpvit.config.files import require_sound
 from lpvit.data.listing import stamps
 from lpvit.errors import LpvitError
-from lpvit.settings import Section
+from lpvit.settings import Section, local_path
+from lpvit.stages.console import VARIABLE, Console
 from lpvit.stages.gpus import own_nodes, visible_gpus
 from lpvit.store.provenance import source_digests
+
+if os.environ.get(VARIABLE) and workflow.is_main_process:  # `lpvit prune`, which has switched off Snakemake's lines
+    page = Path(local_path(config.get("results", "results")), "report", str(config.get("report", "main")), "index.html")
+    logger.addHandler(Console(config, str(page)))
 
 ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method conda
 
@@ -82,7 +89,7 @@ RECIPE = f"{BUDGET}/{{recipe}}"
 FOLDER = f"{MODEL}{{folder}}"
 STAGE = f"{FOLDER}/{{stage}}"  # the model is `STAGE.pt`; its measurements are in `STAGE/`
 QUANTISED = "quantised@{quantisation}"
-LATENCY = f"{MODEL}/latency/{{block}}/latency.parquet"
+LATENCY = f"{MODEL}/latency{{added}}/{{block}}/latency.parquet"  # `added`: schemes, as in the name of a budget
 REPORT = f"{RESULTS}/report/{settings.report}"
 
 DECISIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe")  # folder by folder
@@ -100,7 +107,8 @@ wildcard_constraints:
     quantisation="[^/]+",
     folder="(|(/[^/]+){3,4})",
     stage="dense|pruned|finetuned|quantised@[^/]+",
-    block=r"\d+x\d+",
+    block=r"\d+x\d+|factors",
+    added="(|@[^/]+)",
 
 
 def spelled(wildcards) -> dict[str, str]:
@@ -286,7 +294,11 @@ def latency_of(wildcards) -> str | list:
     budget = budget_of(wildcards)
     if budget.latency is None:
         return []
-    return str(budget.latency_table or LATENCY.format(**wildcards, block=block_of(wildcards.pruning)))
+    if budget.latency_table is not None:
+        return str(budget.latency_table)
+    names = spelled(wildcards)
+    _, at, schemes = names["budget"].partition("@")
+    return [LATENCY.format(**names, added=at + schemes, block=block) for block in blocks_of(names["pruning"])]
 
 
 def latency_stamp_of(wildcards) -> dict[str, list[int]]:
@@ -295,8 +307,10 @@ def latency_stamp_of(wildcards) -> dict[str, list[int]]:
     return stamps_of(str(table) if table else [])
 
 
-def block_of(pruning: str) -> str:
-    return "x".join(map(str, settings.prunings[pruning].block_shape))
+def blocks_of(pruning: str) -> list[str]:
+    """What the layers of a pruning are timed as: blocks of a shape, or factors."""
+    shapes = settings.prunings[pruning].timed_shapes
+    return ["factors" if shape == FACTORS else "x".join(map(str, shape)) for shape in shapes]
 
 
 def energy_of(wildcards) -> dict:

@@ -53,7 +53,7 @@ rule trace_frontier:
         frontier=f"{BUDGET}/frontier.parquet",
     params:
         budget=lambda wildcards: chosen(budget_of(wildcards), without="reconstruction"),
-        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
+        pruning=compression_of,
         energy=energy_of,
         given=latency_stamp_of,
         sources=sources("trace_frontier.py"),

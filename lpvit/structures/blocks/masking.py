@@ -135,7 +135,7 @@ def _scaled_side_by_side(layer: MatrixLayer, scales: Tensor) -> Callable[[Tensor
     def forward(inputs: Tensor) -> Tensor:
         first = inputs[: len(inputs) // copies]
         if isinstance(layer, nn.Conv2d):
-            outputs, axis = nn.functional.conv2d(first, weight, bias, layer.stride, layer.padding), 1
+            outputs, axis = nn.functional.conv2d(first, weight, bias, layer.stride, layer.padding, layer.dilation), 1
         else:
             outputs, axis = nn.functional.linear(first, weight, bias), inputs.dim() - 1
         return torch.cat(outputs.chunk(copies, dim=axis))

@@ -32,8 +32,8 @@ def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str
     Returns:
         One keep mask (R, C) per layer of the scores.
     """
-    removed = allocation["blocks"] - allocation["blocks_kept"]
-    return keep_masks_without(blocks, dict(zip(allocation["layer"], removed, strict=True)))
+    count, kept = blocks["layer"].value_counts(), allocation.set_index("layer")["blocks_kept"]
+    return keep_masks_without(blocks, {str(layer): int(removed) for layer, removed in (count - kept).items()})
 
 
 def keep_masks_without(blocks: pd.DataFrame, removed: Mapping[str, int]) -> dict[str, Tensor]:

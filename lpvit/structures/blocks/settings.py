@@ -44,6 +44,10 @@ class Blocks(StructureSettings):
     )
 
     @property
+    def timed_shapes(self) -> tuple[tuple[int, int], ...]:
+        return (self.block_shape,)
+
+    @property
     def freedoms(self) -> tuple[str, ...]:
         return freedoms_of(self.basis)
 

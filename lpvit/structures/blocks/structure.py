@@ -17,7 +17,7 @@ from lpvit.structures.blocks.edit import record_keep_masks
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
 from lpvit.structures.blocks.masks import build_keep_masks, keep_masks_without
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
-from lpvit.structures.blocks.scores import block_table
+from lpvit.structures.blocks.scores import block_table, unscored_table
 from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.blocks.weights import BlockFit, block_fits, pruned_weights
 from lpvit.structures.calibration import Statistics
@@ -35,10 +35,6 @@ class BlockStructure:
     settings: Blocks
 
     @property
-    def block_shape(self) -> tuple[int, int]:
-        return self.settings.block_shape
-
-    @property
     def measures_images(self) -> bool:
         return self.settings.measures_images
 
@@ -49,9 +45,9 @@ class BlockStructure:
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         return prunable_layers(matrix_layers(model), self.settings.layers)
 
-    def counts(self, model: nn.Module) -> dict[str, int]:
-        shape = self.settings.block_shape
-        return {layer.name: BlockGrid(layer.shape, shape).count for layer in self.layers(model)}
+    def pieces(self, model: nn.Module) -> list[pd.DataFrame]:
+        grids = {layer.name: BlockGrid(layer.shape, self.settings.block_shape) for layer in self.layers(model)}
+        return [pd.concat([unscored_table(*of_layer) for of_layer in grids.items()], ignore_index=True)]
 
     @property
     def name(self) -> str:

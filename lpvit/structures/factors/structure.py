@@ -20,7 +20,7 @@ from lpvit.structures.calibration import Statistics
 from lpvit.structures.factors.edit import LowRankLayers
 from lpvit.structures.factors.factorise import FactorFit, factor_fits, factorised
 from lpvit.structures.factors.options import options, parts_of_layers
-from lpvit.structures.factors.ranks import allocated_ranks, ladder
+from lpvit.structures.factors.ranks import allocated_ranks, ladder, units_of
 from lpvit.structures.factors.settings import Factors
 from lpvit.structures.structure import Compressed, Options
 
@@ -38,10 +38,6 @@ class FactorStructure:
     settings: Factors
 
     @property
-    def block_shape(self) -> None:
-        return None
-
-    @property
     def measures_images(self) -> bool:
         return True
 
@@ -52,9 +48,10 @@ class FactorStructure:
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         return prunable_layers(matrix_layers(model), self.settings.layers)
 
-    def counts(self, model: nn.Module) -> dict[str, int]:
+    def pieces(self, model: nn.Module) -> list[pd.DataFrame]:
         multiple, form = self.settings.rank_multiple, self.settings.form
-        return {layer.name: len(ladder(layer.shape, multiple, form)) for layer in self.layers(model)}
+        units = [units_of(layer.name, layer.shape, multiple, form) for layer in self.layers(model)]
+        return [pd.concat(units, ignore_index=True)]
 
     @property
     def name(self) -> str:

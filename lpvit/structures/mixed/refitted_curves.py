@@ -8,7 +8,7 @@ O = output features of a layer; J = its input features, or one more with a bias;
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from lpvit.structures.structure import Options
 
 SHARES = (0.3, 0.5, 0.7, 0.85, 0.95)  # of the weights of a layer that are removed at the options that are refitted
 RIDGES = (0.1, 1e-3)
+FLOAT32 = 4  # bytes
 IMAGES = 64  # that the options are measured on, of those held out
 
 Floats = NDArray[np.float64]
@@ -36,11 +37,13 @@ class Curve:
 
     Attributes:
         removed: Weights removed, strictly rising from 0.
+        bytes: Removed from a saved model, from 0; those of a layer that stores more than when dense are negative.
         squared_norm: Sum of squares of the removed pieces.
         distortion: In squared logits per image.
     """
 
     removed: NDArray[np.int64]
+    bytes: NDArray[np.int64]
     squared_norm: Floats
     distortion: Floats
 
@@ -60,7 +63,7 @@ class Curve:
             return self
         logarithm = np.interp(self.removed, self.removed[list(known)], list(known.values()))
         distortion = np.maximum.accumulate(self.distortion * np.exp(logarithm))
-        return Curve(self.removed, self.squared_norm, distortion)
+        return replace(self, distortion=distortion)
 
 
 def curves_of(options: Options) -> dict[str, Curve]:
@@ -69,9 +72,12 @@ def curves_of(options: Options) -> dict[str, Curve]:
     found = {}
     for name, of_layer in options.blocks.groupby("layer", sort=False):
         pieces, curve = in_pruning_order(of_layer), points[str(name)]
-        removed, norm = (np.append(0, pieces[column].to_numpy().cumsum()) for column in ("weights", "squared_norm"))
+        removed, size, norm = (
+            np.append(0, pieces[column].to_numpy().cumsum()) for column in ("weights", "bytes", "squared_norm")
+        )
+        size[1:] -= size[-1] - FLOAT32 * removed[-1]  # padding, which a dense layer has not
         distortion = np.interp(np.arange(len(removed)), curve["blocks_pruned"], curve["distortion"])
-        found[str(name)] = Curve(removed.astype(np.int64), norm, distortion)
+        found[str(name)] = Curve(removed.astype(np.int64), size, norm, distortion)
     return found
 
 

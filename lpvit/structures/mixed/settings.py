@@ -46,6 +46,10 @@ class Mixed(StructureSettings):
         }
 
     @property
+    def timed_shapes(self) -> tuple[tuple[int, int], ...]:
+        return tuple(shape for part in self.parts.values() for shape in part.timed_shapes)
+
+    @property
     def freedoms(self) -> tuple[str, ...]:
         return freedoms_of(self.basis)
 
@@ -65,5 +69,5 @@ class Mixed(StructureSettings):
     def require_budget(self, budget: "Budget") -> None:
         if budget.steps > 1:
             raise ValueError(f"structure 'mixed' takes one round, found steps {budget.steps}; leave 'steps' out")
-        if budget.latency is not None:
-            raise ValueError("structure 'mixed' has no latency table; give 'macs', 'energy' or 'sparsity'")
+        for part in self.parts.values():
+            part.require_budget(budget)

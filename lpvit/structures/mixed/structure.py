@@ -1,6 +1,7 @@
 """Several structures as one, composed by their interface."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,10 +41,6 @@ class MixedStructure:
         return {name: cast(FittedByLayer, structure_of(part)) for name, part in self.settings.parts.items()}
 
     @property
-    def block_shape(self) -> tuple[int, int]:
-        return self.settings.block_shape
-
-    @property
     def measures_images(self) -> bool:
         return True
 
@@ -54,8 +51,8 @@ class MixedStructure:
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         return next(iter(self.parts.values())).layers(model)
 
-    def counts(self, model: nn.Module) -> dict[str, int]:
-        return self.parts["factors"].counts(model)
+    def pieces(self, model: nn.Module) -> list[pd.DataFrame]:
+        return [table for part in self.parts.values() for table in part.pieces(model)]
 
     @property
     def name(self) -> str:
@@ -93,14 +90,14 @@ class MixedStructure:
         for layer, of_layer in tried.items():
             for (name, option), distortion in zip(of_layer, left[layer], strict=True):
                 measured[name][layer][option] = distortion
-        scaled = [
-            {layer: curve.scaled(measured[name][layer]) for layer, curve in curves.items()}
+        scaled = {
+            name: {layer: curve.scaled(measured[name][layer]) for layer, curve in curves.items()}
             for name, curves in offered.items()
-        ]
+        }
         return union_of(scaled)
 
     def choose(self, blocks: pd.DataFrame, allocation: pd.DataFrame) -> Choice:
-        return chosen_of(blocks, allocation, list(self.parts))
+        return chosen_of(blocks, allocation)
 
     def compress(
         self,
@@ -111,17 +108,16 @@ class MixedStructure:
         device: torch.device | str,
     ) -> Compressed:
         assert statistics is not None, "layers are refitted by statistics"
-        compressed, keep_masks, fits = model, dict[str, Tensor](), list[LayerFit]()
+        compressed, keep_masks, fits = deepcopy(model).cpu(), dict[str, Tensor](), list[LayerFit]()
         for name, removed in choice.items():
-            if removed:
-                part, of_part = self.parts[name], statistics_of(name, statistics)
-                chosen = part.choice_of(removed, of_part)
-                step = part.compress(compressed, chosen, of_part, None, device)
-                compressed, keep_masks = step.model, keep_masks | dict(step.keep_masks)
-                fits += part.fits(model, chosen, of_part, device)
+            part, of_part = self.parts[name], statistics_of(name, statistics)
+            chosen = part.choice_of(removed, of_part)
+            step = part.compress(compressed, chosen, of_part, None, device)
+            compressed, keep_masks = step.model, keep_masks | dict(step.keep_masks)
+            fits += part.fits(model, chosen, of_part, device)
         if images is not None:
             fit_layers(model, compressed, _in_order(fits, statistics), images, device)
-        return Compressed(compressed, keep_masks, self.block_shape if keep_masks else None)
+        return Compressed(compressed, keep_masks, self.settings.block_shape if keep_masks else None)
 
     def _fit(
         self, model: nn.Module, layer: str, name: str, option: int, statistics: Statistics, device: torch.device | str

@@ -136,6 +136,22 @@ def test_empirical_agrees_with_naive_masking_and_full_passes(
         np.testing.assert_allclose(curve["distortion"], expected, rtol=1e-9)
 
 
+def test_empirical_agrees_with_naive_masking_of_a_dilated_convolution(case: Callable[[str], Case]) -> None:
+    model, images, _, _ = case("vit")
+    model = deepcopy(model)
+    model.patch_embed.proj = nn.Conv2d(3, 12, 3, stride=8, padding=1, dilation=3).double()
+    layers = [layer for layer in matrix_layers(model) if layer.role == "patch_embed"]
+    statistics = statistics_of(model, batches(images, 7), layers, BLOCK_SHAPE)
+    blocks = block_table(statistics, Saliency.registry["taylor"]())
+    curve = masked_curves(measured(model, batches(images, 3), layers), blocks, 6)
+    expected = [
+        naive_distortion(model, images, "patch_embed.proj", reference_keep_mask(blocks, layers[0], pruned))
+        for pruned in curve["blocks_pruned"]
+    ]
+    assert expected[-1] > 1e-3
+    np.testing.assert_allclose(curve["distortion"], expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_pruning_nothing_costs_exactly_nothing_and_everything_zeroes_the_layer(
     case: Callable[[str], Case], kind: str

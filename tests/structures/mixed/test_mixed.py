@@ -28,21 +28,20 @@ from lpvit.structures.structure import Options
 
 Batches = list[tuple[Tensor, Tensor]]
 SETTINGS = lpvit.Mixed(block_shape=(4, 4), rank_multiple=2, basis="given")
-PARTS = ["blocks", "factors"]
 LAYERS = {"first": (8, 12), "second": (16, 6)}
 
 
 @st.composite
-def curves(draw: st.DrawFn) -> list[dict[str, Curve]]:
+def curves(draw: st.DrawFn) -> dict[str, dict[str, Curve]]:
     """Two structures of the same layers, each with options of rising cost and any distortion."""
-    offered: list[dict[str, Curve]] = [{}, {}]
+    offered: dict[str, dict[str, Curve]] = {"blocks": {}, "factors": {}}
     for layer, (rows, columns) in LAYERS.items():
-        for of_structure in offered:
+        for of_structure in offered.values():
             inner = draw(st.sets(st.integers(1, rows * columns - 1), min_size=1, max_size=8))
             removed = np.array([0, *sorted(inner), rows * columns], dtype=np.int64)
             steps = draw(st.lists(st.floats(0, 10), min_size=len(removed) - 1, max_size=len(removed) - 1))
             distortion = np.append(0.0, np.cumsum(steps))
-            of_structure[layer] = Curve(removed, removed.astype(float), distortion)
+            of_structure[layer] = Curve(removed, 4 * removed, removed.astype(float), distortion)
     return offered
 
 
@@ -55,9 +54,9 @@ def tables_of(options: Options) -> LayerTables:
     return LayerTables(options.curves, options.blocks, pd.DataFrame(rows))
 
 
-def predicted(offered: list[dict[str, Curve]], chosen: dict[str, dict[str, int]]) -> float:
+def predicted(offered: dict[str, dict[str, Curve]], chosen: dict[str, dict[str, int]]) -> float:
     return sum(
-        float(offered[PARTS.index(part)][layer].distortion[pieces])
+        float(offered[part][layer].distortion[pieces])
         for part, layers in chosen.items()
         for layer, pieces in layers.items()
     )
@@ -65,13 +64,13 @@ def predicted(offered: list[dict[str, Curve]], chosen: dict[str, dict[str, int]]
 
 @settings(max_examples=25, deadline=None)
 @given(curves())
-def test_a_chain_has_every_option_that_no_other_beats_and_no_others(offered: list[dict[str, Curve]]) -> None:
+def test_a_chain_has_every_option_that_no_other_beats_and_no_others(offered: dict[str, dict[str, Curve]]) -> None:
     options = union_of(offered)
     for layer in LAYERS:
         chain = options.curves[options.curves["layer"] == layer]
         assert (np.diff(chain["weights_pruned"]) > 0).all()
         assert (np.diff(chain["distortion"].iloc[1:-1]) > 0).all()
-        for curve in (of_structure[layer] for of_structure in offered):
+        for curve in (of_structure[layer] for of_structure in offered.values()):
             for removed, distortion in zip(curve.removed[1:-1], curve.distortion[1:-1], strict=True):
                 as_good = chain[(chain["weights_pruned"] >= removed) & (chain["distortion"] <= distortion)]
                 assert len(as_good)
@@ -80,23 +79,23 @@ def test_a_chain_has_every_option_that_no_other_beats_and_no_others(offered: lis
 @settings(max_examples=25, deadline=None)
 @given(curves(), st.floats(0.2, 0.95))
 def test_the_best_of_two_structures_is_never_predicted_worse_than_either(
-    offered: list[dict[str, Curve]], macs: float
+    offered: dict[str, dict[str, Curve]], macs: float
 ) -> None:
     budget = Budget(macs=macs, allocator="exact", min_keep_ratio=0)
     found = {}
-    for name, structures in {"mixed": offered, "blocks": offered[:1], "factors": offered[1:]}.items():
-        options = union_of(structures)
+    for name in ("mixed", *offered):
+        options = union_of(offered if name == "mixed" else {name: offered[name]})
         try:
             allocation = allocate(tables_of(options), budget)
         except lpvit.LpvitError:  # no option of this one removes as much
             continue
-        names = PARTS if name == "mixed" else [name]
-        found[name] = predicted(offered, chosen_of(options.blocks, allocation, names))
+        found[name] = predicted(offered, chosen_of(options.blocks, allocation))
     assert all(found["mixed"] <= alone * (1 + 1e-9) + 1e-12 for alone in found.values())
 
 
 def test_a_scaled_curve_meets_what_was_measured_and_never_falls() -> None:
-    curve = Curve(np.array([0, 10, 20, 30, 40]), np.zeros(5), np.array([0.0, 1.0, 2.0, 3.0, 8.0]))
+    removed = np.array([0, 10, 20, 30, 40])
+    curve = Curve(removed, 4 * removed, np.zeros(5), np.array([0.0, 1.0, 2.0, 3.0, 8.0]))
     scaled = curve.scaled({1: 0.5, 3: 6.0})
     np.testing.assert_allclose(scaled.distortion, [0.0, 0.5, 2.0, 6.0, 16.0])  # a factor of 1/2, 1 (geometric), 2
     np.testing.assert_allclose(curve.scaled({1: 5.0, 3: 0.3}).distortion, [0, 5, 5, 5, 5])
@@ -140,7 +139,7 @@ def test_measured_distortions_are_those_of_a_model_with_that_layer_changed(
     layer = "blocks.1.attn.proj"
     fit = structure._fit(model, layer, "factors", 3, statistics, "cpu")
     (found,) = refitted_distortions(model, images, {layer: [fit]}, "cpu")[layer]
-    choice = {"blocks": {}, "factors": {layer: 3}}
+    choice = {"factors": {layer: 3}}
     changed = structure.compress(model, choice, statistics, images, "cpu").model
     unseen = torch.cat([batch for batch, _ in images])[::5]
     with torch.no_grad():
@@ -169,5 +168,5 @@ def test_curves_are_offered_at_every_number_of_pieces(
     for name, part in MixedStructure(SETTINGS).parts.items():
         options = part.options(statistics_of(name, measured[1]), model, images, "cpu")
         for layer, curve in curves_of(options).items():
-            assert len(curve.removed) == 1 + part.counts(model)[layer], name
+            assert len(curve.removed) == 1 + (part.pieces(model)[0]["layer"] == layer).sum(), name
             assert len(curve.near(SHARES)) <= len(SHARES)
