@@ -256,6 +256,14 @@ def test_what_a_tar_holds_besides_is_left_out_or_told(
     assert "\n" not in str(error.value)
 
 
+def test_a_table_may_hold_absolute_paths(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, "csv, numbers")
+    for split in SPLITS:
+        table = (tmp_path / f"{split}.csv").read_text().replace(f"\n{split}", f"\n{tmp_path}/images/{split}")
+        (tmp_path / f"{split}.csv").write_text(table)
+    assert index_images(dataset)["problem"].isna().all()
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
