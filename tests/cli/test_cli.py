@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, Run, Workflow
+from conftest import REPOSITORY, TINY, Run, Workflow
 from PIL import Image
 from tiny import VIT, dense_model, photographs
 
@@ -20,8 +21,11 @@ import lpvit
 from lpvit.cli.init import Images, choose
 from lpvit.cli.main import main
 from lpvit.config.files import read_config
+from lpvit.data.index import index_images
 from lpvit.data.settings import ImageSet
 from lpvit.stages.plan import plan_experiments
+
+PHOTOGRAPHS = REPOSITORY.parent / "shared" / "data" / "imagenet-sample.tar"
 
 
 @pytest.fixture(autouse=True)
@@ -303,3 +307,29 @@ def test_init_needs_no_torch() -> None:
     unsplit(Path("photos"))
     code = "import sys; from lpvit.cli.main import main; main(['init', 'photos']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs the sample of ImageNet")
+def test_photographs_of_imagenet_go_through_init_and_check_as_kaggle_has_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images, solution = Path("imagenet/ILSVRC/Data/CLS-LOC"), ["ImageId,PredictionString"]
+    with tarfile.open(PHOTOGRAPHS) as archive:
+        for number, member in enumerate([member for member in archive if member.isfile()][:30:2], start=1):
+            content, synset = archive.extractfile(member).read(), member.name.split("/")[-2]  # type: ignore[union-attr]
+            solution.append(f"ILSVRC2012_val_{number:08},{synset} 1 2 3 4")
+            for file in (f"train/{synset}/{synset}_{number}.JPEG", f"val/ILSVRC2012_val_{number:08}.JPEG"):
+                (images / file).parent.mkdir(parents=True, exist_ok=True)
+                (images / file).write_bytes(content)
+    Path("imagenet/LOC_val_solution.csv").write_text("\n".join(solution))
+    assert main(["init", "imagenet"]) == 0
+    assert "15 classes, 30 images (30 .jpeg), stored as 'kaggle_imagenet'" in capsys.readouterr().out
+    assert main(["check"]) == 0
+    (dataset,) = read_config("lpvit.yaml").datasets.values()
+    listed = index_images(dataset)
+    assert listed["problem"].isna().all()
+    first, second = (listed[listed["split"] == split] for split in ("train", "validation"))
+    assert first["class_name"].tolist() == sorted(first["class_name"]) == sorted(second["class_name"])
+    assert {line.split()[0] for line in solution[1:]} == {
+        f"{Path(path).stem},{name}" for path, name in zip(second["path"], second["class_name"], strict=True)
+    }
