@@ -116,13 +116,12 @@ def structure_told(pruning) -> str:
 def methods_of(name: str, experiment: Experiment) -> str:
     """The paragraph of an experiment's methods."""
     model, recipes = settings.models[experiment.model], settings.recipes
+    calibration, pruning = settings.calibrations[experiment.calibration], settings.prunings[experiment.pruning]
     return methods(
         name,
         (experiment.dataset, settings.datasets[experiment.dataset]),
         model,
-        settings.calibrations[experiment.calibration],
-        settings.prunings[experiment.pruning],
-        settings.budgets[experiment.budget],
+        (calibration, pruning, settings.budgets[experiment.budget]),
         (recipes.get(model.recipe), recipes.get(experiment.recipe)),
         experiment.schemes,
         settings.quantisations.get(experiment.quantisation),
