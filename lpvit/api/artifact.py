@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import load_model
 from lpvit.store.artifacts import header
@@ -26,7 +26,7 @@ def read_artifact(path: str | Path) -> Pruned:
     architecture, state = load_model(path, kind)
     model, kept = architecture.build(state), kept_blocks_of(architecture.edits)
     if kept is not None:
-        return Pruned(model, kept.unpacked(), kept.block_shape)
+        return require_pruned(Pruned(model, kept.unpacked(), kept.block_shape))
     if any(edit.removes for edit in architecture.edits):  # factors, or a narrower model
         return Pruned(model, {}, (1, 1))
-    return Pruned(model, *load_masks(Path(path).parent / "masks.pt"))
+    return require_pruned(Pruned(model, *load_masks(Path(path).parent / "masks.pt")))

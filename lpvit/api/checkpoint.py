@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lpvit import __version__
 from lpvit.allocation.settings import Budget, budget_of_format_1
 from lpvit.api.format_1 import without_indices
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.errors import LpvitError, one_line
 from lpvit.export.description import metadata_of
 from lpvit.models.analysis.layers import weight_matrix
@@ -39,7 +39,6 @@ from lpvit.store.artifacts import replace_atomically
 from lpvit.store.digest import BLANK, seal, verify
 from lpvit.structures.blocks.edit import kept_blocks_of, with_keep_masks
 from lpvit.structures.blocks.grid import BlockGrid
-from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned
 
 FORMAT = 2
 
@@ -76,8 +75,7 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
     Raises:
         LpvitError: A pruned weight is not zero, or name and options build another model than this one.
     """
-    architecture = Architecture.of(pruned.model, options)
-    _require_zeros(pruned)
+    architecture = Architecture.of(require_pruned(pruned).model, options)
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
     metadata = {"lpvit": header.model_dump_json(), "digest": BLANK, **metadata_of(pruned.model)}
@@ -125,17 +123,9 @@ def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
             raise LpvitError(f"'{layer}' does not fit its model ({one_line(error)}); save it again") from None
     require_same_architecture(model, tensors, "its weights")
     require_one_type(model, tensors, "its weights")
-    model = _build(architecture)
+    model = architecture.build()
     model.load_state_dict(tensors, assign=True)  # in the saved dtype
     return Pruned(model, keep_masks, header.block_shape, header.budget)
-
-
-def _require_zeros(pruned: Pruned) -> None:
-    expanded = expand_keep_masks(pruned.model, pruned.keep_masks, pruned.block_shape)
-    try:
-        verify_pruned(pruned.model.state_dict(), expanded)
-    except AssertionError as error:
-        raise LpvitError(f"model: {error}; train it with fixed masks, or set them to zero") from None
 
 
 @torch.no_grad()
@@ -143,7 +133,7 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
     """Checks that an architecture builds the model: same weights, and same logits of a random image."""
     hint = f"model: is not what builds {architecture.source}; pass all its arguments as 'options'"
     try:
-        rebuilt = _build(architecture)
+        rebuilt = architecture.build()
         load_weights(rebuilt, model.state_dict(), "model")
     except LpvitError as error:
         raise LpvitError(f"{hint} ({error})") from None
@@ -151,11 +141,6 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
     image = torch.rand(1, *input_size(model), generator=torch.Generator().manual_seed(0))
     if not torch.allclose(rebuilt(image), given(image), rtol=1e-3, atol=1e-4):
         raise LpvitError(f"{hint} (same weights, other logits)")
-
-
-def _build(architecture: Architecture) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # keeps the state of the user's generator, which building a model changes
-        return architecture.build()
 
 
 def _compressed(pruned: Pruned) -> dict[str, Tensor]:

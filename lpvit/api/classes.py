@@ -19,11 +19,11 @@ def classes_by(loader: Iterable[Any], model: nn.Module) -> tuple[str, ...]:
     """
     if carried := classes_of(model):
         return carried
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     while hasattr(dataset, "dataset"):  # a subset
         dataset = dataset.dataset
     by_rank = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    found = sorted(by_rank, key=by_rank.get) if isinstance(by_rank, dict) else getattr(dataset, "classes", ())
+    found = sorted(by_rank, key=by_rank.__getitem__) if isinstance(by_rank, dict) else getattr(dataset, "classes", ())
     names = tuple(found) if isinstance(found, list | tuple) else ()
     fits = len(names) == getattr(model, "num_classes", None) and all(isinstance(name, str) for name in names)
     return names if fits else ()

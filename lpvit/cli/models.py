@@ -9,9 +9,15 @@ from lpvit.api.artifact import KINDS, read_artifact
 from lpvit.api.checkpoint import load, save
 from lpvit.api.export import export_onnx, export_openvino
 from lpvit.api.pruned import Pruned
+<<<<<<< HEAD
 from lpvit.cli.opened import open_model
 from lpvit.errors import LpvitError
 from lpvit.export.description import Description
+=======
+from lpvit.benchmark.settings import Benchmark
+from lpvit.benchmark.speed import benchmark
+from lpvit.errors import LpvitError, some_of
+>>>>>>> main
 from lpvit.models.architecture import Architecture, load_model
 from lpvit.store.artifacts import header
 from lpvit.store.schemas import ALL
@@ -111,8 +117,9 @@ def _described_pruned(pruned: Pruned) -> Iterator[str]:
 
 
 def _described_architecture(architecture: Architecture) -> str:
+    names = f" ({some_of(architecture.classes)})" if architecture.classes else ""
     edits = f", edits: {', '.join(edit.kind for edit in architecture.edits)}" if architecture.edits else ""
-    return f"model: {architecture.source}, {architecture.source.num_classes} classes{edits}"
+    return f"model: {architecture.source}, {architecture.source.num_classes} classes{names}{edits}"
 
 
 def export(path: Path, target: Path, precision: str | None = None) -> Iterator[str]:

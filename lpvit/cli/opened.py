@@ -129,9 +129,7 @@ def _by_openvino(path: Path, threads: int) -> Opened:
         if library.is_file():
             core.add_extension(str(library))
         model = core.read_model(path)
-        request: Any = core.compile_model(
-            model, "CPU", openvino_options(threads, bfloat16=False)
-        ).create_infer_request()
+        request: Any = core.compile_model(model, "CPU", openvino_options(threads, "float32")).create_infer_request()
     except RuntimeError as error:
         hint = "" if library.is_file() else f"; {library.name} is not beside it"
         raise LpvitError(f"{path}: cannot be read by OpenVINO ({one_line(error)[:200]}){hint}") from None

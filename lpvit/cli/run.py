@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,7 @@ def planned(configs: Sequence[Path]) -> Iterator[str]:
 
     for row in plan_experiments(settings).to_dict("records"):
         experiment = settings.experiments[row["experiment"]]
-        asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].targets.items())
+        asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].stated.items())
         yield (
             f"{row['experiment']}: {settings.models[experiment.model].timm} on {row['classes']} classes of "
             f"'{experiment.dataset}'; {row['dense_macs'] / 1e6:,.1f} M multiply-adds per image, "
@@ -48,7 +49,8 @@ def run_workflow(
         verbose: Print Snakemake's lines too.
 
     Raises:
-        LpvitError: The config has errors that do not depend on images and models, or Snakemake is missing.
+        LpvitError: The config has errors that do not depend on images and models, Snakemake is missing, or it cannot
+            write where it must.
     """
     arguments = ["--cores", cores, *(["benchmark"] if benchmark else [])]
     if dry_run:
@@ -58,6 +60,14 @@ def run_workflow(
     if code:
         print("not finished; run the same command again to resume", file=sys.stderr)
     return code
+
+
+def _require_writable(folder: Path, remedy: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise LpvitError(f"{folder}: cannot be written ({error.strerror}), but Snakemake must; {remedy}") from None
 
 
 def write_report(configs: Sequence[Path], output: Path) -> None:
@@ -80,6 +90,9 @@ def snakemake(configs: Sequence[Path], arguments: Sequence[str], environment: Ma
     read_config(*configs)
     if find_spec("snakemake") is None:
         raise LpvitError("the workflow needs the package 'snakemake'; pip install 'lpvit[workflow]'")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - as Snakemake does
+    _require_writable(Path.cwd() / ".snakemake", "run it in another folder")
+    _require_writable(caches / "snakemake", "set XDG_CACHE_HOME to a folder for caches")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile())]
     command += [*arguments, "--configfile", *map(str, configs)]
     process = subprocess.Popen(command, env={**os.environ, **environment})

@@ -26,6 +26,7 @@ from lpvit.store.artifacts import load, save
 FORMAT = 2  # of models in artifacts
 LARGEST_BUFFERS = 2**26  # largest number of buffer elements: masks and indices of windows
 MOST_EDITS = 1000
+MOST_CLASSES = 100_000
 
 
 class Architecture(Section):
@@ -39,7 +40,7 @@ class Architecture(Section):
 
     source: AnySource
     edits: tuple[AnyEdit, ...] = Field((), max_length=MOST_EDITS)
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = Field((), max_length=MOST_CLASSES)
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> Self:
@@ -70,11 +71,12 @@ class Architecture(Section):
         Raises:
             LpvitError: The source cannot build it, or an edit does not fit.
         """
-        model = self.source.build(**arguments)
-        model.lpvit_source = self.source  # type: ignore[assignment]
-        record_classes(model, self.classes)
-        for edit in self.edits:
-            apply_edit(model, edit)
+        with torch.random.fork_rng(devices=[]):  # the seed is of this model alone
+            model = self.source.build(**arguments)
+            model.lpvit_source = self.source  # type: ignore[assignment]
+            record_classes(model, self.classes)
+            for edit in self.edits:
+                apply_edit(model, edit)
         if state is not None:
             model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         return model
@@ -101,7 +103,7 @@ def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Modul
         LpvitError: The architecture cannot be built, or is far larger than the file.
     """
     numbers = sum(tensor.numel() for tensor in state.values())
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), _at_most(3 * len(state) + 100):
+    with torch.device("meta"), _at_most(3 * len(state) + 100):
         try:
             model = architecture.build()
         except LpvitError:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lpvit.settings import local_path
+
 SECTIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe")  # folder by folder below the results
 
 
@@ -17,7 +19,7 @@ def label_of(log: str | Path, config: Mapping[str, Any]) -> str:
     Returns:
         For example ``factors/half``; the last two folders for a result of no single experiment.
     """
-    folder, results = Path(log).parent, config.get("results", "results")
+    folder, results = Path(log).parent, local_path(config.get("results", "results"))
     parts = folder.relative_to(results).parts if folder.is_relative_to(results) else folder.parts
     experiments = list((config.get("experiments") or {}).values())
     if not parts or not all(isinstance(each, Mapping) for each in experiments):

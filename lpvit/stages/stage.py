@@ -12,6 +12,7 @@ from typing import Any
 
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute
+from lpvit.stages.gpus import take_gpus
 from lpvit.stages.labels import label_of
 from lpvit.store.holding import end_with_the_run, require_held
 from lpvit.store.records import drop_record, write_record
@@ -72,12 +73,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _compute(snakemake: Any) -> Compute:
     asked = Compute.model_validate(snakemake.config.get("compute", {}))
+    gpus = int(snakemake.resources.get("gpu", 0))
+    take_gpus(gpus)
     if "torch" not in sys.modules:
         return asked
     import torch
 
     torch.set_num_threads(snakemake.threads)
-    device = asked.device
+    device = asked.device if gpus else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise LpvitError("config: compute.device: 'cuda', but torch finds no GPU; use 'auto' or 'cpu'")
     if device == "auto":
@@ -88,6 +91,7 @@ def _compute(snakemake: Any) -> Compute:
 def _log_to(file: str, label: str) -> None:
     """Logs to a file and to the terminal, every line with the label of the stage."""
     Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).unlink(missing_ok=True)  # that of another user may not be writable
     prefix = f"[{label}] ".replace("%", "%%") if label else ""
     form = f"%(asctime)s {prefix}%(message)s"
     handlers: list[logging.Handler] = [logging.FileHandler(file, mode="w"), logging.StreamHandler()]

@@ -13,6 +13,7 @@ ARTIFACTS = {  # name, as a parameter of a figure's `draw` -> file
     "masks": f"{BUDGET}/masks.pt",
     "interactions": f"{BUDGET}/interactions.parquet",
     "frontier": f"{BUDGET}/frontier.parquet",
+    "outcomes": f"{BUDGET}/outcomes.parquet",
     "history": f"{RECIPE}/history.parquet",
     "before": lambda names: trained_from(names),
     "summary": f"{REPORT}/summary.csv",
@@ -38,6 +39,7 @@ def made_by(experiment: Experiment) -> set[str]:
         {"blocks", "masks"} if blocks else (),
         {"interactions"} if blocks and pruning.probes_used else (),
         {"frontier"} if len(budget.targets) == 2 else (),
+        {"outcomes"} if budget.by_outcome else (),
         {"history", "before"} if experiment.recipe is not None else (),
         {"dense_history"} if settings.models[experiment.model].recipe is not None else (),
     )

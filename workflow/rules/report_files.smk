@@ -2,7 +2,7 @@
 
 import shlex
 
-from lpvit.allocation.settings import TARGETS
+from lpvit.allocation.settings import OUTCOMES, TARGETS
 from lpvit.report.methods import methods
 from lpvit.report.series import series_of
 
@@ -18,7 +18,7 @@ TIMED = {  # long stages -> log of the job, next to its record
 series = series_of(
     {
         name: names_of(experiment)
-        | {"published": None, "budget": chosen(settings.budgets[experiment.budget], without=TARGETS)}
+        | {"published": None, "budget": chosen(settings.budgets[experiment.budget], without=(*TARGETS, *OUTCOMES))}
         for name, experiment in experiments.items()
     }
 )
