@@ -15,13 +15,8 @@ from torch import Tensor, nn
 from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
-<<<<<<< HEAD
-from lpvit.api.batches import UserBatches
-from lpvit.api.classes import classes_by
-=======
 from lpvit.api.batches import LabelledBatches, UserBatches
-from lpvit.api.classes import classes_by, require_names
->>>>>>> main
+from lpvit.api.classes import classes_by
 from lpvit.api.pruned import Pruned
 from lpvit.bases.align import align
 from lpvit.costs.cost import measure_costs
@@ -58,11 +53,7 @@ def prune(
     pruning: StructureSettings | None = None,
     schemes: Sequence[Scheme] = (),
     energy: Energy = HOROWITZ,
-<<<<<<< HEAD
-=======
     held_out: Iterable[Any] | None = None,
-    classes: Sequence[str] | None = None,
->>>>>>> main
 ) -> Pruned:
     """Compresses a timm model (ViT, DeiT, Swin) to a budget, on its device: by default with low-rank factors.
 
@@ -80,20 +71,12 @@ def prune(
         schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
             them.
         energy: Constants of the energy model, for a budget in energy.
-<<<<<<< HEAD
+        held_out: For a budget in ``points_lost``: images with labels that are not among the calibration images, in the
+            same order at every reading.
 
     Returns:
         The pruned model with masks and report, and the names of the classes that the loader's dataset has, if any
-        (`lpvit.name_classes` gives others).
-=======
-        held_out: For a budget in ``points_lost``: images with labels that are not among the calibration images, in the
-            same order at every reading.
-        classes: Names in the order of the logits, kept in files of the model; by default those of the loader's dataset
-            (``classes`` as in torchvision, ``reader.class_to_idx`` as in timm).
-
-    Returns:
-        The pruned model with masks and report; for a budget by outcome also all models that were tried.
->>>>>>> main
+        (`lpvit.name_classes` gives others); for a budget by outcome also all models that were tried.
 
     Raises:
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from lpvit.cli.opened import Opened, open_model
 from lpvit.data.decoding import read_image
-from lpvit.data.encoded import IMAGE_SUFFIXES
+from lpvit.data.listing import IMAGE_SUFFIXES
 from lpvit.data.transforms import create_transform
 from lpvit.errors import LpvitError, nearest
 from lpvit.export.description import Description

@@ -9,15 +9,9 @@ from lpvit.api.artifact import KINDS, read_artifact
 from lpvit.api.checkpoint import load, save
 from lpvit.api.export import export_onnx, export_openvino
 from lpvit.api.pruned import Pruned
-<<<<<<< HEAD
 from lpvit.cli.opened import open_model
-from lpvit.errors import LpvitError
-from lpvit.export.description import Description
-=======
-from lpvit.benchmark.settings import Benchmark
-from lpvit.benchmark.speed import benchmark
 from lpvit.errors import LpvitError, some_of
->>>>>>> main
+from lpvit.export.description import Description
 from lpvit.models.architecture import Architecture, load_model
 from lpvit.store.artifacts import header
 from lpvit.store.schemas import ALL
@@ -75,8 +69,7 @@ def _described_classes(description: Description) -> Iterator[str]:
     preprocessing, names = description.preprocessing, description.classes
     size = "x".join(map(str, preprocessing.input_size))
     yield f"images: {size} (channels, height, width), mean {preprocessing.mean}, std {preprocessing.std}"
-    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    yield f"classes: {len(names)}: {some}" if names else "classes: their names are not known"
+    yield f"classes: {len(names)}: {some_of(names)}" if names else "classes: their names are not known"
 
 
 def _described_text(path: Path) -> Iterator[str]:

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import lpvit
-from lpvit.config.files import read_config
+from lpvit.config.files import read_config, read_yaml
 from lpvit.errors import LpvitError
 from lpvit.stages.console import VARIABLE
 
+PROFILE = "profiles/default/config.yaml"  # beside the Snakefile
 _PACKAGE = Path(lpvit.__file__).parent
 
 
@@ -52,11 +53,14 @@ def run_workflow(
         LpvitError: The config has errors that do not depend on images and models, Snakemake is missing, or it cannot
             write where it must.
     """
-    arguments = ["--cores", cores, *(["benchmark"] if benchmark else [])]
+    arguments = ["--cores", cores, *(["all", "benchmark"] if benchmark else [])]
     if dry_run:
         return snakemake(configs, [*arguments, "--dry-run"])
-    plain = [] if verbose else ["--quiet", "all"]
-    code = snakemake(configs, [*arguments, *plain], {} if verbose else {VARIABLE: "1"})
+    if verbose:
+        code = snakemake(configs, arguments)
+    else:  # the profile by hand, as Snakemake tells of every profile that it reads
+        plain = ["--quiet", "all", "--workflow-profile", "none", *_profile(snakefile().parent / PROFILE)]
+        code = snakemake(configs, [*arguments, *plain], {VARIABLE: "1"})
     if code:
         print("not finished; run the same command again to resume", file=sys.stderr)
     return code
@@ -101,6 +105,15 @@ def snakemake(configs: Sequence[Path], arguments: Sequence[str], environment: Ma
             return process.wait()
         except KeyboardInterrupt:  # Snakemake receives it as well and ends its jobs first
             continue
+
+
+def _profile(file: Path) -> list[str]:
+    """The settings of a profile as arguments."""
+    arguments: list[str] = []
+    for key, value in read_yaml(file).items():
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        arguments += [f"--{key}", *map(str, values)]
+    return arguments
 
 
 def snakefile() -> Path:

@@ -78,7 +78,7 @@ def page_params() -> dict:
                 "name": name,
                 "structure": structure_told(settings.prunings[experiment.pruning]),
                 "allocation": allocation_of(experiment),
-                "rank_multiple": getattr(settings.prunings[experiment.pruning], "rank_multiple", None),
+                "rank_multiple": rank_multiple_of(settings.prunings[experiment.pruning]),
                 "methods": methods_of(name, experiment),
                 "decisions": decisions_of(experiment),
                 "figures": [
@@ -109,8 +109,7 @@ def images_by_dataset() -> dict[str, str]:
 
 
 def structure_told(pruning) -> str:
-    shape = getattr(pruning, "block_shape", None)
-    return f"blocks {shape[0]}x{shape[1]}" if shape else pruning.structure
+    return f"blocks {'x'.join(map(str, pruning.block_shape))}" if pruning.structure == "blocks" else pruning.structure
 
 
 def methods_of(name: str, experiment: Experiment) -> str:
