@@ -1,5 +1,6 @@
 """Times models from files on this machine: a compressed one beside its dense form, or any files beside each other."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -87,6 +88,7 @@ def _of_pruned(pruned: Pruned, how: Bench) -> pd.DataFrame:
     images = torch.randn(CALIBRATION, *input_size(pruned.model), generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(CALIBRATION, dtype=torch.int64)
     rivals = Rivals(how.engines, images.split(1), [(images, labels)])
+    logging.getLogger("lpvit.measure.power").setLevel(logging.ERROR)  # energy is no part of it
     dense = _dense_form(pruned)
     masks, shape = pruned.keep_masks, pruned.block_shape
     speed = benchmark(dense, pruned.model, masks, shape, settings, device, rivals).speed

@@ -131,7 +131,7 @@ def _init(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from lpvit.cli.run import planned
+    from lpvit.cli.check import planned
 
     for line in planned(_configs(options)):
         print(line)

@@ -1,10 +1,10 @@
-"""Checks a config, and runs it as the workflow."""
+"""Runs a config as the workflow."""
 
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,26 +15,6 @@ from lpvit.stages.console import VARIABLE
 
 PROFILE = "profiles/default/config.yaml"  # beside the Snakefile
 _PACKAGE = Path(lpvit.__file__).parent
-
-
-def planned(configs: Sequence[Path]) -> Iterator[str]:
-    """Describes what every experiment of a config will prune.
-
-    Raises:
-        LpvitError: The config is invalid; one line per problem.
-    """
-    settings = read_config(*configs)
-    from lpvit.stages.plan import plan_experiments  # imports torch, so errors of the config are reported first
-
-    for row in plan_experiments(settings).to_dict("records"):
-        experiment = settings.experiments[row["experiment"]]
-        asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].stated.items())
-        yield (
-            f"{row['experiment']}: {settings.models[experiment.model].timm} on {row['classes']} classes of "
-            f"'{experiment.dataset}'; {row['dense_macs'] / 1e6:,.1f} M multiply-adds per image, "
-            f"of which {row['prunable_macs'] / row['dense_macs']:.0%} can be pruned; budget: {asked}"
-        )
-    yield f"{', '.join(map(str, configs))}: no errors found"
 
 
 def run_workflow(
