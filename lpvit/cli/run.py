@@ -60,7 +60,7 @@ def write_report(configs: Sequence[Path], output: Path) -> None:
     Raises:
         LpvitError: The run is not finished, or as `run_workflow`.
     """
-    if snakemake(configs, ["--report", str(output), "--quiet", "all"]):
+    if snakemake(configs, ["--report", str(output), "--quiet", "all", "--workflow-profile", "none"]):
         names = " ".join(map(str, configs))
         raise LpvitError(f"{output}: not written; finish the run first: lpvit prune {names}")
 
