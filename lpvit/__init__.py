@@ -14,6 +14,7 @@ from lpvit.lazy import modules_of
 if TYPE_CHECKING:
     from lpvit.allocation.settings import Budget
     from lpvit.api.checkpoint import load, save
+    from lpvit.api.classes import name_classes
     from lpvit.api.export import export_onnx, export_openvino
     from lpvit.api.prune import prune
     from lpvit.api.pruned import Pruned
@@ -55,6 +56,7 @@ __all__ = [
     "export_openvino",
     "finetune",
     "load",
+    "name_classes",
     "prune",
     "quantise",
     "save",
@@ -81,6 +83,7 @@ _MODULES = {
     "export_openvino": "api.export",
     "finetune": "api.training",
     "load": "api.checkpoint",
+    "name_classes": "api.classes",
     "prune": "api.prune",
     "quantise": "api.quantise",
     "save": "api.checkpoint",

@@ -16,7 +16,7 @@ from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
 from lpvit.api.batches import LabelledBatches, UserBatches
-from lpvit.api.classes import classes_by, require_names
+from lpvit.api.classes import classes_by
 from lpvit.api.pruned import Pruned
 from lpvit.bases.align import align
 from lpvit.costs.cost import measure_costs
@@ -28,7 +28,7 @@ from lpvit.inference.layer_latency import measure_latency
 from lpvit.inference.model_latency import milliseconds_per_image
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.analysis.network import analyse, require_plain_module
-from lpvit.models.architecture import name_classes
+from lpvit.models.architecture import record_classes
 from lpvit.models.sources.families import call_modules
 from lpvit.pruning.outcome import Estimate, best, outcome_table
 from lpvit.pruning.prune import prune as prune_to_budget
@@ -54,7 +54,6 @@ def prune(
     schemes: Sequence[Scheme] = (),
     energy: Energy = HOROWITZ,
     held_out: Iterable[Any] | None = None,
-    classes: Sequence[str] | None = None,
 ) -> Pruned:
     """Compresses a timm model (ViT, DeiT, Swin) to a budget, on its device: by default with low-rank factors.
 
@@ -74,24 +73,22 @@ def prune(
         energy: Constants of the energy model, for a budget in energy.
         held_out: For a budget in ``points_lost``: images with labels that are not among the calibration images, in the
             same order at every reading.
-        classes: Names in the order of the logits, kept in files of the model; by default those of the loader's dataset
-            (``classes`` as in torchvision, ``reader.class_to_idx`` as in timm).
 
     Returns:
-        The pruned model with masks and report; for a budget by outcome also all models that were tried.
+        The pruned model with masks and report, and the names of the classes that the loader's dataset has, if any
+        (`lpvit.name_classes` gives others); for a budget by outcome also all models that were tried.
 
     Raises:
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
             budget cannot be met, or something is not finite.
     """
-    names = classes_by(loader, model) if classes is None else require_names(classes, model)
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning, schemes)
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
         pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out)
         for scheme in schemes:
             add_scheme(pruned.model, scheme)
-    name_classes(pruned.model, names)
+    record_classes(pruned.model, classes_by(loader, model))
     return pruned
 
 

@@ -74,7 +74,7 @@ class Architecture(Section):
         with torch.random.fork_rng(devices=[]):  # the seed is of this model alone
             model = self.source.build(**arguments)
             model.lpvit_source = self.source  # type: ignore[assignment]
-            name_classes(model, self.classes)
+            record_classes(model, self.classes)
             for edit in self.edits:
                 apply_edit(model, edit)
         if state is not None:
@@ -87,7 +87,7 @@ def classes_of(model: nn.Module) -> tuple[str, ...]:
     return getattr(model, "lpvit_classes", ())
 
 
-def name_classes(model: nn.Module, classes: Sequence[str]) -> None:
+def record_classes(model: nn.Module, classes: Sequence[str]) -> None:
     """Records the names of a model's classes."""
     model.lpvit_classes = tuple(classes)  # type: ignore[assignment]
 

@@ -29,9 +29,7 @@ def methods(
     name: str,
     dataset: tuple[str, Dataset],
     model: Model,
-    calibration: Calibration,
-    pruning: StructureSettings,
-    budget: Budget,
+    compression: tuple[Calibration, StructureSettings, Budget],
     recipes: tuple[Recipe | None, Recipe | None],
     schemes: tuple[str, ...] = (),
     quantisation: Quantisation | None = None,
@@ -42,14 +40,12 @@ def methods(
         name: Of the experiment.
         dataset: Its name and settings.
         model: Dense model.
-        calibration: Calibration set.
-        pruning: Structure.
-        budget: How much is kept.
+        compression: Calibration set, structure, and how much is kept.
         recipes: Of the dense model and of the compressed one.
         schemes: Names of token and attention schemes.
         quantisation: Of the compressed model.
     """
-    dense, tuned = recipes
+    (calibration, pruning, budget), (dense, tuned) = compression, recipes
     sentences = [
         f"{name}: the dense model is timm's {model.timm}{_options(model.options)}, {_weights(model, dense)}, on "
         f"{_dataset(*dataset)}.",

@@ -281,6 +281,8 @@ SPEED = Schema(
         Column("milliseconds", pa.float64(), "ms/pass", "median"),
         Column("milliseconds_low", pa.float64(), "ms/pass", "lower end of the median's 95 % interval"),
         Column("milliseconds_high", pa.float64(), "ms/pass", "upper end"),
+        Column("milliseconds_min", pa.float64(), "ms/pass", "fastest pass"),
+        Column("milliseconds_max", pa.float64(), "ms/pass", "slowest pass"),
         Column("images_per_second", pa.float64(), "1/s", "from the median"),
         Column("reference", pa.string(), "", "the fastest dense configuration"),
         Column("speed_up", pa.float64(), "", "median over the rounds of the reference's time over the configuration's"),

@@ -140,42 +140,42 @@ def test_what_makes_sense_is_accepted(path, value):
         ("experiments/main/recipe", "x", "experiments.main.recipe: no 'x' in recipes; known are long, soft"),
         ("models/tiny/recipe", "lung", "models.tiny.recipe: no 'lung' in recipes; did you mean 'long'?"),
         # types
-        ("budgets/half/macs", "much", "budgets.half.macs: input should be a valid number"),
+        ("budgets/half/macs", "much", "budgets.half.macs: expected a number, found 'much'"),
         ("budgets/half/macs", True, "budgets.half: macs: found true, expected a value"),
-        ("recipes/long/epochs", 2.5, "recipes.long.epochs: input should be a valid integer"),
-        ("prunings/b16/block_shape", 16, "prunings.b16.block_shape: input should be a valid tuple, found 16"),
+        ("recipes/long/epochs", 2.5, "recipes.long.epochs: expected a whole number, found 2.5"),
+        ("prunings/b16/block_shape", 16, "prunings.b16.block_shape: expected a list, found 16"),
         ("prunings/b16/block_shape", [16], "prunings.b16.block_shape.1: missing"),
-        ("prunings/b16/layers", "qkv", "prunings.b16.layers: input should be a valid tuple, found 'qkv'"),
+        ("prunings/b16/layers", "qkv", "prunings.b16.layers: expected a list, found 'qkv'"),
         ("budgets/half", None, "budgets.half: expected keys with values, found None"),
         ("budgets", None, "budgets: expected keys with values, found None"),
-        ("experiments/my run", VALID["experiments"]["main"], "experiments.my run: string should match"),
-        ("report", "a/b", "report: string should match"),
+        ("experiments/my run", VALID["experiments"]["main"], "experiments.my run: expected letters, digits"),
+        ("report", "a/b", "report: expected letters, digits"),
         # ranges
-        ("budgets/half/macs", 0, "budgets.half.macs: input should be greater than 0, found 0"),
-        ("budgets/half/macs", 1.5, "budgets.half.macs: input should be less than or equal to 1, found 1.5"),
-        ("budgets/half/macs", float("nan"), "budgets.half.macs: input should be a finite number, found nan"),
-        ("recipes/long/learning_rate", float("inf"), "learning_rate: input should be a finite number, found inf"),
+        ("budgets/half/macs", 0, "budgets.half.macs: expected more than 0, found 0"),
+        ("budgets/half/macs", 1.5, "budgets.half.macs: expected at most 1, found 1.5; it is a share: 1.5 % is 0.015"),
+        ("budgets/half/macs", float("nan"), "budgets.half.macs: expected a finite number, found nan"),
+        ("recipes/long/learning_rate", float("inf"), "learning_rate: expected a finite number, found inf"),
         ("recipes/long/crop_scale", [1.0, 0.1], "recipes.long.crop_scale: found [1.0, 0.1], expected a positive"),
         ("recipes/long/crop_ratio", [0, 1], "recipes.long.crop_ratio: found [0.0, 1.0], expected a positive"),
-        ("prunings/b16/block_shape", [16, 0], "prunings.b16.block_shape.1: input should be greater than 0, found 0"),
-        ("prunings/b16/points", 1, "prunings.b16.points: input should be greater than or equal to 2, found 1"),
-        ("prunings/b16/layers", [], "prunings.b16.layers: tuple should have at least 1 item"),
-        ("experiments", {}, "experiments: dictionary should have at least 1 item"),
+        ("prunings/b16/block_shape", [16, 0], "prunings.b16.block_shape.1: expected more than 0, found 0"),
+        ("prunings/b16/points", 1, "prunings.b16.points: expected at least 2, found 1"),
+        ("prunings/b16/layers", [], "prunings.b16.layers: expected at least 1 of them"),
+        ("experiments", {}, "experiments: expected at least 1 of them"),
         # choices
-        ("compute", {"device": "gpu"}, "compute.device: input should be 'auto', 'cpu' or 'cuda', found 'gpu'"),
+        ("compute", {"device": "gpu"}, "compute.device: expected 'auto', 'cpu' or 'cuda', found 'gpu'"),
         (
             "datasets/digits/loader",
             "dalli",
-            "datasets.digits.loader: input should be 'dali', 'memory' or 'timm', found",
+            "datasets.digits.loader: expected 'dali', 'memory' or 'timm', found",
         ),
         ("budgets/half/allocator", "magic", "budgets.half.allocator: no 'magic'; known are erk, exact, global, lagr"),
         ("budgets/half/allocator", "unifrom", "budgets.half.allocator: no 'unifrom'; did you mean 'uniform'?"),
         ("budgets/half/allocator", {"smoothing": 1}, "budgets.half.allocator: name: missing; known are erk, exact"),
         ("budgets/half/allocator", 3, "budgets.half.allocator: expected keys with values, found 3"),
         ("budgets/half/allocator", {"name": ["erk"]}, "budgets.half.allocator: no '['erk']'; did you mean 'erk'?"),
-        ("budgets/slopes/allocator/power_beta", "on", f"{BETA}: input should be 'off' or 'auto', found 'on' or input"),
-        ("budgets/slopes/allocator/power_beta", True, f"{BETA}: input should be 'off' or 'auto', found 'on' or input"),
-        ("budgets/slopes/allocator/power_beta", -1, f"{BETA}: input should be 'off' or 'auto', found -1 or input"),
+        ("budgets/slopes/allocator/power_beta", "on", f"{BETA}: expected 'off' or 'auto', found 'on' or expected"),
+        ("budgets/slopes/allocator/power_beta", True, f"{BETA}: expected 'off' or 'auto', found 'on' or expected"),
+        ("budgets/slopes/allocator/power_beta", -1, f"{BETA}: expected 'off' or 'auto', found -1 or expected"),
         ("prunings/b16/structure", "blokcs", "prunings.b16: no 'blokcs'; did you mean 'blocks'?"),
         ("prunings/b16", None, "prunings.b16: expected keys with values, found None"),
         ("prunings/b16", {"points": 5}, "prunings.b16.block_shape: missing"),
@@ -292,7 +292,7 @@ def test_a_file_without_keys_is_refused(raw):
 def test_a_name_that_yaml_reads_as_a_number_is_refused():
     raw = copy.deepcopy(VALID)
     raw["budgets"][1] = {"macs": 0.5}
-    with pytest.raises(LpvitError, match=r"config: budgets\.1: input should be a valid string, found 1"):
+    with pytest.raises(LpvitError, match=r"config: budgets\.1: expected text, found 1"):
         parse_config(raw)
 
 

@@ -77,7 +77,9 @@ if workflow.is_main_process and workflow.local_exec and not workflow.dryrun and 
 
 RESULTS = str(settings.results)
 if workflow.modifier.path_modifier.replace_prefix(RESULTS) != RESULTS:  # of a module; params hold paths as well
-    raise WorkflowError(f"module: 'prefix' is not followed; leave it out and set 'results: PREFIX/{RESULTS}' in its config")
+    raise WorkflowError(
+        f"module: 'prefix' is not followed; leave it out and set 'results: PREFIX/{RESULTS}' in its config"
+    )
 DATASET = f"{RESULTS}/{{dataset}}"
 MODEL = f"{DATASET}/{{model}}"
 CALIBRATION = f"{MODEL}/{{calibration}}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class Mixed(StructureSettings):
     """One budget over several structures: each layer stays dense, loses blocks or becomes low-rank factors."""
 
+    units: ClassVar = "blocks or ranks"
     compresses_by_statistics: ClassVar = True
     compress_keys: ClassVar = ("block_shape", "rank_multiple", "form")
 
