@@ -77,6 +77,8 @@ def prune(
         pruning.require_budget(budget)
     except ValueError as error:
         raise LpvitError(f"budget: {error}") from None
+    if energy != HOROWITZ and budget.energy is None:
+        raise LpvitError("energy: its constants are for a budget of energy, lpvit.Budget(energy=...); leave it out")
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
         pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy))
         for scheme in schemes:

@@ -28,6 +28,11 @@ from lpvit.training.job import Training
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
 
+_OF_SINGLE_IMAGES = (
+    *("crop_scale", "crop_ratio", "horizontal_flip", "color_jitter", "rand_augment"),
+    "repeated_augmentation",
+)
+
 
 def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
     """Accuracy on labelled images, on the model's device.
@@ -59,9 +64,9 @@ def finetune(
 
     Args:
         pruned: Not modified, a copy is trained.
-        loader: Training images with labels, as for `evaluate`; with any shuffling and augmentation. The keys of a
-            recipe for single images (crops, flips, RandAugment) are up to the loader, those for batches (mixup, cutmix,
-            erasing) are applied here.
+        loader: Training images with labels, as for `evaluate`; with any shuffling and augmentation of single
+            images; a recipe with keys for these (crops, flips, RandAugment) is refused. Those for batches (mixup,
+            cutmix, erasing) are applied here.
         validation: Images with labels, evaluated after every epoch.
         recipe: Hyperparameters; its ``batch_size`` is that of the loader.
         teacher: For a recipe with ``distillation`` (and ``teacher="dense"``): the dense model, or another with the
@@ -79,12 +84,13 @@ def finetune(
     if int8_layers(pruned.model):
         raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
     weight = _weight(pruned.model)
-    loaders = [cast(Loader, _Labelled(each, weight.dtype)) for each in (loader, validation)]
+    training = cast(Loader, _Labelled(loader, weight.dtype, recipe.batch_size))
+    evaluated = cast(Loader, _Labelled(validation, weight.dtype))
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
         job = Training(
             pruned.model,
             recipe,
-            lambda *_: (loaders[0], loaders[1]),
+            lambda *_: (training, evaluated),
             resume_file=Path(folder, "resume.pt"),
             fingerprint="",
             device=weight.device,
@@ -92,7 +98,7 @@ def finetune(
             checkpoint_minutes=float("inf"),
             keep_masks=pruned.keep_masks,
             block_shape=pruned.block_shape,
-            teacher=None if teacher is None else _taught(teacher, loaders[0]),
+            teacher=None if teacher is None else _taught(teacher, training),
         )
         state = train(job).state
     model = deepcopy(pruned.model)
@@ -101,11 +107,14 @@ def finetune(
 
 
 def _check(recipe: Recipe, teacher: nn.Module | None) -> None:
-    if (recipe.teacher is None) != (teacher is None):
+    if recipe.teacher not in (None, "dense") or (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "
             "and only then"
         )
+    for key in _OF_SINGLE_IMAGES:
+        if getattr(recipe, key) != Recipe.model_fields[key].default:
+            raise LpvitError(f"recipe: {key} acts on single images, which your loader makes; do it there, omit the key")
     if recipe.pruned_over:
         raise LpvitError("recipe: pruned_over starts with the dense model, this one is pruned; omit it")
 
@@ -121,10 +130,11 @@ def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Labelled:
-    """The batches of the user's loader, as a training reads them."""
+    """The batches of the user's loader, as a training reads them; all but the last of ``batch_size``, if given."""
 
     loader: Iterable[Any]
     dtype: torch.dtype
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -144,8 +154,14 @@ class _Labelled:
         """Does nothing: the loader decides the order of an epoch."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.loader:
+        for number, batch in enumerate(self.loader, start=1):
             images = images_of(batch)
+            if self.batch_size is not None and (
+                len(images) > self.batch_size or (len(images) < self.batch_size and number < len(self))
+            ):
+                raise LpvitError(
+                    f"recipe: batch_size {self.batch_size}, the loader gives a batch of {len(images)}; make them equal"
+                )
             labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
             if not isinstance(labels, Tensor):
                 found = "a batch without labels" if labels is None else f"labels as a {type(labels).__name__}"

@@ -45,6 +45,11 @@ class Dataset(Section):
             )
         if self.source == "digits" and (self.root is not None or self.loader != "memory"):
             raise ValueError("source 'digits' takes no root and needs 'loader: memory'")
+        if self.source == "digits":
+            fixed = ("train", "validation", "validation_share", "on_bad_image")
+            self.without(*fixed, because="source 'digits' has its own splits of good images")
+        if self.validation_share:
+            self.without("validation", because="'validation_share' of 'train' is used instead")
         return self
 
 

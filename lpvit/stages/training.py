@@ -30,7 +30,7 @@ def read_training(
         state: Its initial weights.
     """
     recipe = Recipe.model_validate(snakemake.params.recipe)
-    model: nn.Module = architecture.build(state, drop_path=recipe.drop_path)
+    model: nn.Module = architecture.build(state)
     images = read_parquet(snakemake.input.images, IMAGES)
     return Training(
         model,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lpvit.errors import LpvitError
+from lpvit.models.drop_rates import set_drop_path
 from lpvit.store.artifacts import load
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.training.events import Events, require_tensorboard
@@ -57,6 +58,8 @@ def train(training: Training) -> Trained:
         copy.deepcopy(training.model),
         copy.deepcopy(training.teacher),
     )  # may be one object
+    if training.recipe.drop_path:
+        set_drop_path(model, training.recipe.drop_path)
     job = replace(training, model=model, teacher=teacher)
     if job.processes == 1:
         _train(job)

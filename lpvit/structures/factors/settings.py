@@ -57,5 +57,7 @@ class Factors(StructureSettings):
     def require_budget(self, budget: "Budget") -> None:
         if budget.steps > 1:
             raise ValueError(f"structure 'factors' takes one round, found steps {budget.steps}; leave 'steps' out")
+        if not budget.refits:
+            self.without("refine_steps", because="refines what 'reconstruction: least_squares' has refitted")
         if budget.latency is not None:
             raise ValueError("structure 'factors' has no latency table; give 'macs', 'energy' or 'sparsity'")
