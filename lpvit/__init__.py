@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lpvit.api.quantise import quantise
     from lpvit.api.sparsify import sparsify
     from lpvit.api.training import evaluate, finetune
+    from lpvit.api.transform import transform
     from lpvit.errors import LpvitError
     from lpvit.progress import show_progress
     from lpvit.quantisation.settings import Quantisation
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lpvit.schemes.settings import Scheme
     from lpvit.structures.blocks.settings import Blocks
     from lpvit.structures.factors.settings import Factors
+    from lpvit.structures.mixed.settings import Mixed
     from lpvit.structures.width.settings import Width
     from lpvit.training.evaluation import Accuracy
     from lpvit.training.settings import Recipe
@@ -41,6 +43,7 @@ __all__ = [
     "Budget",
     "Factors",
     "LpvitError",
+    "Mixed",
     "Pruned",
     "Quantisation",
     "Recipe",
@@ -57,6 +60,7 @@ __all__ = [
     "save",
     "show_progress",
     "sparsify",
+    "transform",
 ]
 
 _MODULES = {
@@ -69,6 +73,7 @@ _MODULES = {
     "Recipe": "training.settings",
     "Scheme": "schemes.settings",
     "Factors": "structures.factors.settings",
+    "Mixed": "structures.mixed.settings",
     "Width": "structures.width.settings",
     "add_scheme": "schemes.edit",
     "evaluate": "api.training",
@@ -81,6 +86,7 @@ _MODULES = {
     "save": "api.checkpoint",
     "show_progress": "progress",
     "sparsify": "api.sparsify",
+    "transform": "api.transform",
 }
 
 _OLD_NAMES = {"Pruning": "Blocks"}  # of the last release, for one more

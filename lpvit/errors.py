@@ -1,6 +1,6 @@
 """The exception for user errors, and helpers for its message."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -14,6 +14,17 @@ class LpvitError(Exception):
 def one_line(text: object) -> str:
     """Text of a file or another library, shortened to one line for use in a message."""
     return " ".join(str(text).split())[:300]
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{printable(name)}'" for name in names[:3]) + more
+
+
+def printable(name: object) -> str:
+    """A file's name for a message, also if it is not text in UTF-8."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
 A layer with a mask is stored as ``LAYER.values``, shape (K, r, c): its kept blocks, row by row, those at ragged edges
 padded with zeros (`lpvit.sparse.storage`). Everything else is stored as in the state dict. The metadata has
-two entries: ``lpvit``, a `Header` as JSON, whose architecture has the masks among its edits, and the digest of the file
+three entries: ``lpvit``, a `Header` as JSON, whose architecture has the masks among its edits; ``description``, the
+classes and the preprocessing for other programs (`lpvit.export.description`); and the digest of the file
 (`lpvit.store.digest`).
 
 K = kept blocks; r, c = rows and columns of a block.
@@ -27,6 +28,7 @@ from lpvit.allocation.settings import Budget, budget_of_format_1
 from lpvit.api.format_1 import without_indices
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.errors import LpvitError, one_line
+from lpvit.export.description import metadata_of
 from lpvit.models.analysis.layers import weight_matrix
 from lpvit.models.architecture import Architecture, outline
 from lpvit.models.drop_rates import drop_rates
@@ -78,7 +80,7 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
     architecture = Architecture.of(require_pruned(pruned).model, options)
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
-    metadata = {"lpvit": header.model_dump_json(), "digest": BLANK}
+    metadata = {"lpvit": header.model_dump_json(), "digest": BLANK, **metadata_of(pruned.model)}
     with replace_atomically(path) as partial:
         partial.touch()
         rights = partial.stat().st_mode

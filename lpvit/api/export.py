@@ -10,13 +10,14 @@ from tempfile import TemporaryDirectory
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.api.sparsify import in_precision
 from lpvit.errors import LpvitError
+from lpvit.export.description import metadata_of
 from lpvit.export.onnx import write_onnx
 from lpvit.export.openvino import converted
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.sources.families import call_modules
 from lpvit.models.sources.timm import input_size
+from lpvit.precisions import SPARSE
 from lpvit.sparse.build import openvino_library
-from lpvit.sparse.linear import PRECISIONS
 from lpvit.store.artifacts import replace_atomically
 
 
@@ -60,10 +61,11 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
         LpvitError: The precision is unknown or not available for blocks of an odd width; OpenVINO is not installed; or
             the library cannot be built.
     """
+    require_pruned(pruned)
     path = Path(path)
-    if path.suffix != ".xml" or precision not in PRECISIONS:
-        raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(PRECISIONS)}, not '{precision}'")
-    dense = require_pruned(pruned).model
+    if path.suffix != ".xml" or precision not in SPARSE:
+        raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(SPARSE)}, not '{precision}'")
+    dense = pruned.model
     if precision == "bfloat16" and pruned.block_shape[1] % 2:
         raise LpvitError(f"{path}: no kernel for blocks of {pruned.block_shape[1]} columns, an odd number, in bfloat16")
     if find_spec("openvino") is None:
@@ -75,7 +77,10 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
     sparsify_layers(model, pruned.keep_masks, pruned.block_shape, only_faster=False, precision=precision)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         written = Path(folder, "model.xml")
-        openvino.save_model(converted(model, input_size(model), library), written, compress_to_fp16=False)
+        program = converted(model, input_size(model), library)
+        for key, text in metadata_of(pruned.model).items():
+            program.set_rt_info(text, ["lpvit", key])
+        openvino.save_model(program, written, compress_to_fp16=False)
         copies = {
             path.with_name("lpvit_openvino.so"): library,
             path.with_suffix(".bin"): written.with_suffix(".bin"),

@@ -3,8 +3,9 @@
 N = images of a batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
-from lpvit.api.batches import UserBatches
+from lpvit.api.batches import LabelledBatches, UserBatches
+from lpvit.api.classes import classes_by, require_names
 from lpvit.api.pruned import Pruned
 from lpvit.bases.align import align
 from lpvit.costs.cost import measure_costs
@@ -23,17 +25,22 @@ from lpvit.costs.settings import Energy
 from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
+from lpvit.inference.model_latency import milliseconds_per_image
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.analysis.network import analyse, require_plain_module
+from lpvit.models.architecture import name_classes
 from lpvit.models.sources.families import call_modules
+from lpvit.pruning.outcome import Estimate, best, outcome_table
 from lpvit.pruning.prune import prune as prune_to_budget
+from lpvit.pruning.prune import prune_to_outcome
 from lpvit.quantisation.layers import int8_layers
 from lpvit.schemes.edit import add_scheme
 from lpvit.schemes.settings import Scheme
 from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.factors.settings import Factors
 from lpvit.structures.settings import StructureSettings
-from lpvit.structures.structure import ModelStructure, Structure, structure_of
+from lpvit.structures.structure import Compressed, ModelStructure, structure_of
+from lpvit.training.evaluation import correct_images, points_lost
 
 
 @undisturbed_generators(on_gpus=True)
@@ -46,6 +53,8 @@ def prune(
     pruning: StructureSettings | None = None,
     schemes: Sequence[Scheme] = (),
     energy: Energy = HOROWITZ,
+    held_out: Iterable[Any] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Pruned:
     """Compresses a timm model (ViT, DeiT, Swin) to a budget, on its device: by default with low-rank factors.
 
@@ -58,19 +67,24 @@ def prune(
             an `lpvit.Budget`.
         block_shape: Prunes blocks of so many rows (output features) and columns (input features) instead, with
             Gauss-Newton saliencies and curves.
-        pruning: What is removed and how that is measured: `lpvit.Factors` (the default), `lpvit.Blocks` or
-            `lpvit.Width`. Its ``batch_size`` is ignored.
+        pruning: What is removed and how that is measured: `lpvit.Factors` (the default), `lpvit.Blocks`,
+            `lpvit.Mixed` or `lpvit.Width`. Its ``batch_size`` is ignored.
         schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
             them.
         energy: Constants of the energy model, for a budget in energy.
+        held_out: For a budget in ``points_lost``: images with labels that are not among the calibration images, in the
+            same order at every reading.
+        classes: Names in the order of the logits, kept in files of the model; by default those of the loader's dataset
+            (``classes`` as in torchvision, ``reader.class_to_idx`` as in timm).
 
     Returns:
-        The pruned model with masks and report.
+        The pruned model with masks and report; for a budget by outcome also all models that were tried.
 
     Raises:
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
             budget cannot be met, or something is not finite.
     """
+    names = classes_by(loader, model) if classes is None else require_names(classes, model)
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning.rounds)
     try:
@@ -79,10 +93,13 @@ def prune(
         raise LpvitError(f"budget: {error}") from None
     if energy != HOROWITZ and budget.energy is None:
         raise LpvitError("energy: its constants are for a budget of energy, lpvit.Budget(energy=...); leave it out")
+    if budget.by_outcome and schemes:
+        raise LpvitError(f"schemes: a budget in '{budget.outcome[0]}' is measured without them; add them afterwards")
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
-        pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy))
+        pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out)
         for scheme in schemes:
             add_scheme(pruned.model, scheme)
+    name_classes(pruned.model, names)
     return pruned
 
 
@@ -92,14 +109,15 @@ class _CostModel(NamedTuple):
     schemes: Sequence[Scheme]
     energy: Energy
 
-    def shapes(self, model: nn.Module, structure: Structure | ModelStructure, budget: Budget) -> Shapes:
+    def shapes(self, model: nn.Module, pruning: StructureSettings, budget: Budget) -> Shapes:
         with_schemes = deepcopy(model) if self.schemes else model
         for scheme in self.schemes:
             add_scheme(with_schemes, scheme)
         costs = measure_costs(with_schemes)
+        structure = structure_of(pruning)
         if isinstance(structure, ModelStructure):
-            return Shapes(costs, {}, self.energy)
-        return Shapes(costs, structure.counts(model), self.energy, _latency(budget, costs, structure, model))
+            return Shapes(costs, [], self.energy)
+        return Shapes(costs, structure.pieces(model), self.energy, _latency(budget, costs, pruning, model))
 
 
 def _prune(
@@ -108,6 +126,7 @@ def _prune(
     budget: Budget,
     pruning: StructureSettings,
     cost_model: _CostModel,
+    held_out: Iterable[Any] | None,
 ) -> Pruned:
     require_plain_module(model)
     if int8_layers(model):
@@ -120,27 +139,50 @@ def _prune(
     if pruning.freedoms:
         model, _ = align(model, batches, pruning.freedoms, device)
     structure = structure_of(pruning)
-    shapes = cost_model.shapes(model, structure, budget)
-    compressed = prune_to_budget(model, batches, structure, budget, shapes, device)
+    shapes = cost_model.shapes(model, pruning, budget)
+    outcomes = None
+    if budget.by_outcome:
+        assert not isinstance(structure, ModelStructure), "its settings refuse such a budget"
+        measure = _outcome_measure(budget, model, batches, held_out)
+        candidates = prune_to_outcome(model, batches, structure, budget, shapes, measure, device)
+        compressed = best(candidates, budget.outcome[0]).compressed
+        outcomes = outcome_table(candidates, budget)
+    else:
+        compressed = prune_to_budget(model, batches, structure, budget, shapes, device)
     masks, block_shape = dict(compressed.keep_masks), compressed.block_shape or (1, 1)
-    return Pruned(compressed.model.to(device), masks, block_shape, budget, shapes.costs)
+    return Pruned(compressed.model.to(device), masks, block_shape, budget, shapes.costs, outcomes)
 
 
-def _latency(budget: Budget, costs: pd.DataFrame, structure: Structure, model: nn.Module) -> pd.DataFrame | None:
+def _outcome_measure(
+    budget: Budget, model: nn.Module, batches: UserBatches, held_out: Iterable[Any] | None
+) -> Callable[[Compressed], Estimate]:
+    """What a budget by outcome measures of a compressed model."""
+    device = next(model.parameters()).device
+    if budget.milliseconds is not None:
+        image = batches.first()[:1].to(device)
+        return lambda compressed: Estimate(*astuple(milliseconds_per_image(compressed, image)))
+    if held_out is None:
+        raise LpvitError(
+            "held_out: missing; a budget in 'points_lost' needs images with labels that are not used for calibration"
+        )
+    labelled = LabelledBatches(held_out, batches.dtype)
+    dense = correct_images(model, labelled, device)
+    return lambda compressed: Estimate(*points_lost(dense, correct_images(compressed.model, labelled, device)))
+
+
+def _latency(budget: Budget, costs: pd.DataFrame, pruning: StructureSettings, model: nn.Module) -> pd.DataFrame | None:
     """Milliseconds of the layers for a latency budget: from its table, or measured in the model's dtype."""
     if budget.latency is None:
         return None
-    if structure.block_shape is None:
-        raise LpvitError("budget: latency: layers are timed in blocks only; use 'macs', or structure 'blocks'")
     if budget.latency_table is not None:
-        return read_latency(budget.latency_table, structure.block_shape)
+        return read_latency([budget.latency_table], pruning.timed_shapes)
     parameter = next(model.parameters())
-    return measure_latency(
-        *(costs, structure.block_shape),
-        batch_size=LATENCY_BATCH_SIZE,
-        dtype=parameter.dtype,
-        device=parameter.device,
-    )
+    dtype, device = parameter.dtype, parameter.device
+    tables = [
+        measure_latency(costs, shape, batch_size=LATENCY_BATCH_SIZE, dtype=dtype, device=device)
+        for shape in pruning.timed_shapes
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def adopt_input_size(model: nn.Module, images: Tensor) -> None:

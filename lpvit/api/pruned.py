@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.allocation.settings import Budget
+from lpvit.api.arguments import require_type
 from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import Architecture
@@ -25,6 +26,7 @@ class Pruned:
         block_shape: Rows (output features) and columns (input features) of a block.
         budget: What it was pruned to, if known.
         dense_costs: Of the layers of the dense model, schema ``COSTS``; None asks the source of the model.
+        outcomes: Of a budget by outcome, the models that were tried, schema ``OUTCOMES``.
     """
 
     model: nn.Module
@@ -32,6 +34,7 @@ class Pruned:
     block_shape: tuple[int, int]
     budget: Budget | None = None
     dense_costs: pd.DataFrame | None = field(default=None, repr=False, compare=False)
+    outcomes: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """The model remembers its masks among its edits, in the order in which they were made."""
@@ -44,7 +47,7 @@ class Pruned:
         except LpvitError as error:
             return f"Pruned({type(self.model).__name__}), invalid: {error}"
         now, dense = report.loc["(model)"], report.loc["(dense model)"]
-        asked = {} if self.budget is None else self.budget.targets  # unknown for files of the pipeline
+        asked = {} if self.budget is None else self.budget.stated  # unknown for files of the pipeline
         budget = ", budget: " * bool(asked) + ", ".join(f"{name} {target:g}" for name, target in asked.items())
         blocks = f", blocks of {self.block_shape[0]}x{self.block_shape[1]}" if self.keep_masks else ""
         lines = (
@@ -110,8 +113,8 @@ def require_pruned(pruned: object) -> Pruned:
     Raises:
         LpvitError: It is something else, a mask does not fit its layer, or a pruned weight is not zero.
     """
-    if not isinstance(pruned, Pruned):
-        raise LpvitError(f"pruned: found {type(pruned).__name__}, expected an lpvit.Pruned, as lpvit.prune returns it")
+    require_type("pruned", pruned, Pruned, "the result of lpvit.prune or lpvit.load")
+    assert isinstance(pruned, Pruned)
     try:
         expanded = expand_keep_masks(pruned.model, pruned.keep_masks, pruned.block_shape)
         verify_pruned(pruned.model.state_dict(), expanded)

@@ -4,23 +4,24 @@ N = images of a batch.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lpvit.api.batches import images_of
+from lpvit.api.arguments import require_type
+from lpvit.api.batches import LabelledBatches, accepted_by
 from lpvit.api.prune import adopt_input_size
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.data.loading import Loader
 from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
-from lpvit.models.analysis.network import require_plain_module
+from lpvit.models.analysis.network import require_weights
 from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
@@ -38,17 +39,21 @@ def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
     """Accuracy on labelled images, on the model's device.
 
     Args:
-        model: Dense, pruned or sparsified; left in evaluation mode.
+        model: Dense, pruned, sparsified or compiled; left in evaluation mode.
         loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,):
             integers from 0; (N, 1) is the same.
 
     Raises:
-        LpvitError: The loader yields something else, or no image.
+        LpvitError: The loader yields something else, no image, or images that the model does not accept; or logits are
+            not finite.
     """
     module = require_pruned(model).model if isinstance(model, Pruned) else model
-    require_plain_module(module)
-    weight = _weight(module)
-    return measure(module, _Labelled(loader, weight.dtype), weight.device)
+    require_type("model", module, nn.Module, "a model, or the result of lpvit.prune")
+    require_weights(module)
+    weight = next(module.parameters(), torch.empty(0))
+    batches = LabelledBatches(loader, weight.dtype)
+    with accepted_by(module, batches):
+        return measure(module, batches, weight.device)
 
 
 @undisturbed_generators(on_gpus=True)
@@ -79,18 +84,16 @@ def finetune(
     Raises:
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
     """
-    require_pruned(pruned)
-    _check(recipe, teacher)
-    if int8_layers(pruned.model):
-        raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
-    weight = _weight(pruned.model)
-    training = cast(Loader, _Labelled(loader, weight.dtype, recipe.batch_size))
-    evaluated = cast(Loader, _Labelled(validation, weight.dtype))
+    _check(pruned, recipe, teacher)
+    weight = next(pruned.model.parameters())
+    images = LabelledBatches(loader, weight.dtype, recipe.batch_size)
+    validated = LabelledBatches(validation, weight.dtype)
+    loaders = cast(Loader, images), cast(Loader, validated)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
         job = Training(
             pruned.model,
             recipe,
-            lambda *_: (training, evaluated),
+            lambda *_: loaders,
             resume_file=Path(folder, "resume.pt"),
             fingerprint="",
             device=weight.device,
@@ -98,15 +101,19 @@ def finetune(
             checkpoint_minutes=float("inf"),
             keep_masks=pruned.keep_masks,
             block_shape=pruned.block_shape,
-            teacher=None if teacher is None else _taught(teacher, training),
+            teacher=None if teacher is None else _taught(teacher, loaders[0]),
         )
-        state = train(job).state
+        with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
+            state = train(job).state
     model = deepcopy(pruned.model)
     model.load_state_dict(state)
     return replace(pruned, model=model.eval())
 
 
-def _check(recipe: Recipe, teacher: nn.Module | None) -> None:
+def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
+    require_pruned(pruned)
+    require_type("recipe", recipe, Recipe, "an lpvit.Recipe")
+    require_type("teacher", teacher, nn.Module | None, "a model or None")
     if recipe.teacher not in (None, "dense") or (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "
@@ -117,6 +124,8 @@ def _check(recipe: Recipe, teacher: nn.Module | None) -> None:
             raise LpvitError(f"recipe: {key} acts on single images, which your loader makes; do it there, omit the key")
     if recipe.pruned_over:
         raise LpvitError("recipe: pruned_over starts with the dense model, this one is pruned; omit it")
+    if int8_layers(pruned.model):
+        raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
 
 
 def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
@@ -126,48 +135,3 @@ def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
         adopt_input_size(copy, next(iter(loader))[0])
         return copy
     return teacher
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """The batches of the user's loader, as a training reads them; all but the last of ``batch_size``, if given."""
-
-    loader: Iterable[Any]
-    dtype: torch.dtype
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if (
-            not isinstance(self.loader, Iterable)
-            or iter(self.loader) is self.loader
-            or not hasattr(self.loader, "__len__")
-        ):
-            raise LpvitError(
-                f"loader: found {type(self.loader).__name__}; give a DataLoader or a list of batches, as it needs a "
-                "length and is read several times"
-            )
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # checked above
-
-    def set_epoch(self, epoch: int) -> None:
-        """Does nothing: the loader decides the order of an epoch."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for number, batch in enumerate(self.loader, start=1):
-            images = images_of(batch)
-            if self.batch_size is not None and (
-                len(images) > self.batch_size or (len(images) < self.batch_size and number < len(self))
-            ):
-                raise LpvitError(
-                    f"recipe: batch_size {self.batch_size}, the loader gives a batch of {len(images)}; make them equal"
-                )
-            labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-            if not isinstance(labels, Tensor):
-                found = "a batch without labels" if labels is None else f"labels as a {type(labels).__name__}"
-                raise LpvitError(f"loader: found {found}, expected images (N, C, H, W) and labels (N,), a tensor")
-            yield images.to(self.dtype), labels
-
-
-def _weight(model: nn.Module) -> Tensor:
-    return next(model.parameters())

@@ -21,7 +21,7 @@ from lpvit.mistakes import mistakes
 from lpvit.models.settings import Model
 from lpvit.quantisation.settings import Quantisation
 from lpvit.schemes.settings import AnyScheme, require_compatible
-from lpvit.settings import Compute, Name, Section
+from lpvit.settings import Compute, LocalPath, Name, Section
 from lpvit.structures.settings import AnyStructure
 from lpvit.training.settings import Recipe
 
@@ -61,7 +61,7 @@ class Experiment(Section):
 class Config(Section):
     """A whole config."""
 
-    results: Path = Field(Path("results"), description="folder of all artifacts")
+    results: LocalPath = Field(Path("results"), description="folder of all artifacts")
     report: Name = Field("main", description="folder of this config's tables and figures in `results/report`")
     scale: Literal["paper", "proxy"] = Field(
         "paper",

@@ -53,7 +53,7 @@ def undisturbed_generators(on_gpus: bool = False) -> Iterator[None]:
         on_gpus: Those of all GPUs as well, if any has been used.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    gpus = range(torch.cuda.device_count()) if on_gpus and torch.cuda.is_initialized() else ()
+    gpus = range(torch.cuda.device_count()) if on_gpus and torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices=gpus):
             yield

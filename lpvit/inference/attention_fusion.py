@@ -14,8 +14,9 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from lpvit.inference.choice import Choice, name_of, slower
+from lpvit.inference.choice import Choice, slower
 from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
+from lpvit.precisions import name_of
 from lpvit.sparse.attention import attention, attention_path
 
 _TIMM = "timm"  # the form of a module that is not replaced

@@ -10,10 +10,11 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from lpvit.inference.attention_fusion import fuse_attention
-from lpvit.inference.choice import Choice, name_of, slower
+from lpvit.inference.choice import Choice, slower
 from lpvit.inference.layer_fusion import fuse_prologues_and_epilogues
 from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
 from lpvit.models.analysis.layers import matrix_layers
+from lpvit.precisions import name_of
 from lpvit.quantisation.layers import QuantisedLinear
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_of

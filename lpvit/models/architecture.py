@@ -26,6 +26,7 @@ from lpvit.store.artifacts import load, save
 FORMAT = 2  # of models in artifacts
 LARGEST_BUFFERS = 2**26  # largest number of buffer elements: masks and indices of windows
 MOST_EDITS = 1000
+MOST_CLASSES = 100_000
 
 
 class Architecture(Section):
@@ -34,10 +35,12 @@ class Architecture(Section):
     Attributes:
         source: Builds the bare model, with its arguments.
         edits: Edits in order.
+        classes: Names of the classes in the order of the logits; empty if they are not known.
     """
 
     source: AnySource
     edits: tuple[AnyEdit, ...] = Field((), max_length=MOST_EDITS)
+    classes: tuple[str, ...] = Field((), max_length=MOST_CLASSES)
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> Self:
@@ -53,7 +56,7 @@ class Architecture(Section):
             LpvitError: The model has no name in timm.
         """
         source = getattr(model, "lpvit_source", None) if options is None else None
-        return cls(source=source or Timm.of(model, options), edits=edits_of(model))
+        return cls(source=source or Timm.of(model, options), edits=edits_of(model), classes=classes_of(model))
 
     def with_edits(self, edits: Sequence[Edit]) -> Self:
         """The same source with these edits and no others."""
@@ -72,11 +75,22 @@ class Architecture(Section):
         with torch.random.fork_rng(devices=[]):  # the seed is of this model alone
             model = self.source.build(**arguments)
             model.lpvit_source = self.source  # type: ignore[assignment]
+            name_classes(model, self.classes)
             for edit in self.edits:
                 apply_edit(model, edit)
         if state is not None:
             model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         return model
+
+
+def classes_of(model: nn.Module) -> tuple[str, ...]:
+    """The names of a model's classes in the order of its logits, or none; copies of a model keep them."""
+    return getattr(model, "lpvit_classes", ())
+
+
+def name_classes(model: nn.Module, classes: Sequence[str]) -> None:
+    """Records the names of a model's classes."""
+    model.lpvit_classes = tuple(classes)  # type: ignore[assignment]
 
 
 def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:

@@ -1,12 +1,11 @@
 """Settings of models and their weights."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from lpvit.moved import forwards
-from lpvit.settings import Section
+from lpvit.settings import LocalPath, Section
 
 
 class Model(Section):
@@ -20,7 +19,7 @@ class Model(Section):
     weights: Literal["pretrained", "checkpoint", "train", "random"] = Field(
         "pretrained", description="timm's weights, a local `checkpoint`, training by `recipe`, or none (for tests)"
     )
-    checkpoint: Path | None = Field(None, description="`.safetensors`, or `.pt`/`.pth` holding a state dict")
+    checkpoint: LocalPath | None = Field(None, description="`.safetensors`, or `.pt`/`.pth` holding a state dict")
     recipe: str | None = Field(
         None, description="recipe that trains the dense model from scratch (`train`), or from the given weights"
     )

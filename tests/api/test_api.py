@@ -268,6 +268,15 @@ def test_a_file_that_would_give_another_model_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_with_weights_of_a_tag_that_timm_does_not_list_is_saved(tmp_path: Path) -> None:
+    half = random_prune(dense_model("vit"), BLOCK_SHAPE)  # as from 'hf-hub:' with weights of one's own
+    half.model.pretrained_cfg = {**half.model.pretrained_cfg, "tag": "my_tag", "mean": (0.3,)}
+    lpvit.save(half, tmp_path / "model.safetensors", options=VIT)
+    loaded = lpvit.load(tmp_path / "model.safetensors")
+    assert_same(loaded, half)
+    assert loaded.model.pretrained_cfg["mean"] == [0.3]
+
+
 def test_a_model_that_timm_did_not_make_is_told_so(tmp_path: Path) -> None:
     from timm.models.vision_transformer import VisionTransformer
 

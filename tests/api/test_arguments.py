@@ -55,10 +55,11 @@ def test_a_pruned_model_whose_masks_were_lost_is_not_evaluated_or_described_as_p
     assert repr(regrown).startswith("Pruned(VisionTransformer), invalid: model: blocks.0.mlp.fc1.weight")
 
 
+@pytest.mark.parametrize("given", [dense_model("vit"), None, "model.safetensors"], ids=["module", "None", "path"])
 @pytest.mark.parametrize("name", TAKES_PRUNED)
-def test_a_bare_module_in_place_of_a_pruned_model_is_refused(name: str, pruned: lpvit.Pruned, tmp_path: Path) -> None:
-    with pytest.raises(lpvit.LpvitError, match=r"^pruned: found VisionTransformer, expected an lpvit.Pruned"):
-        TAKES_PRUNED[name](pruned.model, tmp_path)
+def test_what_is_no_pruned_model_is_refused(name: str, given: object, tmp_path: Path) -> None:
+    with pytest.raises(lpvit.LpvitError, match=r"^pruned: found .*, expected the result of lpvit.prune or lpvit.load$"):
+        TAKES_PRUNED[name](given, tmp_path)
 
 
 def test_a_quantised_model_is_not_pruned(pruned: lpvit.Pruned) -> None:

@@ -26,6 +26,7 @@ from lpvit.config.config import Config, Experiment, Published
 from lpvit.costs.energy import layer_energy
 from lpvit.costs.settings import Energy
 from lpvit.data.calibration import sample_calibration
+from lpvit.data.layouts import Layout
 from lpvit.data.settings import Calibration, Dataset
 from lpvit.models.settings import Model
 from lpvit.quantisation.settings import Quantisation
@@ -36,6 +37,7 @@ from lpvit.settings import Compute, Section
 from lpvit.structures.blocks.distortions import Distortion
 from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.factors.settings import Factors
+from lpvit.structures.mixed.settings import Mixed
 from lpvit.structures.settings import StructureSettings
 from lpvit.structures.width.settings import Width
 from lpvit.training.settings import Recipe
@@ -160,6 +162,8 @@ LAWS: dict[type[Section], tuple[Callable[[Any], list[Tensor]], Values, dict[str,
         {
             "macs": (0.5, {}),
             "sparsity": (0.7, {}),
+            "parameters": (0.5, {}),
+            "bytes": (0.5, {}),
             "energy": (0.3, {}),
             "allocator": ("uniform", {}),
             "min_keep_ratio": (0.5, {}),
@@ -210,24 +214,29 @@ LAWS: dict[type[Section], tuple[Callable[[Any], list[Tensor]], Values, dict[str,
     Calibration: (sample_by, {"images": 10}, {"images": (11, {}), "seed": (1, {})}),
 }
 
-# What the workflow reads, what layers would have to be timed for, and what is worked by hand in test_allocation.py
-FOLLOWED: dict[type[Section], tuple[str, ...]] = {
-    **{section: tuple(section.model_fields) for section in (Dataset, Model, Compute, Benchmark, Experiment, Published)},
-    Config: tuple(Config.model_fields),
-    Budget: ("latency", "latency_table"),
-    Width: ("batch_size",),
-    ALLOCATORS["lpvit"]: ("power_beta",),
-}
-
 
 def keys_of(section: type[Section]) -> set[str]:
     return {key for key in section.model_fields if key not in TAGS}
 
 
+# What the workflow reads, what layers would have to be timed for, and what is worked by hand in test_allocation.py
+FOLLOWED: dict[type[Section], tuple[str, ...]] = {
+    **{layout: tuple(keys_of(layout)) for layout in Layout.registry.values()},
+    **{section: tuple(section.model_fields) for section in (Dataset, Model, Compute, Benchmark, Experiment, Published)},
+    Config: tuple(Config.model_fields),
+    Budget: ("latency", "latency_table", "points_lost", "milliseconds", "held_out"),
+    Width: ("batch_size",),
+    Mixed: tuple(keys_of(Mixed)),  # those of blocks and factors
+    ALLOCATORS["lpvit"]: ("power_beta",),
+}
+
+
 def test_every_key_of_every_section_is_tested_here() -> None:
-    for section in set(sections_of(Config)):
-        tested = {*(LAWS[section][2] if section in LAWS else ()), *FOLLOWED.get(section, ())} - set(TAGS)
-        assert tested == keys_of(section), section
+    tested = {
+        section: {*(LAWS[section][2] if section in LAWS else ()), *FOLLOWED.get(section, ())} - set(TAGS)
+        for section in set(sections_of(Config))
+    }
+    assert tested == {section: keys_of(section) for section in tested}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from lpvit.data.epochs import EpochPlan
 from lpvit.data.index import index_images, usable_images
 from lpvit.data.loading import ImageFiles, Loader, make_loader
 from lpvit.data.preprocessing import Augmentation, Preprocessing
+from lpvit.data.settings import ImageSet
 from lpvit.errors import LpvitError
 from lpvit.strategies import module_names
 from lpvit.training.settings import Recipe
@@ -238,7 +239,7 @@ def test_a_broken_image_is_named_and_no_other_takes_its_place(
 
 @pytest.mark.parametrize("loader", ["memory", "timm"])
 def test_digits_come_as_one_normalised_channel(loader: str) -> None:
-    images = usable_images(index_images("digits", None), "validation").head(6)
+    images = usable_images(index_images(ImageSet(source="digits")), "validation").head(6)
     preprocessing = Preprocessing((1, 8, 8), (0.5,), (0.5,), "bicubic", 1.0)
     batches = load(images, None, loader, preprocessing=preprocessing)
     assert batches[0][0].shape == (4, 1, 8, 8)

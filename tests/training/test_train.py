@@ -381,6 +381,21 @@ def test_gradual_pruning_ends_at_the_counts_and_prunes_by_magnitude_on_the_way(
     verify_pruned(trained.state, expand_keep_masks(model, trained.keep_masks, (block, block)))
 
 
+@pytest.mark.parametrize("pruned_over", [0.01, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 8), (1, 16), (2, 32), (1, 32)])
+def test_however_short_a_training_that_prunes_is_it_ends_with_as_few_blocks_as_asked_for(
+    tmp_path: Path, pruned_over: float, epochs: int, batch_size: int
+) -> None:
+    model = toy_model()
+    masks = checkerboard(model, 4)
+    options = {"device": CPU, "resume_file": tmp_path / "training.pt", "fingerprint": "toy"}
+    settings = recipe(epochs=epochs, pruned_over=pruned_over, batch_size=batch_size)
+    data = ToyData(batch_size=batch_size)
+    trained = train(Training(model, settings, data, keep_masks=masks, block_shape=(4, 4), **options))  # type: ignore[arg-type]
+    for layer, mask in masks.items():
+        assert trained.keep_masks[layer].sum() == mask.sum()
+
+
 def test_a_training_can_be_watched_in_tensorboard_also_after_a_restart(tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = tmp_path / "events"

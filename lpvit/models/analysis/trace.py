@@ -76,19 +76,28 @@ class Trace:
 def trace(model: nn.Module) -> Trace:
     """Traces one pass over ``IMAGES`` random images, and counts the products of another over one image.
 
+    A third, whose second image is NaN, shows whether inputs of layers begin with the images, so that the products of
+    an image can be told from those of others.
+
     Args:
         model: Not modified. On the meta device nothing is computed, so no product is checked.
     """
     traced = Trace(IMAGES)
+    numbers: dict[str, int] = {}
     with quiet(model):
-        with _watched(model, traced):
-            model(random_images(model, IMAGES))
-        numbers: dict[str, int] = {}
+        images = random_images(model, IMAGES)
+        with _watched(model, traced), _nan_in_first(model) as before:
+            model(images)
         # Fused attention kernels differ by device and not all are counted; the plain one is two matrix products.
         with _sized(model, numbers), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(random_images(model, 1))
+            model(images[:1])
+        images[1:] = torch.nan
+        with _nan_in_first(model) as after:
+            model(images)
     for name, span in traced.spans.items():
         span.grows = span.numbers > numbers.get(name, 0)
+        if span.grows and after.get(name) and not before[name]:
+            span.mismatch = span.mismatch or "its input does not begin with the images: the first is mixed with others"
     counts = counter.get_flop_counts()["Global"]
     traced.macs = int(counter.get_total_flops()) // 2
     traced.linear_macs = sum(count for product, count in counts.items() if _is_of_layers(product)) // 2
@@ -196,6 +205,23 @@ def _sized(model: nn.Module, numbers: dict[str, int]) -> Iterator[None]:
         [module.register_forward_hook(lambda _, __, out, name=name: note(name, out)) for name, module in modules]
     ):
         yield
+
+
+@contextmanager
+def _nan_in_first(model: nn.Module) -> Iterator[dict[str, bool]]:
+    """Layer -> whether the part of its input that should be the first image's has NaN; nothing on the meta device."""
+    found: dict[str, bool] = {}
+
+    def look(name: str, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and not inputs[0].is_meta:
+            numbers = inputs[0].flatten()
+            found[name] = bool(numbers[: len(numbers) // IMAGES].isnan().any())
+
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    with hooks(
+        [module.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs)) for name, module in layers]
+    ):
+        yield found
 
 
 def _mismatch(module: nn.Linear | nn.Conv2d, inputs: Tensor, output: Tensor) -> str:

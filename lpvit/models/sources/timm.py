@@ -48,8 +48,7 @@ class Timm(Source):
         found = getattr(model, "pretrained_cfg", None) or {}
         if "architecture" not in found:
             raise LpvitError("model: has no name in timm; create it with timm.create_model")
-        name = ".".join(filter(None, (found["architecture"], found.get("tag"))))
-        default = timm.get_pretrained_cfg(name).to_dict()
+        name, default = _registered(found["architecture"], found.get("tag"))
         if options is None:
             options = _image_options(tuple(default["input_size"]), input_size(model)) | _drop_path(model)
         data_config = {key: found[key] for key in DATA_CONFIG if found.get(key) != default.get(key)}
@@ -102,11 +101,23 @@ def create_model(
             raise LpvitError(
                 f"models: timm cannot build '{name}' with {options}: {type(error).__name__}: {one_line(error)}"
             ) from None
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise LpvitError(
-            f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that "
-            "they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
+            f"models: timm could not fetch the weights of '{name}' ({reason}); connect once so that they are cached, "
+            "or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
         ) from None
     return call_modules(model.eval())
+
+
+def _registered(architecture: str, tag: str | None) -> tuple[str, dict[str, Any]]:
+    """The name under which timm has a model, and its data config there; without the tag if timm does not list it."""
+    name = f"{architecture}.{tag}" if tag else architecture
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # such as the tag of weights from 'hf-hub:', or of another release
+        name, config = architecture, timm.get_pretrained_cfg(architecture)
+    default: dict[str, Any] = (config or PretrainedCfg()).to_dict()
+    return name, default
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

@@ -57,6 +57,24 @@ def _what_does_not_narrow(model: VisionTransformer) -> str:
     return ""
 
 
+def require_width(model: nn.Module, macs: float) -> None:
+    """Checks that some width of a model is within a share of its MACs; which channels remain does not matter for it.
+
+    Args:
+        model: On any device, also the meta device; not modified.
+        macs: Share of the dense model's MACs in matrix layers.
+
+    Raises:
+        LpvitError: As `narrow`.
+    """
+    require_narrowable(model)
+    model = copy.deepcopy(model).eval().to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.zero_()
+        parameter.grad = torch.zeros_like(parameter)
+    _widest_within(model, macs)
+
+
 @dataclass(frozen=True)
 class Narrowed:
     """A narrower model, and its removed channels in Torch-Pruning's order, to remove them from another copy."""
