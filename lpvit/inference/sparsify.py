@@ -13,6 +13,7 @@ from lpvit.inference.attention_fusion import fuse_attention
 from lpvit.inference.choice import Choice, slower
 from lpvit.inference.layer_fusion import fuse_prologues_and_epilogues
 from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
+from lpvit.models.additions import addition
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.precisions import name_of
 from lpvit.quantisation.layers import QuantisedLinear
@@ -78,7 +79,7 @@ def _forms(
 ) -> list[BlockSparseLinear]:
     """The block-sparse forms that a layer may take, the requested one first; empty for a convolution."""
     dense = model.get_submodule(layer)
-    if not isinstance(dense, nn.Linear):
+    if not isinstance(dense, nn.Linear) or addition(dense):
         return []
     gelu = _gelu_after(model, layer) is not None
     if isinstance(dense, QuantisedLinear):  # with the integers of a quantised model
@@ -94,7 +95,8 @@ def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], token
     weight: Tensor = dense.weight  # type: ignore[assignment]
     if not forms:
         sparsity = 1 - weight.count_nonzero().item() / weight.numel()
-        reason = f"{type(dense).__name__} has no block-sparse form"
+        added = addition(dense)
+        reason = f"it has {added}" if added else f"{type(dense).__name__} has no block-sparse form"
         return Choice(layer, "layer", False, name_of(weight.dtype), sparsity, reason=reason)
     activation, sparse = _gelu_after(model, layer), forms[0]
     seconds = kernel_seconds = None
@@ -121,7 +123,8 @@ def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:
     if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1":
         return None
     activation = parent.act
-    return activation if isinstance(activation, nn.GELU) and activation.approximate == "none" else None
+    exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
+    return activation if exact and not addition(parent, activation) else None
 
 
 def _parent(layer: str) -> str:
