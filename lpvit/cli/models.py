@@ -15,7 +15,10 @@ from lpvit.benchmark.settings import Benchmark
 from lpvit.benchmark.speed import benchmark
 from lpvit.errors import LpvitError, some_of
 from lpvit.models.architecture import Architecture, load_model
+from lpvit.precisions import dtype_of
 from lpvit.report.formats import markdown
+from lpvit.sparse.build import build_obstacle
+from lpvit.sparse.operator import path_for
 from lpvit.store.artifacts import header
 from lpvit.store.schemas import ALL
 from lpvit.store.tables import read_parquet
@@ -64,6 +67,8 @@ def _described_pruned(pruned: Pruned) -> Iterator[str]:
     yield _described_architecture(pruned.architecture)
     yield repr(pruned)
     yield pruned.report.to_string(formatters={"keep_ratio": "{:.3f}".format}, float_format="{:,.0f}".format)
+    if pruned.keep_masks and (reason := build_obstacle()):
+        yield f"no CPU kernel on this machine, pruned layers run dense here: {reason}"
 
 
 def _described_architecture(architecture: Architecture) -> str:
@@ -87,6 +92,8 @@ def timed(path: Path, batch_sizes: Sequence[int], dtype: str, threads: int | Non
     speed = benchmark(dense, pruned.model, pruned.keep_masks, pruned.block_shape, settings, device).speed
     about = speed.iloc[0]
     yield f"{about['device_name']}, {about['threads']} threads, {about['dtype']}, kernel: {about['kernel']}"
+    if reason := path_for(torch.device(device), dtype_of(dtype), pruned.block_shape[1]).reason:
+        yield f"no kernel, pruned layers take as long as dense ones: {reason}"
     shown = pd.DataFrame(
         {
             "configuration": speed["configuration"],

@@ -18,7 +18,7 @@ from lpvit.models.analysis.layers import matrix_layers
 from lpvit.precisions import name_of
 from lpvit.quantisation.layers import QuantisedLinear
 from lpvit.sparse.linear import BlockSparseLinear
-from lpvit.sparse.operator import path_of
+from lpvit.sparse.operator import log_once, path_of
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 
@@ -103,6 +103,8 @@ def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], token
     if only_faster:
         with_kernel = [form for form in forms if not path_of(form.values).reason]
         reason = path_of(sparse.values).reason
+        if not with_kernel:
+            log_once(reason, "no kernel, pruned layers stay dense and take as long as before")
         if with_kernel:
             times = _timed(nn.Sequential(dense, *([activation] if activation else [])), with_kernel, tokens)
             sparse = min(with_kernel, key=lambda form: times[_form(form)])

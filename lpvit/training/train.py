@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lpvit.errors import LpvitError
+from lpvit.measure.precision import warn_if_slower
 from lpvit.models.drop_rates import set_drop_path
 from lpvit.store.artifacts import load
 from lpvit.structures.blocks.grid import KeepMasks
@@ -54,6 +55,7 @@ def train(training: Training) -> Trained:
     """
     _check(training)
     require_tensorboard(training.events)
+    warn_if_slower(getattr(torch, training.recipe.precision), training.device, "recipe: precision")
     model, teacher = (
         copy.deepcopy(training.model),
         copy.deepcopy(training.teacher),
