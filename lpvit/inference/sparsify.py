@@ -125,8 +125,9 @@ def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:
     if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1":
         return None
     activation = parent.act
-    exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
-    return activation if exact and not addition(parent, activation) else None
+    if not isinstance(activation, nn.GELU) or activation.approximate != "none" or addition(parent, activation):
+        return None
+    return activation
 
 
 def _parent(layer: str) -> str:
