@@ -10,6 +10,7 @@ K = kept blocks; r, c = rows and columns of a block.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -30,6 +31,7 @@ from lpvit.errors import LpvitError, one_line
 from lpvit.export.description import metadata_of
 from lpvit.models.analysis.layers import weight_matrix
 from lpvit.models.architecture import Architecture, outline
+from lpvit.models.drop_rates import drop_rates
 from lpvit.models.format_1 import architecture_of_format_1
 from lpvit.models.sources.checkpoints import load_weights, require_one_type, require_same_architecture
 from lpvit.models.sources.families import call_modules
@@ -70,7 +72,7 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
         pruned: From `lpvit.prune` or `lpvit.load`; its model may have been trained since, with fixed masks.
         path: Target, ``.safetensors``.
         options: Arguments of ``timm.create_model`` besides name, ``pretrained`` and ``num_classes``, if there are
-            others than image size and number of channels.
+            others than image size, number of channels and stochastic depth.
 
     Raises:
         LpvitError: A pruned weight is not zero, or name and options build another model than this one.
@@ -137,6 +139,11 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
         load_weights(rebuilt, model.state_dict(), "model")
     except LpvitError as error:
         raise LpvitError(f"{hint} ({error})") from None
+    rates, again = drop_rates(model), drop_rates(rebuilt)
+    for name in rates | again:
+        found, saved = rates.get(name, 0.0), again.get(name, 0.0)
+        if not math.isclose(found, saved, rel_tol=1e-4):
+            raise LpvitError(f"{hint} ('{name}' drops at the rate {found:g}, not {saved:g})")
     given = call_modules(deepcopy(model).cpu().float().eval())
     image = torch.rand(1, *input_size(model), generator=torch.Generator().manual_seed(0))
     if not torch.allclose(rebuilt(image), given(image), rtol=1e-3, atol=1e-4):

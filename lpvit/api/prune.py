@@ -84,6 +84,8 @@ def prune(
     """
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning, schemes)
+    if energy != HOROWITZ and budget.energy is None:
+        raise LpvitError("energy: its constants are for a budget of energy, lpvit.Budget(energy=...); leave it out")
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
         pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out)
         for scheme in schemes:

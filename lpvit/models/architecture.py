@@ -49,7 +49,8 @@ class Architecture(Section):
         Args:
             model: From `build` or ``timm.create_model``.
             options: Arguments of timm besides name, ``num_classes`` and ``pretrained``. Without them they are read from
-                the model: all if `build` created it, else only image size and number of channels.
+                the model: all if `build` created it, else only image size, number of channels and stochastic
+                depth.
 
         Raises:
             LpvitError: The model has no name in timm.
@@ -66,7 +67,7 @@ class Architecture(Section):
 
         Args:
             state: Its weights; their dtype is kept.
-            arguments: Further ones of the source: ``pretrained``, ``drop_path``, ``seed``.
+            arguments: Further ones of the source: ``pretrained``, ``seed``.
 
         Raises:
             LpvitError: The source cannot build it, or an edit does not fit.

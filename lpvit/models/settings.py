@@ -33,6 +33,8 @@ class Model(Section):
             raise ValueError("recipe: missing; 'weights: train' needs the recipe that trains the model")
         if self.weights == "random" and self.recipe is not None:
             raise ValueError("recipe: 'weights: random' is not trained; for training from scratch use 'weights: train'")
+        if self.weights == "checkpoint":
+            self.without("seed", because="'weights: checkpoint' draws no weights")
         return self
 
 

@@ -17,6 +17,7 @@ from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.config.config import Config, Experiment
 from lpvit.costs.cost import measure_costs
+from lpvit.data.decoding import unknown_range
 from lpvit.data.encoded import first_without_jpeg
 from lpvit.data.index import class_names, list_images, usable_images
 from lpvit.data.settings import Dataset
@@ -34,6 +35,7 @@ from lpvit.structures.structure import ModelStructure, structure_of
 from lpvit.training.loss import require_fit
 from lpvit.training.settings import Recipe
 
+LOOKED_AT = 100  # images whose kind of pixels is checked, evenly spaced
 LARGEST_BLOCK_PRODUCTS = 8 * 2**30  # bytes
 
 
@@ -103,6 +105,9 @@ def _list_dataset(dataset: Dataset) -> pd.DataFrame:
     images = list_images(dataset)
     if dataset.loader == "dali" and (other := first_without_jpeg(dataset.folder, images["path"].tolist())):
         raise LpvitError(f"loader 'dali': reads JPEG files, {other} is none; use 'loader: timm' or 'memory'")
+    for path in images["path"][:: max(1, len(images) // LOOKED_AT)] if dataset.on_bad_image == "error" else ():
+        if problem := unknown_range(dataset.folder / path):
+            raise LpvitError(f"{dataset.folder / path}: {problem}; replace such images, or set 'on_bad_image: skip'")
     if images["label"].nunique() < 2:
         raise LpvitError(f"dataset: {dataset.root} has one class, '{images['class_name'].iloc[0]}'; models need two")
     return images

@@ -5,10 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from lpvit.cli.init import survey
 from lpvit.config.config import parse_config
 from lpvit.errors import LpvitError
 from lpvit.models.sources.pretrained import require_fetchable
@@ -196,7 +199,7 @@ def test_all_problems_are_told_at_once_and_each_once(
 @pytest.mark.parametrize(
     ("loader", "files", "message"),
     [
-        ("dali", ["a/0.jpg", "b/0.png"], "loader 'dali': reads JPEG files, 2 of 4 are none, such as train/b/0.png"),
+        ("dali", ["a/0.jpg", "b/0.png"], "loader 'dali': reads JPEG files, train/b/0.png is none"),
         ("timm", ["a/0.png"], "has one class, 'a'; models need two"),
     ],
 )
@@ -216,6 +219,21 @@ def test_images_that_a_loader_or_model_cannot_take_are_found_without_decoding_th
     config = change(tiny_config, "datasets.digits", {"root": str(tmp_path), "loader": loader})
     with pytest.raises(LpvitError, match=message):
         plan_experiments(parse_config(change(config, "calibrations.c64.images", 1)))
+
+
+def test_images_whose_pixels_have_no_known_range_are_found_by_the_plan_and_by_init(
+    tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    for number, split in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        (tmp_path / split).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 300.0 * number, np.float32)).save(tmp_path / split / "0.tif")
+    config = change(tiny_config, "datasets.digits", {"root": str(tmp_path), "loader": "timm"})
+    message = (
+        r"train/b/0\.tif: holds floating-point numbers from 300 to 300, expected 8 or 16 bits, or floats from 0 to 1"
+    )
+    with pytest.raises(LpvitError, match=message):
+        plan_experiments(parse_config(change(config, "calibrations.c64.images", 1)))
+    assert len(survey(tmp_path).bad) == 3
 
 
 @pytest.mark.parametrize(

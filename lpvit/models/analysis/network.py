@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
+from lpvit.models.additions import require_bound_forwards
 from lpvit.models.analysis.layers import Body, LayerSpec, traced_layers
 from lpvit.models.analysis.passes import constant, recorded_outputs, replaced_forwards
 from lpvit.models.analysis.trace import IMAGES, Trace, quiet, random_images, trace
@@ -87,7 +88,7 @@ def require_plain_module(model: object) -> None:
     """Checks that an object is a model that can be copied and traced.
 
     Raises:
-        LpvitError: It is not a module, is compiled, or is on several devices.
+        LpvitError: It is not a module, is compiled, is on several devices, or has a forward that does not belong to it.
     """
     if not isinstance(model, nn.Module):
         raise LpvitError(f"model: found {type(model).__name__}, expected a model of timm")
@@ -95,6 +96,7 @@ def require_plain_module(model: object) -> None:
         raise LpvitError("model: is compiled; give the model before torch.compile, and compile the result")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise LpvitError(f"model: is wrapped in {type(model).__name__}; give its 'module'")
+    require_bound_forwards(model)
 
 
 def require_weights(model: nn.Module) -> None:

@@ -94,8 +94,9 @@ def recorded_outputs(model: nn.Module, resume_points: Iterable[str]) -> Iterator
 
 @contextmanager
 def replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
-    """Replaces the forward of modules; on exit that of their class is restored."""
+    """Replaces the forward of modules; on exit that of their class, or their own, is restored."""
     modules = {model.get_submodule(name): forward for name, forward in forwards.items()}
+    own = {module: vars(module)["forward"] for module in modules if "forward" in vars(module)}
     try:
         for module, forward in modules.items():
             module.__dict__["forward"] = forward
@@ -103,6 +104,8 @@ def replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Ten
     finally:
         for module in modules:
             module.__dict__.pop("forward", None)
+        for module, forward in own.items():
+            module.__dict__["forward"] = forward
 
 
 @dataclass(frozen=True)

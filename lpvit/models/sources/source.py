@@ -24,12 +24,11 @@ class Source(Section):
     num_classes: int
 
     @abstractmethod
-    def build(self, pretrained: bool = False, drop_path: float = 0.0, seed: int = 0) -> nn.Module:
+    def build(self, pretrained: bool = False, seed: int = 0) -> nn.Module:
         """The bare model, in evaluation mode.
 
         Args:
             pretrained: Load the source's weights.
-            drop_path: Stochastic depth rate while training.
             seed: Of the initial weights.
 
         Raises:
