@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
+from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, UserBatches
 from lpvit.api.classes import classes_by, require_names
 from lpvit.api.pruned import Pruned
@@ -84,6 +85,7 @@ def prune(
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
             budget cannot be met, or something is not finite.
     """
+    _require_types(pruning, schemes, classes, energy)
     names = classes_by(loader, model) if classes is None else require_names(classes, model)
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning.rounds)
@@ -99,6 +101,15 @@ def prune(
             add_scheme(pruned.model, scheme)
     name_classes(pruned.model, names)
     return pruned
+
+
+def _require_types(pruning: Any, schemes: Any, classes: Any, energy: Any) -> None:
+    require_type("pruning", pruning, StructureSettings | None, "an lpvit.Factors, lpvit.Blocks or lpvit.Width")
+    require_type("schemes", schemes, Sequence, "a list of lpvit.Scheme")
+    for scheme in schemes:
+        require_type("schemes", scheme, Scheme, "a list of lpvit.Scheme")
+    require_type("classes", classes, Sequence | None, "a list of names")
+    require_type("energy", energy, Energy, "an lpvit.costs.settings.Energy")
 
 
 class _CostModel(NamedTuple):
