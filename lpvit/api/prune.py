@@ -88,13 +88,7 @@ def prune(
     _require_types(pruning, schemes, classes, energy)
     names = classes_by(loader, model) if classes is None else require_names(classes, model)
     pruning = _as_pruning(block_shape, pruning)
-    budget = _as_budget(budget, pruning.rounds)
-    try:
-        pruning.require_budget(budget)
-    except ValueError as error:
-        raise LpvitError(f"budget: {error}") from None
-    if budget.by_outcome and schemes:
-        raise LpvitError(f"schemes: a budget in '{budget.outcome[0]}' is measured without them; add them afterwards")
+    budget = _as_budget(budget, pruning, schemes)
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
         pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out)
         for scheme in schemes:
@@ -212,15 +206,21 @@ def adopt_input_size(model: nn.Module, images: Tensor) -> None:
         ) from None
 
 
-def _as_budget(budget: float | Budget, rounds: int) -> Budget:
-    if isinstance(budget, Budget):
-        return budget
+def _as_budget(budget: float | Budget, pruning: StructureSettings, schemes: Sequence[Scheme]) -> Budget:
+    if not isinstance(budget, Budget):
+        try:
+            return Budget(macs=budget, reconstruction="least_squares", steps=pruning.rounds)
+        except LpvitError:
+            raise LpvitError(
+                f"budget: found {budget!r}, expected the share of MACs to keep, above 0 and up to 1, or an lpvit.Budget"
+            ) from None
     try:
-        return Budget(macs=budget, reconstruction="least_squares", steps=rounds)
-    except LpvitError:
-        raise LpvitError(
-            f"budget: found {budget!r}, expected the share of MACs to keep, above 0 and up to 1, or an lpvit.Budget"
-        ) from None
+        pruning.require_budget(budget)
+    except ValueError as error:
+        raise LpvitError(f"budget: {error}") from None
+    if budget.by_outcome and schemes:
+        raise LpvitError(f"schemes: a budget in '{budget.outcome[0]}' is measured without them; add them afterwards")
+    return budget
 
 
 def _as_pruning(block_shape: tuple[int, int] | None, pruning: StructureSettings | None) -> StructureSettings:
