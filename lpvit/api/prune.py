@@ -62,8 +62,7 @@ def prune(
     Args:
         model: Dense; not modified, a copy is pruned.
         loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
-            width), or tuples that start with one. Read several times; order and
-            batches may change, the images must not.
+            width), or tuples that start with one. Read several times; order may change, the images must not.
         budget: Share of MACs to keep, with the remaining weights refitted by least squares, blocks in four rounds; or
             an `lpvit.Budget`.
         block_shape: Prunes blocks of so many rows (output features) and columns (input features) instead, with
