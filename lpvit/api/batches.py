@@ -171,7 +171,7 @@ def images_of(batch: Any) -> Tensor:
         LpvitError: It has none, or they are not normalised.
     """
     images = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or images.is_meta:
         raise LpvitError(
             f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width), alone or with "
             "labels"
@@ -184,5 +184,6 @@ def images_of(batch: Any) -> Tensor:
 def _describe(batch: Any) -> str:
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if isinstance(first, Tensor):
-        return f"a tensor of shape {tuple(first.shape)} and dtype {first.dtype}"
+        place = " on the meta device" * first.is_meta
+        return f"a tensor of shape {tuple(first.shape)} and dtype {first.dtype}{place}"
     return f"a {type(first).__name__}"

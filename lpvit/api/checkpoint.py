@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lpvit import __version__
 from lpvit.allocation.settings import Budget, budget_of_format_1
+from lpvit.api.arguments import require_path, require_type
 from lpvit.api.format_1 import without_indices
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.errors import LpvitError, one_line
@@ -77,7 +78,8 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
     Raises:
         LpvitError: A pruned weight is not zero, or name and options build another model than this one.
     """
-    architecture = Architecture.of(require_pruned(pruned).model, options)
+    require_type("options", options, Mapping | None, "arguments of timm.create_model, by name")
+    path, architecture = require_path(path), Architecture.of(require_pruned(pruned).model, options)
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
     metadata = {"lpvit": header.model_dump_json(), "digest": BLANK, **metadata_of(pruned.model)}
@@ -95,7 +97,7 @@ def load(path: str | Path) -> Pruned:
     Raises:
         LpvitError: The file is missing, damaged, not from `save`, of another format, or does not fit its architecture.
     """
-    header, tensors = _read(Path(path))
+    header, tensors = _read(require_path(path))
     try:
         return _restored(header, tensors)
     except LpvitError as error:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
+from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, UserBatches
 from lpvit.api.classes import classes_by
 from lpvit.api.pruned import Pruned
@@ -60,8 +61,7 @@ def prune(
     Args:
         model: Dense; not modified, a copy is pruned.
         loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
-            width), or tuples that start with one. Read several times; order and
-            batches may change, the images must not.
+            width), or tuples that start with one. Read several times; order may change, the images must not.
         budget: Share of MACs to keep, with the remaining weights refitted by least squares, blocks in four rounds; or
             an `lpvit.Budget`.
         block_shape: Prunes blocks of so many rows (output features) and columns (input features) instead, with
@@ -82,6 +82,7 @@ def prune(
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
             budget cannot be met, or something is not finite.
     """
+    _require_types(pruning, schemes, energy)
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning, schemes)
     if energy != HOROWITZ and budget.energy is None:
@@ -92,6 +93,14 @@ def prune(
             add_scheme(pruned.model, scheme)
     record_classes(pruned.model, classes_by(loader, model))
     return pruned
+
+
+def _require_types(pruning: Any, schemes: Any, energy: Any) -> None:
+    require_type("pruning", pruning, StructureSettings | None, "an lpvit.Factors, lpvit.Blocks, lpvit.Mixed or lpvit.Width")
+    require_type("schemes", schemes, Sequence, "a list of lpvit.Scheme")
+    for scheme in schemes:
+        require_type("schemes", scheme, Scheme, "a list of lpvit.Scheme")
+    require_type("energy", energy, Energy, "an lpvit.costs.settings.Energy")
 
 
 class _CostModel(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpvit.api.arguments import require_count
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.errors import LpvitError
 from lpvit.inference.sparsify import sparsify_layers
@@ -38,8 +39,9 @@ def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) 
         In evaluation mode, without gradients.
 
     Raises:
-        LpvitError: The precision is unknown.
+        LpvitError: The precision is unknown, or the batch size no positive number.
     """
+    require_count("batch_size", batch_size)
     model = call_modules(deepcopy(require_pruned(pruned).model).eval().requires_grad_(False))
     if precision is not None:
         if precision not in SPARSE:

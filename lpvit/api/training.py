@@ -26,6 +26,7 @@ from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
 from lpvit.training.job import Training
+from lpvit.training.loss import require_fit
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
 
@@ -114,6 +115,9 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
     require_pruned(pruned)
     require_type("recipe", recipe, Recipe, "an lpvit.Recipe")
     require_type("teacher", teacher, nn.Module | None, "a model or None")
+    if teacher is not None:
+        require_weights(teacher)
+        require_fit(pruned.model, teacher)
     if recipe.teacher not in (None, "dense") or (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "

@@ -92,6 +92,8 @@ def require_plain_module(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise LpvitError(f"model: found {type(model).__name__}, expected a model of timm")
+    if next(model.parameters(), None) is None:
+        raise LpvitError(f"model: {type(model).__name__} has no weights; expected a model of timm")
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
         raise LpvitError("model: is compiled; give the model before torch.compile, and compile the result")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
