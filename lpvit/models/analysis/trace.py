@@ -4,13 +4,14 @@ N = images of the pass.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -24,6 +25,17 @@ _ATTENTION = (
     torch.softmax,
     Tensor.softmax,
     functional.multi_head_attention_forward,
+)
+_PRODUCTS = (
+    functional.linear,
+    functional.conv2d,
+    functional.multi_head_attention_forward,
+    torch.matmul,
+    torch.mm,
+    torch.einsum,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    Tensor.mm,
 )
 _PRODUCTS_OF_LAYERS = ("mm", "addmm", "convolution", "_convolution")  # of the counter; attention is bmm
 
@@ -61,7 +73,7 @@ class Trace:
         attention: Time and enclosing modules, outermost first, of every softmax or attention product.
         macs: Multiply-accumulates of all products for one image.
         linear_macs: Those of linear products and convolutions only.
-        by_function: Module whose weight a function used -> the module in which it was called.
+        by_function: Parameter that a function multiplied by -> the module in which it was called.
     """
 
     images: int
@@ -132,11 +144,13 @@ def hooks(handles: Iterator[Any] | list[Any]) -> Iterator[None]:
 
 
 class _Functions(TorchFunctionMode):
-    """Records attention, and linear products with the weight of a module that is not running."""
+    """Records attention, and products with a parameter that are not made by its layer."""
 
-    def __init__(self, traced: Trace, stack: list[str], clock: Iterator[int], owners: Mapping[int, str]) -> None:
+    def __init__(
+        self, traced: Trace, stack: list[str], clock: Iterator[int], names: Mapping[int, str], layers: Collection[str]
+    ) -> None:
         super().__init__()
-        self.traced, self.stack, self.clock, self.owners = traced, stack, clock, owners
+        self.traced, self.stack, self.clock, self.names, self.layers = traced, stack, clock, names, layers
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -144,11 +158,12 @@ class _Functions(TorchFunctionMode):
         arguments = dict(kwargs or {})
         if function in _ATTENTION:
             self.traced.attention.append((next(self.clock), tuple(self.stack)))
-        elif function in (functional.linear, functional.conv2d):
-            weight = arguments.get("weight", args[1] if len(args) > 1 else None)
-            owner = self.owners.get(id(weight))
-            if owner is not None and owner not in self.stack:
-                self.traced.by_function[owner] = self.stack[-1] if self.stack else "the model"
+        if function in _PRODUCTS:
+            place = self.stack[-1] if self.stack else "the model"
+            for factor in (*args, *arguments.values()):
+                name = self.names.get(id(factor)) if isinstance(factor, Tensor) and factor.dim() > 1 else None
+                if name is not None and not (place in self.layers and name == f"{place}.weight"):
+                    self.traced.by_function[name] = place
         return function(*args, **arguments)
 
 
@@ -156,9 +171,8 @@ class _Functions(TorchFunctionMode):
 def _watched(model: nn.Module, traced: Trace) -> Iterator[None]:
     stack: list[str] = []
     clock = itertools.count()
-    owners = {
-        id(module.weight): name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+    names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
 
     def begin(name: str) -> None:
         stack.append(name)
@@ -175,14 +189,15 @@ def _watched(model: nn.Module, traced: Trace) -> Iterator[None]:
             span.numbers += output.numel()
             span.width = output.shape[-1] if output.dim() else 0
             if isinstance(module, nn.Linear | nn.Conv2d) and not output.is_meta:
-                span.mismatch = _mismatch(module, inputs[0], output)
+                with DisableTorchFunction():  # or the check would count as a product of the model
+                    span.mismatch = _mismatch(module, inputs[0], output)
 
     handles = []
     for name, module in model.named_modules():
         if name:
             handles.append(module.register_forward_pre_hook(lambda _, __, name=name: begin(name)))
             handles.append(module.register_forward_hook(lambda *call, name=name: end(name, *call)))
-    with hooks(handles), _Functions(traced, stack, clock, owners):
+    with hooks(handles), _Functions(traced, stack, clock, names, layers):
         yield
 
 

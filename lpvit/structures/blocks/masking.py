@@ -22,6 +22,7 @@ from lpvit.models.analysis.passes import (
     replaced_forwards,
     require_finite_logits,
 )
+from lpvit.models.outputs import read
 from lpvit.progress import bar
 from lpvit.structures.blocks.curve import blocks_pruned_at, pruning_ranks, sampled_curve
 from lpvit.structures.blocks.grid import BlockGrid
@@ -135,7 +136,7 @@ def _record_dense_pass(
             for layer in layers
         ]
         try:
-            logits = model(images)
+            logits = read(model, model(images))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -167,7 +168,7 @@ def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Te
     assert isinstance(pruned_layer, MatrixLayer)
     forwards[layer] = _scaled_side_by_side(pruned_layer, scales)
     with replaced_forwards(model, forwards):
-        pruned: Tensor = model(images)
+        pruned = read(model, model(images))
     change = pruned.view(copies, *dense.logits.shape) - dense.logits
     return change.double().square().sum(dim=(1, 2))
 

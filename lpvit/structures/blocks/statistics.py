@@ -15,6 +15,7 @@ from torch.func import functional_call
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import LayerSpec, weight_matrix
 from lpvit.models.analysis.passes import Batches, evaluation_mode, require_finite_logits
+from lpvit.models.outputs import read
 from lpvit.progress import bar
 from lpvit.store.artifacts import load
 from lpvit.structures.blocks.grid import BlockGrid
@@ -98,7 +99,7 @@ def averaged_gradients(
     with evaluation_mode(model):
         for batch, _ in bar(loader, "averaged gradient", "batch"):
             images = batch.to(device)
-            logits = functional_call(model, weights, (images,))
+            logits = read(model, functional_call(model, weights, (images,)))
             require_finite_logits(logits, model, images)
             loss = logits.square().mean(dim=1).sum()
             for total, gradient in zip(sums, torch.autograd.grad(loss, list(weights.values())), strict=True):
