@@ -21,6 +21,8 @@ from lpvit.models.analysis.passes import Batches, evaluation_mode
 from lpvit.moments.gradients import layer_gradients
 from lpvit.progress import bar
 
+_TINY = torch.finfo(torch.float64).tiny
+
 
 @dataclass(frozen=True)
 class LayerMoments:
@@ -81,43 +83,50 @@ def collect_moments(
                 wide = torch.promote_types(inputs.dtype, torch.float32)
                 of_batch.setdefault(layer, (inputs.to(wide), []))[1].append(gradients.to(wide))
             for layer, (inputs, by_probe) in of_batch.items():
-                sums.setdefault(layer, _Sums(inputs, by_probe[0], weighted)).add(inputs, by_probe)
+                if layer not in sums:
+                    sums[layer] = _Sums(inputs, by_probe, weighted)
+                sums[layer].add(inputs, by_probe)
     if not sums:
         raise LpvitError("calibration: there are no images")
     return {layer: sums.pop(layer).moments(layer) for layer in layers}
 
 
 class _Sums:
-    """Sums of one layer over the images so far; inputs relative to an origin."""
+    """Sums of one layer over the images so far; inputs relative to an origin, so that centring cancels little."""
 
-    def __init__(self, inputs: Tensor, gradients: Tensor, weighted: bool) -> None:
+    def __init__(self, inputs: Tensor, by_probe: Sequence[Tensor], weighted: bool) -> None:
         """Empty sums for inputs (N, T, I) and gradients (N, T, O) of this kind."""
-        features, (_, tokens, outputs) = inputs.shape[2], gradients.shape
+        features, (_, tokens, outputs) = inputs.shape[2], by_probe[0].shape
         self.weighted = weighted
         self.images = 0
-        self.origin = inputs.mean(dim=(0, 1))
+        weights = self._weights(_strength(by_probe)).double()
+        self.origin = ((weights @ inputs.flatten(0, 1).double()) / weights.sum().clamp_min(_TINY)).to(inputs)
         self.weight, self.first, self.second, self.sensitivity, self.by_place = (
-            gradients.new_zeros(shape, dtype=torch.float64)
+            inputs.new_zeros(shape, dtype=torch.float64)
             for shape in ((), (features,), (features, features), (outputs, outputs), (tokens,))
         )
 
     def add(self, inputs: Tensor, by_probe: Sequence[Tensor]) -> None:
         """Adds a batch: inputs (N, T, I) and, for every probe, gradients (N, T, O)."""
         self.images += len(inputs)
-        strength = torch.stack([gradients.square().sum(dim=-1) for gradients in by_probe]).mean(dim=0)
+        strength = _strength(by_probe)
         self.by_place += strength.sum(dim=0, dtype=torch.float64)
         for gradients in by_probe:
             flat = gradients.flatten(0, 1)
             self.sensitivity += (flat.T @ flat) / len(by_probe)
-        weights = (strength if self.weighted else torch.ones_like(strength)).flatten()
+        weights = self._weights(strength)
         tokens = inputs.flatten(0, 1) - self.origin
         scaled = tokens * weights[:, None]
         self.weight += weights.sum(dtype=torch.float64)
         self.first += scaled.sum(dim=0, dtype=torch.float64)
         self.second += scaled.T @ tokens
 
+    def _weights(self, strength: Tensor) -> Tensor:
+        """Of every token in the moments of the inputs, (N T,)."""
+        return (strength if self.weighted else torch.ones_like(strength)).flatten()
+
     def moments(self, layer: str) -> LayerMoments:
-        weight = self.weight.clamp_min(torch.finfo(torch.float64).tiny)
+        weight = self.weight.clamp_min(_TINY)
         offset = self.first / weight
         covariance = self.second / weight - offset.outer(offset)
         if not (covariance.isfinite().all() and self.sensitivity.isfinite().all()):
@@ -133,3 +142,8 @@ class _Sums:
             self.sensitivity / self.images,
             self.by_place / self.images,
         )
+
+
+def _strength(by_probe: Sequence[Tensor]) -> Tensor:
+    """Squared gradient of every token, mean over probes, (N, T)."""
+    return torch.stack([gradients.square().sum(dim=-1) for gradients in by_probe]).mean(dim=0)

@@ -192,7 +192,7 @@ def named_if_singular(layer: str) -> Iterator[None]:
     except SingularError:
         raise LpvitError(
             f"{layer}: its inputs on the calibration images do not determine its weights (singular least "
-            "squares); use more calibration images, or 'reconstruction: none'"
+            "squares); use more calibration images"
         ) from None
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lpvit.moments.parts import Parts
+from lpvit.refitting.least_squares import SingularError
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,15 @@ def decompose(weight: Tensor, output_metric: Tensor | None = None, input_metric:
 
     Returns:
         Of which the first r make W_r.
+
+    Raises:
+        SingularError: A metric has no root, to working precision.
     """
     out_features, in_features = weight.shape
     if out_features < in_features:
         turned = decompose(weight.T, input_metric, output_metric)
         return Decomposition(turned.right.T, turned.left.T, turned.energy)
-    root = None if input_metric is None else torch.linalg.cholesky(input_metric)
+    root = None if input_metric is None else _root(input_metric)
     tall = weight if root is None else weight @ root
     energy, vectors = torch.linalg.eigh(tall.T @ (tall if output_metric is None else output_metric @ tall))
     vectors = vectors.flip(1)
@@ -85,6 +89,14 @@ def decompose(weight: Tensor, output_metric: Tensor | None = None, input_metric:
     if root is not None:
         right = torch.linalg.solve_triangular(root, right, upper=False, left=False)
     return Decomposition(tall @ vectors, right, energy.flip(0).clamp_min(0))
+
+
+def _root(metric: Tensor) -> Tensor:
+    """Lower triangular L with L L^T = metric."""
+    root, failed = torch.linalg.cholesky_ex(metric)
+    if failed:
+        raise SingularError
+    return root
 
 
 def damped(metric: Tensor, damping: float) -> Tensor:

@@ -86,6 +86,22 @@ def test_inputs_far_from_zero_lose_nothing_in_single_precision() -> None:
     torch.testing.assert_close(found.input_covariance, expected, rtol=1e-5, atol=0)
 
 
+def test_the_one_token_that_counts_loses_nothing_far_from_the_others() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(0, 1), nn.Linear(6, 4), FirstToken())
+    images = torch.stack([1000 + torch.randn(64, 6), torch.randn(64, 6)], dim=1)[:, None]
+    (single,) = collect_moments(model, batches(images, 8), ["1"], 1, "cpu").values()
+    (double,) = collect_moments(model.double(), batches(images.double(), 8), ["1"], 1, "cpu").values()
+    torch.testing.assert_close(single.input_covariance, double.input_covariance, rtol=1e-4, atol=1e-4)
+
+
+class FirstToken(nn.Module):
+    """What a head that reads the first token passes on."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0]
+
+
 def test_what_is_kept_does_not_grow_with_the_images() -> None:
     model = dense_model("vit")
     few, many = (moments_of(model, photographs("vit", count), 4) for count in (4, 24))

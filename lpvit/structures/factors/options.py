@@ -15,6 +15,7 @@ from lpvit.models.analysis.layers import LayerSpec, weight_matrix
 from lpvit.models.analysis.passes import Batches
 from lpvit.moments.moments import LayerMoments
 from lpvit.moments.parts import Parts, distortion_of_tails, part_moments
+from lpvit.refitting.reconstruction import named_if_singular
 from lpvit.refitting.truncation import damped, decompose
 from lpvit.structures.factors.ranks import ladder, weights_of_units
 from lpvit.structures.factors.settings import Factors, Metric
@@ -24,12 +25,17 @@ INPUT_DAMPING = 1e-4  # the same of the inputs
 
 
 def parts_of_layers(model: nn.Module, moments: Mapping[str, LayerMoments], metric: Metric) -> dict[str, Parts]:
-    """The weight of every layer as rank-one parts, the most important first in a metric."""
+    """The weight of every layer as rank-one parts, the most important first in a metric.
+
+    Raises:
+        LpvitError: The inputs of a layer do not vary.
+    """
     found = {}
     for layer, of_layer in moments.items():
         weight = weight_matrix(model.get_submodule(layer)).detach().to(of_layer.output_sensitivity)
         outputs, inputs, mean = _metrics(of_layer, metric)
-        decomposed = decompose(weight, outputs, inputs)
+        with named_if_singular(layer):
+            decomposed = decompose(weight, outputs, inputs)
         found[layer] = Parts(decomposed.left, decomposed.right, mean)
     return found
 
