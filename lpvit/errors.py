@@ -16,6 +16,12 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())[:300]
 
 
+def similar(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not among very many known ones."""
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is not among the known ones."""
     close = get_close_matches(name, known := list(known), n=1)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
@@ -22,9 +22,9 @@ from lpvit.costs.energy import HOROWITZ
 from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
-from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.analysis.network import analyse, require_plain_module
-from lpvit.models.sources.families import call_modules
+from lpvit.models.outputs import Output
+from lpvit.models.preparation import prepared
 from lpvit.pruning.prune import prune as prune_to_budget
 from lpvit.schemes.edit import add_scheme
 from lpvit.schemes.settings import Scheme
@@ -43,11 +43,12 @@ def prune(
     pruning: StructureSettings | None = None,
     schemes: Sequence[Scheme] = (),
     energy: Energy = HOROWITZ,
+    output: Output | None = None,
 ) -> Pruned:
-    """Compresses a timm model (ViT, DeiT, Swin) to a budget, on its device: by default with low-rank factors.
+    """Compresses a vision transformer to a budget, on its device: by default with low-rank factors.
 
     Args:
-        model: Dense; not modified, a copy is pruned.
+        model: Dense, of timm, transformers, torchvision, open_clip or your own; not modified, a copy is pruned.
         loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
             width), or tuples that start with one. Read several times; order and
             batches may change, the images must not.
@@ -60,6 +61,9 @@ def prune(
         schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
             them.
         energy: Constants of the energy model, for a budget in energy.
+        output: What counts of the model's output, if it is not one tensor: a key or a place, several of them, or a
+            function that returns tensors. By default logits, else pooled features, else the last hidden state; of a
+            list, such as the features of a backbone, all tensors, each scaled to unit energy.
 
     Returns:
         The pruned model with masks and report.
@@ -75,7 +79,7 @@ def prune(
     except ValueError as error:
         raise LpvitError(f"budget: {error}") from None
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
-        pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy))
+        pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), output)
         for scheme in schemes:
             add_scheme(pruned.model, scheme)
     return pruned
@@ -103,13 +107,13 @@ def _prune(
     budget: Budget,
     pruning: StructureSettings,
     cost_model: _CostModel,
+    output: Output | None,
 ) -> Pruned:
     require_plain_module(model)
-    model = call_modules(deepcopy(model).eval())
-    device = next(model.parameters()).device
-    batches = UserBatches(loader, next(model.parameters()).dtype)
-    adopt_input_size(model, batches.first())
-    analyse(model.to(device))
+    parameter = next(model.parameters())
+    device, batches = parameter.device, UserBatches(loader, parameter.dtype)
+    model = prepared(model, batches.first().to(device), output)
+    analyse(model)
     if pruning.freedoms:
         model, _ = align(model, batches, pruning.freedoms, device)
     structure = structure_of(pruning)
@@ -134,24 +138,6 @@ def _latency(budget: Budget, costs: pd.DataFrame, structure: Structure, model: n
         dtype=parameter.dtype,
         device=parameter.device,
     )
-
-
-def adopt_input_size(model: nn.Module, images: Tensor) -> None:
-    """Sets the size of the given images in the model's data config, which timm leaves at the default.
-
-    Raises:
-        LpvitError: The model does not accept images of this size.
-    """
-    size = tuple(images.shape[1:])
-    config = getattr(model, "pretrained_cfg", None) or {}
-    model.pretrained_cfg = {**config, "input_size": size}  # type: ignore[assignment]
-    try:
-        matrix_layers(model)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise LpvitError(
-            f"loader: the model does not accept its images of {'x'.join(map(str, size))} ({reason})"
-        ) from None
 
 
 def _as_budget(budget: float | Budget, rounds: int) -> Budget:

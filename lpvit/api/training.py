@@ -14,11 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lpvit.api.prune import adopt_input_size
 from lpvit.api.pruned import Pruned
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.network import require_plain_module
+from lpvit.models.preparation import adopt_input_size
 from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure

@@ -25,6 +25,7 @@ _KEYS = (  # of dicts, the first that is there: logits, else pooled features, el
     "image_embeds",
     "image_features",
     "x_norm_clstoken",
+    "feature_maps",
     "last_hidden_state",
 )
 
@@ -36,7 +37,7 @@ class Reading:
     Attributes:
         output: Keys or places of tensors, or a function; None takes logits, else pooled features, else the last hidden
             state, of a tuple the first if it is (N, K), and otherwise all tensors.
-        scales: Factors of the tensors, if there are several.
+        scales: Factors of the tensors, if there are several; without them they stay as they are.
     """
 
     output: Output | None = None
@@ -51,9 +52,8 @@ class Reading:
         tensors = [tensor.reshape(len(tensor), -1) for tensor in named_tensors(found, self.output).values()]
         if len(tensors) == 1:
             return tensors[0]
-        if len(self.scales) != len(tensors):
-            raise LpvitError(f"output: {len(tensors)} tensors, expected {len(self.scales) or 1}; give 'output' again")
-        return torch.cat([scale * tensor for scale, tensor in zip(self.scales, tensors, strict=True)], dim=1)
+        scales = self.scales or (1.0,) * len(tensors)
+        return torch.cat([scale * tensor for scale, tensor in zip(scales, tensors, strict=True)], dim=1)
 
 
 def read(model: nn.Module, found: Any) -> Tensor:
@@ -68,6 +68,13 @@ def read(model: nn.Module, found: Any) -> Tensor:
     """
     reading: Reading = getattr(model, "lpvit_reading", None) or Reading()
     return reading(found)
+
+
+def plain_output(model: nn.Module) -> tuple[str | int, ...]:
+    """Keys or places that a model is read by, for a file; empty for the default and for a function."""
+    reading: Reading | None = getattr(model, "lpvit_reading", None)
+    output = None if reading is None or callable(reading.output) else reading.output
+    return () if output is None else (output,) if isinstance(output, str | int) else tuple(output)
 
 
 @torch.no_grad()
@@ -90,8 +97,9 @@ def set_output(model: nn.Module, images: Tensor, output: Output | None = None) -
                 f"output: {type(model).__name__} returns {_shown(found)}; '{name}' for {len(images)} images is not "
                 f"({len(images)}, ...); name another with output=, or give a function that returns tensors"
             )
-    energies = [float(tensor.double().square().sum()) / len(images) for tensor in tensors.values()]
-    scales = tuple((energy or 1.0) ** -0.5 for energy in energies) if len(energies) > 1 else ()
+    several = len(tensors) > 1 and not images.is_meta
+    energies = [float(tensor.double().square().sum()) / len(images) for tensor in tensors.values() if several]
+    scales = tuple((energy or 1.0) ** -0.5 for energy in energies)
     model.lpvit_reading = Reading(output, scales)  # type: ignore[assignment]
 
 
@@ -101,18 +109,19 @@ def named_tensors(found: Any, output: Output | None = None) -> dict[str, Tensor]
     Raises:
         LpvitError: As `Reading`.
     """
-    if isinstance(output, str | int):
-        output = (output,)
     if callable(output):
         return _all(output(found))
     tensors = _parts(found)
     if output is not None:
-        unknown = [key for key in output if str(key) not in tensors]
-        if unknown:
-            raise LpvitError(f"output: there is no '{one_line(unknown[0])}' in {_shown(found)}")
-        return {str(key): tensors[str(key)] for key in output}
-    if known := [key for key in _KEYS if key in tensors]:
-        return {known[0]: tensors[known[0]]}
+        named = {}
+        for key in (output,) if isinstance(output, str | int) else output:
+            if not (of_key := _at(tensors, str(key))):
+                raise LpvitError(f"output: there is no '{one_line(key)}' in {_shown(found)}")
+            named |= of_key
+        return named
+    for key in _KEYS:
+        if of_key := _at(tensors, key):
+            return of_key
     if isinstance(found, tuple) and "0" in tensors and tensors["0"].dim() == 2:
         return {"0": tensors["0"]}
     if len(tensors) == 1 or (tensors and isinstance(found, tuple | list)):
@@ -123,6 +132,11 @@ def named_tensors(found: Any, output: Output | None = None) -> dict[str, Tensor]
     )
 
 
+def _at(tensors: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
+    """A tensor, or those of a list at a key."""
+    return {name: tensor for name, tensor in tensors.items() if name == key or name.startswith(f"{key}.")}
+
+
 def _all(found: Any) -> dict[str, Tensor]:
     if tensors := _parts(found):
         return tensors
@@ -130,7 +144,7 @@ def _all(found: Any) -> dict[str, Tensor]:
 
 
 def _parts(found: Any) -> dict[str, Tensor]:
-    """The tensors right inside an output, by key, place or attribute."""
+    """The tensors inside an output, by key, place or attribute; those of a list in it as ``key.0``, ``key.1``, ..."""
     if isinstance(found, Tensor):
         return {"output": found}
     if isinstance(found, Mapping):
@@ -141,7 +155,12 @@ def _parts(found: Any) -> dict[str, Tensor]:
         items = list(enumerate(found))
     else:
         items = list(vars(found).items()) if is_dataclass(found) and not isinstance(found, type) else []
-    return {str(key): value for key, value in items if isinstance(value, Tensor)}
+    parts = {}
+    for key, value in items:
+        several = enumerate(value) if isinstance(value, tuple | list) else ()
+        of_key = {str(key): value} | {f"{key}.{place}": part for place, part in several}
+        parts |= {name: part for name, part in of_key.items() if isinstance(part, Tensor)}
+    return parts
 
 
 def _shown(found: Any) -> str:

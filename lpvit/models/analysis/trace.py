@@ -49,8 +49,10 @@ class Span:
         end: Time at which it ended.
         calls: How often it ran.
         numbers: Elements of its outputs, summed over all calls, with N images.
-        width: Size of the last dimension of its output; 0 if the output is not a tensor.
+        width: Size of the last dimension of its output, or of the first tensor of a tuple; 0 without a tensor.
+        length: Size of the first dimension of its input, with N images.
         grows: Whether its output is larger for N images than for one.
+        images_first: Whether the first dimension of its input is one of images.
         mismatch: How the output of a linear layer or convolution is wrong; empty if it is input times weight.
     """
 
@@ -60,6 +62,8 @@ class Span:
     numbers: int = 0
     width: int = 0
     grows: bool = True
+    images_first: bool = True
+    length: int = 0
     mismatch: str = ""
 
 
@@ -95,12 +99,13 @@ def trace(model: nn.Module) -> Trace:
     with quiet(model):
         with _watched(model, traced):
             model(random_images(model, IMAGES))
-        numbers: dict[str, int] = {}
+        sizes: dict[str, tuple[int, int]] = {}
         # Fused attention kernels differ by device and not all are counted; the plain one is two matrix products.
-        with _sized(model, numbers), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with _sized(model, sizes), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(random_images(model, 1))
     for name, span in traced.spans.items():
-        span.grows = span.numbers > numbers.get(name, 0)
+        numbers, length = sizes.get(name, (0, 0))
+        span.grows, span.images_first = span.numbers > numbers, span.length == IMAGES * length
     counts = counter.get_flop_counts()["Global"]
     traced.macs = int(counter.get_total_flops()) // 2
     traced.linear_macs = sum(count for product, count in counts.items() if _is_of_layers(product)) // 2
@@ -185,9 +190,11 @@ def _watched(model: nn.Module, traced: Trace) -> Iterator[None]:
         stack.pop()
         span = traced.spans[name]
         span.end = next(clock)
+        span.length = _length(inputs)
+        first = output[0] if isinstance(output, tuple) and output else output
+        span.width = first.shape[-1] if isinstance(first, Tensor) and first.dim() else 0
         if isinstance(output, Tensor):
             span.numbers += output.numel()
-            span.width = output.shape[-1] if output.dim() else 0
             if isinstance(module, nn.Linear | nn.Conv2d) and not output.is_meta:
                 with DisableTorchFunction():  # or the check would count as a product of the model
                     span.mismatch = _mismatch(module, inputs[0], output)
@@ -202,15 +209,22 @@ def _watched(model: nn.Module, traced: Trace) -> Iterator[None]:
 
 
 @contextmanager
-def _sized(model: nn.Module, numbers: dict[str, int]) -> Iterator[None]:
-    def note(name: str, output: Any) -> None:
-        numbers[name] = numbers.get(name, 0) + (output.numel() if isinstance(output, Tensor) else 0)
+def _sized(model: nn.Module, sizes: dict[str, tuple[int, int]]) -> Iterator[None]:
+    """Notes elements of all outputs of a module, and the first dimension of its last input."""
+
+    def note(name: str, inputs: tuple[Any, ...], output: Any) -> None:
+        numbers = output.numel() if isinstance(output, Tensor) else 0
+        sizes[name] = sizes.get(name, (0, 0))[0] + numbers, _length(inputs)
 
     modules = model.named_modules()
     with hooks(
-        [module.register_forward_hook(lambda _, __, out, name=name: note(name, out)) for name, module in modules]
+        [module.register_forward_hook(lambda _, *call, name=name: note(name, *call)) for name, module in modules]
     ):
         yield
+
+
+def _length(inputs: tuple[Any, ...]) -> int:
+    return len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim() else 0
 
 
 def _mismatch(module: nn.Linear | nn.Conv2d, inputs: Tensor, output: Tensor) -> str:

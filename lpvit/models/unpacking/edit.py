@@ -1,4 +1,4 @@
-"""Attention modules whose weights become those of layers that are called."""
+"""Modules that are rewritten so that layers use their weights, and a pass gives the same every time."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -7,19 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
+from lpvit.models.analysis.trace import hooks
 from lpvit.models.edits import Edit, apply_edit
 from lpvit.models.unpacking.attention import UnpackedAttention
 from lpvit.models.unpacking.windows import CalledWindowAttention
 
-Form = Literal["joint", "separate", "windows"]
+Form = Literal["joint", "separate", "windows", "unmasked"]
 
 
 class UnpackedModules(Edit):
-    """Modules that are rewritten so that only layers multiply by weights: the same function.
+    """Modules that are rewritten so that only layers multiply by weights, of the same function.
 
     Attributes:
         modules: Name -> ``joint`` or ``separate``, an `nn.MultiheadAttention` whose query, key and value are one
-            tensor or several; ``windows``, the attention of torchvision's Swin.
+            tensor or several; ``windows``, the attention of torchvision's Swin; ``unmasked``, the embeddings of a
+            masked autoencoder of transformers, which then keep all patches in their order.
     """
 
     kind: Literal["unpacking"] = "unpacking"
@@ -31,28 +33,31 @@ class UnpackedModules(Edit):
                 module = model.get_submodule(name)
             except AttributeError:
                 raise LpvitError(f"unpacking: the model has no module '{name}'") from None
-            if not (_is_windows(module) if form == "windows" else _is_packed(module)):
+            if form not in _forms(module):
                 raise LpvitError(f"unpacking: '{name}' is a {type(module).__name__}, which has no form '{form}'")
+            if form == "unmasked":
+                module.random_masking = keep_all  # type: ignore[assignment]
+                continue
             unpacked = CalledWindowAttention(module) if form == "windows" else UnpackedAttention(module, form == "joint")
             model.set_submodule(name, unpacked.train(module.training))
 
 
 def unpack(model: nn.Module, images: Tensor) -> nn.Module:
-    """Rewrites the attention of a model so that only layers multiply by weights, and records that.
+    """Rewrites modules of a model so that only layers multiply by weights and nothing is random, and records that.
 
     Args:
         model: Changed in place; after that also by name of its weights (``in_proj_weight`` is ``qkv.weight``).
         images: Some that it takes, (N, channels, height, width), to see how it calls its attention.
 
     Returns:
-        The model; where it has no such attention, it is as it was.
+        The model; where it has no such modules, it is as it was.
     """
-    modules = {name: module for name, module in model.named_modules() if _is_windows(module) or _is_packed(module)}
+    modules = {name: module for name, module in model.named_modules() if _forms(module)}
     forms: dict[str, Form] = {}
 
     def note(name: str, module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        if _is_windows(module):
-            forms[name] = "windows"
+        if len(possible := _forms(module)) == 1:
+            forms[name] = possible[0]
             return
         query, key, value = (*arguments, *(options[part] for part in ("query", "key", "value")[len(arguments) :]))[:3]
         joint = query is key and key is value and forms.get(name) != "separate"
@@ -62,21 +67,27 @@ def unpack(model: nn.Module, images: Tensor) -> nn.Module:
         module.register_forward_pre_hook(lambda *call, name=name: note(name, *call), with_kwargs=True)
         for name, module in modules.items()
     ]
-    try:
-        with torch.no_grad():
-            model(images) if modules else None
-    finally:
-        for handle in handles:
-            handle.remove()
+    if modules:
+        with torch.no_grad(), hooks(handles):
+            model(images)
     return apply_edit(model, UnpackedModules(modules=forms)) if forms else model
 
 
-def _is_packed(module: nn.Module) -> bool:
-    plain = type(module) is nn.MultiheadAttention
-    return plain and module.bias_k is None and not module.add_zero_attn  # type: ignore[union-attr]
+def keep_all(tokens: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """In place of ``ViTMAEEmbeddings.random_masking``: all tokens (N, L, E), a mask of zeros, and their places."""
+    mask = tokens.new_zeros(tokens.shape[:2])
+    return tokens, mask, torch.arange(tokens.shape[1], device=tokens.device).expand(mask.shape)
 
 
-def _is_windows(module: nn.Module) -> bool:
-    kind = type(module)
-    names = ("ShiftedWindowAttention", "ShiftedWindowAttentionV2")
-    return kind.__module__ == "torchvision.models.swin_transformer" and kind.__name__ in names
+def _forms(module: nn.Module) -> tuple[Form, ...]:
+    """The forms that a module may be rewritten in; empty for most."""
+    if type(module) is nn.MultiheadAttention:
+        return ("joint", "separate") if module.bias_k is None and not module.add_zero_attn else ()
+    return _FORMS.get(f"{type(module).__module__}.{type(module).__name__}", ())
+
+
+_FORMS: Mapping[str, tuple[Form, ...]] = {
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": ("windows",),
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": ("windows",),
+    "transformers.models.vit_mae.modeling_vit_mae.ViTMAEEmbeddings": ("unmasked",),
+}
