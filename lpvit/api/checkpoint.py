@@ -171,8 +171,8 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
     """Checks that an architecture builds the model: same weights, and same logits of a random image."""
     if isinstance(architecture.source, Given):
         return
-    way = "all its arguments as 'options'" if isinstance(architecture.source, Timm) else "another 'source', or 'given'"
-    hint = f"model: is not what builds {architecture.source}; pass {way}"
+    way = "all its arguments as 'options'" if isinstance(architecture.source, Timm) else "another 'source'"
+    hint = f"model: is not what builds {architecture.source}; pass {way}, or source='given'"
     try:
         rebuilt = _build(architecture)
         load_weights(rebuilt, model.state_dict(), "model")

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from lpvit.errors import LpvitError
-from lpvit.models.analysis.trace import quiet
+from lpvit.models.analysis.trace import quiet, random_images
 from lpvit.models.architecture import found_source
-from lpvit.models.outputs import Output, set_output
+from lpvit.models.outputs import Output, read, set_output
 from lpvit.models.sources.families import call_modules
 from lpvit.models.unpacking.edit import unpack
 
@@ -61,6 +61,13 @@ def adopt_input_size(model: nn.Module, images: Tensor) -> None:
         raise LpvitError(
             f"loader: the model does not accept its images of {'x'.join(map(str, size))} ({reason})"
         ) from None
+
+
+@torch.no_grad()
+def width_of(model: nn.Module) -> int:
+    """Numbers that a model gives for an image, such as logits: of its output, since attributes may be out of date."""
+    with quiet(model):
+        return read(model, model(random_images(model, 1))).shape[1]
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

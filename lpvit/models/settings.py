@@ -53,6 +53,16 @@ class Model(Section):
         """Its value."""
         return str(getattr(self, self.source))
 
+    @property
+    def files(self) -> list[Path]:
+        """Local files of its weights and of its config."""
+        place = self.checkpoint
+        if self.transformers is not None and self.weights == "pretrained":
+            place = Path(self.transformers)
+        if place is None or not place.is_dir():
+            return [place] if place is not None and place == self.checkpoint else []
+        return sorted(file for file in place.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
+
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
         found = [key for key in SOURCES if getattr(self, key) is not None]

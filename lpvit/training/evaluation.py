@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lpvit.errors import LpvitError
+from lpvit.models.outputs import read
 from lpvit.progress import bar
 
 _logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def evaluation_sums(
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, labels in bar(loader, "evaluation", "batch", leave=False, shown=progress):
         with torch.inference_mode():  # not around the loader, whose tensors may be reused in training
-            sums += _batch_sums(model(images.to(device=device, dtype=dtype)), labels.to(device))
+            sums += _batch_sums(read(model, model(images.to(device=device, dtype=dtype))), labels.to(device))
     return sums
 
 

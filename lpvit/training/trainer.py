@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
+from lpvit.models.outputs import read
+from lpvit.models.preparation import width_of
 from lpvit.progress import bar
 from lpvit.schemes.scheme import anneal
 from lpvit.structures.blocks.grid import KeepMasks
@@ -54,7 +56,7 @@ class Trainer:
         )
         self.schedule = learning_rate_schedule(self.optimizer, recipe, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-        self.augment = BatchAugmentation(recipe, self.model.num_classes, device)  # type: ignore[arg-type]
+        self.augment = BatchAugmentation(recipe, width_of(self.model), device)
         self.network: nn.Module = self.model
         if processes > 1:
             self.network = DistributedDataParallel(self.model, [device] if device.type == "cuda" else None)
@@ -120,7 +122,9 @@ class Trainer:
             waits = number < len(parts) and isinstance(self.network, DistributedDataParallel)
             with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with self._autocast():
-                    loss = self.loss(some_images, self.network(some_images), some_targets)
+                    output = self.network(some_images)
+                    logits = output if isinstance(output, tuple) else read(self.model, output)
+                    loss = self.loss(some_images, logits, some_targets)
                 loss = loss * (len(some_images) / len(images))
                 self.scaler.scale(loss).backward()
             value += float(loss.detach())

@@ -174,6 +174,7 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     blocks = pruning if pruning is not None and pruning.structure == "blocks" else None
     schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
     return figures | {
+        "lpvit.models.sources": [settings.models[names["model"]].source] if "model" in names else [],
         "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
         "lpvit.structures": [pruning.structure] if pruning else [],
         SALIENCIES: [blocks.saliency.name] if blocks else [],
@@ -200,10 +201,9 @@ def recipe_of(name: str | None) -> dict | None:
     return None if name is None else chosen(settings.recipes[name])
 
 
-def checkpoint_of(wildcards) -> str | list:
-    """The file of a dense model's weights: an input, so that replacing it is detected."""
-    file = settings.models[wildcards.model].checkpoint
-    return [] if file is None else existing(file, f"models.{wildcards.model}.checkpoint")
+def checkpoint_of(wildcards) -> list[str]:
+    """The files of a dense model's weights: inputs, so that replacing them is detected."""
+    return [existing(file, f"models.{wildcards.model}") for file in settings.models[wildcards.model].files]
 
 
 def teacher_of(recipe: str | None) -> str | list:

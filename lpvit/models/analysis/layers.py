@@ -96,11 +96,8 @@ def prunable_layers(layers: Iterable[LayerSpec], roles: Iterable[str]) -> list[L
     known = dict.fromkeys(layer.role for layer in layers)
     if missing := sorted(roles - known.keys()):
         if not known.keys() & {"qkv", "proj"}:
-            some = ", ".join(dict.fromkeys(layer.name for layer in layers[:5]))
-            raise LpvitError(
-                f"model: no transformer block found: no repeated module holds a softmax or attention product and the "
-                f"layers before it, only layers such as {some}"
-            )
+            some = ", ".join(list(known)[:5])
+            raise LpvitError(f"model: no repeated module with attention is found, only layers such as {some}")
         raise LpvitError(f"layers: the model has no layer '{missing[0]}'; it has {', '.join(known)}")
     chosen = [layer for layer in layers if layer.role in roles]
     for layer in chosen:

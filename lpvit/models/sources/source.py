@@ -14,9 +14,9 @@ from lpvit.settings import Section
 if TYPE_CHECKING:
     from lpvit.models.settings import Model
 
+_PACKAGE = "lpvit.models.sources"
 SOURCES = {  # name -> module that defines the class
-    name: f"lpvit.models.sources.{name}"
-    for name in ("timm", "transformers", "torchvision", "open_clip", "module", "given")
+    name: f"{_PACKAGE}.{name}" for name in ("timm", "transformers", "torchvision", "open_clip", "module", "given")
 }
 
 
@@ -45,6 +45,11 @@ class Source(Section):
             LpvitError: There is no such model.
         """
         raise NotImplementedError
+
+    @property
+    def known_classes(self) -> int | None:
+        """Classes that the source's weights know; None if there are none or it is not known."""
+        return None
 
     @abstractmethod
     def build(self, pretrained: bool = False, drop_path: float = 0.0, seed: int = 0) -> nn.Module:

@@ -64,6 +64,11 @@ class Timm(Source):
             self.name, self.num_classes, self.options, self.data_config, pretrained, drop_path=drop_path, seed=seed
         )
 
+    @property
+    def known_classes(self) -> int | None:
+        found = timm.get_pretrained_cfg(self.name)
+        return None if found is None else found.num_classes
+
     def __str__(self) -> str:
         return f"timm's '{self.name}' with {self.options}"
 

@@ -143,5 +143,9 @@ class Torchvision(Source):
             **({"label_names": names} if len(names) == self.num_classes else {}),
         }
 
+    @property
+    def known_classes(self) -> int | None:
+        return None if self.name in _CLASSES else len(models.get_model_weights(self.name).DEFAULT.meta["categories"])
+
     def __str__(self) -> str:
         return f"torchvision's '{self.name}' with {self.options}"

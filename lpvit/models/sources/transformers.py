@@ -36,6 +36,7 @@ class Transformers(Source):
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
     _folder: str | None = PrivateAttr(None)  # of the weights; not in files
+    _known_classes: int | None = PrivateAttr(None)
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
@@ -59,7 +60,7 @@ class Transformers(Source):
         classes = num_classes if "Classification" in name else 0
         found = _preprocessing(Path(folder)) | settings.data_config
         source = cls(name=name, num_classes=classes, options=_options(config) | settings.options, data_config=found)
-        source._folder = folder
+        source._folder, source._known_classes = folder, config.num_labels if classes else None
         return source
 
     def build(self, pretrained: bool = False, drop_path: float = 0.0, seed: int = 0) -> nn.Module:
@@ -110,6 +111,10 @@ class Transformers(Source):
         except Exception as error:
             raise LpvitError(f"models: the weights in '{self._folder}' cannot be read ({one_line(error)})") from None
         model.load_state_dict(given.state_dict())
+
+    @property
+    def known_classes(self) -> int | None:
+        return self._known_classes
 
     def __str__(self) -> str:
         return f"transformers' '{self.name}' with {self.options}"
