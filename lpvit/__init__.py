@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lpvit.api.quantise import quantise
     from lpvit.api.sparsify import sparsify
     from lpvit.api.training import evaluate, finetune
+    from lpvit.api.weights import library_state, load_weights
     from lpvit.errors import LpvitError
     from lpvit.progress import show_progress
     from lpvit.quantisation.settings import Quantisation
@@ -51,7 +52,9 @@ __all__ = [
     "export_onnx",
     "export_openvino",
     "finetune",
+    "library_state",
     "load",
+    "load_weights",
     "prune",
     "quantise",
     "save",
@@ -75,7 +78,9 @@ _MODULES = {
     "export_onnx": "api.export",
     "export_openvino": "api.export",
     "finetune": "api.training",
+    "library_state": "api.weights",
     "load": "api.checkpoint",
+    "load_weights": "api.weights",
     "prune": "api.prune",
     "quantise": "api.quantise",
     "save": "api.checkpoint",

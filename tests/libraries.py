@@ -89,7 +89,10 @@ MODELS: dict[str, tuple[str, Callable[[], nn.Module]]] = {  # class -> library, 
     "SwinForImageClassification": (
         "transformers",
         lambda: transformers_model(
-            "SwinForImageClassification", num_labels=5, **{**_WINDOWS, "window_size": 2, "patch_size": 4}, image_size=SIZE
+            "SwinForImageClassification",
+            num_labels=5,
+            **{**_WINDOWS, "window_size": 2, "patch_size": 4},
+            image_size=SIZE,
         ),
     ),
     "CLIPVisionModelWithProjection": (

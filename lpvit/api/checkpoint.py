@@ -33,7 +33,7 @@ from lpvit.models.architecture import Architecture, outline
 from lpvit.models.format_1 import architecture_of_format_1
 from lpvit.models.outputs import read
 from lpvit.models.preparation import plain_copy
-from lpvit.models.sources.checkpoints import load_weights, require_one_type, require_same_architecture
+from lpvit.models.sources.checkpoints import load_weights, require_same_architecture
 from lpvit.models.sources.families import call_modules
 from lpvit.models.sources.given import Given
 from lpvit.models.sources.source import Source
@@ -145,7 +145,6 @@ def _restored(header: Header, tensors: dict[str, Tensor], given: nn.Module | Non
         except (IndexError, RuntimeError, TypeError, ValueError, LpvitError) as error:
             raise LpvitError(f"'{layer}' does not fit its model ({one_line(error)}); save it again") from None
     require_same_architecture(model, tensors, "its weights")
-    require_one_type(model, tensors, "its weights")
     dense_costs = None if given is None else _dense_costs(architecture, given)
     model = _build(architecture, given)
     model.load_state_dict(tensors, assign=True)  # in the saved dtype

@@ -19,7 +19,7 @@ from lpvit.models.analysis.trace import IMAGES, random_images
 from lpvit.models.edits import AnyEdit, Edit, apply_edit, edits_of, final_class
 from lpvit.models.format_1 import architecture_of_format_1
 from lpvit.models.outputs import plain_output, set_output
-from lpvit.models.sources.checkpoints import require_one_type, require_same_architecture
+from lpvit.models.sources.checkpoints import require_same_architecture
 from lpvit.models.sources.given import Given
 from lpvit.models.sources.source import SOURCES, AnySource, Source
 from lpvit.models.sources.timm import Timm
@@ -102,9 +102,7 @@ def found_source(model: nn.Module) -> Source:
     return found or Given.of(model)
 
 
-def outline(
-    architecture: Architecture, state: Mapping[str, Tensor], given: nn.Module | None = None
-) -> nn.Module:
+def outline(architecture: Architecture, state: Mapping[str, Tensor], given: nn.Module | None = None) -> nn.Module:
     """The model on the meta device, where it needs no memory, to check an architecture from a file.
 
     Args:
@@ -196,7 +194,6 @@ def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Ten
     try:
         model = outline(architecture, state)
         require_same_architecture(model, state, "its weights")
-        require_one_type(model, state, "its weights")
     except LpvitError as error:
         raise LpvitError(f"{path}: {error}; delete it and rerun") from None
     return architecture, state

@@ -108,9 +108,10 @@ def _fold(model: nn.Module) -> None:
                 prune.remove(module, hook._tensor_name)
                 folded.append(name)
         if parametrize.is_parametrized(module):
+            shared = type(module)  # with the original module, from which nothing must be removed
+            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             for parameter in list(module.parametrizations):  # type: ignore[union-attr, arg-type]
-                with torch.no_grad():
-                    parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
+                parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
             folded.append(name)
     if folded:
         _logger.info("model: masks or parametrisations of %d modules are folded into their weights", len(folded))

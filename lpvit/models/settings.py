@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from lpvit.moved import forwards
 from lpvit.settings import Section
 
-
 SOURCES = ("timm", "transformers", "torchvision", "open_clip", "module")  # keys that name a model
 
 

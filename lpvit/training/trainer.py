@@ -3,6 +3,7 @@
 N = images of a batch; K = classes.
 """
 
+import logging
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,6 +31,8 @@ from lpvit.training.loss import TrainingLoss
 from lpvit.training.progress import TrainingProgress
 from lpvit.training.settings import Recipe
 
+_logger = logging.getLogger(__name__)
+
 
 class Trainer:
     """A model with its optimiser, schedule and averaged weights."""
@@ -38,6 +41,7 @@ class Trainer:
         recipe = job.recipe
         self.recipe, self.device = recipe, device
         self.model = job.model.to(device)
+        _require_trainable(self.model)
         self.total_steps, self.steps = recipe.epochs * steps_per_epoch, 0
         self.gradual: GradualPruning | None = None
         self.block_shape = job.block_shape
@@ -192,6 +196,20 @@ def learning_rate_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, ste
         warmup_prefix=True,
         t_in_epochs=False,
     )
+
+
+def _require_trainable(model: nn.Module) -> None:
+    """Says what trains, where something does not.
+
+    Raises:
+        LpvitError: Nothing does.
+    """
+    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    if not any(trained.values()):
+        raise LpvitError("model: all its parameters are frozen, so nothing trains; model.requires_grad_(True)")
+    if not all(trained.values()):
+        frozen = [name for name, asked in trained.items() if not asked]
+        _logger.info("%d of %d parameters are frozen, such as '%s'", len(frozen), len(trained), frozen[0])
 
 
 def _over_processes(sums: Tensor) -> Tensor:

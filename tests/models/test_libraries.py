@@ -14,7 +14,6 @@ from lpvit.models.analysis.layers import prunable_layers
 from lpvit.models.analysis.network import analyse
 from lpvit.models.outputs import read
 from lpvit.models.preparation import prepared
-from lpvit.models.sources.open_clip import OpenClip
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.products import block_products
 
@@ -83,5 +82,5 @@ def test_a_model_is_compressed_to_half_saved_and_loaded(name: str, pruning: obje
         loaded = lpvit.load(file, model=member(name, std=0.1))
     assert loaded.report.equals(report)
     with torch.no_grad():
-        found, expected = read(loaded.model, loaded.model(some)), read(pruned.model, pruned.model(some))
+        found, expected = read(pruned.model, loaded.model(some)), read(pruned.model, pruned.model(some))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

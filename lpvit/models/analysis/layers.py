@@ -144,9 +144,7 @@ class Body:
         blocks = {name: traced.spans[name] for name in innermost}
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         projections = {_projection(block, traced.spans, linear, attention) for block in blocks}
-        return cls(
-            {name: traced.spans[name] for name in outermost}, blocks, attention, frozenset(projections - {None})
-        )
+        return cls({name: traced.spans[name] for name in outermost}, blocks, attention, frozenset(projections - {None}))
 
     def role(self, name: str, span: Span, module: MatrixLayer) -> str:
         """The role of a layer."""

@@ -111,7 +111,9 @@ def _require_all_products(model: nn.Module, traced: Trace, layers: Sequence[Laye
         return
     places = ", ".join(f"'{name}' in '{place}'" for name, place in list(traced.by_function.items())[:2])
     reason = f"functions multiply by {places}" if places else "no layer makes them"
-    told = f"{others:,} of its {traced.linear_macs:,} multiply-adds in linear products are not those of a layer ({reason})"
+    told = (
+        f"{others:,} of its {traced.linear_macs:,} multiply-adds in linear products are not those of a layer ({reason})"
+    )
     if 0 < others <= MOST_OTHERS * traced.linear_macs:
         _logger.info("model: %s; they stay as they are, and no budget counts them", told)
         return

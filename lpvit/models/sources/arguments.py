@@ -86,7 +86,9 @@ def _fits(key: str, value: Any) -> bool:
     if key in ("mean", "std", "input_size"):
         return isinstance(value, list | tuple) and all(map(_is_number, value))
     if key == "label_names":
-        return isinstance(value, list | tuple) and len(value) <= LARGEST and all(isinstance(name, str) for name in value)
+        return (
+            isinstance(value, list | tuple) and len(value) <= LARGEST and all(isinstance(name, str) for name in value)
+        )
     return _is_number(value) if key == "crop_pct" else isinstance(value, str)
 
 

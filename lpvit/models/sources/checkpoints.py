@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,13 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _NO_WEIGHTS = ("decoder", "mask_token")  # of a masked autoencoder, beside its encoder
 
 
-class _Settings(dict[str, Any]):
-    """In place of classes of settings that trainers save beside weights: a dict that runs none of their code."""
-
-    __setstate__ = dict.update
-
-
-_ALLOWED = [  # by name, besides tensors and plain containers: no code of a file runs
+_ALLOWED = [  # by name, besides tensors and plain containers; settings of trainers become a dict: none of their code runs
     argparse.Namespace,
-    (_Settings, "yacs.config.CfgNode"),  # Swin
-    (_Settings, "fvcore.common.config.CfgNode"),
-    (_Settings, "lightning.fabric.utilities.data.AttributeDict"),
-    (_Settings, "lightning_fabric.utilities.data.AttributeDict"),
-    (_Settings, "pytorch_lightning.utilities.parsing.AttributeDict"),
+    (OrderedDict, "yacs.config.CfgNode"),  # Swin
+    (OrderedDict, "fvcore.common.config.CfgNode"),
+    (OrderedDict, "lightning.fabric.utilities.data.AttributeDict"),
+    (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
+    (OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     np._core.multiarray.scalar,
     np.dtype,
@@ -123,19 +118,35 @@ def _for_model(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[s
         _logger.info("%s: takes the weights under '%s', and leaves %d others", path, prefix, others)
         return {name: state[f"{prefix}{name}"] for name in own}
     if own.keys() != state.keys() or any(state[name].shape != value.shape for name, value in own.items()):
-        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        library = "transformers" if hasattr(model, "from_pretrained") else "timm"
         try:
-            converted = state if convert is None else dict(convert(dict(state), model))
+            converted = (_by_transformers if library == "transformers" else _by_timm)(dict(state), model)
         except Exception as error:  # of another family
-            _logger.info("%s: timm's checkpoint_filter_fn does not convert it (%s)", path, one_line(error))
+            _logger.info("%s: %s does not convert it (%s)", path, library, one_line(error))
             return state
         if converted.keys() != state.keys() or any(converted[name].shape != state[name].shape for name in state):
-            _logger.info("%s: timm's checkpoint_filter_fn converts names or shapes, as timm does", path)
+            _logger.info("%s: names or shapes are converted as %s does", path, library)
         others = [name for name in converted if name not in own and name.startswith(_NO_WEIGHTS)]
         if others:
             _logger.info("%s: leaves %d tensors of a decoder", path, len(others))
         return {name: value for name, value in converted.items() if name not in others}
     return state
+
+
+def _by_timm(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    return state if convert is None else dict(convert(state, model))
+
+
+def _by_transformers(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Names of files are not those of modules; those that do not fit stay, so that they are named."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        given, about = type(model).from_pretrained(
+            None, config=model.config, state_dict=state, output_loading_info=True
+        )
+    if about["missing_keys"] or about["unexpected_keys"] or about["mismatched_keys"]:
+        return state
+    return dict(given.state_dict())
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
@@ -178,17 +189,6 @@ def require_same_architecture(model: nn.Module, state: Mapping[str, Tensor], sou
     for name, tensor in state.items():
         if tensor.device.type != "meta" and tensor.is_floating_point() and not tensor.isfinite().all():
             raise LpvitError(f"{source}: {name} is not finite (NaN or infinite numbers); give other weights")
-
-
-def require_one_type(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Checks that all floating-point parameters have one type, because mixed types cannot be multiplied.
-
-    Raises:
-        LpvitError: They have several.
-    """
-    types = {str(state[name].dtype) for name, value in model.named_parameters() if value.is_floating_point()}
-    if len(types) > 1:
-        raise LpvitError(f"{source}: are of several types ({', '.join(sorted(types))}); convert them to one")
 
 
 def _is_alike(found: Tensor, expected: Tensor) -> bool:

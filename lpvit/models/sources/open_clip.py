@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from lpvit.errors import LpvitError, similar, one_line
+from lpvit.errors import LpvitError, one_line, similar
 from lpvit.models.sources.arguments import require_known
 from lpvit.models.sources.source import Source
 
@@ -43,7 +43,9 @@ class OpenClip(Source):
     def build(self, pretrained: bool = False, drop_path: float = 0.0, seed: int = 0) -> nn.Module:
         open_clip = _package()
         if self.name not in open_clip.list_models():
-            raise LpvitError(f"models: open_clip has no model '{self.name}'{similar(self.name, open_clip.list_models())}")
+            raise LpvitError(
+                f"models: open_clip has no model '{self.name}'{similar(self.name, open_clip.list_models())}"
+            )
         if drop_path:
             raise LpvitError("models: towers of open_clip have no stochastic depth; omit 'drop_path'")
         known = {field.name for field in dataclasses.fields(open_clip.CLIPVisionCfg)} | set(_OF_ALL)
@@ -79,7 +81,9 @@ class OpenClip(Source):
     def _weights(self, open_clip: Any) -> nn.Module:
         tags = open_clip.list_pretrained_tags_by_model(self.name)
         if self.weights not in tags:
-            raise LpvitError(f"models: open_clip has no weights '{self.weights}' of '{self.name}'; there are {', '.join(tags)}")
+            raise LpvitError(
+                f"models: open_clip has no weights '{self.weights}' of '{self.name}'; there are {', '.join(tags)}"
+            )
         try:
             model: nn.Module = open_clip.create_model(self.name, pretrained=self.weights).visual
             return model

@@ -37,8 +37,8 @@ class Timm(Source):
 
         Args:
             model: From ``timm.create_model``.
-            options: Arguments besides its name, ``num_classes`` and ``pretrained``; without them only image size and
-                number of channels are read from the model.
+            options: Arguments besides its name, ``num_classes`` and ``pretrained``; without them only sizes of images and
+                their number of channels are read from the model.
 
         Raises:
             LpvitError: The model has no name in timm.
@@ -51,6 +51,9 @@ class Timm(Source):
         default = {"input_size": input_size(model)} if default is None else default.to_dict()
         if options is None:
             options = _image_options(tuple(default["input_size"]), input_size(model))
+            options |= {
+                key: True for key in ("dynamic_img_size", "dynamic_img_pad") if getattr(model, key, False) is True
+            }
         data_config = {key: found[key] for key in DATA_CONFIG if found.get(key) != default.get(key)}
         return cls(name=name, num_classes=model.num_classes, options=dict(options), data_config=data_config)
 

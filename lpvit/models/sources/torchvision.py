@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, final
 
 import torch
-import torchvision.models as models
 from pydantic import Field
 from torch import nn
+from torchvision import models
 from torchvision.models import swin_transformer as swin
 
 from lpvit.errors import LpvitError, nearest, one_line
@@ -31,7 +31,11 @@ def _of_vit(model: models.VisionTransformer) -> dict[str, Any]:
 
 
 def _of_swin(model: models.SwinTransformer) -> dict[str, Any]:
-    stages = [stage for stage in model.features if any(isinstance(part, swin.SwinTransformerBlock) for part in stage.children())]
+    stages = [
+        stage
+        for stage in model.features
+        if any(isinstance(part, swin.SwinTransformerBlock) for part in stage.children())
+    ]
     patches, first = model.features[0][0], stages[0][0]
     return {
         "patch_size": list(patches.kernel_size),
@@ -133,7 +137,9 @@ class Torchvision(Source):
                 "once so that they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
             ) from None
         own = model.state_dict()
-        model.load_state_dict({name: state[name] if state[name].shape == own[name].shape else own[name] for name in own})
+        model.load_state_dict(
+            {name: state[name] if state[name].shape == own[name].shape else own[name] for name in own}
+        )
         transforms, names = weights.transforms(), weights.meta["categories"]
         return {
             "mean": tuple(transforms.mean),

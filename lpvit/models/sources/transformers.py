@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import nn
 
-from lpvit.errors import LpvitError, similar, one_line
+from lpvit.errors import LpvitError, one_line, similar
 from lpvit.models.sources.arguments import require_known
 from lpvit.models.sources.source import Source, data_config_of
 
@@ -106,7 +106,11 @@ class Transformers(Source):
             raise LpvitError(f"models: {self} has no weights; name its folder in the config")
         try:
             given = type(model).from_pretrained(
-                self._folder, trust_remote_code=False, weights_only=True, ignore_mismatched_sizes=True, config=model.config
+                self._folder,
+                trust_remote_code=False,
+                weights_only=True,
+                ignore_mismatched_sizes=True,
+                config=model.config,
             )
         except Exception as error:
             raise LpvitError(f"models: the weights in '{self._folder}' cannot be read ({one_line(error)})") from None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.trace import hooks
-from lpvit.models.edits import Edit, apply_edit
+from lpvit.models.edits import Edit, apply_edit, edits_of
 from lpvit.models.unpacking.attention import UnpackedAttention
 from lpvit.models.unpacking.windows import CalledWindowAttention
 
@@ -38,7 +38,9 @@ class UnpackedModules(Edit):
             if form == "unmasked":
                 module.random_masking = keep_all  # type: ignore[assignment]
                 continue
-            unpacked = CalledWindowAttention(module) if form == "windows" else UnpackedAttention(module, form == "joint")
+            unpacked = (
+                CalledWindowAttention(module) if form == "windows" else UnpackedAttention(module, form == "joint")
+            )
             model.set_submodule(name, unpacked.train(module.training))
 
 
@@ -71,6 +73,35 @@ def unpack(model: nn.Module, images: Tensor) -> nn.Module:
         with torch.no_grad(), hooks(handles):
             model(images)
     return apply_edit(model, UnpackedModules(modules=forms)) if forms else model
+
+
+def packed_names(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a model under the names from before `unpack`."""
+    state = dict(model.state_dict())
+    forms = {
+        name: form
+        for edit in edits_of(model)
+        if isinstance(edit, UnpackedModules)
+        for name, form in edit.modules.items()
+    }
+    for name, form in forms.items():
+        if form in ("joint", "separate"):
+            inside = {key: state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
+            parts = {key.removeprefix(f"{name}."): value for key, value in inside.items()}
+            state |= {f"{name}.{key}": value for key, value in _packed(parts).items()}
+    return state
+
+
+def _packed(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an `UnpackedAttention` under the names of `nn.MultiheadAttention`."""
+    layers = [name for name in ("qkv", "q", "k", "v") if f"{name}.weight" in parts]
+    packed = {key.replace("proj.", "out_proj."): value for key, value in parts.items() if key.startswith("proj.")}
+    if f"{layers[0]}.bias" in parts:
+        packed["in_proj_bias"] = torch.cat([parts[f"{name}.bias"] for name in layers])
+    weights = [parts[f"{name}.weight"] for name in layers]
+    if len({weight.shape[1] for weight in weights}) == 1:
+        return packed | {"in_proj_weight": torch.cat(weights)}
+    return packed | {f"{name}_proj_weight": weight for name, weight in zip(layers, weights, strict=True)}
 
 
 def keep_all(tokens: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

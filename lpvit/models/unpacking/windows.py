@@ -84,9 +84,13 @@ class CalledWindowAttention(nn.Module):
         places = []
         for size, window, by in zip(padded.shape[1:3], self.window_size, shift, strict=True):
             place = torch.arange(size, device=padded.device)
-            places.append((place >= size - window).int() + (place >= size - by).int() if by else torch.zeros_like(place))
+            places.append(
+                (place >= size - window).int() + (place >= size - by).int() if by else torch.zeros_like(place)
+            )
         (rows, columns), numbers = self.window_size, 3 * places[0][:, None] + places[1]
-        of_window = numbers.unflatten(1, (-1, columns)).unflatten(0, (-1, rows)).transpose(1, 2).flatten(2).flatten(0, 1)
+        of_window = (
+            numbers.unflatten(1, (-1, columns)).unflatten(0, (-1, rows)).transpose(1, 2).flatten(2).flatten(0, 1)
+        )
         apart = of_window[:, None] != of_window[:, :, None]
         return padded.new_zeros(()).expand(apart.shape).masked_fill(apart, -100.0)
 
