@@ -96,7 +96,7 @@ def found_source(model: nn.Module) -> Source:
     library = type(model).__module__.partition(".")[0]
     found: Source | None = None
     if library in ("transformers", "torchvision"):
-        found = final_class(SOURCES[library], Source).of(model)  # type: ignore[attr-defined]
+        found = final_class(SOURCES[library], Source).of(model)
     elif "architecture" in (getattr(model, "pretrained_cfg", None) or {}):
         found = Timm.of(model)
     return found or Given.of(model)

@@ -1,8 +1,8 @@
 """What a model is measured by: the tensors of its output that are named, as one vector per image.
 
-A classifier gives logits; others give features, several tensors, a tuple, a dict or a ``ModelOutput``. Distortion is the
-mean squared change of the vector. With several tensors each is scaled to unit energy first: a mean squared norm of 1
-over some images.
+A classifier gives logits; others give features, several tensors, a tuple, a dict or a ``ModelOutput``. Distortion is
+the mean squared change of the vector. With several tensors each is scaled to unit energy first: a mean squared norm of
+1 over some images.
 
 N = images; K = numbers of an image.
 """
@@ -113,7 +113,7 @@ def named_tensors(found: Any, output: Output | None = None) -> dict[str, Tensor]
         return _all(output(found))
     tensors = _parts(found)
     if output is not None:
-        named = {}
+        named: dict[str, Tensor] = {}
         for key in (output,) if isinstance(output, str | int) else output:
             if not (of_key := _at(tensors, str(key))):
                 raise LpvitError(f"output: there is no '{one_line(key)}' in {_shown(found)}")
@@ -155,7 +155,7 @@ def _parts(found: Any) -> dict[str, Tensor]:
         items = list(enumerate(found))
     else:
         items = list(vars(found).items()) if is_dataclass(found) and not isinstance(found, type) else []
-    parts = {}
+    parts: dict[str, Tensor] = {}
     for key, value in items:
         several = enumerate(value) if isinstance(value, tuple | list) else ()
         of_key = {str(key): value} | {f"{key}.{place}": part for place, part in several}

@@ -105,12 +105,12 @@ def _fold(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)
+                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
                 folded.append(name)
         if parametrize.is_parametrized(module):
             shared = type(module)  # with the original module, from which nothing must be removed
             module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-            for parameter in list(module.parametrizations):  # type: ignore[union-attr, arg-type]
+            for parameter in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
             folded.append(name)
     if folded:

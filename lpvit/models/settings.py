@@ -12,7 +12,7 @@ SOURCES = ("timm", "transformers", "torchvision", "open_clip", "module")  # keys
 
 
 class Model(Section):
-    """A model, named by one of `timm`, `transformers`, `torchvision`, `open_clip` and `module`, and its dense weights."""
+    """A model, named by one of `timm`, `transformers`, `torchvision`, `open_clip`, `module`, and its dense weights."""
 
     timm: str | None = Field(None, description="model name in timm, for example `deit_small_patch16_224`")
     transformers: str | None = Field(None, description="folder (or name) of a Hugging Face model, with `config.json`")

@@ -150,8 +150,8 @@ def _check_model(model: Model, classes: int | None) -> nn.Module:
         known = source.known_classes
         if classes and model.weights == "pretrained" and model.recipe is None and known not in (classes, None):
             raise LpvitError(
-                f"models: {model.source}'s '{model.name}' knows {known} classes, the dataset has {classes}, so its head is "
-                "random; give the model a 'recipe' to train it"
+                f"models: {model.source}'s '{model.name}' knows {known} classes, the dataset has {classes}, so its "
+                "head is random; give the model a 'recipe' to train it"
             )
         if classes and model.checkpoint is not None:
             require_same(built, read_checkpoint(model.checkpoint, built), model.checkpoint)

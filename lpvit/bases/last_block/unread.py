@@ -64,5 +64,5 @@ def tokens_read(model: nn.Module, block: str) -> tuple[int, int]:
         (gradient,) = torch.autograd.grad((logits * torch.randn_like(logits)).sum(), outputs[:1])
     if gradient.dim() != 3:
         return 1, 1
-    read = gradient.abs().sum(dim=(0, 2)).nonzero()
-    return int(read.max()) + 1, gradient.shape[1]
+    tokens = gradient.abs().sum(dim=(0, 2)).nonzero()
+    return int(tokens.max()) + 1, gradient.shape[1]

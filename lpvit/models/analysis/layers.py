@@ -143,8 +143,9 @@ class Body:
         attention = tuple((moment, stack[-1] if stack else "") for moment, stack in traced.attention)
         blocks = {name: traced.spans[name] for name in innermost}
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        projections = {_projection(block, traced.spans, linear, attention) for block in blocks}
-        return cls({name: traced.spans[name] for name in outermost}, blocks, attention, frozenset(projections - {None}))
+        found = (_projection(block, traced.spans, linear, attention) for block in blocks)
+        projections = frozenset(name for name in found if name is not None)
+        return cls({name: traced.spans[name] for name in outermost}, blocks, attention, projections)
 
     def role(self, name: str, span: Span, module: MatrixLayer) -> str:
         """The role of a layer."""

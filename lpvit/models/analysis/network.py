@@ -64,8 +64,9 @@ def analyse(model: nn.Module) -> Network:
     """Analyses a model, and proves on two random images the assumptions that pruning and refitting make.
 
     Linear products are made by layers that are known, but for a few. A pass that resumes after a resume point gives the
-    output of a full pass; a module after which it does not is left out, and passes resume earlier. The output of the last layer
-    of a transformer block is added to the rest of it, scaled by one number a feature, or it is not listed as a branch.
+    output of a full pass; a module after which it does not is left out, and passes resume earlier. The output of the
+    last layer of a transformer block is added to the rest of it, scaled by one number a feature, or it is not listed as
+    a branch.
 
     Args:
         model: Not on the meta device; not modified.

@@ -1,7 +1,7 @@
 """Checks the arguments of models in a config or file: only those that shape a model, as plain values.
 
-Other arguments of timm (``checkpoint_path``, ``pretrained_cfg_overlay``, ``cache_dir``, ...) belong to no class of models and
-are never passed to timm.
+Other arguments of timm (``checkpoint_path``, ``pretrained_cfg_overlay``, ``cache_dir``, ...) belong to no class of
+models and are never passed to it.
 """
 
 import functools

@@ -28,31 +28,32 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _NO_WEIGHTS = ("decoder", "mask_token")  # of a masked autoencoder, beside its encoder
 
 
-_ALLOWED = [  # by name, besides tensors and plain containers; settings of trainers become a dict: none of their code runs
+_ALLOWED: list[
+    Any
+] = [  # by name, besides tensors and plain containers; settings become a dict, none of their code runs
     argparse.Namespace,
     (OrderedDict, "yacs.config.CfgNode"),  # Swin
     (OrderedDict, "fvcore.common.config.CfgNode"),
     (OrderedDict, "lightning.fabric.utilities.data.AttributeDict"),
     (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
     (OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
+    *((np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     np.dtype,
     *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
 ]
 
 
 def read_checkpoint(path: str | Path, model: nn.Module | None = None) -> dict[str, Tensor]:
-    """The weights in a file or folder, as trainers of timm, DeiT, Swin, MAE, DINO, Lightning and transformers write them.
+    """The weights in a file or folder, as timm, DeiT, Swin, MAE, DINO, Lightning and transformers write them.
 
-    Averaged weights (EMA) are taken where there are some, and that is said in a line. Prefixes of wrappers (``module.``,
-    ``_orig_mod.``) are removed.
+    Averaged weights (EMA) are taken where there are some, and that is said in a line. Prefixes of wrappers
+    (``module.``, ``_orig_mod.``) are removed.
 
     Args:
-        path: ``.safetensors``; ``.pt``, ``.pth`` or ``.bin``; an index of shards; or a folder that has one of these under
-            the name that transformers gives it.
-        model: That the weights are for: a prefix that all its names have in the file is removed, and timm's
-            ``checkpoint_filter_fn`` of the model converts names and shapes of official files.
+        path: ``.safetensors``; ``.pt``, ``.pth`` or ``.bin``; an index of shards; or a folder that has one of these
+            under the name that transformers gives it.
+        model: That the weights are for: a prefix that all its names have in the file is removed, and names and shapes
+            of official files are converted as timm (``checkpoint_filter_fn``) or transformers does.
 
     Raises:
         LpvitError: The file is missing, damaged, or holds no state dict, or other objects than settings beside it.
@@ -114,8 +115,8 @@ def _for_model(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[s
     prefixes = [prefix for prefix in prefixes if all(f"{prefix}{name}" in state for name in own)]
     if prefixes and first not in state:
         prefix = next((prefix for prefix in prefixes if "ema" in prefix or "teacher" in prefix), prefixes[0])
-        others = len(state) - len(own)
-        _logger.info("%s: takes the weights under '%s', and leaves %d others", path, prefix, others)
+        left = len(state) - len(own)
+        _logger.info("%s: takes the weights under '%s', and leaves %d others", path, prefix, left)
         return {name: state[f"{prefix}{name}"] for name in own}
     if own.keys() != state.keys() or any(state[name].shape != value.shape for name, value in own.items()):
         library = "transformers" if hasattr(model, "from_pretrained") else "timm"

@@ -89,8 +89,8 @@ class OpenClip(Source):
             return model
         except Exception as error:
             raise LpvitError(
-                f"models: open_clip could not fetch the weights of '{self.name}' ({type(error).__name__}); connect once "
-                "so that they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
+                f"models: open_clip could not fetch the weights of '{self.name}' ({type(error).__name__}); connect "
+                "once so that they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
             ) from None
 
     def __str__(self) -> str:

@@ -37,8 +37,8 @@ class Timm(Source):
 
         Args:
             model: From ``timm.create_model``.
-            options: Arguments besides its name, ``num_classes`` and ``pretrained``; without them only sizes of images and
-                their number of channels are read from the model.
+            options: Arguments besides its name, ``num_classes`` and ``pretrained``; without them only sizes of images
+                and their number of channels are read from the model.
 
         Raises:
             LpvitError: The model has no name in timm.

@@ -96,7 +96,7 @@ class Torchvision(Source):
 
     def build(self, pretrained: bool = False, drop_path: float = 0.0, seed: int = 0) -> nn.Module:
         made = self._class()
-        known = set(inspect.signature(made.make.__init__).parameters) - {"self", "num_classes", *_V2}  # type: ignore[misc]
+        known = set(inspect.signature(made.make.__init__).parameters) - {"self", "num_classes", *_V2}
         known -= {"norm_layer", "conv_stem_configs"}
         require_known(self.options, known, f"'{self.name}'", "its class in torchvision")
         options = dict(self.options)

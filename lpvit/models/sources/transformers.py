@@ -1,5 +1,6 @@
 """Models of Hugging Face transformers that take images."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, final
@@ -93,8 +94,8 @@ class Transformers(Source):
         """The class; only one of transformers that takes images."""
         transformers = _package()
         known = [name for name in dir(transformers) if not name.startswith(("_", "Auto"))]
-        kind = getattr(transformers, self.name, None) if self.name in known else None
-        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        kind: Any = getattr(transformers, self.name, None) if self.name in known else None
+        if not issubclass(kind if inspect.isclass(kind) else object, transformers.PreTrainedModel):
             raise LpvitError(f"models: transformers has no model '{self.name}'{similar(self.name, known)}")
         if kind.main_input_name != "pixel_values":
             raise LpvitError(f"models: transformers' '{self.name}' takes {kind.main_input_name}, expected pixel_values")

@@ -17,6 +17,11 @@ class UnpackedAttention(nn.Module):
         proj: The output projection.
     """
 
+    qkv: nn.Linear
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+
     in_proj_weight = None  # `nn.TransformerEncoderLayer` asks for these before it computes a layer in one function
     in_proj_bias = None
     _qkv_same_embed_dim = False
@@ -31,11 +36,11 @@ class UnpackedAttention(nn.Module):
         super().__init__()
         self.embed_dim, self.num_heads, self.dropout = packed.embed_dim, packed.num_heads, packed.dropout
         self.batch_first, self.joint = packed.batch_first, joint
-        if packed.in_proj_weight is not None:
+        if packed._qkv_same_embed_dim:
             weights = packed.in_proj_weight.chunk(1 if joint else 3)
         else:
             weights = (packed.q_proj_weight, packed.k_proj_weight, packed.v_proj_weight)
-        biases = [None] * 3 if packed.in_proj_bias is None else packed.in_proj_bias.chunk(len(weights))
+        biases = (None,) * 3 if packed.in_proj_bias is None else packed.in_proj_bias.chunk(len(weights))
         for name, weight, bias in zip(("qkv",) if joint else ("q", "k", "v"), weights, biases, strict=False):
             self.add_module(name, _linear(weight, bias))
         self.proj = _linear(packed.out_proj.weight, packed.out_proj.bias)
@@ -78,7 +83,7 @@ class UnpackedAttention(nn.Module):
         terms = []
         if attention is not None:
             of_heads = attention.dim() == 3 and q.dim() == 4
-            terms.append(attention.unflatten(0, (-1, self.num_heads)) if of_heads else attention)
+            terms.append(attention.view(-1, self.num_heads, *attention.shape[1:]) if of_heads else attention)
         if padding is not None:
             terms.append(padding[..., None, None, :])
         as_numbers = [

@@ -38,8 +38,9 @@ class UnpackedModules(Edit):
             if form == "unmasked":
                 module.random_masking = keep_all  # type: ignore[assignment]
                 continue
+            packed: Any = module
             unpacked = (
-                CalledWindowAttention(module) if form == "windows" else UnpackedAttention(module, form == "joint")
+                CalledWindowAttention(packed) if form == "windows" else UnpackedAttention(packed, form == "joint")
             )
             model.set_submodule(name, unpacked.train(module.training))
 

@@ -4,6 +4,7 @@ N = images; h, w = rows and columns of tokens; W = windows of an image; M = toke
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,20 @@ from torch.nn import functional
 
 
 class CalledWindowAttention(nn.Module):
-    """torchvision's ``ShiftedWindowAttention`` (Swin) or ``ShiftedWindowAttentionV2``, with ``qkv`` and ``proj`` called.
+    """torchvision's ``ShiftedWindowAttention`` or ``ShiftedWindowAttentionV2``, with ``qkv`` and ``proj`` called.
 
     torchvision passes their weights to a function, which in Swin V2 takes no bias for the keys: here that bias is zero.
     """
 
-    def __init__(self, original: nn.Module) -> None:
+    qkv: nn.Linear
+    proj: nn.Linear
+    cpb_mlp: nn.Module
+    logit_scale: Tensor
+    relative_position_bias_table: Tensor
+    relative_position_index: Tensor
+    relative_coords_table: Tensor
+
+    def __init__(self, original: Any) -> None:
         """Takes over modules, parameters and buffers.
 
         Args:
@@ -44,19 +53,25 @@ class CalledWindowAttention(nn.Module):
         padded = functional.pad(tokens, (0, 0, 0, -width % columns, 0, -height % rows))
         down, across = padded.shape[1] // rows, padded.shape[2] // columns
         shift = [0 if one else by for one, by in zip((down == 1, across == 1), self.shift_size, strict=True)]
+        shifted = padded.roll([-by for by in shift], (1, 2)) if any(shift) else padded
+        attended = self._attention(self._windows(shifted), self._mask(shifted, shift))
+        joined = (
+            attended.reshape(-1, down, across, rows, columns, padded.shape[3]).transpose(2, 3).reshape(padded.shape)
+        )
         if any(shift):
-            padded = padded.roll([-by for by in shift], (1, 2))
-        windows = padded.unflatten(2, (across, columns)).unflatten(1, (down, rows)).transpose(2, 3)
-        attended = self._attention(windows.flatten(3, 4).flatten(0, 2), self._mask(padded, shift))
-        windows = attended.unflatten(1, (rows, columns)).unflatten(0, (-1, down, across)).transpose(2, 3)
-        padded = windows.flatten(3, 4).flatten(1, 2)
-        if any(shift):
-            padded = padded.roll(shift, (1, 2))
-        return padded[:, :height, :width].contiguous()
+            joined = joined.roll(shift, (1, 2))
+        return joined[:, :height, :width].contiguous()
+
+    def _windows(self, tokens: Tensor) -> Tensor:
+        """(N, h, w, E) to (N * W, M, E)."""
+        (rows, columns), (_, height, width, features) = self.window_size, tokens.shape
+        parts = tokens.reshape(-1, height // rows, rows, width // columns, columns, features)
+        return parts.transpose(2, 3).reshape(-1, rows * columns, features)
 
     def _attention(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Tokens of windows, (N * W, M, E), to the same."""
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv: Tensor = self.qkv(tokens)
+        q, k, v = qkv.reshape(*tokens.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if self.cosine:
             scale = self.logit_scale.clamp(max=math.log(100.0)).exp()
             scores = functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).mT * scale
@@ -64,7 +79,7 @@ class CalledWindowAttention(nn.Module):
             scores = q * q.shape[-1] ** -0.5 @ k.mT
         scores = scores + self._position_bias()
         if mask is not None:
-            scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
+            scores = (scores.reshape(-1, len(mask), *scores.shape[1:]) + mask[:, None]).reshape(scores.shape)
         weights = functional.dropout(functional.softmax(scores, dim=-1), self.attention_dropout, self.training)
         return functional.dropout(self.proj((weights @ v).transpose(1, 2).flatten(2)), self.dropout, self.training)
 
@@ -84,14 +99,10 @@ class CalledWindowAttention(nn.Module):
         places = []
         for size, window, by in zip(padded.shape[1:3], self.window_size, shift, strict=True):
             place = torch.arange(size, device=padded.device)
-            places.append(
-                (place >= size - window).int() + (place >= size - by).int() if by else torch.zeros_like(place)
-            )
-        (rows, columns), numbers = self.window_size, 3 * places[0][:, None] + places[1]
-        of_window = (
-            numbers.unflatten(1, (-1, columns)).unflatten(0, (-1, rows)).transpose(1, 2).flatten(2).flatten(0, 1)
-        )
-        apart = of_window[:, None] != of_window[:, :, None]
+            in_last, crossed = (place >= size - window).int(), (place >= size - by).int()
+            places.append(in_last + crossed if by else torch.zeros_like(place))
+        numbers = self._windows((3 * places[0][:, None] + places[1])[None, ..., None])
+        apart = numbers != numbers.mT
         return padded.new_zeros(()).expand(apart.shape).masked_fill(apart, -100.0)
 
 
