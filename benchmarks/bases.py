@@ -27,6 +27,7 @@ from lpvit.allocation.tables import LayerTables
 from lpvit.bases.align import FREEDOMS, align
 from lpvit.costs.cost import measure_costs
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
+from lpvit.structures.blocks.calibration import StatisticInputs, block_statistics
 from lpvit.structures.blocks.centring import centred_products, input_means
 from lpvit.structures.blocks.distortions.gauss_newton import GaussNewtonDistortion
 from lpvit.structures.blocks.masks import build_keep_masks, expand_keep_masks
@@ -35,7 +36,7 @@ from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.saliencies.gauss_newton import GaussNewtonSaliency
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.blocks.statistics import collect_statistics
+from lpvit.structures.blocks.statistics.weight_sums import WeightSums
 from lpvit.structures.blocks.weights import pruned_weights
 
 ROLES = ("qkv", "proj", "fc1", "fc2")
@@ -160,7 +161,7 @@ class Method:
             products = block_products(*given, self.layers, self.shape, PROBES, self.device)
         else:
             products = centred_products(*given, self.means, self.shape, PROBES, self.device)
-        counted = collect_statistics(*given, self.layers, self.shape, self.device, averaged=False)
+        counted = block_statistics(StatisticInputs(*given, self.layers, self.shape, self.device), [WeightSums()])
         statistics = {layer: tables | {"block_products": products[layer]} for layer, tables in counted.items()}
         pruning = Blocks(block_shape=self.shape, saliency=GaussNewtonSaliency(), distortion=GaussNewtonDistortion())
         blocks = block_table(statistics, pruning.saliency)

@@ -21,13 +21,16 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.sources.timm import create_model
+from lpvit.structures.blocks.calibration import StatisticInputs, block_statistics
 from lpvit.structures.blocks.curve import pruning_ranks
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
-from lpvit.structures.blocks.products import block_products, statistics_with_products
+from lpvit.structures.blocks.products import block_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.saliencies.gauss_newton import GaussNewtonSaliency
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.settings import Blocks
+from lpvit.structures.blocks.statistics.block_products import BlockProducts
+from lpvit.structures.blocks.statistics.weight_sums import WeightSums
 
 Result = TypeVar("Result")
 
@@ -78,9 +81,9 @@ class Case:
 
     @cached_property
     def blocks(self) -> pd.DataFrame:
-        images = self._images(FEW)
-        arguments = (self.layers, self.block_shape, self.probes, self.device)
-        return block_table(statistics_with_products(self.model, images, *arguments), GaussNewtonSaliency())
+        inputs = StatisticInputs(self.model, self._images(FEW), self.layers, self.block_shape, self.device)
+        statistics = block_statistics(inputs, [WeightSums(), BlockProducts(probes=self.probes)])
+        return block_table(statistics, GaussNewtonSaliency())
 
     def gradients(self, images: int) -> tuple[float, dict[str, Tensor]]:
         """Block products of a batch: the first step of every Gauss-Newton curve."""

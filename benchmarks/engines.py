@@ -30,11 +30,11 @@ from lpvit.benchmark.speed import require_equal
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.sources.timm import create_model, input_size
+from lpvit.precisions import SPARSE
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 
 BLOCK_SHAPE = (32, 32)
-PRECISIONS = ("float32", "bfloat16", "int8")
 CALIBRATION = 16  # random images, of those with random weights
 
 Configuration = Callable[[Tensor], Tensor]
@@ -108,9 +108,8 @@ def build_configurations(
             setups[f"sparse_{precision}_compiled"] = torch.compile(model, dynamic=False)
     for name, setup in setups.items():
         if "int8" not in name:
-            dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
             expected = models["dense" if name.startswith("dense") else "masked"].model(images)
-            require_equal(name, setup(images), expected, dtype)
+            require_equal(name, setup(images), expected, "bfloat16" if "bfloat16" in name else "float32")
     return setups
 
 
@@ -176,7 +175,7 @@ def parse_arguments() -> argparse.Namespace:
         )
         command.add_argument("--engines", nargs="*", default=list(ENGINES), choices=ENGINES, help="on the dense model")
         command.add_argument("--masked", nargs="*", default=["openvino_int8"], choices=ENGINES, help="with zeros")
-        command.add_argument("--ours", nargs="*", default=list(PRECISIONS), choices=PRECISIONS)
+        command.add_argument("--ours", nargs="*", default=list(SPARSE), choices=SPARSE)
         command.add_argument("--compiled", action="store_true", help="ours through torch.compile too")
         command.add_argument("--output", type=Path, help="CSV to append to")
     commands.choices["speed"].add_argument("--width", type=int, default=384)

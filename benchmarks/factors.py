@@ -1,4 +1,4 @@
-"""How much of a model low-rank factors keep, beside baselines of the same cost: no labels, no training.
+"""How much of a model factors, blocks and mixed structures keep, beside baselines: no labels, no training.
 
     snakemake --cores all results/cifar10/given/dense.pt --configfile config/cifar10.yaml
     python benchmarks/factors.py --config config/cifar10.yaml --dataset cifar10 --model given --output rows.csv
@@ -17,22 +17,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from subject import add_arguments, logits_of, read_subject, squared_change, top1
+from torch import nn
 
 from lpvit.allocation.allocate import allocate
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
-from lpvit.costs.cost import measure_costs
+from lpvit.bases.align import align
+from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.pruning.rounds import measure
+from lpvit.structures.blocks.masks import kept_blocks
+from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.calibration import Statistics
 from lpvit.structures.factors.settings import Factors
-from lpvit.structures.factors.structure import FactorStructure
-from lpvit.structures.structure import Options
+from lpvit.structures.mixed.settings import Mixed
+from lpvit.structures.settings import StructureSettings
+from lpvit.structures.structure import ModelStructure, Options, Structure, structure_of
 
-METHODS = {  # settings, and whether factors are refitted
+GAUSS_NEWTON = {"saliency": "gauss_newton", "distortion": "gauss_newton"}
+METHODS: dict[str, tuple[StructureSettings, bool]] = {  # settings, and whether layers are refitted
     "factors": (Factors(), True),
     "pivoted": (Factors(form="pivoted"), True),
+    "mixed": (Mixed(), True),
+    "blocks": (Blocks(block_shape=(16, 16), basis="aligned", **GAUSS_NEWTON), True),
     "factors, not refitted": (Factors(), False),
     "activation-aware SVD (AAFM)": (Factors(metric="activations"), False),
     "Fisher-weighted SVD (FWSVD)": (Factors(metric="fisher"), False),
@@ -48,7 +57,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="CSV of the rows")
     parser.add_argument("--calibration", type=int, default=512, help="calibration images")
     parser.add_argument("--validation", type=int, default=2000, help="test images")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", "--structures", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--macs", nargs="+", type=float, default=[0.7, 0.5, 0.35, 0.25, 0.15])
     arguments = parser.parse_args()
     if not arguments.output.exists():
@@ -70,7 +79,7 @@ class Judge:
     """Makes models of a method and budget, and compares them with the dense one on test images."""
 
     arguments: argparse.Namespace
-    measured: dict[str, tuple[Measured, float]] = field(default_factory=dict)
+    measured: dict[str, tuple[nn.Module, Measured, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.subject = read_subject(self.arguments)
@@ -81,18 +90,18 @@ class Judge:
 
     def measure(self, method: str, macs: float) -> dict[str, Any]:
         (settings, refits), device = METHODS[method], self.subject.compute.device
-        measured, seconds = self._measured(settings)
+        dense, (options, statistics), seconds = self._measured(settings)
         started = time.perf_counter()
-        options, statistics = measured
         tables = LayerTables(options.curves, options.blocks, measure_costs(self.subject.model))
         allocation = allocate(tables, Budget(macs=macs, min_keep_ratio=0))
-        structure = FactorStructure(settings)
-        ranks, images = structure.choose(options.blocks, allocation), self.images if refits else None
-        model = structure.compress(self.subject.model, ranks, statistics, images, device).model
+        structure = layerwise(settings)
+        choice, images = structure.choose(options.blocks, allocation), self.images if refits else None
+        compressed = structure.compress(dense, choice, statistics, images, device)
         seconds += time.perf_counter() - started
-        logits = logits_of(model, self.tests)
+        logits, costs = logits_of(compressed.model, self.tests), measure_costs(compressed.model)
+        kept = kept_blocks(costs, compressed.keep_masks, compressed.block_shape)
         numbers = {
-            "achieved": measure_costs(model)["macs"].sum() / self.macs,
+            "achieved": layer_table("pruned", costs, kept)["macs"].sum() / self.macs,
             "dense_top1": top1(self.dense, self.tests),
             "top1": top1(logits, self.tests),
             "distortion": squared_change(logits, self.dense),
@@ -101,21 +110,32 @@ class Judge:
         }
         return {name: float(f"{number:.6g}") for name, number in numbers.items()}
 
-    def _measured(self, settings: Factors) -> tuple[Measured, float]:
-        """Shared by the methods that differ in their refit alone, with the seconds that it took."""
-        key = f"{settings.metric} {settings.form}"
+    def _measured(self, settings: StructureSettings) -> tuple[nn.Module, Measured, float]:
+        """The dense model in its bases and what was measured of it, with the seconds that it took.
+
+        Shared by the methods that differ in their refit alone.
+        """
+        key = str(settings)
         if key not in self.measured:
-            started = time.perf_counter()
-            measured = measure(self.subject.model, self.images, FactorStructure(settings), self.subject.compute.device)
-            self.measured[key] = measured, time.perf_counter() - started
+            started, device, model = time.perf_counter(), self.subject.compute.device, self.subject.model
+            if settings.freedoms:
+                model, _ = align(model, self.images, settings.freedoms, device)
+            found = measure(model, self.images, layerwise(settings), device)
+            self.measured[key] = model, found, time.perf_counter() - started
         return self.measured[key]
 
 
+def layerwise(settings: StructureSettings) -> Structure:
+    structure = structure_of(settings)
+    assert not isinstance(structure, ModelStructure), "a method here has options layer by layer"
+    return structure
+
+
 def predictions(curves: pd.DataFrame, allocation: pd.DataFrame) -> Iterator[float]:
-    """Distortion that its curve gives every layer at its allocated rank."""
+    """Distortion that its curve gives every layer where it was allocated."""
     for layer, units, kept in allocation[["layer", "blocks", "blocks_kept"]].itertuples(index=False, name=None):
         curve = curves[curves["layer"] == layer]
-        yield float(curve["distortion"].iloc[units - kept])
+        yield float(np.interp(units - kept, curve["blocks_pruned"], curve["distortion"]))
 
 
 if __name__ == "__main__":

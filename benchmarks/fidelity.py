@@ -16,9 +16,9 @@ from subject import add_arguments, read_subject
 from tqdm import tqdm
 
 from lpvit.models.analysis.layers import LayerSpec
+from lpvit.structures.blocks.calibration import StatisticInputs, block_statistics
 from lpvit.structures.blocks.distortions.gauss_newton import GaussNewtonDistortion
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
-from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.saliencies.gauss_newton import GaussNewtonSaliency
 from lpvit.structures.blocks.scores import block_table
@@ -36,8 +36,9 @@ def main() -> None:
     images = subject.calibration(arguments.images, seed=0)
     shape, points = tuple(arguments.block_shape), arguments.points
 
-    statistics = statistics_with_products(model, images, layers, shape, max(PROBES), device)
-    blocks = block_table(statistics, GaussNewtonSaliency())
+    inputs, ranking = StatisticInputs(model, images, layers, shape, device), GaussNewtonSaliency()
+    ranked = Blocks(block_shape=shape, saliency=ranking, distortion="gauss_newton", probes=max(PROBES))
+    blocks = block_table(block_statistics(inputs, ranked.statistics), ranking)
     dense = MeasuredModel(model, images, layers, shape, device)
     measured, seconds = timed(lambda: masked_curves(dense, blocks, points))
     rows = [{"curve": "empirical", "seconds": seconds}]
@@ -45,7 +46,7 @@ def main() -> None:
     for pruning in tqdm(list(predictions(shape, points)), desc="predictions"):
 
         def predict(pruning: Blocks = pruning) -> pd.DataFrame:
-            statistics = statistics_with_products(model, images, layers, shape, pruning.probes_used, device)
+            statistics = block_statistics(inputs, pruning.statistics)
             return rate_distortion_curves(statistics, blocks, pruning, model, images, device)
 
         predicted, seconds = timed(predict)

@@ -58,7 +58,7 @@ def measured(
         "inside": run_by_onnxruntime(of_sparse(sparse), inputs, library),
     }
     for name, run in methods.items():
-        require_equal(name, run(), dense(inputs), torch.float32)
+        require_equal(name, run(), dense(inputs), "float32")
     times = time_in_turns(methods, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
     milliseconds = {name: 1e3 * float(np.median(seconds)) for name, seconds in times.items()}
     kept = float(np.median((times["dense"] - times["inside"]) / (times["dense"] - times["outside"])))

@@ -19,7 +19,7 @@ import numpy as np
 import openvino
 import pandas as pd
 import torch
-from engines import CALIBRATION, PRECISIONS, at_random, build_configurations
+from engines import CALIBRATION, at_random, build_configurations
 from torch import Tensor
 
 import lpvit
@@ -27,6 +27,7 @@ from lpvit.benchmark.engines import Exported, openvino_options
 from lpvit.benchmark.speed import require_equal
 from lpvit.measure.timing import calm_clock, time_in_turns
 from lpvit.models.sources.timm import create_model, input_size
+from lpvit.precisions import SPARSE
 
 ENGINES = {"float32": "openvino_float32", "bfloat16": "openvino_bfloat16", "int8": "openvino_int8_bfloat16"}  # fastest
 
@@ -42,16 +43,16 @@ def main() -> None:
     calibration = torch.randn(CALIBRATION, *input_size(dense), generator=torch.Generator().manual_seed(0))
     images = calibration[: arguments.batch_size]
     models = {"dense": Exported(dense, [calibration]), "masked": Exported(pruned.model, [calibration])}
-    wanted = argparse.Namespace(engines=list(ENGINES.values()), masked=[], ours=PRECISIONS, compiled=False)
+    wanted = argparse.Namespace(engines=list(ENGINES.values()), masked=[], ours=SPARSE, compiled=False)
     setups: dict[str, Callable[[Tensor], Tensor]] = build_configurations(models, pruned, quantised, images, wanted)
     with TemporaryDirectory() as folder:
-        for precision in PRECISIONS:
+        for precision in SPARSE:
             file = Path(folder, f"{precision}.xml")
             lpvit.export_openvino(quantised if precision == "int8" else pruned, file, precision)
             run = compiled(file, precision, len(images), arguments.profile)
             setups[f"inside_{precision}"] = run
             if precision != "int8":
-                require_equal(f"inside_{precision}", run(images), pruned.model(images), getattr(torch, precision))
+                require_equal(f"inside_{precision}", run(images), pruned.model(images), precision)
         functions = {name: partial(setup, images) for name, setup in setups.items() if name != "dense_torch_float32"}
         times = time_in_turns(functions, device="cpu", seconds=arguments.seconds, clock=calm_clock("cpu"))
     rows = table(times).assign(
@@ -68,7 +69,7 @@ def compiled(file: Path, precision: str, batch_size: int, profile: bool) -> Call
     core.add_extension(file.with_name("lpvit_openvino.so"))
     model = core.read_model(file)
     model.reshape({"images": [batch_size, *list(model.input("images").partial_shape)[1:]]})
-    options = openvino_options(1, bfloat16=precision != "float32")
+    options = openvino_options(1, "float32" if precision == "float32" else "bfloat16")
     request = core.compile_model(model, "CPU", options).create_infer_request()
     if profile:
         print(f"\n{precision}\n{profiled(core.compile_model(model, 'CPU', options | {'PERF_COUNT': True}), model)}")

@@ -42,12 +42,14 @@ from lpvit.data.preprocessing import Preprocessing
 from lpvit.measure.timing import time_in_turns
 from lpvit.pruning.rounds import before_last_round
 from lpvit.settings import Section
+from lpvit.structures.blocks.calibration import StatisticInputs, block_statistics
 from lpvit.structures.blocks.masks import expand_keep_masks
 from lpvit.structures.blocks.products import block_products
 from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.blocks.statistics import collect_statistics
+from lpvit.structures.blocks.statistics.averaged_gradients import AveragedGradients
+from lpvit.structures.blocks.statistics.weight_sums import WeightSums
 from lpvit.structures.blocks.structure import BlockStructure
 from lpvit.structures.blocks.weights import reconstruct
 from lpvit.structures.calibration import Statistics
@@ -241,7 +243,8 @@ class Calibrated:
     def averaged(self) -> Statistics:
         subject = self.subject
         with self._meter("averaged"):
-            return collect_statistics(subject.model, self.images, subject.layers, self.shape, subject.compute.device)
+            inputs = StatisticInputs(subject.model, self.images, subject.layers, self.shape, subject.compute.device)
+            return block_statistics(inputs, [WeightSums(), AveragedGradients()])
 
     @cached_property
     def products(self) -> dict[str, Tensor]:

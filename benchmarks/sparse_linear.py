@@ -26,13 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
 
-from lpvit.benchmark.speed import TOLERANCE
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.architecture import load_model
 from lpvit.models.sources.timm import create_model, input_size
+from lpvit.precisions import PRECISIONS, SPARSE, name_of
 from lpvit.sparse import BlockSparseLinear
-from lpvit.sparse.linear import PRECISIONS
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masks import expand_keep_masks, load_masks, zero_pruned
 
@@ -146,7 +145,7 @@ def random_mask(shape: tuple[int, int], block_shape: tuple[int, int], sparsity: 
 
 def require_equal(outputs: Tensor, expected: Tensor) -> None:
     error = ((outputs - expected).abs().max() / expected.abs().max()).item()
-    assert error <= TOLERANCE[expected.dtype], f"outputs differ by {error:.1e} of the largest"
+    assert error <= PRECISIONS[name_of(expected.dtype)].tolerance, f"outputs differ by {error:.1e} of the largest"
 
 
 def take_turns(methods: Mapping[str, Method], seconds: float) -> pd.DataFrame:
@@ -195,7 +194,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=("layers", "model"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--dtype", default="float32", choices=PRECISIONS, help="of weights; int8 for `layers` only")
+    parser.add_argument("--dtype", default="float32", choices=SPARSE, help="of weights; int8 for `layers` only")
     parser.add_argument("--seconds", type=float, default=10, help="per layer or model")
     parser.add_argument("--widths", nargs="+", default=list(WIDTHS), choices=list(WIDTHS), help="models of `layers`")
     parser.add_argument("--timm", default="deit_small_patch16_224", help="`model` with random masks")

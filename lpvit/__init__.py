@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lpvit.schemes.settings import Scheme
     from lpvit.structures.blocks.settings import Blocks
     from lpvit.structures.factors.settings import Factors
+    from lpvit.structures.mixed.settings import Mixed
     from lpvit.structures.width.settings import Width
     from lpvit.training.evaluation import Accuracy
     from lpvit.training.settings import Recipe
@@ -42,6 +43,7 @@ __all__ = [
     "Budget",
     "Factors",
     "LpvitError",
+    "Mixed",
     "Pruned",
     "Quantisation",
     "Recipe",
@@ -72,6 +74,7 @@ _MODULES = {
     "Recipe": "training.settings",
     "Scheme": "schemes.settings",
     "Factors": "structures.factors.settings",
+    "Mixed": "structures.mixed.settings",
     "Width": "structures.width.settings",
     "add_scheme": "schemes.edit",
     "evaluate": "api.training",

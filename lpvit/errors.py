@@ -1,6 +1,6 @@
 """The exception for user errors, and helpers for its message."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -20,6 +20,17 @@ def similar(name: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is not among very many known ones."""
     close = get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{printable(name)}'" for name in names[:3]) + more
+
+
+def printable(name: object) -> str:
+    """A file's name for a message, also if it is not text in UTF-8."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,9 +1,17 @@
-"""Lazy import of modules at first use, so that ``import lpvit`` is sufficient."""
+"""Lazy import of modules at first use, so that ``import lpvit`` is sufficient; and which modules there are."""
 
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported; of one within a package, the package is."""
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # there is no such package
+        return False
 
 
 def modules_of(package: str) -> Callable[[str], ModuleType]:

@@ -68,6 +68,8 @@ MODULES = {
 }
 NAMES = {  # name that moved to another module than the rest of its module -> that module
     "curves.products.GRADIENT_NUMBERS": "moments.gradients",
+    "curves.statistics.averaged_gradients": "structures.blocks.statistics.averaged_gradients",
+    "curves.statistics.mean_squared_products": "structures.blocks.statistics.block_products",
     "models.architecture.create_model": "models.sources.timm",
     "models.architecture.fit_heads": "structures.width.edit",
     "models.architecture.input_size": "models.sources.timm",

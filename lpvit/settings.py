@@ -1,11 +1,22 @@
 """Base classes of the configuration's sections. Imports no torch, so a dry run is fast."""
 
+import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from lpvit.errors import LpvitError
 from lpvit.mistakes import mistakes
@@ -18,6 +29,25 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # becomes a folder
+
+
+def local_path(given: Any) -> Any:
+    """A path with ``~`` and ``$VARIABLES`` filled in; other values unchanged.
+
+    Raises:
+        ValueError: A variable is not set, or it is the address of a remote store.
+    """
+    if not isinstance(given, str | Path):
+        return given
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text := str(given)):
+        raise ValueError(f"'{text}' is in a remote store; mount or copy it, and give a path of this machine")
+    path = os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser fails for unknown users
+    if missing := re.search(r"\$\{?\w+\}?", path):
+        raise ValueError(f"'{text}': the variable {missing[0]} is not set")
+    return Path(path)
+
+
+LocalPath = Annotated[Path, BeforeValidator(local_path)]
 
 
 class Section(BaseModel):
@@ -64,7 +94,9 @@ class Compute(Section):
     )
     node_command: str = Field("ssh {host}", description="starts a command on another of the `nodes`")
     checkpoint_minutes: float = Field(10, gt=0, description="between checkpoints of a training")
-    tensorboard: Path | None = Field(None, description="folder for TensorBoard events of every training; null is off")
+    tensorboard: LocalPath | None = Field(
+        None, description="folder for TensorBoard events of every training; null is off"
+    )
     scratch: Path | None = Field(
         None,
         description="folder on a local disk, with `$VARIABLES`; images are copied there once and read from there",

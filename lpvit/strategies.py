@@ -50,16 +50,7 @@ class Registry(Mapping[str, type[Any]]):
         if self.files:
             folders = {name: folder for name, folder in modules.items() if _has(folder, self.files)}
             modules = {name: f"{folder}.{self.files[0]}" for name, folder in folders.items()}
-        return {name: self._class_in(module, name) for name, module in sorted(modules.items())}
-
-    def _class_in(self, module: str, name: str) -> type[Any]:
-        defined = [
-            value for value in vars(import_module(module)).values() if getattr(value, "__module__", "") == module
-        ]
-        found = [value for value in defined if isinstance(value, type) and issubclass(value, self.interface)]
-        if len(found) != 1 or found[0].model_fields[self.tag].default != name:  # type: ignore[attr-defined]
-            raise TypeError(f"{module}: define one {self.interface.__name__} whose '{self.tag}' is '{name}' by default")
-        return found[0]
+        return {name: class_in(module, self.interface, self.tag, name) for name, module in sorted(modules.items())}
 
     def __getitem__(self, name: str) -> type[Any]:
         return self._classes[name]
@@ -112,6 +103,19 @@ class NameIn:
 
     def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.literal_schema(sorted(module_names(self.folder)))
+
+
+def class_in(module: str, interface: type[Any], tag: str, name: str) -> type[Any]:
+    """The one class of an interface that a module defines, with this name as the default of its tag.
+
+    Raises:
+        TypeError: There is no such class, or more than one class.
+    """
+    defined = [value for value in vars(import_module(module)).values() if getattr(value, "__module__", "") == module]
+    found: list[type[Any]] = [value for value in defined if isinstance(value, type) and issubclass(value, interface)]
+    if len(found) != 1 or found[0].model_fields[tag].default != name:
+        raise TypeError(f"{module}: define one {interface.__name__} whose '{tag}' is '{name}' by default")
+    return found[0]
 
 
 def module_names(folder: str) -> dict[str, str]:

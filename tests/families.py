@@ -33,6 +33,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT, parallel branches": ("vit_small_patch16_18x2_224", VIT),
     "CLIP": ("vit_base_patch16_clip_224", VIT),
     "SigLIP": ("vit_base_patch16_siglip_224", VIT),
+    "AIMv2": ("aimv2_large_patch14_224", VIT),
     "DINOv2": ("vit_small_patch14_reg4_dinov2", VIT),
     "DINOv2, packed SwiGLU": ("vit_giant_patch14_dinov2", VIT),
     "DINOv3": ("vit_small_patch16_dinov3", VIT),

@@ -10,7 +10,53 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text()
 ADDED = {"deepest": "shallowest", "l2": None, "power": "exponent", "noise": None}  # strategy -> its key
+STATISTIC = "lpvit/structures/blocks/statistics/activations.py"
+
+# Saliency of Wanda (Sun et al., 2023), from the statistic that is added.
+WANDA = """
+from typing import ClassVar, Literal
+
+from lpvit.structures.blocks.saliencies import Saliency
+
+
+class Wanda(Saliency):
+    \"\"\"Mean of abs(w) times the norm of its input.\"\"\"
+
+    needs: ClassVar = ("activations",)
+
+    name: Literal["wanda"] = "wanda"
+
+    def scores(self, tables):
+        return tables["activation_sum"] / tables["weights"]
+"""
+
+USE_OF_WANDA = """
+import torch, tiny, lpvit
+from lpvit.structures.blocks.settings import Blocks
+from lpvit.structures.blocks.structure import BlockStructure
+from lpvit.structures.calibration import collect_statistics
+
+assert not any(each.name == "activations" for each in Blocks(block_shape=(1, 1)).statistics)
+pruning = Blocks(block_shape=(1, 1), saliency="wanda", layers=("fc1",))
+assert [each.name for each in pruning.statistics] == ["weight_sums", "activations", "averaged_gradients"]
+model, images = tiny.sized_model("vit"), tiny.photographs("vit")
+found = {}
+layer = model.blocks[1].mlp.fc1
+handle = layer.register_forward_hook(lambda _, inputs, __: found.update(inputs=inputs[0]))
+with torch.no_grad():
+    model(images)
+handle.remove()
+expected = layer.weight.abs() * found["inputs"].flatten(0, 1).norm(dim=0)
+loader = [(batch, torch.zeros(len(batch))) for batch in images.split(7)]
+statistics = collect_statistics("blocks", model, loader, pruning.statistics_needed, "cpu")
+blocks = BlockStructure(pruning).options(statistics, model, loader, "cpu").blocks
+scores = blocks.loc[blocks["layer"] == "blocks.1.mlp.fc1", "saliency"]
+torch.testing.assert_close(torch.tensor(scores.to_numpy()), expected.flatten().double(), rtol=1e-5, atol=1e-6)
+kept = lpvit.prune(model, [images], budget=lpvit.Budget(sparsity=0.5), pruning=pruning).keep_masks
+assert not kept["blocks.1.mlp.fc1"].all()
+"""
 
 # Keys that the budget has, and that another allocator has, of other types.
 CLASHING = """
@@ -65,9 +111,10 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("lpvit", "tests"):
         shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "pyproject.toml", folder)
-    diffs = re.findall(r"```diff\n(.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    diffs = re.findall(r"```diff\n(.*?)```", CONTRIBUTING, re.DOTALL)
     strategies = [diff for diff in diffs if any(f"/{name}.py" in diff for name in ADDED)]
     assert len(strategies) == len(ADDED)
+    strategies += [diff for diff in diffs if STATISTIC in diff]
     subprocess.run(["git", "apply", "-"], input="".join(strategies), cwd=folder, text=True, check=True)
     return folder
 
@@ -81,6 +128,16 @@ def run(extended: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 def test_they_are_used_by_name_with_their_settings(extended: Path) -> None:
     result = run(extended, "-c", USE)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_statistic_is_one_file_and_collected_where_a_saliency_names_it(extended: Path) -> None:
+    (diff,) = (diff for diff in re.findall(r"```diff\n(.*?)```", CONTRIBUTING, re.DOTALL) if STATISTIC in diff)
+    assert re.findall(r"^\+\+\+ b/(.*)", diff, re.MULTILINE) == [STATISTIC]
+    file = extended / "lpvit/structures/blocks/saliencies/wanda.py"
+    file.write_text(WANDA)
+    result = run(extended, "-c", USE_OF_WANDA)
+    file.unlink()
     assert result.returncode == 0, result.stderr
 
 

@@ -3,6 +3,7 @@
 N = images; C, H, W = channels, height and width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,9 +11,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lpvit.models.analysis.layers import LayerSpec
+from lpvit.models.analysis.passes import Batches
 from lpvit.models.analysis.trace import IMAGES
+from lpvit.structures.blocks.calibration import StatisticInputs, block_statistics
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.settings import Blocks
+from lpvit.structures.blocks.statistics.averaged_gradients import AveragedGradients
+from lpvit.structures.blocks.statistics.block_products import BlockProducts
+from lpvit.structures.blocks.statistics.weight_sums import WeightSums
 from lpvit.structures.calibration import Statistics
 
 VIT = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 20, "depth": 2, "num_heads": 2}
@@ -53,6 +60,15 @@ def counted_calls(model: nn.Module, *modules: str) -> list[str]:
     for name in modules:
         model.get_submodule(name).register_forward_hook(lambda _, inputs, __, name=name: note(name, inputs))
     return calls
+
+
+def statistics_of(
+    model: nn.Module, loader: Batches, layers: Sequence[LayerSpec], block_shape: tuple[int, int], probes: int = 0
+) -> Statistics:
+    """Sums of weights and averaged gradients, and with ``probes`` block products."""
+    others = [BlockProducts(probes=probes)] if probes else []
+    inputs = StatisticInputs(model, loader, layers, block_shape, "cpu")
+    return block_statistics(inputs, [WeightSums(), AveragedGradients(), *others])
 
 
 def predicted_curves(statistics: Statistics, blocks: pd.DataFrame, points: int, **pruning: Any) -> pd.DataFrame:

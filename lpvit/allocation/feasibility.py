@@ -1,19 +1,22 @@
-"""Checks from layer shapes alone whether a budget can be met. Pure NumPy and pandas."""
+"""Checks from layer shapes alone whether a budget can be met, with the costs of the allocation. Pure NumPy and pandas.
 
-import math
-from collections.abc import Mapping
+How much can be removed may depend on what is not known yet: which blocks at ragged edges are the salient ones, and
+which structure a layer takes. So there are two bounds, and a budget between them is possible, but not certain.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from lpvit.allocation.latency import milliseconds
-from lpvit.allocation.priority import blocks_always_kept
+from lpvit.allocation.problem import Requirement
 from lpvit.allocation.settings import Budget
-from lpvit.allocation.tables import WHOLE_MODEL
-from lpvit.costs.energy import HOROWITZ, layer_energy
+from lpvit.allocation.tables import layers_of, requirement, unreachable
+from lpvit.costs.energy import HOROWITZ
 from lpvit.costs.settings import Energy
-from lpvit.errors import LpvitError
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,14 @@ class Shapes:
 
     Attributes:
         costs: All layers, schema ``COSTS``.
-        blocks: Prunable layer -> number of its blocks.
+        pieces: Alternatives of what the prunable layers can lose, schema ``BLOCKS``; NaN where a saliency is not known.
         energy: Constants of the energy model, for a budget in energy.
-        latency: Measured times, schema ``LATENCY``, of the block shape; None if not measured
+        latency: Measured times, schema ``LATENCY``, of the structures of the pieces; None if not measured
             yet; a latency budget is then not checked.
     """
 
     costs: pd.DataFrame
-    blocks: Mapping[str, int]
+    pieces: Sequence[pd.DataFrame]
     energy: Energy = HOROWITZ
     latency: pd.DataFrame | None = None
 
@@ -38,40 +41,44 @@ def require_reachable(shapes: Shapes, budget: Budget) -> None:
     """Checks that a budget can be met with the minimum that every layer keeps.
 
     Raises:
-        LpvitError: It cannot; the message states the minimum.
+        LpvitError: It cannot, whatever is measured; the message states the least.
     """
     for quantity, target in budget.targets.items():
         if quantity == "latency" and shapes.latency is None:
             continue
-        dense, least = dense_and_least(shapes, quantity, budget)
-        if quantity == "sparsity" and target > 1 - least / dense:
-            found, change = f"{1 - least / dense:.3f} is reached", "lower"
-        elif quantity != "sparsity" and target < least / dense:
-            found, change = f"{least / dense:.3f} stays", "raise"
-        else:
-            continue
-        raise LpvitError(
-            f"budget: {quantity} {target:g} is impossible: {found} at min_keep_ratio {budget.min_keep_ratio:g}; "
-            f"{change} '{quantity}', lower 'min_keep_ratio' or add roles to 'layers'"
-        )
+        asked, surely, at_most = bounds(shapes, quantity, target, budget)
+        if at_most < asked.required:
+            raise unreachable(asked, at_most, budget)
+        if surely < asked.required:
+            _logger.warning(
+                "budget: %s %g may turn out to be impossible: what is measured decides how much can be reached, from "
+                "%.4f to %.4f",
+                *(quantity, target, asked.as_stated(at_most), asked.as_stated(surely)),
+            )
 
 
-def dense_and_least(shapes: Shapes, quantity: str, budget: Budget) -> tuple[float, float]:
-    """Cost of the layers that a quantity counts, dense and at the minimum number of blocks."""
-    layers: list[dict[str, Any]] = shapes.costs.to_dict("records")  # type: ignore[assignment]
-    counted = [layer for layer in layers if quantity in WHOLE_MODEL or layer["layer"] in shapes.blocks]
-    floors = {name: blocks_always_kept(count, budget.min_keep_ratio) / count for name, count in shapes.blocks.items()}
-    dense = sum(_cost(quantity, layer, 1.0, shapes) for layer in counted)
-    return dense, sum(_cost(quantity, layer, floors.get(layer["layer"], 1.0), shapes) for layer in counted)
+def bounds(shapes: Shapes, quantity: str, target: float, budget: Budget) -> tuple[Requirement, float, float]:
+    """A target as costs, and the cost that can be removed for certain and at most.
+
+    Raises:
+        LpvitError: A layer has not been timed.
+    """
+    assert shapes.pieces, "a model without prunable layers has no budget"
+    surely: dict[str, float] = {}
+    at_most: dict[str, float] = {}
+    for blocks in _orders(shapes.pieces):
+        layers = layers_of(blocks, shapes.costs, budget)
+        asked = requirement(quantity, target, layers, shapes.costs, shapes.energy, shapes.latency)
+        for layer, removed in zip(layers, asked.removed, strict=True):
+            most = float(removed[layer.limit])
+            surely[layer.name] = min(surely.get(layer.name, most), most)
+            at_most[layer.name] = max(at_most.get(layer.name, most), most)
+    return asked, sum(surely.values()), sum(at_most.values())
 
 
-def _cost(quantity: str, layer: Mapping[str, Any], keep_ratio: float, shapes: Shapes) -> float:
-    """Cost of a layer in the quantity of a budget, with a share of its weights."""
-    shape, tokens = (layer["out_features"], layer["in_features"]), layer["tokens"]
-    weights = keep_ratio * math.prod(shape)
-    if quantity == "energy":
-        return layer_energy(*shape, tokens, weights, shapes.energy)
-    if quantity == "latency":
-        assert shapes.latency is not None, "a budget in milliseconds needs a latency table"
-        return float(milliseconds(shapes.latency, *shape, tokens, 1 - keep_ratio))
-    return float(weights * tokens) if quantity == "macs" else weights
+def _orders(pieces: Sequence[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Every alternative, in the pruning orders that remove least and most where the order is not known."""
+    for table in pieces:
+        yield table.assign(saliency=table["saliency"].fillna(table["weights"].astype(float)))
+        if table["saliency"].isna().any():
+            yield table.assign(saliency=table["saliency"].fillna(-table["weights"].astype(float)))

@@ -1,11 +1,13 @@
 """Measured milliseconds of layers as a cost: reading a latency table. No torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from lpvit.allocation.settings import FACTORS
 from lpvit.errors import LpvitError
 from lpvit.store.schemas import LATENCY
 from lpvit.store.tables import read_parquet
@@ -14,25 +16,37 @@ _LAYER = ["out_features", "in_features", "tokens"]
 _BLOCK = ["block_rows", "block_columns"]
 
 
-def read_latency(path: str | Path, block_shape: tuple[int, int]) -> pd.DataFrame:
-    """The rows of a latency table for one block shape.
+def read_latency(paths: Sequence[str | Path], shapes: Sequence[tuple[int, int]]) -> pd.DataFrame:
+    """The rows of latency tables for what a structure can make of a layer.
 
     Args:
-        path: Table of schema ``LATENCY``.
-        block_shape: Rows and columns of a block.
+        paths: Tables of schema ``LATENCY``.
+        shapes: Rows and columns of blocks, or ``FACTORS``.
 
     Raises:
-        LpvitError: The table cannot be read, or has no row with this block shape.
+        LpvitError: A table cannot be read, or none has a row of one of the shapes.
     """
-    table = read_parquet(path, LATENCY)
-    rows: pd.DataFrame = table[(table[_BLOCK].to_numpy() == block_shape).all(axis=1)]
-    if rows.empty:
-        known = sorted({f"{height}x{width}" for height, width in table[_BLOCK].itertuples(index=False)})
-        raise LpvitError(
-            f"{path}: nothing measured with blocks of {block_shape[0]}x{block_shape[1]}, but with "
-            f"{', '.join(known) or 'none'}; measure it or choose another 'block_shape'"
-        )
+    table = pd.concat([read_parquet(path, LATENCY) for path in paths], ignore_index=True)
+    found = list(dict.fromkeys(table[_BLOCK].itertuples(index=False, name=None)))
+    for shape in shapes:
+        if shape not in found:
+            raise LpvitError(
+                f"{', '.join(map(str, paths))}: nothing measured with {_named(shape)}, but with "
+                f"{', '.join(map(_named, sorted(found))) or 'none'}; measure it or choose another 'block_shape'"
+            )
+    rows: pd.DataFrame = table[[tuple(row) in shapes for row in table[_BLOCK].itertuples(index=False, name=None)]]
     return rows
+
+
+def of_structure(table: pd.DataFrame, structure: str) -> pd.DataFrame:
+    """The rows of a latency table for one structure, ``blocks`` or ``factors``."""
+    is_factors = (table[_BLOCK].to_numpy() == FACTORS).all(axis=1)
+    rows: pd.DataFrame = table[is_factors == (structure == "factors")]
+    return rows
+
+
+def _named(shape: tuple[int, int]) -> str:
+    return "low-rank factors" if shape == FACTORS else f"blocks of {shape[0]}x{shape[1]}"
 
 
 def milliseconds(
@@ -44,7 +58,7 @@ def milliseconds(
     slower than its dense product stays dense.
 
     Args:
-        table: Schema ``LATENCY``, of one block shape; repeats are averaged by the median.
+        table: Schema ``LATENCY``, of one structure; repeats are averaged by the median.
         out_features: Rows of the weight matrix.
         in_features: Columns of the weight matrix.
         tokens: Vectors that the layer multiplies for an image.

@@ -29,6 +29,8 @@ class Layer:
         saliency: Score of every block in pruning order, shape (B,), non-decreasing.
         squared_norm: Sum of squared weights of every block in pruning order, shape (B,).
         weights: Weights of every block in pruning order, shape (B,).
+        bytes: Of every block in a saved model, in pruning order, shape (B,).
+        structures: Of the layer without the first 1 .. B blocks, shape (B,).
         limit: L, blocks that may be pruned.
         sparsity: Requested share of pruned blocks at every point of the curve, shape (P,), rising.
         blocks_pruned: The same in blocks, shape (P,), from 0 to B.
@@ -42,6 +44,8 @@ class Layer:
     saliency: Floats
     squared_norm: Floats
     weights: Integers
+    bytes: Integers
+    structures: NDArray[np.str_]
     limit: int
     sparsity: Floats
     blocks_pruned: Integers
@@ -64,7 +68,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A budget as costs, in whole MACs, weights, femtojoules or femtoseconds; of two combined, as a share.
+    """A budget as costs, in whole MACs, weights, bytes, femtojoules or femtoseconds; of two combined, as a share.
 
     Attributes:
         quantity: Key of the budget in the config.

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from lpvit.allocation.allocators import Allocator
-from lpvit.settings import Fraction, Section, Share, with_moved_keys
+from lpvit.settings import Fraction, LocalPath, Section, Share, with_moved_keys
 
 LATENCY_BATCH_SIZE = 8  # images per pass at which layers are timed
-TARGETS = ("macs", "sparsity", "energy", "latency")
+FACTORS = (0, 0)  # in the place of the block shape of a timed layer: low-rank factors
+TARGETS = ("macs", "sparsity", "parameters", "bytes", "energy", "latency")
+OUTCOMES = ("points_lost", "milliseconds")
 
 
 class Budget(Section):
@@ -24,6 +25,14 @@ class Budget(Section):
         description="share of the dense model's MACs in linear layers (patch embedding and heads included) to keep",
     )
     sparsity: Share | None = Field(None, description="share of the prunable weights to remove")
+    parameters: Fraction | None = Field(
+        None, description="share of the dense model's parameters to keep, in the layers that `macs` counts"
+    )
+    bytes: Fraction | None = Field(
+        None,
+        description="share of the bytes that these parameters take in a saved model to keep; blocks are stored whole, "
+        "also at ragged edges",
+    )
     energy: Fraction | None = Field(
         None,
         description="share of the dense model's modelled energy to keep, in the layers that `macs` counts",
@@ -31,13 +40,31 @@ class Budget(Section):
     latency: Fraction | None = Field(
         None, description="share of the prunable layers' dense milliseconds to keep, as measured in `latency_table`"
     )
-    latency_table: Path | None = Field(
+    points_lost: float | None = Field(
+        None,
+        gt=0,
+        lt=100,
+        description="points of top-1 accuracy that may be lost before fine-tuning, in place of a share: the model with "
+        "the fewest MACs that loses no more on held-out images of the training split",
+    )
+    milliseconds: float | None = Field(
+        None,
+        gt=0,
+        description="time of the whole model for one image on this machine, in place of a share: the model with the "
+        "most MACs that takes no longer",
+    )
+    held_out: int = Field(
+        1000, gt=0, description="images of the training split, apart from those of the calibration (`points_lost`)"
+    )
+    latency_table: LocalPath | None = Field(
         None, description="`latency.parquet` of the target machine (`latency`); null measures it on this one"
     )
     allocator: Annotated[Allocator, Allocator.registry] = Field(
         "lagrangian", validate_default=True, description="rule that allocates a sparsity to every layer"
     )
-    min_keep_ratio: Share = Field(0.05, description="share of the blocks of every layer that is always kept")
+    min_keep_ratio: Share = Field(
+        0.05, description="share of the blocks of every layer that is always kept; with factors, of its weights"
+    )
     reconstruction: Literal["none", "least_squares"] = Field(
         "none",
         description="remaining weights: unchanged, or refitted layer by layer to the dense outputs on the calibration "
@@ -71,6 +98,26 @@ class Budget(Section):
         given = {name: getattr(self, name) for name in TARGETS}
         return {name: target for name, target in given.items() if target is not None}
 
+    @property
+    def by_outcome(self) -> bool:
+        """Whether the share of the MACs is to be found by what it leads to."""
+        return self.points_lost is not None or self.milliseconds is not None
+
+    @property
+    def outcome(self) -> tuple[str, float]:
+        """Name and target of the outcome of a budget that has one."""
+        ((name, target),) = ((name, getattr(self, name)) for name in OUTCOMES if getattr(self, name) is not None)
+        return name, target
+
+    @property
+    def stated(self) -> dict[str, float]:
+        """What the budget asks for: its targets, or its outcome."""
+        return dict([self.outcome]) if self.by_outcome else self.targets
+
+    def at(self, macs: float) -> "Budget":
+        """A budget of a share of the MACs in place of the outcome."""
+        return self.model_copy(update={"macs": macs, **dict.fromkeys(OUTCOMES)})
+
     @model_validator(mode="before")
     @classmethod
     def _structure_has_moved(cls, values: Any) -> Any:
@@ -80,9 +127,16 @@ class Budget(Section):
 
     @model_validator(mode="after")
     def _keys_fit(self) -> "Budget":
-        targets = self.targets
-        if not 1 <= len(targets) <= 2:
-            raise ValueError("give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them")
+        targets, outcomes = self.targets, [name for name in OUTCOMES if getattr(self, name) is not None]
+        if outcomes and len([*targets, *outcomes]) > 1:
+            raise ValueError(f"'{outcomes[0]}' is a budget alone, found also {', '.join([*targets, *outcomes[1:]])}")
+        if outcomes and self.steps > 1:
+            raise ValueError(f"'{outcomes[0]}' takes one round, found steps {self.steps}; leave 'steps' out")
+        if not outcomes and not 1 <= len(targets) <= 2:
+            raise ValueError(
+                f"give one of {', '.join(map(repr, TARGETS))}, or two of them; or one of "
+                f"{' and '.join(map(repr, OUTCOMES))}"
+            )
         if len(targets) == 2 and not self.allocator.meets_two_budgets:
             raise ValueError(
                 f"allocator: '{self.allocator.name}' meets one budget, found {' and '.join(targets)}; "

@@ -6,12 +6,13 @@ P = points of its rate-distortion curve.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from lpvit.allocation.latency import milliseconds
+from lpvit.allocation.latency import milliseconds, of_structure
 from lpvit.allocation.priority import blocks_always_kept
 from lpvit.allocation.problem import Integers, Layer, Requirement, as_fraction
 from lpvit.allocation.ranking import in_pruning_order
@@ -20,7 +21,7 @@ from lpvit.costs.energy import HOROWITZ, energy_per_weight, fixed_energy
 from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
 
-WHOLE_MODEL = ("macs", "energy")  # budgets that count all layers with a weight matrix; others, the prunable ones
+FLOAT32 = 4  # bytes
 FEMTO = 1e15  # femtojoules in a joule
 FEMTOSECONDS = 1e12  # in a millisecond
 
@@ -34,7 +35,7 @@ class LayerTables:
         blocks: Blocks of the same layers, schema ``BLOCKS``.
         costs: All layers of the model, schema ``COSTS``; layers without blocks stay dense and are counted.
         energy: Constants of the energy model, for a budget in energy.
-        latency: Measured times, schema ``LATENCY``, of one block shape; for a budget in latency.
+        latency: Measured times, schema ``LATENCY``, of the structures of the blocks; for a budget in latency.
     """
 
     curves: pd.DataFrame
@@ -47,7 +48,10 @@ class LayerTables:
 def problem_of(tables: LayerTables, budget: Budget) -> tuple[list[Layer], list[Requirement]]:
     """The prunable layers, and one or two requirements that can be met."""
     layers = _prunable_layers(tables, budget)
-    requirements = [requirement(quantity, target, layers, tables) for quantity, target in budget.targets.items()]
+    requirements = [
+        requirement(quantity, target, layers, tables.costs, tables.energy, tables.latency)
+        for quantity, target in budget.targets.items()
+    ]
     for each in requirements:
         _check_reachable(layers, each, budget)
     return layers, requirements
@@ -55,52 +59,85 @@ def problem_of(tables: LayerTables, budget: Budget) -> tuple[list[Layer], list[R
 
 def _prunable_layers(tables: LayerTables, budget: Budget) -> list[Layer]:
     curve_of = {str(name): curve for name, curve in tables.curves.groupby("layer")}
-    blocks_of = {str(name): block for name, block in tables.blocks.groupby("layer")}
-    prunable = tables.costs[tables.costs["layer"].isin(blocks_of)].to_dict("records")
-    if not {cost["layer"] for cost in prunable} == curve_of.keys() == blocks_of.keys():
+    layers = layers_of(tables.blocks, tables.costs, budget)
+    if not {layer.name for layer in layers} == curve_of.keys() == set(tables.blocks["layer"]):
         raise ValueError("curves, blocks and costs do not have the same layers")
-    kept_at_least = _floors([len(blocks_of[cost["layer"]]) for cost in prunable], budget)
-    layers = []
-    for cost, kept in zip(prunable, kept_at_least, strict=True):
-        name = cost["layer"]
-        curve, block = curve_of[name], in_pruning_order(blocks_of[name])
-        _check_finite(name, curve["distortion"], block["saliency"], block["squared_norm"])
-        layers.append(
-            Layer(
-                name=name,
-                out_features=cost["out_features"],
-                in_features=cost["in_features"],
-                tokens=cost["tokens"],
-                saliency=block["saliency"].to_numpy(),
-                squared_norm=block["squared_norm"].to_numpy(),
-                weights=block["weights"].to_numpy(np.int64),
-                limit=len(block) - kept,
-                sparsity=curve["sparsity"].to_numpy(),
-                blocks_pruned=curve["blocks_pruned"].to_numpy(),
-                distortion=curve["distortion"].to_numpy(),
-            )
+    for layer in layers:
+        _check_finite(layer.name, "distortion", curve_of[layer.name]["distortion"])
+        _check_finite(layer.name, "saliency", layer.saliency)
+        _check_finite(layer.name, "squared_norm", layer.squared_norm)
+    return [_with_curve(layer, curve_of[layer.name]) for layer in layers]
+
+
+def _with_curve(layer: Layer, curve: pd.DataFrame) -> Layer:
+    sparsity, pruned, distortion = (curve[name].to_numpy() for name in ("sparsity", "blocks_pruned", "distortion"))
+    return replace(layer, sparsity=sparsity, blocks_pruned=pruned, distortion=distortion)
+
+
+def layers_of(blocks: pd.DataFrame, costs: pd.DataFrame, budget: Budget) -> list[Layer]:
+    """The prunable layers with their blocks in pruning order and without a curve.
+
+    Args:
+        blocks: Schema ``BLOCKS``.
+        costs: Of all layers, schema ``COSTS``.
+        budget: Says how much of a layer is always kept.
+    """
+    in_order = {str(name): in_pruning_order(block) for name, block in blocks.groupby("layer", sort=False)}
+    prunable = costs[costs["layer"].isin(in_order)].to_dict("records")
+    kept_at_least = _floors([in_order[cost["layer"]] for cost in prunable], budget)
+    nothing = np.empty(0)
+    return [
+        Layer(
+            name=cost["layer"],
+            out_features=cost["out_features"],
+            in_features=cost["in_features"],
+            tokens=cost["tokens"],
+            saliency=block["saliency"].to_numpy(),
+            squared_norm=block["squared_norm"].to_numpy(),
+            weights=block["weights"].to_numpy(np.int64),
+            bytes=block["bytes"].to_numpy(np.int64),
+            structures=block["structure"].to_numpy(str),
+            limit=len(block) - kept,
+            sparsity=nothing,
+            blocks_pruned=nothing.astype(np.int64),
+            distortion=nothing,
         )
-    return layers
+        for cost, kept in zip(prunable, kept_at_least, strict=True)
+        for block in [in_order[cost["layer"]]]
+    ]
 
 
-def _floors(blocks: Sequence[int], budget: Budget) -> list[int]:
-    """Minimum number of blocks that every layer keeps, given its number of blocks."""
-    floors = [blocks_always_kept(count, budget.min_keep_ratio) for count in blocks]
-    return budget.allocator.raise_floors(floors, blocks)
+def _floors(blocks: Sequence[pd.DataFrame], budget: Budget) -> list[int]:
+    """Minimum number of blocks that every layer keeps, given its blocks in pruning order."""
+    floors = [_always_kept(block, budget.min_keep_ratio) for block in blocks]
+    return budget.allocator.raise_floors(floors, list(map(len, blocks)))
 
 
-def _check_finite(layer: str, *columns: pd.Series) -> None:
-    for column in columns:
-        if not np.isfinite(column).all():
-            raise LpvitError(
-                f"layer '{layer}': {column.name} is not finite; check the dense model, its weights or outputs overflow"
-            )
+def _always_kept(block: pd.DataFrame, min_keep_ratio: float) -> int:
+    """Blocks of a layer that are always kept: of steps between options, those that hold a share of its weights."""
+    if (block["structure"] == "blocks").all():
+        return blocks_always_kept(len(block), min_keep_ratio)
+    last_to_first = block["weights"].to_numpy(np.int64)[::-1].cumsum()
+    least = math.ceil(as_fraction(min_keep_ratio) * int(last_to_first[-1]))
+    return 1 + int(np.searchsorted(last_to_first, least))
+
+
+def _check_finite(layer: str, name: str, values: "NDArray[np.float64] | pd.Series[float]") -> None:
+    if not np.isfinite(values).all():
+        raise LpvitError(
+            f"layer '{layer}': {name} is not finite; check the dense model, its weights or outputs overflow"
+        )
 
 
 def _check_reachable(layers: Sequence[Layer], requirement: Requirement, budget: Budget) -> None:
     most = requirement.gone(layer.limit for layer in layers)
     if most >= requirement.required:
         return
+    raise unreachable(requirement, most, budget)
+
+
+def unreachable(requirement: Requirement, most: float, budget: Budget) -> LpvitError:
+    """What to say of a budget that asks to remove more than can be removed."""
     quantity, reachable = requirement.quantity, requirement.as_stated(most)
     if quantity == "sparsity":  # rounded so that the number in the message can be met
         found, change = f"at most {math.floor(reachable * 1e4) / 1e4:.4f} can be pruned", "lower"
@@ -108,30 +145,42 @@ def _check_reachable(layers: Sequence[Layer], requirement: Requirement, budget: 
         found, change = f"at least {math.ceil(reachable * 1e4) / 1e4:.4f} must be kept", "raise"
     allocator = budget.allocator
     floors = ", ".join([f"min_keep_ratio {budget.min_keep_ratio:g}", *allocator.floors])
-    raise LpvitError(
+    return LpvitError(
         f"budget: {quantity} {requirement.target:g} is impossible, {found} ('{allocator.name}' with {floors}); "
         f"{change} '{quantity}', lower 'min_keep_ratio' or prune more 'layers'"
     )
 
 
-def requirement(quantity: str, target: float, layers: Sequence[Layer], tables: LayerTables) -> Requirement:
+def requirement(
+    quantity: str,
+    target: float,
+    layers: Sequence[Layer],
+    costs: pd.DataFrame,
+    energy: Energy,
+    latency: pd.DataFrame | None,
+) -> Requirement:
     """A budget's target as costs of the blocks of every layer.
 
     Args:
         quantity: Key of the budget in the config.
         target: Share to keep; of ``sparsity``, to remove.
         layers: Prunable layers.
-        tables: Costs of all layers, and the constants or times of the quantity.
+        costs: Of all layers, schema ``COSTS``.
+        energy: Constants of the energy model.
+        latency: Measured times, schema ``LATENCY``, for a budget in latency.
 
     Raises:
         LpvitError: A layer has not been timed.
     """
-    costs, energy, latency = tables.costs, tables.energy, tables.latency
     if quantity == "macs":
         removed, total = [layer.weights_removed * layer.tokens for layer in layers], int(costs["macs"].sum())
     elif quantity == "sparsity":
         removed = [layer.weights_removed for layer in layers]
         total = sum(int(of_layer[-1]) for of_layer in removed)
+    elif quantity == "parameters":
+        removed, total = [layer.weights_removed for layer in layers], int(costs["parameters"].sum())
+    elif quantity == "bytes":
+        removed, total = [_bytes_removed(layer) for layer in layers], FLOAT32 * int(costs["parameters"].sum())
     elif quantity == "energy":
         removed = [layer.weights_removed * _femtojoules_per_weight(layer.tokens, energy) for layer in layers]
         total = _dense_femtojoules(costs, energy)
@@ -159,8 +208,26 @@ def _dense_femtojoules(costs: pd.DataFrame, energy: Energy) -> int:
     )
 
 
+def _bytes_removed(layer: Layer) -> Integers:
+    """Bytes that a saved model loses when the first 0 .. B blocks are pruned, shape (B + 1,), strictly rising."""
+    kept = np.append(layer.bytes[::-1].cumsum()[::-1], 0)
+    removed = FLOAT32 * int(layer.weights_removed[-1]) - kept
+    removed[0] = 0  # a dense layer has no padding
+    rising: Integers = np.maximum.accumulate(removed) + np.arange(len(removed))
+    return rising
+
+
 def _femtoseconds(layer: Layer, latency: pd.DataFrame) -> Integers:
-    """Time of a layer when its first 0 .. B blocks are pruned, shape (B + 1,), non-increasing."""
+    """Time of a layer when its first 0 .. B blocks are pruned, shape (B + 1,), non-increasing.
+
+    Where structures alternate, an option counts with the longest time of those behind it.
+    """
     sparsity = layer.weights_removed / layer.weights_removed[-1]
-    time = milliseconds(latency, layer.out_features, layer.in_features, layer.tokens, sparsity)
-    return np.rint(FEMTOSECONDS * time).astype(np.int64)
+    shape, time = (layer.out_features, layer.in_features, layer.tokens), np.empty(len(sparsity))
+    behind = np.append(layer.structures[:1], layer.structures)
+    for structure in dict.fromkeys(layer.structures):
+        is_there = behind == structure
+        time[is_there] = milliseconds(of_structure(latency, structure), *shape, sparsity[is_there])
+    longest = np.minimum(np.maximum.accumulate(time[::-1])[::-1], time[0])
+    femtoseconds: Integers = np.rint(FEMTOSECONDS * longest).astype(np.int64)
+    return femtoseconds

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import load_model
 from lpvit.store.artifacts import header
@@ -27,4 +27,4 @@ def read_artifact(path: str | Path) -> Pruned:
     architecture, state = load_model(path, kind)
     model, kept = architecture.build(state), kept_blocks_of(architecture.edits)
     masks = (kept.unpacked(), kept.block_shape) if kept is not None else load_masks(Path(path).parent / "masks.pt")
-    return Pruned(model, *masks)
+    return require_pruned(Pruned(model, *masks))

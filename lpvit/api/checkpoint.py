@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lpvit import __version__
 from lpvit.allocation.settings import Budget, budget_of_format_1
 from lpvit.api.format_1 import without_indices
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError, one_line
 from lpvit.models.analysis.layers import weight_matrix
@@ -43,7 +43,6 @@ from lpvit.store.artifacts import replace_atomically
 from lpvit.store.digest import BLANK, seal, verify
 from lpvit.structures.blocks.edit import kept_blocks_of, with_keep_masks
 from lpvit.structures.blocks.grid import BlockGrid
-from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned
 
 FORMAT = 2
 
@@ -90,11 +89,10 @@ def save(
     Raises:
         LpvitError: A pruned weight is not zero, or source, name and options build another model than this one.
     """
-    architecture = Architecture.of(pruned.model, options)
+    architecture = Architecture.of(require_pruned(pruned).model, options)
     if source is not None:
         built = Given.of(pruned.model) if source == "given" else source
         architecture = architecture.model_copy(update={"source": built})
-    _require_zeros(pruned)
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
     metadata = {"lpvit": header.model_dump_json(), "digest": BLANK}
@@ -146,7 +144,7 @@ def _restored(header: Header, tensors: dict[str, Tensor], given: nn.Module | Non
             raise LpvitError(f"'{layer}' does not fit its model ({one_line(error)}); save it again") from None
     require_same_architecture(model, tensors, "its weights")
     dense_costs = None if given is None else _dense_costs(architecture, given)
-    model = _build(architecture, given)
+    model = architecture.build(given=given)
     model.load_state_dict(tensors, assign=True)  # in the saved dtype
     return Pruned(model, keep_masks, header.block_shape, header.budget, dense_costs)
 
@@ -154,15 +152,7 @@ def _restored(header: Header, tensors: dict[str, Tensor], given: nn.Module | Non
 def _dense_costs(architecture: Architecture, given: nn.Module) -> pd.DataFrame:
     """Costs of the model without the edits that removed something."""
     others = [edit for edit in architecture.edits if not edit.removes]
-    return measure_costs(_build(architecture.with_edits(others), deepcopy(given)))
-
-
-def _require_zeros(pruned: Pruned) -> None:
-    expanded = expand_keep_masks(pruned.model, pruned.keep_masks, pruned.block_shape)
-    try:
-        verify_pruned(pruned.model.state_dict(), expanded)
-    except AssertionError as error:
-        raise LpvitError(f"model: {error}; train it with fixed masks, or set them to zero") from None
+    return measure_costs(architecture.with_edits(others).build(given=deepcopy(given)))
 
 
 @torch.no_grad()
@@ -173,7 +163,7 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
     way = "all its arguments as 'options'" if isinstance(architecture.source, Timm) else "another 'source'"
     hint = f"model: is not what builds {architecture.source}; pass {way}, or source='given'"
     try:
-        rebuilt = _build(architecture)
+        rebuilt = architecture.build()
         load_weights(rebuilt, model.state_dict(), "model")
     except LpvitError as error:
         raise LpvitError(f"{hint} ({error})") from None
@@ -181,11 +171,6 @@ def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
     image = torch.rand(1, *input_size(model), generator=torch.Generator().manual_seed(0))
     if not torch.allclose(read(given, rebuilt(image)), read(given, given(image)), rtol=1e-3, atol=1e-4):
         raise LpvitError(f"{hint} (same weights, other outputs)")
-
-
-def _build(architecture: Architecture, given: nn.Module | None = None) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # keeps the state of the user's generator, which building a model changes
-        return architecture.build(given=given)
 
 
 def _compressed(pruned: Pruned) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.api.sparsify import in_precision
 from lpvit.errors import LpvitError
 from lpvit.export.onnx import write_onnx
@@ -15,8 +15,8 @@ from lpvit.export.openvino import converted
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.sources.families import call_modules
 from lpvit.models.sources.timm import input_size
+from lpvit.precisions import SPARSE
 from lpvit.sparse.build import openvino_library
-from lpvit.sparse.linear import PRECISIONS
 from lpvit.store.artifacts import replace_atomically
 
 
@@ -35,8 +35,9 @@ def export_onnx(pruned: Pruned, path: str | Path) -> None:
     Raises:
         LpvitError: The packages that write ONNX are not installed.
     """
+    model = require_pruned(pruned).model
     with replace_atomically(path) as partial:
-        write_onnx(pruned.model, partial)
+        write_onnx(model, partial)
 
 
 def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32") -> None:
@@ -59,9 +60,11 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
         LpvitError: The precision is unknown or not available for blocks of an odd width; OpenVINO is not installed; or
             the library cannot be built.
     """
+    require_pruned(pruned)
     path = Path(path)
-    if path.suffix != ".xml" or precision not in PRECISIONS:
-        raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(PRECISIONS)}, not '{precision}'")
+    if path.suffix != ".xml" or precision not in SPARSE:
+        raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(SPARSE)}, not '{precision}'")
+    dense = pruned.model
     if precision == "bfloat16" and pruned.block_shape[1] % 2:
         raise LpvitError(f"{path}: no kernel for blocks of {pruned.block_shape[1]} columns, an odd number, in bfloat16")
     if find_spec("openvino") is None:
@@ -69,7 +72,7 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
     import openvino
 
     library = openvino_library()
-    model = in_precision(call_modules(deepcopy(pruned.model).cpu().eval().requires_grad_(False)), precision)
+    model = in_precision(call_modules(deepcopy(dense).cpu().eval().requires_grad_(False)), precision)
     sparsify_layers(model, pruned.keep_masks, pruned.block_shape, only_faster=False, precision=precision)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         written = Path(folder, "model.xml")

@@ -3,8 +3,9 @@
 N = images of a batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,26 +15,33 @@ from torch import nn
 from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
-from lpvit.api.batches import UserBatches
+from lpvit.api.batches import LabelledBatches, UserBatches
 from lpvit.api.pruned import Pruned
 from lpvit.bases.align import align
 from lpvit.costs.cost import measure_costs
 from lpvit.costs.energy import HOROWITZ
 from lpvit.costs.settings import Energy
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
+from lpvit.inference.model_latency import milliseconds_per_image
 from lpvit.models.analysis.network import analyse, require_plain_module
 from lpvit.models.outputs import Output
 from lpvit.models.preparation import prepared
+from lpvit.pruning.outcome import Estimate, best, outcome_table
 from lpvit.pruning.prune import prune as prune_to_budget
+from lpvit.pruning.prune import prune_to_outcome
+from lpvit.quantisation.layers import int8_layers
 from lpvit.schemes.edit import add_scheme
 from lpvit.schemes.settings import Scheme
 from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.factors.settings import Factors
 from lpvit.structures.settings import StructureSettings
-from lpvit.structures.structure import ModelStructure, Structure, structure_of
+from lpvit.structures.structure import Compressed, ModelStructure, structure_of
+from lpvit.training.evaluation import correct_images, points_lost
 
 
+@undisturbed_generators(on_gpus=True)
 def prune(
     model: nn.Module,
     loader: Iterable[Any],
@@ -44,6 +52,7 @@ def prune(
     schemes: Sequence[Scheme] = (),
     energy: Energy = HOROWITZ,
     output: Output | None = None,
+    held_out: Iterable[Any] | None = None,
 ) -> Pruned:
     """Compresses a vision transformer to a budget, on its device: by default with low-rank factors.
 
@@ -56,17 +65,19 @@ def prune(
             an `lpvit.Budget`.
         block_shape: Prunes blocks of so many rows (output features) and columns (input features) instead, with
             Gauss-Newton saliencies and curves.
-        pruning: What is removed and how that is measured: `lpvit.Factors` (the default), `lpvit.Blocks` or
-            `lpvit.Width`. Its ``batch_size`` is ignored.
+        pruning: What is removed and how that is measured: `lpvit.Factors` (the default), `lpvit.Blocks`,
+            `lpvit.Mixed` or `lpvit.Width`. Its ``batch_size`` is ignored.
         schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
             them.
         energy: Constants of the energy model, for a budget in energy.
         output: What counts of the model's output, if it is not one tensor: a key or a place, several of them, or a
             function that returns tensors. By default logits, else pooled features, else the last hidden state; of a
             list, such as the features of a backbone, all tensors, each scaled to unit energy.
+        held_out: For a budget in ``points_lost``: images with labels that are not among the calibration images, in the
+            same order at every reading.
 
     Returns:
-        The pruned model with masks and report.
+        The pruned model with masks and report; for a budget by outcome also all models that were tried.
 
     Raises:
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
@@ -78,8 +89,10 @@ def prune(
         pruning.require_budget(budget)
     except ValueError as error:
         raise LpvitError(f"budget: {error}") from None
+    if budget.by_outcome and schemes:
+        raise LpvitError(f"schemes: a budget in '{budget.outcome[0]}' is measured without them; add them afterwards")
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
-        pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), output)
+        pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out, output)
         for scheme in schemes:
             add_scheme(pruned.model, scheme)
     return pruned
@@ -91,14 +104,15 @@ class _CostModel(NamedTuple):
     schemes: Sequence[Scheme]
     energy: Energy
 
-    def shapes(self, model: nn.Module, structure: Structure | ModelStructure, budget: Budget) -> Shapes:
+    def shapes(self, model: nn.Module, pruning: StructureSettings, budget: Budget) -> Shapes:
         with_schemes = deepcopy(model) if self.schemes else model
         for scheme in self.schemes:
             add_scheme(with_schemes, scheme)
         costs = measure_costs(with_schemes)
+        structure = structure_of(pruning)
         if isinstance(structure, ModelStructure):
-            return Shapes(costs, {}, self.energy)
-        return Shapes(costs, structure.counts(model), self.energy, _latency(budget, costs, structure, model))
+            return Shapes(costs, [], self.energy)
+        return Shapes(costs, structure.pieces(model), self.energy, _latency(budget, costs, pruning, model))
 
 
 def _prune(
@@ -107,9 +121,12 @@ def _prune(
     budget: Budget,
     pruning: StructureSettings,
     cost_model: _CostModel,
+    held_out: Iterable[Any] | None,
     output: Output | None,
 ) -> Pruned:
     require_plain_module(model)
+    if int8_layers(model):
+        raise LpvitError("model: is quantised, and its rounded weights cannot be refitted; prune first, then quantise")
     parameter = next(model.parameters())
     device, batches = parameter.device, UserBatches(loader, parameter.dtype)
     model = prepared(model, batches.first().to(device), output)
@@ -117,27 +134,50 @@ def _prune(
     if pruning.freedoms:
         model, _ = align(model, batches, pruning.freedoms, device)
     structure = structure_of(pruning)
-    shapes = cost_model.shapes(model, structure, budget)
-    compressed = prune_to_budget(model, batches, structure, budget, shapes, device)
+    shapes = cost_model.shapes(model, pruning, budget)
+    outcomes = None
+    if budget.by_outcome:
+        assert not isinstance(structure, ModelStructure), "its settings refuse such a budget"
+        measure = _outcome_measure(budget, model, batches, held_out)
+        candidates = prune_to_outcome(model, batches, structure, budget, shapes, measure, device)
+        compressed = best(candidates, budget.outcome[0]).compressed
+        outcomes = outcome_table(candidates, budget)
+    else:
+        compressed = prune_to_budget(model, batches, structure, budget, shapes, device)
     masks, block_shape = dict(compressed.keep_masks), compressed.block_shape or (1, 1)
-    return Pruned(compressed.model.to(device), masks, block_shape, budget, shapes.costs)
+    return Pruned(compressed.model.to(device), masks, block_shape, budget, shapes.costs, outcomes)
 
 
-def _latency(budget: Budget, costs: pd.DataFrame, structure: Structure, model: nn.Module) -> pd.DataFrame | None:
+def _outcome_measure(
+    budget: Budget, model: nn.Module, batches: UserBatches, held_out: Iterable[Any] | None
+) -> Callable[[Compressed], Estimate]:
+    """What a budget by outcome measures of a compressed model."""
+    device = next(model.parameters()).device
+    if budget.milliseconds is not None:
+        image = batches.first()[:1].to(device)
+        return lambda compressed: Estimate(*astuple(milliseconds_per_image(compressed, image)))
+    if held_out is None:
+        raise LpvitError(
+            "held_out: missing; a budget in 'points_lost' needs images with labels that are not used for calibration"
+        )
+    labelled = LabelledBatches(held_out, batches.dtype)
+    dense = correct_images(model, labelled, device)
+    return lambda compressed: Estimate(*points_lost(dense, correct_images(compressed.model, labelled, device)))
+
+
+def _latency(budget: Budget, costs: pd.DataFrame, pruning: StructureSettings, model: nn.Module) -> pd.DataFrame | None:
     """Milliseconds of the layers for a latency budget: from its table, or measured in the model's dtype."""
     if budget.latency is None:
         return None
-    if structure.block_shape is None:
-        raise LpvitError("budget: latency: layers are timed in blocks only; use 'macs', or structure 'blocks'")
     if budget.latency_table is not None:
-        return read_latency(budget.latency_table, structure.block_shape)
+        return read_latency([budget.latency_table], pruning.timed_shapes)
     parameter = next(model.parameters())
-    return measure_latency(
-        *(costs, structure.block_shape),
-        batch_size=LATENCY_BATCH_SIZE,
-        dtype=parameter.dtype,
-        device=parameter.device,
-    )
+    dtype, device = parameter.dtype, parameter.device
+    tables = [
+        measure_latency(costs, shape, batch_size=LATENCY_BATCH_SIZE, dtype=dtype, device=device)
+        for shape in pruning.timed_shapes
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _as_budget(budget: float | Budget, rounds: int) -> Budget:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.allocation.settings import Budget
+from lpvit.api.arguments import require_type
 from lpvit.costs.cost import layer_table, measure_costs
+from lpvit.errors import LpvitError
 from lpvit.models.architecture import Architecture
 from lpvit.models.edits import edits_of
 from lpvit.structures.blocks.edit import record_keep_masks
-from lpvit.structures.blocks.masks import kept_blocks
+from lpvit.structures.blocks.masks import expand_keep_masks, kept_blocks, verify_pruned
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Pruned:
         block_shape: Rows (output features) and columns (input features) of a block.
         budget: What it was pruned to, if known.
         dense_costs: Of the layers of the dense model, schema ``COSTS``; None asks the source of the model.
+        outcomes: Of a budget by outcome, the models that were tried, schema ``OUTCOMES``.
     """
 
     model: nn.Module
@@ -31,6 +34,7 @@ class Pruned:
     block_shape: tuple[int, int]
     budget: Budget | None = None
     dense_costs: pd.DataFrame | None = field(default=None, repr=False, compare=False)
+    outcomes: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """The model remembers its masks among its edits, in the order in which they were made."""
@@ -38,9 +42,12 @@ class Pruned:
 
     def __repr__(self) -> str:
         """Summary of model and costs; for the modules see the ``repr`` of ``model``."""
-        report = self.report
+        try:
+            report = self.report
+        except LpvitError as error:
+            return f"Pruned({type(self.model).__name__}), invalid: {error}"
         now, dense = report.loc["(model)"], report.loc["(dense model)"]
-        asked = {} if self.budget is None else self.budget.targets  # unknown for files of the pipeline
+        asked = {} if self.budget is None else self.budget.stated  # unknown for files of the pipeline
         budget = ", budget: " * bool(asked) + ", ".join(f"{name} {target:g}" for name, target in asked.items())
         blocks = f", blocks of {self.block_shape[0]}x{self.block_shape[1]}" if self.keep_masks else ""
         lines = (
@@ -72,7 +79,11 @@ class Pruned:
             Indexed by layer: ``keep_ratio``, the kept share of the MACs, for a layer also of its weights;
             ``blocks_kept``, 0 without a mask; ``macs`` per image, in linear layers, as a budget counts them;
             ``parameters``, without the pruned ones.
+
+        Raises:
+            LpvitError: As `require_pruned`.
         """
+        require_pruned(self)
         costs, dense = measure_costs(self.model), self._dense_costs().set_index("layer")
         layers = layer_table("pruned", costs, kept_blocks(costs, self.keep_masks, self.block_shape))
         of_dense = [name if name in dense.index else name.rpartition(".")[0] for name in layers["layer"]]
@@ -94,3 +105,19 @@ class Pruned:
             return self.dense_costs
         with torch.device("meta"):
             return measure_costs(self.architecture.with_edits(others).build())
+
+
+def require_pruned(pruned: object) -> Pruned:
+    """Checks that an object is a pruned model whose pruned weights are zero, also after a training elsewhere.
+
+    Raises:
+        LpvitError: It is something else, a mask does not fit its layer, or a pruned weight is not zero.
+    """
+    require_type("pruned", pruned, Pruned, "the result of lpvit.prune or lpvit.load")
+    assert isinstance(pruned, Pruned)
+    try:
+        expanded = expand_keep_masks(pruned.model, pruned.keep_masks, pruned.block_shape)
+        verify_pruned(pruned.model.state_dict(), expanded)
+    except AssertionError as error:
+        raise LpvitError(f"model: {error}; train it with fixed masks (lpvit.finetune), or set them to zero") from None
+    return pruned

@@ -1,17 +1,20 @@
 """Quantises a pruned model in one call, with the functions of the workflow."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from lpvit.api.batches import UserBatches
-from lpvit.api.pruned import Pruned
+from lpvit.api.batches import UserBatches, accepted_by
+from lpvit.api.pruned import Pruned, require_pruned
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.quantisation.quantise import quantise_model
 from lpvit.quantisation.settings import Quantisation
 
 
+@undisturbed_generators(on_gpus=True)
 def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: Quantisation | None = None) -> Pruned:
     """Converts a pruned model to int8 or bfloat16, for inference; fine-tune before, not after.
 
@@ -28,15 +31,10 @@ def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: 
         LpvitError: Images are missing, the loader cannot be read twice or does not fit, or the model is
             already quantised.
     """
-    model = pruned.model
+    model = require_pruned(pruned).model
     parameter = next(model.parameters())
-    with torch.inference_mode(False):
-        quantised = quantise_model(
-            model,
-            pruned.keep_masks,
-            pruned.block_shape,
-            None if loader is None else UserBatches(loader, parameter.dtype),
-            quantisation or Quantisation(),
-            parameter.device,
-        )
+    batches = None if loader is None else UserBatches(loader, parameter.dtype)
+    arguments = (model, pruned.keep_masks, pruned.block_shape, batches, quantisation or Quantisation())
+    with torch.inference_mode(False), nullcontext() if batches is None else accepted_by(model, batches):
+        quantised = quantise_model(*arguments, parameter.device)
     return replace(pruned, model=quantised.to(parameter.device))

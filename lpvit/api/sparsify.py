@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpvit.api.pruned import Pruned
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.errors import LpvitError
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.sources.families import call_modules
-from lpvit.sparse.linear import PRECISIONS
+from lpvit.precisions import PRECISIONS, SPARSE, dtype_of
 from lpvit.sparse.operator import path_for
 
 _logger = logging.getLogger(__name__)
@@ -37,10 +37,10 @@ def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) 
     Raises:
         LpvitError: The precision is unknown.
     """
-    model = call_modules(deepcopy(pruned.model).eval().requires_grad_(False))
+    model = call_modules(deepcopy(require_pruned(pruned).model).eval().requires_grad_(False))
     if precision is not None:
-        if precision not in PRECISIONS:
-            raise LpvitError(f"precision: no '{precision}'; there are {', '.join(PRECISIONS)}")
+        if precision not in SPARSE:
+            raise LpvitError(f"precision: no '{precision}'; there are {', '.join(SPARSE)}")
         model = in_precision(model, precision)
     sparsify_layers(model, pruned.keep_masks, pruned.block_shape, batch_size, precision=precision)
     return model
@@ -55,9 +55,8 @@ def in_precision(model: nn.Module, precision: str) -> nn.Module:
 
 
 def _dtype_of_others(precision: str, device: torch.device) -> torch.dtype:
-    if precision != "int8":
-        dtype: torch.dtype = getattr(torch, precision)
-        return dtype
+    if PRECISIONS[precision].floating:
+        return dtype_of(precision)
     path = path_for(device, torch.bfloat16)
     if path.reason:
         _logger.info("int8: everything except the masked layers is in float32: %s", path.reason)

@@ -4,20 +4,23 @@ N = images of a batch.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lpvit.api.pruned import Pruned
+from lpvit.api.arguments import require_type
+from lpvit.api.batches import LabelledBatches, accepted_by
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.data.loading import Loader
+from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
-from lpvit.models.analysis.network import require_plain_module
+from lpvit.models.analysis.network import require_weights
 from lpvit.models.preparation import adopt_input_size
 from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
@@ -31,18 +34,24 @@ def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
     """Accuracy on labelled images, on the model's device.
 
     Args:
-        model: Dense, pruned or sparsified; left in evaluation mode.
-        loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,).
+        model: Dense, pruned, sparsified or compiled; left in evaluation mode.
+        loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,):
+            integers from 0; (N, 1) is the same.
 
     Raises:
-        LpvitError: The loader yields something else, or no image.
+        LpvitError: The loader yields something else, no image, or images that the model does not accept; or logits are
+            not finite.
     """
-    module = model.model if isinstance(model, Pruned) else model
-    require_plain_module(module)
-    weight = _weight(module)
-    return measure(module, _Labelled(loader, weight.dtype), weight.device)
+    module = require_pruned(model).model if isinstance(model, Pruned) else model
+    require_type("model", module, nn.Module, "a model, or the result of lpvit.prune")
+    require_weights(module)
+    weight = next(module.parameters(), torch.empty(0))
+    batches = LabelledBatches(loader, weight.dtype)
+    with accepted_by(module, batches):
+        return measure(module, batches, weight.device)
 
 
+@undisturbed_generators(on_gpus=True)
 def finetune(
     pruned: Pruned,
     loader: Iterable[Any],
@@ -70,16 +79,15 @@ def finetune(
     Raises:
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
     """
-    _check(recipe, teacher)
-    if int8_layers(pruned.model):
-        raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
-    weight = _weight(pruned.model)
-    loaders = [cast(Loader, _Labelled(each, weight.dtype)) for each in (loader, validation)]
+    _check(pruned, recipe, teacher)
+    weight = next(pruned.model.parameters())
+    images, validated = (LabelledBatches(each, weight.dtype) for each in (loader, validation))
+    loaders = cast(Loader, images), cast(Loader, validated)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
         job = Training(
             pruned.model,
             recipe,
-            lambda *_: (loaders[0], loaders[1]),
+            lambda *_: loaders,
             resume_file=Path(folder, "resume.pt"),
             fingerprint="",
             device=weight.device,
@@ -89,13 +97,17 @@ def finetune(
             block_shape=pruned.block_shape,
             teacher=None if teacher is None else _taught(teacher, loaders[0]),
         )
-        state = train(job).state
+        with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
+            state = train(job).state
     model = deepcopy(pruned.model)
     model.load_state_dict(state)
     return replace(pruned, model=model.eval())
 
 
-def _check(recipe: Recipe, teacher: nn.Module | None) -> None:
+def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
+    require_pruned(pruned)
+    require_type("recipe", recipe, Recipe, "an lpvit.Recipe")
+    require_type("teacher", teacher, nn.Module | None, "a model or None")
     if (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "
@@ -103,6 +115,8 @@ def _check(recipe: Recipe, teacher: nn.Module | None) -> None:
         )
     if recipe.pruned_over:
         raise LpvitError("recipe: pruned_over starts with the dense model, this one is pruned; omit it")
+    if int8_layers(pruned.model):
+        raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
 
 
 def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
@@ -112,44 +126,3 @@ def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
         adopt_input_size(copy, next(iter(loader))[0])
         return copy
     return teacher
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """The batches of the user's loader, as a training reads them."""
-
-    loader: Iterable[Any]
-    dtype: torch.dtype
-
-    def __post_init__(self) -> None:
-        if (
-            not isinstance(self.loader, Iterable)
-            or iter(self.loader) is self.loader
-            or not hasattr(self.loader, "__len__")
-        ):
-            raise LpvitError(
-                f"loader: found {type(self.loader).__name__}; give a DataLoader or a list of batches, as it needs a "
-                "length and is read several times"
-            )
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # checked above
-
-    def set_epoch(self, epoch: int) -> None:
-        """Does nothing: the loader decides the order of an epoch."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.loader:
-            images, labels, *_ = batch if isinstance(batch, tuple | list) and len(batch) > 1 else (batch, None)
-            if not isinstance(images, Tensor) or images.dim() != 4 or not isinstance(labels, Tensor):
-                found = ", ".join(_kind(part) for part in (batch if isinstance(batch, tuple | list) else [batch]))
-                raise LpvitError(f"loader: found a batch of {found}; expected images (N, C, H, W) and labels (N,)")
-            yield images.to(self.dtype), labels.long()
-
-
-def _kind(part: object) -> str:
-    return f"a tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
-
-
-def _weight(model: nn.Module) -> Tensor:
-    return next(model.parameters())

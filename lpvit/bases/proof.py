@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.trace import IMAGES, random_images
 from lpvit.models.outputs import read
+from lpvit.precisions import PRECISIONS, dtype_of
 
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 5e-5, torch.bfloat16: 6e-2, torch.float16: 6e-2}
+TOLERANCES = {torch.float64: 1e-10} | {
+    dtype_of(row.name): row.rewriting for row in PRECISIONS.values() if row.rewriting
+}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lpvit.errors import LpvitError
 from lpvit.export.onnx import write_onnx
 from lpvit.export.onnx_int8 import saturation_test
+from lpvit.precisions import PRECISIONS
 from lpvit.training.evaluation import Accuracy, evaluate
 
 PACKAGES = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnxruntime",)}
@@ -41,16 +42,16 @@ def require_engines(engines: Iterable[str]) -> None:
                 )
 
 
-def openvino_options(threads: int, *, bfloat16: bool) -> dict[str, Any]:
+def openvino_options(threads: int, precision: str) -> dict[str, Any]:
     """OpenVINO's compile options, for one pass at a time.
 
     Args:
         threads: CPU threads of a pass.
-        bfloat16: Whether float32 operations of the model are computed in bfloat16.
+        precision: Of the products; those of int8 are in the model, and its other operations in float32.
     """
     return {
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+        "INFERENCE_PRECISION_HINT": PRECISIONS[precision].openvino,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
     }
@@ -110,7 +111,7 @@ class Exported:
         else:
             model = core.read_model(self._file)
         model.reshape({"images": [batch_size, *self.calibration[0].shape[1:]]})  # a fixed shape is fastest
-        options = openvino_options(threads, bfloat16=engine.endswith("bfloat16"))
+        options = openvino_options(threads, engine.rpartition("_")[2])
         request = core.compile_model(model, "CPU", options).create_infer_request()
         return lambda images: request.infer({0: images})[0].copy()
 
@@ -162,7 +163,7 @@ def saturates_in_openvino() -> bool:
     signed = op.convert(op.constant(np.full((16, 16), 127, np.int8)), np.float32)
     weight = op.multiply(signed, op.constant(np.ones((16, 1), np.float32)))  # as NNCF stores it
     model = openvino.Model([op.matmul(unsigned, weight, False, True)], [inputs])
-    compiled = openvino.Core().compile_model(model, "CPU", openvino_options(1, bfloat16=False))
+    compiled = openvino.Core().compile_model(model, "CPU", openvino_options(1, "float32"))
     sums = compiled(np.full((16, 16), 255, np.float32))[0]
     return bool((sums != 16 * 255 * 127).any())
 

@@ -5,15 +5,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE
+from lpvit.precisions import FLOATING, PRECISIONS
 from lpvit.settings import Section
 
+# In int8: OpenVINO by NNCF's post-training quantisation, with all other operations in float32 (or bfloat16); ONNX
+# Runtime by dynamic quantisation.
 ENGINES = (
-    "openvino_float32",
-    "openvino_bfloat16",
-    "openvino_int8",  # by NNCF's post-training quantisation, the rest in float32
-    "openvino_int8_bfloat16",  # the rest in bfloat16
-    "onnxruntime_float32",
-    "onnxruntime_int8",  # dynamic quantisation
+    *(f"openvino_{name}" for name, row in PRECISIONS.items() if "openvino" in row.engines),
+    "openvino_int8_bfloat16",
+    *(f"onnxruntime_{name}" for name, row in PRECISIONS.items() if "onnxruntime" in row.engines),
 )
 
 
@@ -31,7 +31,9 @@ class Benchmark(Section):
         description="images per pass; `largest` is the largest power of two that fits on a GPU, up to 1024, and 128 on "
         "a CPU",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of weights and activations")
+    dtype: Literal[FLOATING] = Field(  # type: ignore[valid-type]
+        "float32", description="type of weights and activations"
+    )
     seconds: float = Field(3, gt=0, description="time per configuration and batch size")
     energy_seconds: float = Field(
         10,

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from lpvit.benchmark.engines import NO_RIVALS, Rivals, Run
 from lpvit.benchmark.settings import Benchmark
 from lpvit.errors import LpvitError
-from lpvit.inference.choice import Choice, name_of
+from lpvit.inference.choice import Choice
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.measure.power import measure_energy
 from lpvit.measure.timing import Interval, median_interval, time_in_turns
 from lpvit.models.sources.timm import input_size
+from lpvit.precisions import PRECISIONS, dtype_of, name_of
 from lpvit.quantisation.layers import int8_layers
 from lpvit.sparse.operator import path_for
 from lpvit.store.schemas import CHOICES
@@ -33,8 +34,6 @@ from lpvit.training.evaluation import Accuracy
 
 logger = logging.getLogger(__name__)
 
-# Of the largest logit; in int8, an input may be rounded differently than in torch's emulation.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.int8: 5e-2}
 LARGEST_BATCH = {"cpu": 128, "cuda": 1024}  # larger ones hardly raise the throughput
 
 Models = Mapping[str, nn.Module]  # dense, masked, sparse
@@ -83,7 +82,7 @@ def benchmark(
     setups = [setup for setup in settings.configurations if setup.startswith(("sparse", *in_torch))]
     exported = rivals.export(in_torch)
     accuracies: dict[str, Accuracy] = {}
-    device, dtype = torch.device(device), getattr(torch, settings.dtype)
+    device, dtype = torch.device(device), dtype_of(settings.dtype)
     models = {"dense": dense.to(device, dtype).eval(), "masked": pruned.to(device, dtype).eval()}
     speed, choices = [], []
     for batch_size in _batch_sizes(settings.batch_sizes, models):
@@ -131,7 +130,7 @@ def build_configurations(setups: Iterable[str], models: Models, images: Tensor) 
             raise LpvitError(
                 f"benchmark.configurations: '{setup}' cannot be compiled here ({reason}); leave it out"
             ) from None
-        require_equal(setup, logits, reference(images), torch.int8 if int8_layers(reference) else logits.dtype)
+        require_equal(setup, logits, reference(images), "int8" if int8_layers(reference) else name_of(logits.dtype))
         functions[setup] = partial(model, images)
     return functions
 
@@ -150,10 +149,8 @@ def engine_configurations(runs: Mapping[str, Run], models: Models, images: Tenso
     images = images.cpu().float()
     for setup, run in runs.items():
         if "int8" not in setup:
-            name, _, engine = setup.partition("_")
-            expected = models[name](images)
-            dtype = torch.bfloat16 if engine.endswith("bfloat16") else torch.float32
-            require_equal(setup, run(images), expected, dtype)
+            name, *_, precision = setup.split("_")
+            require_equal(setup, run(images), models[name](images), precision)
     return {setup: partial(run, images) for setup, run in runs.items()}
 
 
@@ -163,7 +160,7 @@ def with_accuracy(speed: pd.DataFrame, accuracies: Mapping[str, Accuracy]) -> pd
     return speed.join(pd.DataFrame(columns, dtype="float64"), on="configuration")
 
 
-def require_equal(setup: str, logits: Tensor, expected: Tensor, precision: torch.dtype) -> None:
+def require_equal(setup: str, logits: Tensor, expected: Tensor, precision: str) -> None:
     """Raises if the logits of a configuration differ by more than rounding.
 
     Args:
@@ -173,14 +170,14 @@ def require_equal(setup: str, logits: Tensor, expected: Tensor, precision: torch
         precision: Of the products of the configuration.
 
     Raises:
-        LpvitError: The greatest difference, over the greatest expected logit, is above `TOLERANCE` or NaN.
+        LpvitError: The greatest difference, over the greatest expected logit, is above the tolerance or NaN.
     """
     error = float((logits.double() - expected.double()).abs().max() / expected.double().abs().max())
-    tolerance = TOLERANCE[precision]
+    tolerance = PRECISIONS[precision].tolerance
     if not error <= tolerance:  # also true for NaN
         raise LpvitError(
             f"benchmark: '{setup}' is off by {error:.2g} of the largest logit, more than {tolerance:g} in "
-            f"{str(precision).removeprefix('torch.')}; it is not timed, please report this"
+            f"{precision}; it is not timed, please report this"
         )
 
 

@@ -1,5 +1,6 @@
 """Inspects a folder of images and writes a commented config for it. Imports no torch."""
 
+import io
 import json
 import os
 import re
@@ -8,18 +9,22 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 from PIL import Image
 
-from lpvit.data.index import find_problem, images_below, list_images
+from lpvit.cli.run import snakefile
+from lpvit.data.encoded import first_without_jpeg, is_a_file, name_of, read_encoded
+from lpvit.data.index import find_problem, list_images
+from lpvit.data.layouts import Found, recognise
+from lpvit.data.listing import IMAGE_SUFFIXES
+from lpvit.data.settings import ImageSet
 from lpvit.errors import LpvitError
+from lpvit.lazy import is_installed
 from lpvit.store.artifacts import write_text
 
-TRAINING = ("train", "training")
-VALIDATION = ("val", "valid", "validation", "test", "testing")
+DEFAULTS = (("train", "train"), ("validation", "val"))  # of a dataset
 SHARE = 0.2  # of images without splits, used for validation
 LOOKED_AT = 2000  # images that are decoded, sampled at random
 SMALL = 64  # pixels of the shorter side up to which a small model is trained from scratch
@@ -36,30 +41,26 @@ class Images:
     """Content of a folder of images.
 
     Attributes:
-        root: Folder of the splits.
-        train: Training split, below ``root``.
-        validation: Validation split; None without one.
+        dataset: Where they are, as the config will say.
         classes: Their number.
         count: Images of the training and of the validation split.
         suffixes: Suffix -> number of images.
+        jpeg: Whether all are JPEG files, as far as looked at.
         size: Median width and height in pixels.
         looked_at: Number of decoded images.
         bad: Images that cannot be decoded, with the reason.
+        imagenet: Whether the classes are those of ImageNet-1k, which timm's weights know.
     """
 
-    root: Path
-    train: str
-    validation: str | None
+    dataset: ImageSet
     classes: int
     count: tuple[int, int]
     suffixes: Counter[str]
+    jpeg: bool
     size: tuple[int, int]
     looked_at: int
     bad: dict[str, str]
-
-    @property
-    def jpeg(self) -> bool:
-        return set(self.suffixes) <= {".jpg", ".jpeg"}
+    imagenet: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,14 @@ def write_config(folder: Path, output: Path, model: str | None, epochs: int | No
         raise LpvitError(f"{output}: exists; give another name by --output, or overwrite it with --force")
     images = survey(folder)
     formats = ", ".join(f"{count} {suffix}" for suffix, count in images.suffixes.most_common())
-    yield f"{images.root}: {images.classes} classes, {sum(images.count)} images ({formats})"
+    dataset = images.dataset
+    kind = "" if dataset.source.name == "folder" else f", stored as '{dataset.source.name}'"
+    yield f"{dataset.root}: {images.classes} classes, {sum(images.count)} images ({formats}){kind}"
     train, validation = images.count
-    if images.validation is None:
+    if dataset.validation_share:
         yield f"no validation split: {validation} images, {SHARE:.0%} of every class, for validation"
     else:
-        yield f"{train} training images in '{images.train}', {validation} validation images in '{images.validation}'"
+        yield f"{train} training images in '{dataset.train}', {validation} validation images in '{dataset.validation}'"
     yield f"size: median {images.size[0]} x {images.size[1]} pixels"
     if images.bad:
         first = "; ".join(f"{file}: {problem}" for file, problem in list(images.bad.items())[:3])
@@ -113,57 +116,55 @@ def write_config(folder: Path, output: Path, model: str | None, epochs: int | No
 
 
 def survey(folder: Path) -> Images:
-    """Finds the splits and classes of a folder, and decodes some of its images.
+    """Finds the layout, splits and classes of a folder, and decodes some of its images.
 
     Raises:
-        LpvitError: It is missing, has no class folders, or one of them is empty.
+        LpvitError: Nothing is recognised, or something is missing that only the user can give.
     """
-    root, train, validation = _splits(folder)
-    share = 0.0 if validation else SHARE
-    table = list_images("folder", root, train, validation or "val", share)
+    if not folder.is_dir():
+        raise LpvitError(f"{folder}: folder not found; give the folder of your images")
+    found = recognise(folder)
+    if found is None:
+        raise LpvitError(
+            f"{folder}: holds no folders of images; expected {folder}/<class>/*.jpg, or {folder}/train/<class>/*.jpg "
+            f"and {folder}/val/<class>/*.jpg, or shards or tables, {folder}/train-*.tar, .parquet or .csv"
+        )
+    dataset = _image_set(found)
+    table = list_images(dataset)
     if table["label"].nunique() < 2:
-        raise LpvitError(f"{root / train}: holds one class, '{table['class_name'].iloc[0]}'; a classifier needs two")
-    files = table["path"].sample(min(len(table), LOOKED_AT), random_state=0)
-    bad = {file: problem for file in files if (problem := find_problem(root / file))}
-    sizes = [_size(root / file) for file in files if file not in bad] or [(0, 0)]
+        place = found.root / found.train
+        raise LpvitError(f"{place}: holds one class, '{table['class_name'].iloc[0]}'; a classifier needs two")
+    paths = table["path"].sample(min(len(table), LOOKED_AT), random_state=0)
+    bad = {path: problem for path in paths if (problem := find_problem(found.root / path))}
+    sizes = [_size(found.root / path) for path in paths if path not in bad] or [(0, 0)]
     counts = table["split"].value_counts()
     return Images(
-        root,
-        train,
-        validation,
+        dataset,
         table["label"].nunique(),
         (int(counts["train"]), int(counts["validation"])),
-        Counter(Path(file).suffix.lower() for file in table["path"]),
+        Counter(map(_suffix, table["path"])),
+        first_without_jpeg(found.root, table["path"].tolist()) is None,
         (int(median(width for width, _ in sizes)), int(median(height for _, height in sizes))),
-        len(files),
+        len(paths),
         bad,
+        table["label"].nunique() == 1000 and table["class_name"].str.fullmatch(r"n\d{8}").all(),
     )
 
 
+def _image_set(found: Found) -> ImageSet:
+    share = {} if found.validation else {"validation_share": SHARE}
+    validation = {"validation": found.validation} if found.validation else {}
+    return ImageSet(source=found.layout, root=found.root, train=found.train, **validation, **share)
+
+
+def _suffix(path: str) -> str:
+    suffix = Path(path if is_a_file(path) else name_of(path)).suffix.lower()
+    return suffix if suffix in IMAGE_SUFFIXES else "without suffix"
+
+
 def _size(file: Path) -> tuple[int, int]:
-    with Image.open(file) as image:
+    with Image.open(io.BytesIO(read_encoded(file))) as image:
         return image.size
-
-
-def _splits(folder: Path) -> tuple[Path, str, str | None]:
-    """The folder that holds the splits, and their names; without a validation split, the third is None."""
-    if not folder.is_dir():
-        raise LpvitError(f"{folder}: folder not found; give the folder of your images")
-    inside = {entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."}
-    train = next((inside[name] for name in TRAINING if name in inside), None)
-    validation = next((inside[name] for name in VALIDATION if name in inside), None)
-    if train is not None:
-        return folder, train, validation
-    if len(inside) == 1:  # common in archives
-        (only,) = inside.values()
-        if any(entry.is_dir() for entry in os.scandir(folder / only)):
-            return _splits(folder / only)
-    if not any(images_below(folder / name)[0] for name in inside.values()):
-        raise LpvitError(
-            f"{folder}: holds no folders of images; expected {folder}/<class>/*.jpg, or {folder}/train/<class>/*.jpg "
-            f"and {folder}/val/<class>/*.jpg"
-        )
-    return folder, ".", None
 
 
 def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
@@ -171,7 +172,7 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
     pixels = images.size[0] * images.size[1]
     if 3 * pixels * sum(images.count) < MEMORY:
         loader = "memory"
-    elif images.jpeg and find_spec("nvidia") and find_spec("nvidia.dali"):
+    elif images.jpeg and is_installed("nvidia.dali"):
         loader = "dali"
     else:
         loader = "timm"
@@ -179,8 +180,11 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
     batch_size = max(1, min(64, train // 4))
     if model is None and side > SMALL and _has_weights(PRETRAINED[gpu]):
         model = PRETRAINED[gpu]
-    if model is not None:
+    if model is not None and images.imagenet:
         lines = f"    timm: {model}\n    weights: pretrained"
+        why = f"{model} with timm's weights, which know these classes"
+    elif model is not None:
+        lines = f"    timm: {model}\n    weights: pretrained\n{_TRAINED}"
         why = f"{model} with timm's weights, trained further on these classes"
     else:
         lines, why = _small_model(side, PRETRAINED[gpu])
@@ -194,7 +198,7 @@ def _small_model(side: int, pretrained: str) -> tuple[str, str]:
     size = 32 if side <= 40 else 64 if side <= SMALL else 112
     options = f"{{img_size: {size}, patch_size: {max(size // 8, 4)}, embed_dim: 128, depth: 6, num_heads: 4}}"
     reason = "" if side <= SMALL else f" (the weights of {pretrained} are not cached, huggingface.co does not respond)"
-    lines = f"    timm: vit_tiny_patch16_224\n    options: {options}\n    weights: train"
+    lines = f"    timm: vit_tiny_patch16_224\n    options: {options}\n    weights: train\n{_TRAINED}"
     return lines, f"a small ViT for {size} x {size} pixels, trained from scratch{reason}"
 
 
@@ -220,22 +224,21 @@ def _has_weights(model: str) -> bool:
 
 def _config(images: Images, choice: Choice) -> str:
     """The text of the config."""
-    name = re.sub(r"[^A-Za-z0-9_.+-]", "_", images.root.resolve().name).lstrip("_.+-") or "images"
+    dataset = images.dataset
+    name = re.sub(r"[^A-Za-z0-9_.+-]", "_", dataset.folder.resolve().name).lstrip("_.+-") or "images"
     name = "images" if name == "report" else name
-    split = [f"train: {json.dumps(images.train)}"] if images.train != "train" else []
-    if images.validation is None:
-        split.append(f"validation_share: {SHARE}")
-    elif images.validation != "val":
-        split.append(f"validation: {json.dumps(images.validation)}")
-    if images.bad:
-        split.append("on_bad_image: skip")
-    dataset = "\n".join(f"    {line}" for line in [f"root: {json.dumps(str(images.root))}", *split])
+    given = dataset.model_dump(mode="json", exclude_unset=True, exclude={"source"})
+    source = {} if dataset.source.name == "folder" else {"source": dataset.source.name}
+    skip = {"on_bad_image": "skip"} if images.bad else {}
+    shown = {key: value for key, value in (source | given | skip).items() if (key, value) not in DEFAULTS}
+    lines = "\n".join(f"    {key}: {_plain(value)}" for key, value in shown.items())
     dense, short = choice.epochs
     return _TEMPLATE.format(
-        root=images.root,
+        schema=snakefile().parent / "config/schema.json",
+        root=dataset.root,
         found=f"{images.classes} classes, {images.count[0]} training and {images.count[1]} validation images",
         name=name,
-        dataset=dataset,
+        dataset=lines,
         loader=choice.loader,
         model=choice.model,
         calibration=choice.calibration,
@@ -248,8 +251,14 @@ def _config(images: Images, choice: Choice) -> str:
     )
 
 
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
+
+
+_TRAINED = "    recipe: dense  # trains it on these images"
 _TEMPLATE = """\
-# Written by `lpvit init` for {root}. Run it: lpvit prune FILE; every key: docs/configuration.md
+# yaml-language-server: $schema={schema}
+# Written by `lpvit init` for {root}. Run it: lpvit prune FILE. Editors show every key by the schema above.
 # {found}
 report: {name}
 
@@ -261,7 +270,6 @@ datasets:
 models:
   vit:
 {model}
-    recipe: dense  # trains it on these images
 
 calibrations:
   few: {{images: {calibration}}}  # of the training split; more images give more accurate models

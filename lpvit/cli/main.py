@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lpvit import __version__
 from lpvit.errors import LpvitError
+from lpvit.precisions import FLOATING, SPARSE
 
 CONFIG = "lpvit.yaml"  # written by `init`, read by the others
 
@@ -83,15 +84,14 @@ def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     for command in (bench, export):
         command.add_argument("file", type=Path, help="model.safetensors, pruned.pt or finetuned.pt")
     bench.add_argument("--batch-size", type=int, nargs="+", default=[1, 8], help="images per pass (default: 1 8)")
-    bench.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the weights")
+    bench.add_argument("--dtype", default="float32", choices=FLOATING, help="of the weights")
     bench.add_argument("--threads", type=int, help="CPU threads (default: as torch does)")
     bench.add_argument(
         "--seconds", type=float, default=3.0, help="per configuration, batch size (default: %(default)g)"
     )
     kinds = ".safetensors for lpvit.load, .onnx for other engines, .xml for OpenVINO with our kernels"
     export.add_argument("target", type=Path, help=f"file to write: {kinds}")
-    precisions = ["float32", "bfloat16", "int8"]
-    export.add_argument("--precision", choices=precisions, help="of the products in OpenVINO (default: float32)")
+    export.add_argument("--precision", choices=SPARSE, help="of the products in OpenVINO (default: float32)")
 
 
 def _command(

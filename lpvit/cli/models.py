@@ -13,7 +13,7 @@ from lpvit.api.export import export_onnx, export_openvino
 from lpvit.api.pruned import Pruned
 from lpvit.benchmark.settings import Benchmark
 from lpvit.benchmark.speed import benchmark
-from lpvit.errors import LpvitError
+from lpvit.errors import LpvitError, some_of
 from lpvit.models.architecture import Architecture, load_model
 from lpvit.report.formats import markdown
 from lpvit.store.artifacts import header
@@ -67,8 +67,9 @@ def _described_pruned(pruned: Pruned) -> Iterator[str]:
 
 
 def _described_architecture(architecture: Architecture) -> str:
+    names = f" ({some_of(architecture.classes)})" if architecture.classes else ""
     edits = f", edits: {', '.join(edit.kind for edit in architecture.edits)}" if architecture.edits else ""
-    return f"model: {architecture.source}, {architecture.source.num_classes} classes{edits}"
+    return f"model: {architecture.source}, {architecture.source.num_classes} classes{names}{edits}"
 
 
 def timed(path: Path, batch_sizes: Sequence[int], dtype: str, threads: int | None, seconds: float) -> Iterator[str]:

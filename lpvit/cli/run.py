@@ -1,7 +1,9 @@
 """Checks a config, and runs it as the workflow."""
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +28,7 @@ def planned(configs: Sequence[Path]) -> Iterator[str]:
 
     for row in plan_experiments(settings).to_dict("records"):
         experiment = settings.experiments[row["experiment"]]
-        asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].targets.items())
+        asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].stated.items())
         yield (
             f"{row['experiment']}: {settings.models[experiment.model].name} on {row['classes']} classes of "
             f"'{experiment.dataset}'; {row['dense_macs'] / 1e6:,.1f} M multiply-adds per image, "
@@ -39,11 +41,15 @@ def run_workflow(configs: Sequence[Path], cores: str, dry_run: bool) -> int:
     """Runs the workflow on a config, in the current folder; returns its exit status.
 
     Raises:
-        LpvitError: The config has errors that do not depend on images and models, or Snakemake is missing.
+        LpvitError: The config has errors that do not depend on images and models, Snakemake is missing, or it cannot
+            write where it must.
     """
     settings = read_config(*configs)
     if find_spec("snakemake") is None:
         raise LpvitError("the workflow needs the package 'snakemake'; pip install 'lpvit[workflow]'")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - as Snakemake does
+    _require_writable(Path.cwd() / ".snakemake", "run it in another folder")
+    _require_writable(caches / "snakemake", "set XDG_CACHE_HOME to a folder for caches")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile()), "--cores", cores]
     command += ["--configfile", *map(str, configs), *(["--dry-run"] if dry_run else QUIET)]
     process = subprocess.Popen(command)
@@ -60,6 +66,14 @@ def run_workflow(configs: Sequence[Path], cores: str, dry_run: bool) -> int:
     elif code:
         print("not finished; run the same command again to resume", file=sys.stderr)
     return code
+
+
+def _require_writable(folder: Path, remedy: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise LpvitError(f"{folder}: cannot be written ({error.strerror}), but Snakemake must; {remedy}") from None
 
 
 def final_models(settings: Config) -> list[Path]:

@@ -20,8 +20,8 @@ from lpvit.errors import LpvitError, nearest
 from lpvit.mistakes import mistakes
 from lpvit.models.settings import Model
 from lpvit.quantisation.settings import Quantisation
-from lpvit.schemes.settings import AnyScheme
-from lpvit.settings import Compute, Name, Section
+from lpvit.schemes.settings import AnyScheme, require_compatible
+from lpvit.settings import Compute, LocalPath, Name, Section
 from lpvit.structures.settings import AnyStructure
 from lpvit.training.settings import Recipe
 
@@ -61,7 +61,7 @@ class Experiment(Section):
 class Config(Section):
     """A whole config."""
 
-    results: Path = Field(Path("results"), description="folder of all artifacts")
+    results: LocalPath = Field(Path("results"), description="folder of all artifacts")
     report: Name = Field("main", description="folder of this config's tables and figures in `results/report`")
     scale: Literal["paper", "proxy"] = Field(
         "paper",
@@ -114,6 +114,15 @@ class Config(Section):
                 self.prunings[experiment.pruning].require_budget(self.budgets[experiment.budget])
             except ValueError as error:
                 raise ValueError(f"experiments.{key}.budget: '{experiment.budget}': {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _schemes_work_together(self) -> "Config":
+        for key, experiment in self.experiments.items():
+            try:
+                require_compatible(self.schemes[name] for name in experiment.schemes)
+            except ValueError as error:
+                raise ValueError(f"experiments.{key}.schemes: {error}") from None
         return self
 
     def _references(self) -> Iterator[tuple[str, str, str]]:

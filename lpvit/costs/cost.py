@@ -12,6 +12,7 @@ from lpvit.costs.energy import HOROWITZ, layer_energy, power_term
 from lpvit.costs.settings import Energy
 from lpvit.models.analysis.layers import MatrixLayer, matrix_layers
 from lpvit.models.analysis.trace import trace
+from lpvit.precisions import name_of
 
 
 def measure_costs(model: nn.Module) -> pd.DataFrame:
@@ -110,7 +111,7 @@ def layer_table(
 def narrow_dtypes(model: nn.Module) -> dict[str, str]:
     """Layer -> dtype of its weight, for the layers of a model that are not in float32."""
     return {
-        name: str(module.weight.dtype).removeprefix("torch.")
+        name: name_of(module.weight.dtype)
         for name, module in model.named_modules()
         if isinstance(module, MatrixLayer) and module.weight.dtype != torch.float32
     }

@@ -6,9 +6,7 @@ column of blocks is pruned.
 
 | what | pJ | source |
 | --- | --- | --- |
-| multiply and add, float32 | 3.7 + 0.9 | Horowitz, ISSCC 2014, figure 1.1.9 (45 nm, 0.9 V) |
-| multiply and add, float16; taken for bfloat16 too | 1.1 + 0.4 | the same |
-| multiply and add, int8 | 0.2 + 0.03 | the same |
+| multiply and add | `lpvit.precisions` | Horowitz, ISSCC 2014, figure 1.1.9 (45 nm, 0.9 V) |
 | 64 bits from 8 kB of SRAM | 10 | the same |
 | 64 bits from 1 MB of SRAM | 100 | the same |
 | 64 bits from DRAM | 1300 to 2600 | the same; the lower end is the default |
@@ -17,11 +15,10 @@ On current chips every constant is smaller, but their ratios, which determine an
 """
 
 from lpvit.costs.settings import Energy
+from lpvit.precisions import PRECISIONS
 
 HOROWITZ = Energy()
 PICOJOULE = 1e-12  # J
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-PICOJOULES_PER_MAC = {"float32": 3.7 + 0.9, "float16": 1.1 + 0.4, "bfloat16": 1.1 + 0.4, "int8": 0.2 + 0.03}
 POWER_TERM_LANES = 16  # input features that the paper's accelerator processes at once
 
 
@@ -38,8 +35,8 @@ def energy_per_weight(tokens: int, model: Energy) -> float:
     Returns:
         In J per image.
     """
-    size = BYTES[model.dtype]
-    mac = PICOJOULES_PER_MAC[model.dtype] if model.mac is None else model.mac
+    size = PRECISIONS[model.dtype].bytes
+    mac = PRECISIONS[model.dtype].picojoules if model.mac is None else model.mac
     operands = 2 * size * model.buffer / model.reuse
     fetch = size * (model.dram / model.batch_size + model.sram)
     return PICOJOULE * (tokens * (mac + operands) + fetch)
@@ -60,7 +57,7 @@ def fixed_energy(out_features: int, in_features: int, tokens: int, model: Energy
     Returns:
         In J per image.
     """
-    return PICOJOULE * tokens * (in_features + out_features) * BYTES[model.dtype] * model.sram
+    return PICOJOULE * tokens * (in_features + out_features) * PRECISIONS[model.dtype].bytes * model.sram
 
 
 def layer_energy(out_features: int, in_features: int, tokens: int, weights: float, model: Energy) -> float:

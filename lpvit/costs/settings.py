@@ -4,17 +4,20 @@ from typing import Literal
 
 from pydantic import Field
 
+from lpvit.precisions import PRECISIONS
 from lpvit.settings import Section
+
+_DEFAULTS = ", ".join(f"{row.picojoules:.3g} ({name})" for name, row in PRECISIONS.items())
 
 
 class Energy(Section):
     """The energy model: what a multiply-accumulate and a moved byte cost. Defaults: Horowitz, ISSCC 2014, 45 nm."""
 
-    dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(
+    dtype: Literal[*PRECISIONS] = Field(  # type: ignore[valid-type]
         "float32", description="type of weights and activations; layers of a quantised model use their own"
     )
     mac: float | None = Field(
-        None, ge=0.001, description="pJ of a multiply-accumulate in `dtype`; null is 4.6, 1.5, 1.5 or 0.23"
+        None, ge=0.001, description=f"pJ of a multiply-accumulate in `dtype`; null is {_DEFAULTS}"
     )
     dram: float = Field(162.5, ge=0, description="pJ to move a byte between DRAM and the chip")
     sram: float = Field(12.5, ge=0, description="pJ to move a byte to or from the on-chip memory (1 MB)")

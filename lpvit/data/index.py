@@ -3,123 +3,114 @@
 import hashlib
 import io
 import logging
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from lpvit.data.encoded import IMAGE_SUFFIXES, read_encoded
-from lpvit.data.shards import SOURCES, list_shards
-from lpvit.errors import LpvitError, one_line
+from lpvit.data.classes import ordered_classes, plain_name
+from lpvit.data.encoded import name_of, read_encoded
+from lpvit.data.layouts import Split
+from lpvit.data.settings import ImageSet
+from lpvit.errors import LpvitError, one_line, printable
 from lpvit.progress import bar
 
 _logger = logging.getLogger(__name__)
 
 
-def index_images(
-    source: str,
-    root: str | Path | None,
-    train: str = "train",
-    validation: str = "val",
-    validation_share: float = 0.0,
-    threads: int = 1,
-) -> pd.DataFrame:
+def index_images(dataset: ImageSet, threads: int = 1) -> pd.DataFrame:
     """Lists the images of both splits and decodes every file once.
 
     Args:
-        source: ``folder``, ``tar``, ``parquet`` or ``digits``, as in `lpvit.data.settings.Dataset`.
-        root: Folder that holds the splits; not used by ``digits``.
-        train: Training split, a folder below ``root`` with one folder per class, or shards; see `list_shards`.
-        validation: Validation split, likewise.
-        validation_share: Above 0, the share of every class of ``train`` used for validation, instead of ``validation``.
+        dataset: Where they are.
         threads: Files decoded at a time.
 
     Returns:
-        Schema ``IMAGES``: the training split first, each split by class and file name in lexical order, or in
-        the order of its shards.
+        Schema ``IMAGES``: the training split first, each in the order of its layout.
 
     Raises:
-        LpvitError: A split, class folder or shard is missing or empty, or the splits do not have the same classes.
+        LpvitError: As `list_images`.
     """
-    images = list_images(source, root, train, validation, validation_share)
-    if source != "digits":
-        images["problem"] = pd.Series(_find_problems(Path(root or ""), images["path"], threads), dtype=object)
+    images = list_images(dataset)
+    if dataset.root is not None:
+        images["problem"] = pd.Series(_find_problems(dataset.root, images["path"], threads), dtype=object)
     return images
 
 
-def list_images(
-    source: str,
-    root: str | Path | None,
-    train: str = "train",
-    validation: str = "val",
-    validation_share: float = 0.0,
-) -> pd.DataFrame:
-    """The same without decoding files: no image has a problem yet."""
-    if source == "digits":
-        return _index_digits()
-    if root is None:
-        raise LpvitError(f"root: missing; source '{source}' needs the folder that holds the splits")
-    if source in SOURCES:
-        return _in_shards(source, Path(root), train, validation, validation_share)
-    folders = {"train": Path(root, train), "validation": Path(root, train if validation_share else validation)}
-    _check_same_classes(folders, {split: list_classes(folder) for split, folder in folders.items()})
-    if validation_share:
-        files = _files_of(Path(root), train)
-        parted = {name: part_for_validation(of_class, validation_share, name) for name, of_class in files.items()}
-        splits = {split: {name: parts[split] for name, parts in parted.items()} for split in ("train", "validation")}
-    else:
-        splits = {"train": _files_of(Path(root), train), "validation": _files_of(Path(root), validation)}
-    rows = [
-        (split, file, label, name)
-        for split, classes in splits.items()
-        for label, (name, files) in enumerate(classes.items())
-        for file in files
-    ]
-    return pd.DataFrame(rows, columns=["split", "path", "label", "class_name"]).assign(problem=None)
-
-
-def _in_shards(source: str, root: Path, train: str, validation: str, validation_share: float) -> pd.DataFrame:
-    images = list_shards(source, root, train)
-    if validation_share:
-        parts = [
-            part_for_validation(of_class["path"].tolist(), validation_share, str(name))
-            for name, of_class in images.groupby("class_name")
-        ]
-        validates = images["path"].isin({path for part in parts for path in part["validation"]})
-        splits = {"train": images[~validates], "validation": images[validates]}
-    else:
-        splits = {"train": images, "validation": list_shards(source, root, validation)}
-    classes = {split: sorted(of_split["class_name"].unique()) for split, of_split in splits.items()}
-    _check_same_classes({split: root / split for split in splits}, classes)
-    return pd.concat(
-        [of_split.assign(split=split, problem=None) for split, of_split in splits.items()], ignore_index=True
-    )[["split", "path", "label", "class_name", "problem"]]
-
-
-def part_for_validation(files: Sequence[str], share: float, name: str) -> dict[str, list[str]]:
-    """Splits the files of a class by a hash of their paths, so that a new file moves at most one other.
-
-    Args:
-        files: Paths.
-        share: Used for validation; at least one file and not all.
-        name: Of the class, for the message.
-
-    Returns:
-        ``train`` and ``validation``, each in the order given.
+def list_images(dataset: ImageSet) -> pd.DataFrame:
+    """The same without decoding files: no image has a problem yet.
 
     Raises:
-        LpvitError: There is only one file.
+        LpvitError: A split is missing or empty, an image has no class, the splits do not have the same classes, or it
+            is not clear which label a class has.
     """
-    if len(files) < 2:
+    splits = {"train": _read(dataset, dataset.train)}
+    if dataset.validation_share:
+        splits = _parted(splits["train"], dataset.validation_share)
+    else:
+        splits["validation"] = _read(dataset, dataset.validation)
+    place = str(dataset.root or dataset.source.name)
+    order = ordered_classes(splits, dataset.class_order, dataset.source.numbered, place)
+    labels = {of_class: label for label, of_class in enumerate(order)}
+    rows = [
+        (split, path, labels[of_class], order[of_class], None)
+        for split, images in splits.items()
+        for path, of_class in zip(images.paths, images.classes, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["split", "path", "label", "class_name", "problem"])
+
+
+def _read(dataset: ImageSet, name: str) -> Split:
+    """A split with class names in one Unicode form.
+
+    Raises:
+        LpvitError: A name is no text, or an image recurs.
+    """
+    split = dataset.source.read(dataset.folder, name)
+    for path in split.paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise LpvitError(f"{dataset.folder / printable(path)}: its name is not UTF-8; rename it") from None
+    if len(set(split.paths)) < len(split.paths):
+        recurring = next(path for path, count in Counter(split.paths).items() if count > 1)
+        raise LpvitError(f"{dataset.folder / recurring}: is listed twice in '{name}'; every image has one class")
+    return split._replace(classes=[plain_name(of_class) for of_class in split.classes])
+
+
+def _parted(images: Split, share: float) -> dict[str, Split]:
+    """Training and validation split of images without splits."""
+    of_class: dict[str, list[str]] = {}
+    for path, name in zip(images.paths, images.classes, strict=True):
+        of_class.setdefault(name, []).append(path)
+    validating = {path for name, paths in of_class.items() for path in part_for_validation(paths, share, name)}
+    rows = list(zip(images.paths, images.classes, strict=True))
+    parts = {
+        "train": [row for row in rows if row[0] not in validating],
+        "validation": [row for row in rows if row[0] in validating],
+    }
+    return {name: Split([p for p, _ in part], [c for _, c in part], images.names) for name, part in parts.items()}
+
+
+def part_for_validation(paths: Sequence[str], share: float, name: str) -> set[str]:
+    """Draws images of a class by a hash of their names, so that a new image moves at most one other.
+
+    Args:
+        paths: Of its images.
+        share: Used for validation; at least one image and not all.
+        name: Of the class, for the message.
+
+    Raises:
+        LpvitError: There is only one image.
+    """
+    if len(paths) < 2:
         raise LpvitError(f"class '{name}' has one image, which cannot both train and validate; add images or remove it")
-    count = min(max(1, round(share * len(files))), len(files) - 1)
-    chosen = set(sorted(files, key=lambda file: hashlib.sha256(file.encode(errors="surrogateescape")).digest())[:count])
-    return {"train": [f for f in files if f not in chosen], "validation": [f for f in files if f in chosen]}
+    count = min(max(1, round(share * len(paths))), len(paths) - 1)
+    return set(sorted(paths, key=lambda path: (hashlib.sha256(name_of(path).encode()).digest(), path))[:count])
 
 
 def usable_images(images: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -134,6 +125,15 @@ def usable_images(images: pd.DataFrame, split: str) -> pd.DataFrame:
     """
     usable = images[(images["split"] == split) & images["problem"].isna()]
     return usable[["path", "label"]].reset_index(drop=True)
+
+
+def class_names(images: pd.DataFrame) -> list[str]:
+    """The names of all classes, by label.
+
+    Args:
+        images: Schema ``IMAGES``.
+    """
+    return [str(name) for name in images.drop_duplicates("label").sort_values("label")["class_name"]]
 
 
 def count_skipped(images: pd.DataFrame, split: str) -> int:
@@ -185,90 +185,6 @@ def find_problem(file: str | Path) -> str | None:
         text = re.sub(r"<_io\.BytesIO [^>]*>", "it", str(error).replace(str(file), "it"))
         return f"{type(error).__name__}: {one_line(text)}"
     return None
-
-
-def _index_digits() -> pd.DataFrame:
-    """scikit-learn's digits; every fifth image of a class is for validation."""
-    from sklearn.datasets import load_digits
-
-    labels = pd.Series(load_digits().target, dtype="int64")
-    rank_in_class = labels.groupby(labels).cumcount()
-    images = pd.DataFrame(
-        {
-            "split": np.where(rank_in_class % 5 == 4, "validation", "train"),
-            "path": [f"digits/{number}" for number in range(len(labels))],
-            "label": labels,
-            "class_name": labels.astype(str),
-            "problem": None,
-        }
-    )
-    return images.sort_values(["split", "label"], kind="stable", ignore_index=True)
-
-
-def _files_of(root: Path, split: str) -> dict[str, list[str]]:
-    """Class -> paths of its files below ``root``, in lexical order; subfolders of a class folder belong to it."""
-    prefix = "" if split == "." else f"{split}/"
-    found: dict[str, list[str]] = {}
-    ignored: list[str] = []
-    for name in list_classes(root / split):
-        images, others = images_below(root / split / name)
-        if not images:
-            raise LpvitError(f"{_without_images(root / split / name, others)}; fill or remove this class folder")
-        found[name] = [f"{prefix}{name}/{file}" for file in images]
-        ignored += [f"{name}/{file}" for file in others]
-    if ignored:
-        _logger.warning("%s: ignored, as not named like images: %s", root / split, _name_some(ignored))
-    return found
-
-
-def _without_images(folder: Path, others: list[str]) -> str:
-    instead = f", but {_name_some(others)}" if others else ""
-    return f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}){instead}"
-
-
-def list_classes(split: Path) -> list[str]:
-    """The names of the class folders of a split.
-
-    Raises:
-        LpvitError: There are none.
-    """
-    if not split.is_dir():
-        raise LpvitError(f"{split}: folder not found; correct 'root', 'train' or 'validation' of the dataset")
-    classes = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise LpvitError(f"{split}: holds no class folders; expected one folder of images per class")
-    return classes
-
-
-def images_below(folder: str | Path) -> tuple[list[str], list[str]]:
-    """Files below a folder that are named like images, and those that are not; hidden ones are left out."""
-    images: list[str] = []
-    others: list[str] = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = os.path.relpath(place, folder)
-        for name in files:
-            if not name.startswith("."):
-                file = name if below == "." else f"{below}/{name}"
-                (images if name.lower().endswith(IMAGE_SUFFIXES) else others).append(file)
-    return sorted(images), sorted(others)
-
-
-def _check_same_classes(folders: Mapping[str, Path], classes: Mapping[str, list[str]]) -> None:
-    only_train = sorted(set(classes["train"]) - set(classes["validation"]))
-    only_validation = sorted(set(classes["validation"]) - set(classes["train"]))
-    problems = [
-        f"{folders[split]} alone has {_name_some(names)}"
-        for split, names in (("train", only_train), ("validation", only_validation))
-        if names
-    ]
-    if problems:
-        raise LpvitError(f"classes differ between the splits: {'; '.join(problems)}; both need the same classes")
-
-
-def _name_some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
 def _find_problems(root: Path, paths: Iterable[str], threads: int) -> list[str | None]:

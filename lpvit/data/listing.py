@@ -1,8 +1,8 @@
-"""Listing of a dataset's folder without opening files. Runs at every start, so it imports neither pandas nor Pillow."""
+"""Listing of a dataset's files without opening them. Runs at every start, so it imports neither pandas nor Pillow."""
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -10,9 +10,14 @@ from typing import NamedTuple
 
 THREADS = 8  # folders listed at a time, because network file systems have high latency
 
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".avif", ".heic", ".heif"),  # as far as Pillow reads them; the index names those that it does not
+)
+
 
 class Listing(NamedTuple):
-    """Fingerprint of a folder that changes when a file is added, removed, renamed or written.
+    """Fingerprint of files that changes when one is added, removed, renamed or written.
 
     Attributes:
         files: How many.
@@ -25,18 +30,44 @@ class Listing(NamedTuple):
     digest: str
 
 
-def list_splits(root: str | Path, splits: Iterable[str]) -> Listing:
-    """Lists the files of some splits and their subfolders, except hidden ones.
+class _Folder(NamedTuple):
+    """What a folder holds: name and stamp of its files, and paths of its subfolders."""
+
+    path: str
+    files: list[tuple[str, int, str]]
+    folders: list[str]
+
+
+def list_files(root: str | Path, watched: Iterable[str]) -> Listing:
+    """Lists files, and folders with all files below them, except hidden ones. Links are followed.
 
     Args:
-        root: Folder that holds the splits; a missing folder is an empty listing.
-        splits: Folders below it, or what the names of their shards begin with.
+        root: Folder that the paths are relative to.
+        watched: Files and folders. Those that do not exist do not count.
     """
-    folders = [folder for split in sorted(splits) for folder in _folders(Path(root), split)]
+    paths = sorted(set(watched))
+    folders = [path for path in paths if Path(root, path).is_dir()]
+    files = sorted(set(paths) - set(folders))
     with ThreadPool(THREADS) as pool:
-        listings = pool.starmap(partial(_list_folder, Path(root)), folders)
-    digest = hashlib.sha256("".join(listing.digest for listing in listings).encode()).hexdigest()
-    return Listing(sum(each.files for each in listings), sum(each.bytes for each in listings), digest[:16])
+        stamped = pool.map(lambda path: _stamped(path, partial(os.stat, Path(root, path))), files, chunksize=64)
+    found = [_Folder("", [file for file in stamped if file[2]], []), *_walk(Path(root), folders)]
+    digest = hashlib.sha256()
+    for folder in found:
+        digest.update(os.fsencode("\0".join([folder.path, *(f"{n}\0{stamp}" for n, _, stamp in folder.files), "\0"])))
+    sizes = [size for folder in found for _, size, _ in folder.files]
+    return Listing(len(sizes), sum(sizes), digest.hexdigest()[:16])
+
+
+def images_below(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Files below a folder that are named like images, and those that are not; hidden ones are left out."""
+    images: list[str] = []
+    others: list[str] = []
+    for below in _walk(Path(folder), ["."]):
+        for name, _, _ in below.files:
+            (images if name.lower().endswith(IMAGE_SUFFIXES) else others).append(
+                os.path.normpath(f"{below.path}/{name}")
+            )
+    return sorted(images), sorted(others)
 
 
 def stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
@@ -44,29 +75,40 @@ def stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
     return {str(file): [(status := Path(file).stat()).st_size, status.st_mtime_ns] for file in files}
 
 
-def _folders(root: Path, split: str) -> list[tuple[str, str]]:
-    """Folder and name prefix of the files of a split."""
-    if not (root / split).is_dir():
-        folder, _, name = split.rpartition("/")
-        return [(folder, f"{name}-")] if (root / folder).is_dir() else []
-    found = []
-    for place, folders, _ in os.walk(root / split):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        found.append((os.path.relpath(place, root), ""))
+def _walk(root: Path, folders: list[str]) -> list[_Folder]:
+    """Folders with all folders below them, level by level."""
+    found: list[_Folder] = []
+    with ThreadPool(THREADS) as pool:
+        while folders:
+            level = pool.map(partial(_list_folder, root), folders)
+            found += level
+            folders = [path for folder in level for path in folder.folders]
     return found
 
 
-def _list_folder(root: Path, folder: str, start: str) -> Listing:
-    files, total = [], 0
-    for entry in os.scandir(root / folder):
-        if entry.name[0] == "." or not entry.name.startswith(start) or entry.is_dir():
-            continue
-        try:
-            status = entry.stat()
-        except OSError:  # a broken link; the index reports it
-            files.append(f"{entry.name}\0")
-            continue
-        total += status.st_size
-        files.append(f"{entry.name}\0{status.st_size}\0{status.st_mtime_ns}")
-    text = "\0".join([folder, *sorted(files)])
-    return Listing(len(files), total, hashlib.sha256(os.fsencode(text)).hexdigest())
+def _list_folder(root: Path, path: str) -> _Folder:
+    files, folders = [], []
+    with os.scandir(root / path) as entries:
+        for entry in entries:
+            if entry.name[0] == ".":
+                continue
+            if not entry.is_dir():
+                files.append(_stamped(entry.name, entry.stat))
+            elif not (entry.is_symlink() and _leads_back(entry.path)):
+                folders.append(f"{path}/{entry.name}")
+    return _Folder(path, sorted(files), sorted(folders))
+
+
+def _leads_back(link: str) -> bool:
+    """Whether a link points to a folder that contains it, directly or not."""
+    inside, target = Path(link).parent.resolve(), Path(link).resolve()
+    return inside.is_relative_to(target)
+
+
+def _stamped(name: str, status_of: Callable[[], os.stat_result]) -> tuple[str, int, str]:
+    """Name, bytes and stamp of a file."""
+    try:
+        status = status_of()
+    except OSError:  # a broken link; the index reports it
+        return name, 0, ""
+    return name, status.st_size, f"{status.st_size} {status.st_mtime_ns}"

@@ -5,46 +5,75 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lpvit.settings import Section, Share
+from lpvit.data.layouts import Layout
+from lpvit.data.listing import Listing, list_files
+from lpvit.settings import LocalPath, Section, Share
 from lpvit.strategies import NameIn
 
 LOADERS = "lpvit.data.loaders"
 
 
-class Dataset(Section):
-    """Labelled images with a training and a validation split."""
+class ImageSet(Section):
+    """Where labelled images are, their splits and their classes."""
 
-    source: Literal["folder", "tar", "parquet", "digits"] = Field(
-        "folder",
-        description="`folder`: one folder of images per class; `tar`: shards of `<key>.jpg` and `<key>.cls` "
-        "(WebDataset); `parquet`: shards with images and labels (Hugging Face); `digits`: the set of scikit-learn",
+    source: Annotated[Layout, Layout.registry] = Field(
+        "folder", validate_default=True, description="how the images are stored"
     )
-    root: Path | None = Field(None, description="folder that holds the splits (none for `digits`)")
+    root: LocalPath | None = Field(None, description="folder that holds the splits (none for `digits`)")
     train: str = Field(
         "train",
-        description="training split, a folder below `root`; of shards also a prefix of their names: `train-*`",
+        description="training split: a folder below `root`; of shards and tables also the beginning of their names",
     )
-    validation: str = Field("val", description="validation split, a folder below `root`")
+    validation: str = Field("val", description="validation split, likewise")
     validation_share: Share = Field(
         0.0,
         description="above 0, the share of every class of `train` used for validation, instead of `validation`; for "
-        "images without splits set `train` to `.`: the class folders are in `root` itself",
+        "images without splits set `train` to `.`: the class folders or shards are in `root` itself",
     )
-    loader: Annotated[str, NameIn(LOADERS)] = Field(
-        "dali", description="`dali`: JPEG files; `memory`: small sets, decoded once; `timm`: all formats Pillow reads"
+    class_order: Literal["name", "natural"] | LocalPath | None = Field(
+        None,
+        description="labels: by `name` (0, 1, 10, 2), `natural` (0, 1, 2, 10), or as in a file of names, one a line; "
+        "null is the dataset's own numbers, else by name, and asks where names are numbers that are not padded",
     )
     on_bad_image: Literal["error", "skip"] = Field(
         "error", description="an image that cannot be decoded stops the run, or is skipped and counted"
     )
 
     @model_validator(mode="after")
-    def _source_has_what_it_needs(self) -> "Dataset":
-        if self.source != "digits" and self.root is None:
+    def _source_has_its_root(self) -> "ImageSet":
+        if self.source.name != "digits" and self.root is None:
             raise ValueError(
-                f"root: missing; a dataset with source '{self.source}' needs the folder that holds its splits"
+                f"root: missing; a dataset with source '{self.source.name}' needs the folder that holds its splits"
             )
-        if self.source == "digits" and (self.root is not None or self.loader != "memory"):
-            raise ValueError("source 'digits' takes no root and needs 'loader: memory'")
+        if self.source.name == "digits" and self.root is not None:
+            raise ValueError("source 'digits' takes no root")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The root; the present folder without one."""
+        return self.root or Path()
+
+    def listing(self) -> Listing:
+        """Fingerprint of all files that the images and their classes depend on; opens no image."""
+        splits = [self.train] if self.validation_share else [self.train, self.validation]
+        watched = [path for split in splits for path in self.source.watched(self.folder, split)]
+        if isinstance(self.class_order, Path):
+            watched.append(str(self.class_order.absolute()))
+        return list_files(self.folder, watched)
+
+
+class Dataset(ImageSet):
+    """Labelled images with a training and a validation split, and how they are loaded."""
+
+    loader: Annotated[str, NameIn(LOADERS)] = Field(
+        "dali", description="`dali`: JPEG files; `memory`: small sets, decoded once; `timm`: all formats Pillow reads"
+    )
+
+    @model_validator(mode="after")
+    def _digits_are_in_memory(self) -> "Dataset":
+        if self.source.name == "digits" and self.loader != "memory":
+            raise ValueError("source 'digits' needs 'loader: memory'")
         return self
 
 

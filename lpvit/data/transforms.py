@@ -46,11 +46,16 @@ def seed_transforms(seed: int) -> None:
 
 
 @contextmanager
-def undisturbed_generators() -> Iterator[None]:
-    """Restores the state of Python's, NumPy's and torch's global generators on exit."""
+def undisturbed_generators(on_gpus: bool = False) -> Iterator[None]:
+    """Restores the state of Python's, NumPy's and torch's global generators on exit.
+
+    Args:
+        on_gpus: Those of all GPUs as well, if any has been used.
+    """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    gpus = range(torch.cuda.device_count()) if on_gpus and torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=gpus):
             yield
     finally:
         random.setstate(python_state)

@@ -14,8 +14,9 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from lpvit.inference.choice import Choice, name_of, slower
-from lpvit.measure.timing import calm_clock, time_in_turns
+from lpvit.inference.choice import Choice, slower
+from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
+from lpvit.precisions import name_of
 from lpvit.sparse.attention import attention, attention_path
 
 _TIMM = "timm"  # the form of a module that is not replaced
@@ -173,7 +174,7 @@ def _timed(
     features = 3 * round(module.num_heads / module.scale**2)
     key = (type(module), shape, module.num_heads, features, like.dtype, torch.get_num_threads(), *forms)
     if key not in _measured:
-        inputs = torch.randn(*shape, features).to(like.dtype)
+        inputs = random_inputs(*shape, features).to(like.dtype)
         ours = {form: partial(_FUSED[type(module)](alone, form == "int8"), inputs) for form in forms}
         setups = {_TIMM: partial(alone, inputs), **ours}
         times = time_in_turns(setups, device=like.device, seconds=0, clock=calm_clock(like.device))

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -29,11 +27,6 @@ class Choice:
     torch_seconds: float | None = None
     kernel_seconds: float | None = None
     reason: str = ""
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Label of a precision."""
-    return str(dtype).removeprefix("torch.")
 
 
 def slower(torch_seconds: float, kernel_seconds: float) -> str:

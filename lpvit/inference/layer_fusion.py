@@ -3,7 +3,7 @@
 from typing import TypeGuard
 
 import torch
-from timm.layers import Mlp
+from timm.layers import Attention, GluMlp, Mlp
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block, LayerScale
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ _FEEDS: dict[type[nn.Module], tuple[tuple[str, str, str], ...]] = {
     Block: (("norm1", "attn", "qkv"), ("norm2", "mlp", "fc1")),
     SwinTransformerBlock: (("norm2", "mlp", "fc1"),),
 }
+_READ_ONCE = (Attention, FusedAttention, Mlp, GluMlp)  # only their first layer reads their input; unlike SwiGLU
 _ADDED = (
     ("attn.proj", "ls1"),
     ("mlp.fc2", "ls2"),
@@ -66,9 +67,11 @@ def fuse_prologues_and_epilogues(model: nn.Module) -> None:
 
 
 def _fuse_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
-    before, module, first = (block.get_submodule(name) for name in (norm, fed, f"{fed}.{layer}"))
-    takes_alone = getattr(module, "gate", None) is None  # a gate has the same inputs
-    if takes_alone and _is_norm(before) and _can_fuse(first) and not _has_hooks(before, module, first):
+    before, module = block.get_submodule(norm), block.get_submodule(fed)
+    if type(module) not in _READ_ONCE or getattr(module, "gate", None) is not None:  # a gate has the same inputs
+        return
+    first = module.get_submodule(layer)
+    if _is_norm(before) and _can_fuse(first) and not _has_hooks(before, module, first):
         first.take_norm(before)
         block.set_submodule(norm, nn.Identity())
 

@@ -1,4 +1,4 @@
-"""Measured milliseconds of single layers, dense and block-sparse: the latency table of a machine."""
+"""Measured milliseconds of single layers, dense, block-sparse and as factors: the latency table of a machine."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -8,14 +8,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lpvit.measure.timing import time_in_turns
+from lpvit.allocation.settings import FACTORS
+from lpvit.measure.timing import random_inputs, time_in_turns
 from lpvit.progress import bar
 from lpvit.sparse import BlockSparseLinear
 from lpvit.store.schemas import LATENCY
 from lpvit.structures.blocks.grid import BlockGrid
+from lpvit.structures.factors.layers import FactorisedLinear
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SECONDS = 0.1  # per layer and sparsity, and the same for its dense form
+RANKS = 8
 _SHAPE = ["out_features", "in_features", "tokens"]
 
 
@@ -30,7 +33,7 @@ def measure_latency(
     sparsities: Iterable[float] = SPARSITIES,
     seconds: float = SECONDS,
 ) -> pd.DataFrame:
-    """Times linear layers of every shape of a model, dense and with random blocks pruned, interleaved.
+    """Times linear layers of every shape of a model, dense and compressed, interleaved: with random blocks or factors.
 
     Patch embeddings are convolutions and have no block-sparse form, so they are not timed; nor are layers smaller than
     a block. The table also has the times of block-sparse layers that are slower;
@@ -38,11 +41,11 @@ def measure_latency(
 
     Args:
         costs: Layers of the model, schema ``COSTS``.
-        block_shape: Rows and columns of a block.
+        block_shape: Rows and columns of a block; ``FACTORS`` for low-rank factors.
         batch_size: Images per pass.
         dtype: Of weights and activations.
         device: Where to run.
-        sparsities: Shares of the blocks to prune.
+        sparsities: Shares of the blocks to prune, or of the weights that factors save.
         seconds: For each layer and sparsity.
 
     Returns:
@@ -57,8 +60,11 @@ def measure_latency(
     rows = []
     for out_features, in_features, tokens in bar(shapes, f"latency {block_shape[0]}x{block_shape[1]}", "shape"):
         dense = nn.Linear(in_features, out_features).to(device, dtype)
-        inputs = torch.randn(batch_size, tokens, in_features, device=device).to(dtype)
-        layers = _block_sparse(dense, BlockGrid((out_features, in_features), block_shape), sparsities)
+        inputs = random_inputs(batch_size, tokens, in_features).to(device, dtype)
+        if block_shape == FACTORS:
+            layers = _factorised(dense, sparsities)
+        else:
+            layers = _block_sparse(dense, BlockGrid((out_features, in_features), block_shape), sparsities)
         for sparsity, milliseconds in _milliseconds(dense, layers, inputs, seconds).items():
             place = (out_features, in_features, tokens, *block_shape, sparsity)
             rows.append((*place, milliseconds / batch_size))
@@ -82,6 +88,18 @@ def _milliseconds(
     of_dense = 1e3 * float(np.median(np.concatenate([times["dense"] for times in pairs.values()])))
     shares = {sparsity: float(np.median(times["sparse"] / times["dense"])) for sparsity, times in pairs.items()}
     return {0.0: of_dense, **{sparsity: of_dense * share for sparsity, share in shares.items()}}
+
+
+def _factorised(dense: nn.Linear, sparsities: Iterable[float]) -> dict[float, nn.Module]:
+    """Share of the weights saved -> the layer as factors, of ranks in multiples of ``RANKS`` where there are such."""
+    sides, full = dense.in_features + dense.out_features, dense.in_features * dense.out_features
+    layers: dict[float, nn.Module] = {}
+    for sparsity in sparsities:
+        rank = (1 - sparsity) * full / sides
+        rank = max(1, int(rank)) if rank < RANKS else RANKS * round(rank / RANKS)
+        if rank * sides < full:
+            layers[1 - rank * sides / full] = FactorisedLinear.like(dense, rank)
+    return layers
 
 
 def _block_sparse(dense: nn.Linear, grid: BlockGrid, sparsities: Iterable[float]) -> dict[float, nn.Module]:

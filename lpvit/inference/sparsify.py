@@ -10,10 +10,11 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from lpvit.inference.attention_fusion import fuse_attention
-from lpvit.inference.choice import Choice, name_of, slower
+from lpvit.inference.choice import Choice, slower
 from lpvit.inference.layer_fusion import fuse_prologues_and_epilogues
-from lpvit.measure.timing import calm_clock, time_in_turns
+from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
 from lpvit.models.analysis.layers import matrix_layers
+from lpvit.precisions import name_of
 from lpvit.quantisation.layers import QuantisedLinear
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_of
@@ -139,7 +140,7 @@ def _timed(dense: nn.Sequential, forms: Sequence[BlockSparseLinear], tokens: int
     kinds = (weight.dtype, weight.device, torch.get_num_threads(), *map(_form, forms))
     key = (first.grid, len(first.values), first.gelu, tokens, *kinds)
     if key not in _measured:
-        inputs = torch.randn(tokens, first.in_features, device=weight.device).to(dtype)
+        inputs = random_inputs(tokens, first.in_features).to(weight.device, dtype)
         setups = {_form(sparse): partial(sparse, inputs) for sparse in forms} | {"dense": partial(dense, inputs)}
         times = time_in_turns(setups, device=weight.device, seconds=0, clock=calm_clock(weight.device))
         _measured[key] = {form: float(np.median(seconds)) for form, seconds in times.items()}

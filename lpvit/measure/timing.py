@@ -65,6 +65,11 @@ def calm_clock(device: torch.device | str) -> Callable[[], float]:
     return time.process_time if alone else time.perf_counter
 
 
+def random_inputs(*shape: int) -> torch.Tensor:
+    """Normally distributed inputs of what is timed, always the same, which leaves the global generator alone."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
 def median_interval(samples: ArrayLike) -> Interval:
     """Median with its 95 % interval, from order statistics: the number of samples below it is binomial.
 

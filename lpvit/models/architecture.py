@@ -30,6 +30,7 @@ from lpvit.store.artifacts import load, save
 FORMAT = 2  # of models in artifacts
 LARGEST_BUFFERS = 2**26  # largest number of buffer elements: masks and indices of windows
 MOST_EDITS = 1000
+MOST_CLASSES = 100_000
 
 
 class Architecture(Section):
@@ -38,10 +39,12 @@ class Architecture(Section):
     Attributes:
         source: Builds the bare model, with its arguments.
         edits: Edits in order.
+        classes: Names of the classes in the order of the logits; empty if they are not known.
     """
 
     source: AnySource
     edits: tuple[AnyEdit, ...] = Field((), max_length=MOST_EDITS)
+    classes: tuple[str, ...] = Field((), max_length=MOST_CLASSES)
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> Self:
@@ -56,9 +59,11 @@ class Architecture(Section):
             LpvitError: There are options, but the model has no name in timm.
         """
         if options is not None:
-            return cls(source=Timm.of(model, options), edits=edits_of(model))
-        source = getattr(model, "lpvit_source", None) or found_source(model)
-        return cls(source=source.model_copy(update={"output": plain_output(model)}), edits=edits_of(model))
+            source: Source = Timm.of(model, options)
+        else:
+            source = getattr(model, "lpvit_source", None) or found_source(model)
+            source = source.model_copy(update={"output": plain_output(model)})
+        return cls(source=source, edits=edits_of(model), classes=classes_of(model))
 
     def with_edits(self, edits: Sequence[Edit]) -> Self:
         """The same source with these edits and no others."""
@@ -77,13 +82,15 @@ class Architecture(Section):
         Raises:
             LpvitError: The source cannot build it, or an edit does not fit.
         """
-        if given is None:
-            model = self.source.build(**arguments)
-        else:
-            model = self.source.described(given, getattr(given, "pretrained_cfg", None) or {})
-        model.lpvit_source = self.source  # type: ignore[assignment]
-        for edit in self.edits:
-            apply_edit(model, edit)
+        with torch.random.fork_rng(devices=[]):  # the seed is of this model alone
+            if given is None:
+                model = self.source.build(**arguments)
+            else:
+                model = self.source.described(given, getattr(given, "pretrained_cfg", None) or {})
+            model.lpvit_source = self.source  # type: ignore[assignment]
+            name_classes(model, self.classes)
+            for edit in self.edits:
+                apply_edit(model, edit)
         if state is not None:
             model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         if self.source.output:
@@ -102,6 +109,17 @@ def found_source(model: nn.Module) -> Source:
     return found or Given.of(model)
 
 
+def classes_of(model: nn.Module) -> tuple[str, ...]:
+    """The names of a model's classes in the order of its logits, or none; copies of a model keep them."""
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")  # by its library
+    return getattr(model, "lpvit_classes", ()) or tuple(named or ())
+
+
+def name_classes(model: nn.Module, classes: Sequence[str]) -> None:
+    """Records the names of a model's classes."""
+    model.lpvit_classes = tuple(classes)  # type: ignore[assignment]
+
+
 def outline(architecture: Architecture, state: Mapping[str, Tensor], given: nn.Module | None = None) -> nn.Module:
     """The model on the meta device, where it needs no memory, to check an architecture from a file.
 
@@ -114,7 +132,7 @@ def outline(architecture: Architecture, state: Mapping[str, Tensor], given: nn.M
         LpvitError: The architecture cannot be built, or is far larger than the file.
     """
     numbers = sum(tensor.numel() for tensor in state.values())
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), _at_most(3 * len(state) + 100):
+    with torch.device("meta"), _at_most(3 * len(state) + 100):
         try:
             model = architecture.build(given=None if given is None else deepcopy(given).to("meta"))
         except LpvitError:

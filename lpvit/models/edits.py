@@ -8,7 +8,6 @@ it.
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -17,6 +16,7 @@ from torch import nn
 
 from lpvit.errors import nearest, one_line
 from lpvit.settings import Section
+from lpvit.strategies import class_in
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -80,18 +80,7 @@ def edit_modules() -> dict[str, str]:
 
 def edit_class(kind: str) -> type[Edit]:
     """The class of a kind of edit."""
-    return final_class(edit_modules()[kind], Edit)
-
-
-def final_class(module: str, interface: type[Any]) -> type[Any]:
-    """The one class of an interface that a module defines."""
-    values = vars(import_module(module)).values()
-    (found,) = (
-        value
-        for value in values
-        if isinstance(value, type) and issubclass(value, interface) and value.__module__ == module
-    )
-    return found
+    return class_in(edit_modules()[kind], Edit, "kind", kind)
 
 
 def tagged(interface: type[Any], tag: str, modules: Mapping[str, str], value: Any) -> Any:
@@ -112,7 +101,7 @@ def tagged(interface: type[Any], tag: str, modules: Mapping[str, str], value: An
     if not isinstance(name, str) or name not in modules:
         raise ValueError(f"found {tag} {ascii(name)[:60]}{nearest(str(name), modules)}")
     try:
-        return final_class(modules[name], interface).model_validate(value)
+        return class_in(modules[name], interface, tag, name).model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, (name, *first["loc"])))

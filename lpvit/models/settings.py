@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from lpvit.moved import forwards
-from lpvit.settings import Section
+from lpvit.settings import LocalPath, Section
 
 SOURCES = ("timm", "transformers", "torchvision", "open_clip", "module")  # keys that name a model
 
@@ -36,7 +36,7 @@ class Model(Section):
         "pretrained",
         description="the source's weights, a local `checkpoint`, training by `recipe`, or none (for tests)",
     )
-    checkpoint: Path | None = Field(None, description="`.safetensors`, or `.pt`/`.pth` holding a state dict")
+    checkpoint: LocalPath | None = Field(None, description="`.safetensors`, or `.pt`/`.pth` holding a state dict")
     recipe: str | None = Field(
         None, description="recipe that trains the dense model from scratch (`train`), or from the given weights"
     )

@@ -9,7 +9,7 @@ features of a layer; B = numbers kept per gradient.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.passes import Batches, evaluation_mode, require_finite_logits
+from lpvit.models.analysis.trace import hooks
 from lpvit.models.outputs import read
 from lpvit.progress import bar
 
@@ -117,17 +118,38 @@ def recorded_layers(
         outputs[layer] = get_gradient_edge(given)  # of the current output, which later modules may change in place
         return given.clone() if given.is_leaf else None  # a leaf itself must not be changed in place
 
-    hooks = [
+    handles = [
         model.get_submodule(layer).register_forward_hook(
             lambda _, arguments, output, layer=layer: record(layer, arguments, output)
         )
         for layer in layers
     ]
-    try:
+    with hooks(handles):
         yield inputs, outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+
+@torch.no_grad()
+def layer_inputs(
+    model: nn.Module, loader: Batches, layers: Iterable[str], device: torch.device | str
+) -> Iterator[tuple[str, Tensor]]:
+    """Layer and its input tokens (N, T, I), batch after batch, from one forward pass over the images.
+
+    Args:
+        model: Moved to the device, otherwise not modified.
+        loader: Calibration images.
+        layers: Names of layers; each runs once in a forward pass.
+        device: Where to compute.
+    """
+    inputs: dict[str, Tensor] = {}
+    modules = {layer: model.get_submodule(layer) for layer in layers}
+    handles = [
+        module.register_forward_pre_hook(lambda _, given, layer=layer: inputs.update({layer: given[0]}))
+        for layer, module in modules.items()
+    ]
+    with evaluation_mode(model.to(device)), hooks(handles):
+        for images, _ in bar(loader, "inputs of layers", "batch"):
+            model(images.to(device))
+            yield from ((layer, input_tokens(modules[layer], inputs.pop(layer), len(images))) for layer in modules)
 
 
 def input_tokens(layer: nn.Module, inputs: Tensor, images: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Prunes a model to a budget: measure, allocate, choose, refit, once per round."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -8,7 +10,9 @@ from lpvit.allocation.feasibility import Shapes, require_reachable
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.models.analysis.passes import Batches
+from lpvit.pruning.outcome import Candidate, Estimate, reachable_shares, search
 from lpvit.pruning.rounds import before_last_round, measure
+from lpvit.structures.calibration import Statistics
 from lpvit.structures.structure import Compressed, ModelStructure, Structure
 
 
@@ -38,10 +42,64 @@ def prune(
     """
     if isinstance(structure, ModelStructure):
         assert budget.macs is not None, "its settings require it (`StructureSettings.require_budget`)"
+        structure.require_reachable(model, budget.macs)
         return structure.compress_to(model.to(device), images, budget.macs, refit=budget.refits)
     require_reachable(shapes, budget)  # before the expensive part
-    options, statistics = measure(model, images, structure, device)
-    tables = LayerTables(options.curves, options.blocks, shapes.costs, shapes.energy, shapes.latency)
+    tables, statistics = _measured(model, images, structure, shapes, device)
     tables = before_last_round(model, images, structure, tables, budget, device)
+    return compress(model, images, structure, tables, statistics, budget, device)
+
+
+def prune_to_outcome(
+    model: nn.Module,
+    images: Batches,
+    structure: Structure,
+    budget: Budget,
+    shapes: Shapes,
+    measure_outcome: Callable[[Compressed], Estimate],
+    device: torch.device | str,
+) -> list[Candidate]:
+    """Prunes a model to several shares of its MACs and measures each, until the best for a budget's outcome is known.
+
+    Args:
+        model: Dense; moved to the device, otherwise not modified.
+        images: Calibration images.
+        structure: What is removed, and its measures.
+        budget: With an outcome.
+        shapes: Costs of the model's layers.
+        measure_outcome: Of a compressed model, in the unit of the budget.
+        device: Where to compute.
+
+    Returns:
+        As `lpvit.pruning.outcome.search`.
+
+    Raises:
+        LpvitError: No share meets the budget, or something is not finite.
+    """
+    tables, statistics = _measured(model, images, structure, shapes, device)
+
+    def at(share: float) -> Compressed:
+        return compress(model, images, structure, tables, statistics, budget.at(share), device)
+
+    return search(budget, reachable_shares(tables, budget), at, measure_outcome)
+
+
+def compress(
+    model: nn.Module,
+    images: Batches,
+    structure: Structure,
+    tables: LayerTables,
+    statistics: Statistics | None,
+    budget: Budget,
+    device: torch.device | str,
+) -> Compressed:
+    """Allocates a budget by measured options, and compresses the dense model accordingly."""
     choice = structure.choose(tables.blocks, allocate(tables, budget))
     return structure.compress(model, choice, statistics, images if budget.refits else None, device)
+
+
+def _measured(
+    model: nn.Module, images: Batches, structure: Structure, shapes: Shapes, device: torch.device | str
+) -> tuple[LayerTables, Statistics | None]:
+    options, statistics = measure(model, images, structure, device)
+    return LayerTables(options.curves, options.blocks, shapes.costs, shapes.energy, shapes.latency), statistics

@@ -13,6 +13,7 @@ from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
 from lpvit.models.analysis.passes import Batches
 from lpvit.models.edits import apply_edit
+from lpvit.precisions import PRECISIONS, dtype_of
 from lpvit.quantisation.edit import Int8Layers
 from lpvit.quantisation.layers import QuantisedLinear, int8_layers
 from lpvit.quantisation.settings import Quantisation
@@ -52,8 +53,8 @@ def quantise_model(
         raise LpvitError("model: is quantised already; quantise the model that it was made from")
     if quantisation.looks_at_images and loader is None:
         raise LpvitError("quantisation: error feedback needs calibration images; give them, or 'rounding: nearest'")
-    if quantisation.precision == "bfloat16":
-        return deepcopy(model).cpu().bfloat16()
+    if PRECISIONS[quantisation.precision].floating:
+        return deepcopy(model).cpu().to(dtype_of(quantisation.precision))
     layers = _layers(model, quantisation)
     quantised = apply_edit(deepcopy(model.to(device)), Int8Layers(layers=tuple(layers)))
     fits = [_fit(model.get_submodule(layer), layer, keep_masks.get(layer), block_shape) for layer in layers]

@@ -4,13 +4,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lpvit.precisions import CONVERTED
 from lpvit.settings import Section
 
 
 class Quantisation(Section):
     """How a pruned model is quantised for inference, after any fine-tuning."""
 
-    precision: Literal["int8", "bfloat16"] = Field(
+    precision: Literal[CONVERTED] = Field(  # type: ignore[valid-type]
         "int8",
         description="`int8`: weights with one scale per row, inputs quantised per token at run time, other layers in "
         "float32; `bfloat16`: the whole model",

@@ -305,7 +305,13 @@ def _scale(branch: Branch | None, module: MatrixLayer) -> Tensor:
 def _store(module: MatrixLayer, weight: Tensor, gram: Tensor, keep: Tensor) -> None:
     if isinstance(module, RoundedLayer):
         module.store_rounded(weight, gram, keep)
-        return
+    else:
+        store_weight(module, weight)
+
+
+@torch.no_grad()
+def store_weight(module: MatrixLayer, weight: Tensor) -> None:
+    """Stores weight and bias, (O, J), in a layer."""
     in_features = weight_matrix(module).shape[1]
     module.weight.copy_(weight[:, :in_features].reshape(module.weight.shape))
     if module.bias is not None:

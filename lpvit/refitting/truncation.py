@@ -96,7 +96,8 @@ def _root(metric: Tensor) -> Tensor:
     root, failed = torch.linalg.cholesky_ex(metric)
     if failed:
         raise SingularError
-    return root
+    lower: Tensor = root
+    return lower
 
 
 def damped(metric: Tensor, damping: float) -> Tensor:

@@ -16,6 +16,8 @@ STAGES = {
 BUDGETS = {
     "macs": "MACs kept, of the dense model",
     "sparsity": "sparsity of the prunable layers",
+    "parameters": "parameters kept, of the dense model",
+    "bytes": "bytes kept, of the dense model",
     "energy": "modelled energy kept, of the dense model",
     "latency": "measured time kept, of the prunable layers",
 }

@@ -25,7 +25,7 @@ def interactive(figure: Figure) -> dict[str, Any] | None:
     """Plotly's ``data`` and ``layout``; None for a figure with other elements than lines and bars.
 
     Args:
-        figure: With its axes in a grid; a colour bar is omitted, because lines are labelled.
+        figure: With its axes in a grid, and at most one colour bar.
     """
     panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None and axes.get_label() != "<colorbar>"]
     if not all(map(_is_plain, panels)) or not any(axes.lines or axes.containers for axes in panels):
@@ -43,12 +43,60 @@ def interactive(figure: Figure) -> dict[str, Any] | None:
         at = str(index + 1) if index else ""
         labels = axes.get_xlabel() or figure.get_supxlabel(), axes.get_ylabel() or figure.get_supylabel()
         data += [{**trace, "xaxis": f"x{at}", "yaxis": f"y{at}"} for trace in _traces(axes, *labels)]
-        for kind, label in zip("xy", labels, strict=True):
+        for kind, label in zip("xy", (axes.get_xlabel(), labels[1]), strict=True):
             layout[f"{kind}axis{at}"] = _axis(axes, kind, label, shown[0] if index else None)
         place = {"xref": f"x{at} domain", "yref": f"y{at} domain", "x": 0, "y": 1, "xanchor": "left"}
         title = axes.get_title(loc="left") or axes.get_title()
         layout["annotations"].append({"text": title, "showarrow": False, "yanchor": "bottom", **place})
-    return {"data": data, "layout": layout}
+    if common := figure.get_supxlabel():
+        below = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0, "yshift": -40}
+        layout["annotations"].append({"text": common, "showarrow": False, "yanchor": "bottom", **below})
+    named = _named_once(data) if _has_legend(figure, shown) else []
+    layout["showlegend"] = bool(named)
+    if named:
+        layout["legend"] = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
+        layout["height"] += 40
+        layout["margin"]["b"] += 40
+    return {"data": [*data, *_color_bar(figure)], "layout": layout}
+
+
+def _has_legend(figure: Figure, panels: list[Axes]) -> bool:
+    return bool(figure.legends) or any(axes.get_legend() for axes in panels)
+
+
+def _named_once(data: list[Trace]) -> list[Trace]:
+    """Traces that stand in the legend: the first of every name."""
+    seen: set[str] = set()
+    for trace in data:
+        trace["showlegend"] = bool(trace.get("name")) and trace["name"] not in seen
+        seen.add(trace.get("name", ""))
+    return [trace for trace in data if trace["showlegend"]]
+
+
+def _color_bar(figure: Figure) -> Iterator[Trace]:
+    """The colour bar as a trace without points."""
+    for axes in figure.axes:
+        if axes.get_label() != "<colorbar>":
+            continue
+        mappable = axes._colorbar.mappable  # type: ignore[attr-defined]  # matplotlib has no public way back
+        low, high = float(mappable.norm.vmin), float(mappable.norm.vmax)
+        count = mappable.cmap.N
+        edges = [(i / count, (i + 1) / count, to_hex(mappable.cmap(i))) for i in range(count)]
+        marker = {
+            "color": [low],
+            "cmin": low,
+            "cmax": high,
+            "colorscale": [[end, color] for start, stop, color in edges for end in (start, stop)],
+            "showscale": True,
+            "colorbar": {
+                "title": {"text": axes.get_ylabel(), "side": "right"},
+                "thickness": 12,
+                "outlinewidth": 0,
+                "tick0": 0,
+                "dtick": max(1, math.ceil((high - low) / 7)),
+            },
+        }
+        yield {"x": [None], "y": [None], "mode": "markers", "marker": marker, "showlegend": False, "hoverinfo": "skip"}
 
 
 def _is_plain(axes: Axes) -> bool:

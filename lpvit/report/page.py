@@ -6,7 +6,6 @@ The text is in ``template/page.html``; here numbers are formatted.
 import base64
 import importlib.resources
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import jinja2
 import pandas as pd
 
 from lpvit.report.charts import DENSE, chart_data
-from lpvit.report.formats import STAGES, human, interval, joules
+from lpvit.report.formats import human, joules
+from lpvit.report.results import Cell, column_help, kept_by_layer, result_tables, structure_cell
 from lpvit.report.tables.speed import speed_parts
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -31,9 +31,12 @@ class Report:
         summary: From `summary`.
         speed: From `read_speed`; no rows if nothing was measured.
         series: Experiment -> its series, from `lpvit.report.series`.
-        experiments: Of each its ``name``, ``decisions`` (section -> name and settings as text), ``figures`` (SVG
-            ``file``, ``title`` and ``caption``, with plotly's JSON in the same folder) and ``layers``, a frame
-            of schema ``LAYERS``, of its last model.
+        experiments: Of each its ``name``, ``structure`` as text, ``decisions`` (section -> name and settings as text),
+            ``figures`` (SVG ``file``, ``title`` and ``caption``, with plotly's JSON in the same folder), ``methods``, a
+            paragraph, ``layers``, a frame of schema ``LAYERS``, of its last model, ``allocation``, a frame of schema
+            ``ALLOCATION`` or None, and the ``rank_multiple`` of factors, else None.
+        chance: Dataset -> top-1 in % of always guessing its most frequent class.
+        command: Of the run, as a person types it, without a target: ``lpvit prune lpvit.yaml``.
         tradeoff: Figure of accuracy against MACs (SVG file).
         paper: Text, table and figure (SVG file) of the paper's rows, or None.
         facts: Title -> name -> value.
@@ -47,21 +50,14 @@ class Report:
     speed: pd.DataFrame
     series: Mapping[str, str]
     experiments: Sequence[Mapping[str, Any]]
+    chance: Mapping[str, float]
+    command: str
     tradeoff: str
     paper: Mapping[str, Any] | None
     facts: Mapping[str, Mapping[str, str]]
     durations: pd.DataFrame
     config: str
     written: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a sortable table: text, sort key, and a remark in small print."""
-
-    text: str
-    value: float | str
-    note: str = ""
 
 
 def render(report: Report, interactive: bool = True) -> str:
@@ -79,7 +75,8 @@ def render(report: Report, interactive: bool = True) -> str:
     plotly = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
     return environment.get_template("page.html").render(
         report=report,
-        tables=list(_tables(report.summary, fresh)),
+        tables=list(result_tables(report.summary, fresh, _structures(report), report.chance)),
+        help=column_help,
         experiments=list(_experiments(report)),
         chart=chart_data(report.summary, fresh, report.series),
         interactive=interactive,
@@ -112,93 +109,12 @@ def up_to_date(speed: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame
     return speed[~speed["experiment"].isin(stale)], stale
 
 
-def best(rows: pd.DataFrame) -> pd.Series:
-    """Pareto-optimal models: no other is more accurate with as many MACs (to 0.5 %) or fewer.
-
-    Args:
-        rows: Of one dataset and model: ``macs`` and ``top1`` of final models.
-    """
-    return pd.Series(
-        [
-            (rows.loc[rows["macs"] <= 1.005 * macs, "top1"] <= top1).all()
-            for macs, top1 in zip(rows["macs"], rows["top1"], strict=True)
-        ],
-        rows.index,
-        bool,
-    )
-
-
-def _tables(summary: pd.DataFrame, speed: pd.DataFrame) -> Iterable[dict[str, Any]]:
-    """One table per dense model, with the models of its experiments."""
-    for (dataset, model), of_model in summary.groupby(["dataset", "model"], sort=False):
-        dense = of_model[of_model["stage"] == DENSE].iloc[0]
-        by_experiment = of_model[of_model["stage"] != DENSE].groupby("experiment", sort=False)
-        final = by_experiment.tail(1).set_index("experiment")
-        pruned = by_experiment.head(1).set_index("experiment")["top1"]
-        timed = speed[(speed["dataset"] == dataset) & (speed["model"] == model)]
-        cells = _cells(dense, dense, math.nan, _speed_ups(timed, None))
-        rows: list[dict[str, Any]] = [{"experiment": DENSE, "cells": cells}]
-        for name, row in zip(final.index.astype(str), (row for _, row in final.iterrows()), strict=True):
-            before = pruned[name] if row["stage"] != "pruned" else math.nan
-            cells = _cells(row, dense, before, _speed_ups(timed, name))
-            rows.append({"experiment": name, "stage": STAGES.get(row["stage"], row["stage"]), "cells": cells})
-        yield {
-            "dataset": dataset,
-            "model": model,
-            "columns": list(cells),
-            "rows": rows,
-            "best": set(final.index[best(final)]),
-            "images": int(dense["images"]),
-            "skipped": int(dense["images_skipped"]),
-            "leader": None if final.empty else _leader(final, dense),
-            "timed": len(timed) > 0,
-        }
-
-
-def _cells(row: pd.Series, dense: pd.Series, pruned: float, faster: Mapping[str, Cell]) -> dict[str, Cell]:
-    """Column -> cell, for one model."""
-    lost = row["top1"] - dense["top1"]
+def _structures(report: Report) -> dict[str, Cell]:
     return {
-        "top-1": Cell(f"{row['top1']:.2f} %", row["top1"], interval(row["top1_low"], row["top1_high"])),
-        "against dense": Cell("" if row["stage"] == DENSE else f"{lost:+.2f}".replace("-", "\u2212"), lost),
-        "before tuning": Cell("" if math.isnan(pruned) else f"{pruned:.2f} %", -1 if math.isnan(pruned) else pruned),
-        "MACs": Cell(human(row["macs"]), row["macs"], f"{100 * row['macs_ratio']:.1f} %"),
-        **faster,
-        "energy": Cell(joules(row["energy"]), row["energy"], f"{100 * row['energy_ratio']:.1f} %"),
-        "power term": _share(row["power_term"]),
-        "all MACs": Cell(human(row["macs_all"]), row["macs_all"]),
-        "parameters": Cell(human(row["parameters"]), row["parameters"]),
-        "sparsity": Cell(f"{100 * row['sparsity']:.1f} %", row["sparsity"]),
-        "top-5": Cell(f"{row['top5']:.2f} %", row["top5"]),
-    }
-
-
-def _share(value: float) -> Cell:
-    return Cell("\u2013", -1) if math.isnan(value) else Cell(f"{100 * value:.1f} %", value)
-
-
-def _speed_ups(speed: pd.DataFrame, experiment: str | None) -> dict[str, Cell]:
-    """The fastest configuration of a model at every batch size; None is the dense model."""
-    cells = {}
-    for batch_size, rows in speed.groupby("batch_size"):
-        own = rows[(rows["experiment"] == experiment) & (rows["stage"] != DENSE)]
-        cell = Cell("1.00\u00d7", 1.0) if experiment is None else Cell("\u2013", -1)
-        if len(own):
-            setup = own.sort_values("speed_up").iloc[-1]
-            ends = f"{setup['speed_up_low']:.2f} to {setup['speed_up_high']:.2f}"
-            cell = Cell(f"{setup['speed_up']:.2f}\u00d7", setup["speed_up"], ends)
-        cells[f"faster, batch {batch_size}"] = cell
-    return cells
-
-
-def _leader(final: pd.DataFrame, dense: pd.Series) -> dict[str, str]:
-    row = final.sort_values(["top1", "macs"], ascending=[False, True]).iloc[0]
-    return {
-        "name": str(row.name),
-        "top1": f"{row['top1']:.2f} %",
-        "interval": interval(row["top1_low"], row["top1_high"]),
-        "macs": f"{100 * row['macs_ratio']:.1f} %",
-        "dense": f"{dense['top1']:.2f} %",
+        experiment["name"]: structure_cell(
+            experiment["structure"], experiment["allocation"], experiment["rank_multiple"]
+        )
+        for experiment in report.experiments
     }
 
 
@@ -213,7 +129,7 @@ def _experiments(report: Report) -> Iterable[dict[str, Any]]:
                 shown.append({**figure, "panels": json.loads(Path(file).with_suffix(".json").read_text())})
             else:
                 elsewhere.append({"title": figure["title"], "experiment": home[file]})
-        layers = experiment["layers"]
+        kept = kept_by_layer(experiment["allocation"], experiment["rank_multiple"])
         yield {
             **experiment,
             "shown": shown,
@@ -221,18 +137,15 @@ def _experiments(report: Report) -> Iterable[dict[str, Any]]:
             "layers": [
                 (
                     row["layer"],
-                    _kept(row),
+                    kept.get(row["layer"])
+                    or kept.get(row["layer"].rpartition(".")[0], "all"),  # of a factor: its layer
                     human(row["macs"]),
                     human(row["parameters"]),
                     joules(row["energy"]),
                 )
-                for row in layers.to_dict("records")
+                for row in experiment["layers"].to_dict("records")
             ],
         }
-
-
-def _kept(layer: Mapping[Any, Any]) -> str:
-    return f"{100 * layer['blocks_kept'] / layer['blocks']:.1f} %" if layer["blocks"] else "\u2013"
 
 
 def _image(file: str) -> str:

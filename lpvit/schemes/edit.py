@@ -6,9 +6,10 @@ from typing import Any, Literal, final
 from pydantic import field_validator
 from torch import nn
 
-from lpvit.models.edits import Edit, apply_edit
+from lpvit.errors import LpvitError
+from lpvit.models.edits import Edit, apply_edit, edits_of
 from lpvit.schemes import kinds as _  # noqa: F401 - stages that import this module depend on all of them
-from lpvit.schemes.settings import AnyScheme, Scheme, read_scheme
+from lpvit.schemes.settings import AnyScheme, Scheme, read_scheme, require_compatible
 
 
 @final
@@ -31,8 +32,13 @@ class AddedScheme(Edit):
         """Adds the scheme; its own weights are initialised at random.
 
         Raises:
-            LpvitError: The scheme does not fit the model.
+            LpvitError: The scheme does not fit the model, or another one that it has.
         """
+        others = [edit.scheme for edit in edits_of(model) if isinstance(edit, AddedScheme)]
+        try:
+            require_compatible([*others, self.scheme])
+        except ValueError as error:
+            raise LpvitError(f"schemes: {error}") from None
         self.scheme.add(model)
         model.train(model.training)  # for the new parts
 
@@ -50,6 +56,6 @@ def add_scheme(model: nn.Module, scheme: Scheme) -> nn.Module:
         scheme: Its kind and settings.
 
     Raises:
-        LpvitError: The scheme does not fit the model.
+        LpvitError: The scheme does not fit the model, or another one that it has.
     """
     return apply_edit(model, AddedScheme(scheme=scheme))

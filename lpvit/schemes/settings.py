@@ -1,6 +1,7 @@
 """Settings of schemes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from lpvit.errors import LpvitError
@@ -18,6 +19,7 @@ class Scheme(Section):
     """
 
     registry: ClassVar = Registry("lpvit.schemes.kinds", tag="scheme")
+    takes_over: ClassVar[frozenset[str]]  # parts of a model that no other scheme may change: attention, tokens
 
     scheme: str
 
@@ -41,6 +43,17 @@ class Scheme(Section):
             LpvitError: The model is not of the kind that the scheme works on.
         """
         raise NotImplementedError
+
+
+def require_compatible(schemes: Iterable[Scheme]) -> None:
+    """Checks that no two schemes of a model take over the same part of it.
+
+    Raises:
+        ValueError: Two do; they are named.
+    """
+    for one, other in combinations(schemes, 2):
+        for part in sorted(one.takes_over & other.takes_over):
+            raise ValueError(f"'{one.scheme}' and '{other.scheme}' both change the {part} of a model; keep one of them")
 
 
 AnyScheme = Annotated[Scheme, Scheme.registry]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from lpvit.errors import LpvitError
+from lpvit.precisions import has_kernel, name_of
 from lpvit.sparse.build import cpu_kernel
 from lpvit.sparse.operator import LIBRARY, Path, define, implement, log_once, path_for
 
@@ -70,8 +71,8 @@ def attention_path(device: torch.device, dtype: torch.dtype, *, int8: bool = Fal
         dtype: Of these.
         int8: Whether to multiply in int8.
     """
-    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return Path("dense", f"no kernel for {str(dtype).removeprefix('torch.')} on '{device.type}'")
+    if device.type != "cpu" or not (dtype.is_floating_point and has_kernel(dtype, device.type)):
+        return Path("dense", f"no kernel for {name_of(dtype)} on '{device.type}'")
     path = path_for(device, torch.int8 if int8 else dtype)
     if path.reason:
         return Path("dense", path.reason)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from lpvit.errors import LpvitError
+from lpvit.precisions import SPARSE, dtype_of
 from lpvit.sparse.int8 import (
     MOST_INPUTS,
     QuantisedLayer,
@@ -24,8 +25,6 @@ from lpvit.sparse.int8 import (
 from lpvit.sparse.operator import FusedOperations, SparseLayer, block_sparse_linear, path_of
 from lpvit.sparse.storage import compress, decompress, indexed_keep_mask
 from lpvit.structures.blocks.grid import BlockGrid
-
-PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 class BlockSparseLinear(nn.Module):
@@ -87,7 +86,7 @@ class BlockSparseLinear(nn.Module):
             keep_mask: Shape (R, C), bool, True where the block is kept.
             block_shape: (r, c).
             gelu: Whether to fuse a following GELU.
-            precision: ``float32``, ``bfloat16`` or ``int8``; by default that of the weights.
+            precision: Of `lpvit.precisions.SPARSE`; by default that of the weights.
             scales: For int8, of each output, shape (O,); by default the largest kept weight over 127.
 
         Raises:
@@ -100,15 +99,15 @@ class BlockSparseLinear(nn.Module):
                 f"{grid.shape[1]}; blocks of {block_shape[0]}x{block_shape[1]} need torch.bool of {grid.rows}x"
                 f"{grid.columns}"
             )
-        if precision not in (None, *PRECISIONS):
-            raise LpvitError(f"precision: no '{precision}'; there are {', '.join(PRECISIONS)}")
+        if precision not in (None, *SPARSE):
+            raise LpvitError(f"precision: no '{precision}'; there are {', '.join(SPARSE)}")
         weight, keep_mask = linear.weight.detach(), keep_mask.to(linear.weight.device)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         if precision == "int8":
             values, scales = quantise_weight(weight * grid.expand(keep_mask), scales)
             blocks, rows, columns = compress(values, keep_mask, block_shape)
             return Int8BlockSparseLinear(grid.shape, blocks, scales, rows, columns, bias, gelu)
-        dtype = weight.dtype if precision is None else getattr(torch, precision)
+        dtype = weight.dtype if precision is None else dtype_of(precision)
         bias = None if bias is None else bias.to(dtype)
         return BlockSparseLinear(grid.shape, *compress(weight.to(dtype), keep_mask, block_shape), bias, gelu)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
+from lpvit.precisions import PRECISIONS, has_kernel, name_of
 from lpvit.sparse.build import cpu_kernel
 from lpvit.sparse.storage import decompress
 from lpvit.structures.blocks.grid import BlockGrid
@@ -108,14 +109,10 @@ def path_for(device: torch.device, dtype: torch.dtype, block_columns: int = 2) -
     """
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return Path("masked dense", "Triton is not installed")
-    dtypes = {
-        "cuda": (torch.float16, torch.bfloat16, torch.float32, torch.int8),
-        "cpu": (torch.float32, torch.bfloat16, torch.int8),
-    }
-    if device.type not in dtypes:
+    if not any(device.type in row.kernels for row in PRECISIONS.values()):
         return Path("masked dense", f"no kernel for the device '{device.type}'")
-    if dtype not in dtypes[device.type]:
-        return Path("masked dense", f"no kernel for {str(dtype).removeprefix('torch.')} on '{device.type}'")
+    if not has_kernel(dtype, device.type):
+        return Path("masked dense", f"no kernel for {name_of(dtype)} on '{device.type}'")
     return Path("triton") if device.type == "cuda" else _cpu_path(dtype, block_columns)
 
 

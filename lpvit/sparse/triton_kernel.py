@@ -194,7 +194,7 @@ def _tilings() -> list[triton.Config]:
         (256, 32, 8, 4),
         (256, 64, 8, 3),
     ]
-    # On an H100 in bfloat16 the best of these is within 3 % of the best of 28 (benchmarks/notes/sparse_gpu.md).
+    # On an H100 in bfloat16 the best of these is within 3 % of the best of 28.
     by_boxes = [(64, 64, 4, 4), (128, 32, 4, 5), (128, 64, 4, 3), (128, 128, 8, 3)]
     turned = [(128, 64, 4, 2), (128, 128, 4, 3), (256, 64, 8, 2), (256, 64, 8, 3)]
     if INTERPRETED:

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import pandas as pd
 from pydantic import TypeAdapter
 
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.allocation.tables import LayerTables
 from lpvit.costs.settings import Energy
-from lpvit.store.schemas import BLOCKS, COSTS, CURVES
+from lpvit.store.schemas import BLOCKS, COSTS, CURVES, OUTCOMES
 from lpvit.store.tables import read_parquet
 from lpvit.structures.settings import AnyStructure, StructureSettings
 from lpvit.structures.structure import ModelStructure, Structure, structure_of
@@ -26,14 +27,24 @@ def allocation_inputs(snakemake: Any) -> tuple[LayerTables, Budget]:
     """Reads the inputs of an allocation.
 
     Args:
-        snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.
+        snakemake: The object that Snakemake gives to the script of a rule with these inputs and params; with an input
+            ``outcomes``, the budget is the share of the MACs chosen there.
     """
-    table, block_shape = snakemake.input.latency, snakemake.params.pruning.get("block_shape")
+    pruning: StructureSettings = TypeAdapter(AnyStructure).validate_python(snakemake.params.pruning)
+    timed = [snakemake.input.latency] if isinstance(snakemake.input.latency, str) else list(snakemake.input.latency)
     tables = LayerTables(
         curves=read_parquet(snakemake.input.curves, CURVES),
         blocks=read_parquet(snakemake.input.blocks, BLOCKS),
         costs=read_parquet(snakemake.input.costs, COSTS),
         energy=Energy.model_validate(snakemake.params.energy),
-        latency=read_latency(table, tuple(block_shape)) if table else None,
+        latency=read_latency(timed, pruning.timed_shapes) if timed else None,
     )
-    return tables, Budget.model_validate(snakemake.params.budget)
+    budget = Budget.model_validate(snakemake.params.budget)
+    found = snakemake.input.get("outcomes")
+    return tables, budget.at(chosen_share(read_parquet(found, OUTCOMES))) if found else budget
+
+
+def chosen_share(outcomes: pd.DataFrame) -> float:
+    """The share of the MACs that met a budget by outcome best, of a table of schema ``OUTCOMES``."""
+    (share,) = outcomes.loc[outcomes["chosen"], "macs"]
+    return float(share)

@@ -6,7 +6,7 @@ the job instead (`lpvit.store.records`), which names the settings that differ.
 
 Snakemake has no public interface for this: an input that represents the settings reruns every job once more under the
 trigger `input`, and params are not compared without metadata. So two methods of one of its classes are replaced, only
-here; `tests/workflow/test_persistence.py` tests this with the oldest and the newest supported version of Snakemake.
+here, as are the hooks of a run; tests run this with the oldest and the newest supported version of Snakemake.
 """
 
 import inspect
@@ -61,6 +61,27 @@ def complete(is_ours: Callable[[Any], bool]) -> None:
         return change
 
     memory.has_metadata, memory.params_changed = has_metadata, params_changed
+
+
+def add_hook(workflow: Any, event: str, hook: Callable[[], None]) -> None:
+    """Calls a function at an event of a run, also where this workflow is a module, whose hooks Snakemake ignores.
+
+    Args:
+        workflow: Of Snakemake.
+        event: ``onstart`` or ``onsuccess``.
+        hook: Called before what the workflow itself registers for this event, now or later.
+    """
+
+    def with_ours(theirs: Callable[..., None]) -> Callable[..., None]:
+        def both(log: Any) -> None:
+            hook()
+            theirs(log)
+
+        return both
+
+    register = getattr(workflow, event)
+    setattr(workflow, f"_{event}", with_ours(getattr(workflow, f"_{event}")))
+    setattr(workflow, event, lambda theirs: register(with_ours(theirs)))
 
 
 def _memory() -> Any:

@@ -1,10 +1,10 @@
 """Checks a whole config against its data and models in seconds, before hours of work."""
 
 import functools
-import importlib.util
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,29 +12,30 @@ import timm
 import torch
 from torch import nn
 
-from lpvit.allocation.feasibility import Shapes, dense_and_least, require_reachable
+from lpvit.allocation.feasibility import Shapes, bounds, require_reachable
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.config.config import Config, Experiment
 from lpvit.costs.cost import measure_costs
-from lpvit.costs.settings import Energy
-from lpvit.data.index import list_images, usable_images
+from lpvit.data.encoded import first_without_jpeg
+from lpvit.data.index import class_names, list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
+from lpvit.lazy import is_installed
 from lpvit.models.analysis.trace import IMAGES, random_images
 from lpvit.models.architecture import Architecture
+from lpvit.models.labels import require_labels_of_weights
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
 from lpvit.models.sources.dense import source_of
 from lpvit.models.sources.pretrained import require_fetchable
-from lpvit.models.sources.timm import nearest_model
+from lpvit.models.sources.timm import create_model, nearest_model
 from lpvit.models.unpacking.edit import unpack
 from lpvit.schemes.edit import add_scheme
 from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.structure import ModelStructure, structure_of
-from lpvit.structures.width.narrowing import require_narrowable
-from lpvit.structures.width.settings import Width
+from lpvit.training.loss import require_fit
 from lpvit.training.settings import Recipe
 
 LARGEST_BLOCK_PRODUCTS = 8 * 2**30  # bytes
@@ -60,15 +61,18 @@ def plan_experiments(settings: Config) -> pd.DataFrame:
         with problems.of(name):
             images = listed(experiment.dataset)
         with problems.of(name):
-            _check_calibration(calibration.images, images)
+            _check_calibration(calibration.images, settings.budgets[experiment.budget], images)
         with problems.of(name):
             _check_weights(model)
-        for recipe in filter(None, (experiment.recipe, model.recipe)):
-            with problems.of(name):
-                _check_teacher(settings.recipes[recipe])
+        classes = None if images is None else images["label"].nunique()
         with problems.of(name):
-            classes = None if images is None else images["label"].nunique()
-            row = _check_pruning(_check_model(model, classes), experiment, settings)
+            if images is not None:
+                require_labels_of_weights(model, class_names(images))
+            built = _check_model(model, classes)
+            for recipe in filter(None, (experiment.recipe, model.recipe)):
+                with problems.of(name):
+                    _check_teacher(settings.recipes[recipe], built, classes)
+            row = _check_pruning(built, experiment, settings)
             rows.append({"experiment": name, "classes": classes, **row})
     problems.raise_any()
     return pd.DataFrame(rows)
@@ -96,26 +100,27 @@ class _Problems:
 
 def _list_dataset(dataset: Dataset) -> pd.DataFrame:
     """Schema ``IMAGES``; no image has a problem yet."""
-    if dataset.loader == "dali" and importlib.util.find_spec("nvidia.dali") is None:
+    if dataset.loader == "dali" and not is_installed("nvidia.dali"):
         raise LpvitError(
             "loader 'dali': nvidia-dali is not installed; pip install 'lpvit[dali]', or use 'loader: timm'"
         )
-    images = list_images(dataset.source, dataset.root, dataset.train, dataset.validation, dataset.validation_share)
-    others = images["path"][~images["path"].str.lower().str.endswith((".jpg", ".jpeg"))]
-    if dataset.loader == "dali" and len(others):
-        raise LpvitError(
-            f"loader 'dali': reads JPEG files, {len(others)} of {len(images)} are none, such as {others.iloc[0]}; "
-            "use 'loader: timm' or 'memory'"
-        )
+    images = list_images(dataset)
+    if dataset.loader == "dali" and (other := first_without_jpeg(dataset.folder, images["path"].tolist())):
+        raise LpvitError(f"loader 'dali': reads JPEG files, {other} is none; use 'loader: timm' or 'memory'")
     if images["label"].nunique() < 2:
         raise LpvitError(f"dataset: {dataset.root} has one class, '{images['class_name'].iloc[0]}'; models need two")
     return images
 
 
-def _check_calibration(count: int, images: pd.DataFrame | None) -> None:
+def _check_calibration(count: int, budget: Budget, images: pd.DataFrame | None) -> None:
     available = math.inf if images is None else len(usable_images(images, "train"))
     if count > available:
         raise LpvitError(f"calibration: {count} images asked for, the training split has {available}; lower 'images'")
+    if budget.points_lost is not None and count + budget.held_out > available:
+        raise LpvitError(
+            f"budget: {budget.held_out} held-out images asked for, the training split has {available - count} beside "
+            "the calibration's; lower 'held_out'"
+        )
 
 
 def _check_weights(model: Model) -> None:
@@ -126,7 +131,7 @@ def _check_weights(model: Model) -> None:
             raise LpvitError(f"models: {error} with 'weights: checkpoint' and 'checkpoint: path'") from None
 
 
-def _check_teacher(recipe: Recipe) -> None:
+def _check_teacher(recipe: Recipe, student: nn.Module, classes: int | None) -> None:
     if recipe.teacher in (None, "dense"):
         return
     teacher = str(recipe.teacher)
@@ -140,6 +145,23 @@ def _check_teacher(recipe: Recipe) -> None:
             raise LpvitError(f"teacher: {error} as 'teacher_checkpoint'") from None
     elif not recipe.teacher_checkpoint.is_file():
         raise LpvitError(f"teacher_checkpoint: {recipe.teacher_checkpoint} not found")
+    _check_what_it_teaches(teacher, recipe.teacher_checkpoint, student, classes)
+
+
+def _check_what_it_teaches(teacher: str, checkpoint: Path | None, student: nn.Module, classes: int | None) -> None:
+    with torch.device("meta"):
+        built = create_model(teacher, student.num_classes)  # type: ignore[arg-type]
+    require_fit(student, built)
+    if not classes:
+        return
+    known = timm.get_pretrained_cfg(teacher).num_classes
+    if checkpoint is not None:
+        require_same(built, read_checkpoint(checkpoint, built), checkpoint)
+    elif known != classes:
+        raise LpvitError(
+            f"teacher: timm's '{teacher}' knows {known} classes, the dataset has {classes}, so its head is random; "
+            "give its weights for these classes as 'teacher_checkpoint'"
+        )
 
 
 def _check_model(model: Model, classes: int | None) -> nn.Module:
@@ -161,43 +183,27 @@ def _check_model(model: Model, classes: int | None) -> nn.Module:
 def _check_pruning(model: nn.Module, experiment: Experiment, settings: Config) -> dict[str, Any]:
     """What an experiment will prune of a model on the meta device."""
     budget, pruning = settings.budgets[experiment.budget], settings.prunings[experiment.pruning]
-    if isinstance(pruning, Width):
-        require_narrowable(model)
+    if budget.by_outcome and experiment.schemes:
+        raise LpvitError(f"schemes: a budget in '{budget.outcome[0]}' is measured without schemes; leave them out")
     with torch.device("meta"):
         for scheme in experiment.schemes:
             add_scheme(model, settings.schemes[scheme])
     costs = measure_costs(model)
     structure = structure_of(pruning)
+    macs, target = int(costs["macs"].sum()), next(iter(budget.stated.values()))
     if isinstance(structure, ModelStructure):
-        macs = costs["macs"].sum()
-        return {"dense_macs": macs, "prunable_macs": macs, "least_macs": 0, "target": budget.targets["macs"]}
-    counts = structure.counts(model)
-    row = _check_budget(costs, counts, structure.block_shape, budget, settings.energy)
-    if isinstance(pruning, Blocks):
-        samples = settings.calibrations[experiment.calibration].images * pruning.probes_used
-        _check_block_products(sum(counts.values()), samples)
-    return row
-
-
-def _check_budget(
-    costs: pd.DataFrame,
-    blocks: Mapping[str, int],
-    block_shape: tuple[int, int] | None,
-    budget: Budget,
-    energy: Energy,
-) -> dict[str, float]:
-    latency = None
-    if budget.latency_table is not None and block_shape is not None:
-        latency = read_latency(budget.latency_table, block_shape)
-    shapes = Shapes(costs, blocks, energy, latency)
+        structure.require_reachable(model, target)
+        return {"dense_macs": macs, "prunable_macs": macs, "least_macs": 0, "target": target}
+    table, pieces = budget.latency_table, structure.pieces(model)
+    latency = None if table is None else read_latency([table], pruning.timed_shapes)
+    shapes = Shapes(costs, pieces, settings.energy, latency)
     require_reachable(shapes, budget)
-    dense, least = dense_and_least(shapes, "macs", budget)
-    return {
-        "dense_macs": int(dense),
-        "prunable_macs": int(costs.loc[costs["layer"].isin(blocks), "macs"].sum()),
-        "least_macs": math.ceil(least),
-        "target": next(iter(budget.targets.values())),
-    }
+    for blocks in (part for part in pruning.parts.values() if isinstance(part, Blocks)):
+        samples = settings.calibrations[experiment.calibration].images * blocks.probes_used
+        _check_block_products(int((pieces[0]["structure"] == "blocks").sum()), samples)
+    _, _, at_most = bounds(shapes, "macs", 1.0, budget)
+    prunable = int(costs.loc[costs["layer"].isin(pieces[0]["layer"]), "macs"].sum())
+    return {"dense_macs": macs, "prunable_macs": prunable, "least_macs": macs - int(at_most), "target": target}
 
 
 def _check_block_products(blocks: int, samples: int) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lpvit.errors import LpvitError
-from lpvit.settings import Compute
+from lpvit.settings import Compute, local_path
+from lpvit.stages.gpus import take_gpus
 from lpvit.store.holding import end_with_the_run, require_held
 from lpvit.store.records import drop_record, write_record
 
@@ -37,7 +38,7 @@ def stage(snakemake: Any) -> Iterator[Compute]:
     except LpvitError as error:
         sys.exit(f"{snakemake.rule}: {error}")
     end_with_the_run()
-    _log_to(snakemake.log[0], snakemake.config.get("results", "results"))
+    _log_to(snakemake.log[0], local_path(snakemake.config.get("results", "results")))
     started = time.monotonic()
     _allow_modules(snakemake.config)
     try:
@@ -81,12 +82,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _compute(snakemake: Any) -> Compute:
     asked = Compute.model_validate(snakemake.config.get("compute", {}))
+    gpus = int(snakemake.resources.get("gpu", 0))
+    take_gpus(gpus)
     if "torch" not in sys.modules:
         return asked
     import torch
 
     torch.set_num_threads(snakemake.threads)
-    device = asked.device
+    device = asked.device if gpus else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise LpvitError("config: compute.device: 'cuda', but torch finds no GPU; use 'auto' or 'cpu'")
     if device == "auto":
@@ -94,10 +97,11 @@ def _compute(snakemake: Any) -> Compute:
     return asked.model_copy(update={"device": device, "threads": snakemake.threads})
 
 
-def _log_to(file: str, results: str) -> None:
+def _log_to(file: str, results: Path) -> None:
     """Prefixes every line with the last two decisions of the result, for example ``[half/short]``."""
     folder = Path(file).parent
     folder.mkdir(parents=True, exist_ok=True)
+    Path(file).unlink(missing_ok=True)  # that of another user may not be writable
     decisions = folder.relative_to(results).parts if folder.is_relative_to(results) else folder.parts
     label = "/".join(decisions[-2:]).replace("%", "%%")
     form = f"%(asctime)s {f'[{label}] ' if label else ''}%(message)s"

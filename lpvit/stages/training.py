@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lpvit.data.classes import require_same_order
+from lpvit.data.index import class_names
 from lpvit.data.preprocessing import Preprocessing
 from lpvit.models.architecture import Architecture
 from lpvit.settings import Compute
@@ -16,6 +18,7 @@ from lpvit.training.job import Training
 from lpvit.training.nodes import nodes_of
 from lpvit.training.settings import Recipe
 from lpvit.training.splits import SplitLoaders
+from lpvit.training.teacher import load_teacher
 
 
 def read_training(
@@ -24,14 +27,20 @@ def read_training(
     """A training by the params ``recipe``, ``dataset`` and ``resume``, on the input ``images``, without masks.
 
     Args:
-        snakemake: The object that Snakemake gives to the script of a rule with these inputs and params.
+        snakemake: The object that Snakemake gives to the script of a rule with these inputs and params; with the input
+            ``dense`` where the dense model may be the teacher.
         compute: From `lpvit.stages.stage.stage`.
         architecture: Of the model.
         state: Its initial weights.
+
+    Raises:
+        LpvitError: The model was trained on other classes, or in another order; or as
+            `lpvit.training.teacher.load_teacher`.
     """
     recipe = Recipe.model_validate(snakemake.params.recipe)
     model: nn.Module = architecture.build(state, drop_path=recipe.drop_path)
     images = read_parquet(snakemake.input.images, IMAGES)
+    require_same_order(architecture.classes, class_names(images), "the model")
     return Training(
         model,
         recipe,
@@ -44,4 +53,5 @@ def read_training(
         nodes=nodes_of(compute.nodes, compute.node_command),
         checkpoint_minutes=compute.checkpoint_minutes,
         events=None if compute.tensorboard is None else compute.tensorboard / Path(snakemake.output[0]).with_suffix(""),
+        teacher=load_teacher(recipe, architecture.source.num_classes, snakemake.input.get("dense")),
     )

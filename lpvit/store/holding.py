@@ -87,12 +87,7 @@ def hold(folder: str | Path) -> Run:
         LpvitError: Another run holds the folder, or it cannot be written.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / FILE).open("a+")
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise LpvitError(f"{folder}: cannot be written ({reason}); allow it, or choose another folder") from None
+    file = _open_lock(folder)
     last, lock = _holder(folder / FILE), _lock(file)
     if lock == "taken" or (last is not None and _may_live(last, lock, folder)):
         who = "" if last is None else f" ({last})"
@@ -174,6 +169,38 @@ def _give_signs_of_life(run: Run) -> None:
     if taker is not None:
         logger.error("stopped: %s is now held by %s", run.folder, taker)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def _open_lock(folder: Path) -> IO[str]:
+    """The lock file; that of another user, which only its owner can write, is replaced if no run holds it.
+
+    Raises:
+        LpvitError: The folder or the lock file cannot be written.
+    """
+    place = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+        place = folder / FILE
+        if place.exists() and not os.access(place, os.W_OK):
+            theirs = place.open()
+            if _lock(theirs) == "taken":
+                return theirs
+            with theirs:
+                _replace(place, theirs.read())  # a run that it names is looked at as in any other
+        return place.open("a+")
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise LpvitError(f"{place}: cannot be written ({reason}); allow it, or choose another folder") from None
+
+
+def _replace(file: Path, text: str) -> None:
+    """Puts a file of this user with the same content and time in the place of another's."""
+    status = file.stat()
+    new = file.with_name(f"{FILE}.{os.getpid()}")
+    new.write_text(text)
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))  # its sign of life
+    new.replace(file)
 
 
 def _lock(file: IO[str]) -> Literal["ours", "taken", "unknown"]:

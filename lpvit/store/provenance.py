@@ -22,8 +22,8 @@ BESIDE = ("csrc", "template")  # folders with files that modules use besides Pyt
 
 # Modules that handle files, logs, errors and processes, not results; only their imported constants count: schemas.
 NEUTRAL = (
-    *("__init__", "errors", "lazy", "moved", "mistakes", "progress", "settings", "stages/stage", "stages/preloaded"),
-    *("store/", "strategies", "training/launcher", "training/nodes"),
+    *("__init__", "errors", "lazy", "moved", "mistakes", "progress", "settings", "strategies", "precisions", "store/"),
+    *("stages/stage", "stages/preloaded", "stages/gpus", "training/launcher", "training/nodes"),
 )
 
 

@@ -19,8 +19,8 @@ IMAGES = Schema(
     (
         Column("split", pa.string(), "", "train or validation"),
         Column("path", pa.string(), "", "file below the dataset's root, or place in a shard; digits/<n> for `digits`"),
-        Column("label", pa.int64(), "", "class number: rank of the class name in lexical order"),
-        Column("class_name", pa.string(), "", "name of the class folder"),
+        Column("label", pa.int64(), "", "class number, in the dataset's `class_order`"),
+        Column("class_name", pa.string(), "", "name of the class"),
         Column("problem", pa.string(), "", "why the image cannot be decoded; null if it can", nullable=True),
     ),
 )
@@ -57,8 +57,8 @@ LATENCY = Schema(
         Column("out_features", pa.int64(), "", "rows of the weight matrix"),
         Column("in_features", pa.int64(), "", "columns of the weight matrix"),
         Column("tokens", pa.int64(), "1/image", "vectors that the layer multiplies for an image"),
-        Column("block_rows", pa.int64(), "", "rows of a block"),
-        Column("block_columns", pa.int64(), "", "columns of a block"),
+        Column("block_rows", pa.int64(), "", "rows of a block; 0 for low-rank factors"),
+        Column("block_columns", pa.int64(), "", "columns of a block; 0 for low-rank factors"),
         Column("sparsity", pa.float64(), "", "share of the weights pruned; 0 is the dense layer, without blocks"),
         Column("milliseconds", pa.float64(), "ms/image", "time of the layer"),
     ),
@@ -72,19 +72,26 @@ PLAN = Schema(
         Column("classes", pa.int64(), "", "classes of the dataset"),
         Column("dense_macs", pa.int64(), "MAC/image", "MACs of the dense model in linear layers"),
         Column("prunable_macs", pa.int64(), "MAC/image", "part of dense_macs in prunable layers"),
-        Column("least_macs", pa.int64(), "MAC/image", "MACs kept when every prunable layer is at min_keep_ratio"),
-        Column("target", pa.float64(), "", "the budget: a share kept, or sparsity; of two the first"),
+        Column("least_macs", pa.int64(), "MAC/image", "the least MACs that any budget can ask for"),
+        Column(
+            "target",
+            pa.float64(),
+            "",
+            "the budget: share kept, sparsity, points lost or ms; of two the first",
+        ),
     ),
 )
 
 BLOCKS = Schema(
     "blocks.parquet",
-    "block of a prunable layer",
+    "piece that a prunable layer can lose: a block, or the step from one option to the next smaller one",
     (
         _LAYER,
-        Column("row", pa.int32(), "", "row of the block in the grid of the layer"),
-        Column("column", pa.int32(), "", "column of the block in the grid of the layer"),
-        Column("weights", pa.int32(), "", "weights in the block (smaller at ragged edges)"),
+        Column("structure", pa.string(), "", "of the layer without the piece: blocks or factors"),
+        Column("row", pa.int32(), "", "row of the block in the grid of the layer; of a step 0"),
+        Column("column", pa.int32(), "", "column of the block in the grid of the layer; of a step its number"),
+        Column("weights", pa.int32(), "", "weights in the piece (fewer in blocks at ragged edges)"),
+        Column("bytes", pa.int64(), "B", "that it takes in a saved model in float32 (blocks at ragged edges: padded)"),
         Column("saliency", pa.float64(), "", "score of the block; the lowest are pruned first"),
         Column("squared_norm", pa.float64(), "", "sum of the squared weights"),
     ),
@@ -146,7 +153,10 @@ ALLOCATION = Schema(
         Column("macs_dense", pa.int64(), "MAC/image", "MACs of the dense layer"),
         Column("macs_kept", pa.int64(), "MAC/image", "MACs of the kept blocks"),
         Column(
-            "budget", pa.string(), "", "macs, sparsity, energy or latency; like all columns below, same in all rows"
+            "budget",
+            pa.string(),
+            "",
+            "its key, such as macs or bytes; like all columns below, same in all rows",
         ),
         Column("target", pa.float64(), "", "the budget: share kept of the dense model's, or sparsity"),
         Column("achieved", pa.float64(), "", "value that the allocation reaches"),
@@ -167,6 +177,21 @@ FRONTIER = Schema(
         Column("distortion", pa.float64(), "logit^2/image", "sum of the layers' curves"),
         Column("first", pa.float64(), "", "value reached for the first budget: share kept, or sparsity"),
         Column("second", pa.float64(), "", "value reached for the second budget"),
+    ),
+)
+
+OUTCOMES = Schema(
+    "outcomes.parquet",
+    "compressed model that was tried for a budget by its outcome",
+    (
+        Column("outcome", pa.string(), "", "points_lost or milliseconds"),
+        Column("target", pa.float64(), "", "of the budget"),
+        Column("macs", pa.float64(), "", "share of the dense model's MACs that it was asked to keep"),
+        Column("value", pa.float64(), "", "points of top-1 accuracy lost on held-out images, or milliseconds"),
+        Column("low", pa.float64(), "", "lower end of the 95 % interval"),
+        Column("high", pa.float64(), "", "upper end of the 95 % interval"),
+        Column("meets", pa.bool_(), "", "whether the value is within the budget"),
+        Column("chosen", pa.bool_(), "", "whether the model is the result"),
     ),
 )
 
@@ -286,7 +311,7 @@ CHOICES = Schema(
         Column("module", pa.string(), "", "name in the model"),
         Column("kind", pa.string(), "", "layer, or attention (its product alone)"),
         Column("by_kernel", pa.bool_(), "", "whether our kernel computes it, because it was measured to be faster"),
-        Column("precision", pa.string(), "", "type of the products: float32, bfloat16, int8"),
+        Column("precision", pa.string(), "", "type of the products"),
         Column("sparsity", pa.float64(), "", "share of its blocks that is pruned; null of attention", nullable=True),
         Column("torch_milliseconds", pa.float64(), "ms/pass", "without our kernel; null if not timed", nullable=True),
         Column("kernel_milliseconds", pa.float64(), "ms/pass", "with our kernel; null if not timed", nullable=True),
@@ -320,6 +345,7 @@ ALL = (
     CURVES,
     ALLOCATION,
     FRONTIER,
+    OUTCOMES,
     FREEDOMS,
     INTERACTIONS,
     HISTORY,

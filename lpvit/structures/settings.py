@@ -1,6 +1,7 @@
 """Settings of structures: what is removed from a model, and its measures."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -9,6 +10,15 @@ from lpvit.strategies import Registry
 
 if TYPE_CHECKING:
     from lpvit.allocation.settings import Budget
+
+
+Freedom = Literal["centre", "residual", "values", "queries", "hidden"]  # of `lpvit.bases.align`
+Basis = Literal["given", "aligned"] | tuple[Freedom, ...]
+
+
+def freedoms_of(basis: Basis) -> tuple[Freedom, ...]:
+    """The freedoms of a key ``basis``."""
+    return () if basis == "given" else get_args(Freedom) if basis == "aligned" else basis
 
 
 class StructureSettings(Section):
@@ -22,8 +32,20 @@ class StructureSettings(Section):
     compresses_by_statistics: ClassVar = False  # whether `Structure.compress` needs those of the dense model
     compress_keys: ClassVar[tuple[str, ...]] = ()  # that decide, with an allocation, how a model is compressed
 
+    units: ClassVar[str] = "blocks"  # that a layer keeps or loses, in captions of figures
+
     structure: str
     batch_size: int = Field(64, gt=0, description="images per pass")
+
+    @property
+    def parts(self) -> Mapping[str, "StructureSettings"]:
+        """The structures that it is made of, by name."""
+        return {self.structure: self}
+
+    @property
+    def timed_shapes(self) -> tuple[tuple[int, int], ...]:
+        """What layers are timed as for a budget in milliseconds: rows and columns of a block, or ``FACTORS``."""
+        return ()
 
     @property
     def freedoms(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ A structure either offers options layer by layer, among which an allocator choos
 for the whole model (`ModelStructure`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec
 from lpvit.models.analysis.passes import Batches
+from lpvit.refitting.layer_fits import LayerFit
 from lpvit.structures.calibration import Statistics
 
 if TYPE_CHECKING:
@@ -54,10 +55,6 @@ class Structure(Protocol):
     """Options of every layer: measured, offered to an allocator, applied and refitted."""
 
     @property
-    def block_shape(self) -> tuple[int, int] | None:
-        """Rows and columns of a block, for structures of blocks."""
-
-    @property
     def measures_images(self) -> bool:
         """Whether `options` needs the model and the calibration images."""
 
@@ -68,8 +65,12 @@ class Structure(Protocol):
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         """The layers that have options, in order of execution."""
 
-    def counts(self, model: nn.Module) -> dict[str, int]:
-        """Layer -> pieces that it can lose, in order of execution."""
+    def pieces(self, model: nn.Module) -> Sequence[pd.DataFrame]:
+        """What layers can lose, by their shapes alone, in order of execution.
+
+        Returns:
+            Alternatives for every layer, schema ``BLOCKS``; NaN where a saliency or norm is yet to be measured.
+        """
 
     @property
     def name(self) -> str:
@@ -114,9 +115,40 @@ class Structure(Protocol):
         """
 
 
+class FittedByLayer(Structure, Protocol):
+    """A structure whose layers can be chosen and fitted one by one, amid layers of other structures."""
+
+    @staticmethod
+    def require_consistent(statistics: Statistics, path: str | Path) -> None:
+        """Checks statistics that were read from a file.
+
+        Raises:
+            LpvitError: Their tables do not go together.
+        """
+
+    def choice_of(self, removed: Mapping[str, int], statistics: Statistics) -> Any:
+        """The remaining part of layers that lose a number of their pieces (layer -> pieces), as `choose` gives it."""
+
+    def fits(
+        self, model: nn.Module, choice: Any, statistics: Statistics, device: torch.device | str
+    ) -> Sequence[LayerFit]:
+        """Fits of the layers of a choice, in order of execution; for the arguments, see `compress`."""
+
+
 @runtime_checkable
 class ModelStructure(Protocol):
     """One choice for the whole model."""
+
+    def require_reachable(self, model: nn.Module, macs: float) -> None:
+        """Checks that a share of the MACs of a dense model can be met.
+
+        Args:
+            model: On any device, also the meta device.
+            macs: Share to keep.
+
+        Raises:
+            LpvitError: It cannot, or the model does not fit the structure.
+        """
 
     def compress_to(self, model: nn.Module, images: Batches, macs: float, *, refit: bool) -> Compressed:
         """A compressed copy of a dense model that keeps at most a share of its MACs in linear layers."""

@@ -8,6 +8,7 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from lpvit.data.labels import class_numbers
 from lpvit.training.settings import Recipe
 
 
@@ -29,7 +30,12 @@ class BatchAugmentation:
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=self.smoothing, num_classes=classes)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W) and labels (N,) to new images and targets: probabilities (N, K), float32."""
+        """Images (N, C, H, W) and labels (N,) to new images and targets: probabilities (N, K), float32.
+
+        Raises:
+            LpvitError: The labels have another form (`lpvit.data.labels`).
+        """
+        labels = class_numbers(labels, len(images), self.classes)
         if self.erase or self.mixup:
             images = images.clone()  # timm's parts write in place, and the loader may keep its tensors
         if self.erase:

@@ -4,6 +4,7 @@ N = images of a batch; K = classes.
 """
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lpvit.data.labels import class_numbers
 from lpvit.errors import LpvitError
 from lpvit.models.outputs import read
 from lpvit.progress import bar
@@ -52,13 +54,15 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: 
 
     Args:
         model: Moved to the device and left in evaluation mode.
-        loader: Batches of images (N, C, H, W), normalised, and labels (N,), int64.
+        loader: Batches of images (N, C, H, W), normalised, and labels (N,), integers from 0.
         device: Where to compute.
 
     Raises:
-        LpvitError: The loader yields no image.
+        LpvitError: The loader yields no image, or other labels (`lpvit.data.labels`), or a logit is not finite.
     """
     accuracy = Accuracy.from_sums(evaluation_sums(model, loader, device))
+    if not math.isfinite(accuracy.loss):
+        raise LpvitError("evaluation: logits are NaN or infinite; check the weights and the mean and std of the images")
     _logger.info("top-1 %.2f %% of %d images", accuracy.top1, accuracy.images)
     return accuracy
 
@@ -87,6 +91,50 @@ def evaluation_sums(
 
 def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
     """The four sums over a batch; logits (N, K), labels (N,)."""
+    labels = class_numbers(labels, len(logits), logits.shape[-1])
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = functional.cross_entropy(logits.double(), labels, reduction="sum")
     return torch.stack([loss.new_tensor(len(labels)), hits[:, 0].sum(), hits.sum(), loss])
+
+
+def correct_images(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str) -> Tensor:
+    """Which images a model gets right: whether the largest logit is that of the label, (images,), bool.
+
+    Args:
+        model: Moved to the device and left in evaluation mode.
+        loader: As for `evaluate`, in the same order for models that are compared.
+        device: Where to compute.
+
+    Raises:
+        LpvitError: The loader yields no image.
+    """
+    dtype = next((weight.dtype for weight in model.to(device).eval().parameters()), None)
+    right = []
+    for images, labels in bar(loader, "evaluation", "batch", leave=False):
+        with torch.inference_mode():
+            logits = read(model, model(images.to(device=device, dtype=dtype)))
+            right.append(logits.argmax(dim=1).cpu() == labels.cpu())
+    if not right:
+        raise LpvitError("evaluation: there are no images")
+    return torch.cat(right)
+
+
+def points_lost(before: Tensor, after: Tensor) -> tuple[float, float, float]:
+    """Points of accuracy that a model has less than another on the same images, with a paired 95 % interval.
+
+    The interval is that of a mean of differences (Agresti and Min, 2005: half an image is added to each of the two
+    kinds of disagreement, so that it is not empty where models agree).
+
+    Args:
+        before: From `correct_images`, (N,).
+        after: Likewise.
+
+    Returns:
+        Points lost, and the ends of the interval; negative where accuracy rose.
+    """
+    count = len(before)
+    lost, won = (int((one & ~other).sum()) for one, other in ((before, after), (after, before)))
+    wide = count + 2
+    centre, disagreeing = (lost - won) / wide, (lost + won + 1) / wide
+    half = 1.96 * math.sqrt((disagreeing - centre**2) / wide)
+    return 100 * (lost - won) / count, 100 * (centre - half), 100 * (centre + half)

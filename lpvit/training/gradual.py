@@ -23,11 +23,11 @@ class GradualPruning:
         model: The weights are read from it.
         final: Keep masks at the end, (R, C) for each layer, of which only the number of blocks is used.
         block_shape: Rows and columns of a block.
-        steps: Optimiser steps of the pruning phase.
+        steps: Optimiser steps of the pruning phase, fewer than those of the training; 0 prunes at the start.
     """
 
     def __init__(self, model: nn.Module, final: KeepMasks, block_shape: tuple[int, int], steps: int) -> None:
-        self.model, self.final, self.block_shape, self.steps = model, final, block_shape, max(1, steps)
+        self.model, self.final, self.block_shape, self.steps = model, final, block_shape, steps
 
     def is_due(self, step: int) -> bool:
         """Whether the masks change before this step."""
@@ -36,7 +36,7 @@ class GradualPruning:
     @torch.no_grad()
     def keep_masks(self, step: int) -> dict[str, Tensor]:
         """The masks from this step on."""
-        left = (1 - min(1.0, step / self.steps)) ** 3
+        left = (1 - step / self.steps) ** 3 if step < self.steps else 0.0
         masks = {}
         for layer, final in self.final.items():
             pruned = round((~final).sum().item() * (1 - left))

@@ -49,7 +49,7 @@ class TrainingLoss(nn.Module):
             raise ValueError(f"distillation '{kind}' {'needs a' if teacher is None else 'takes no'} teacher")
         self.teacher, self.kind, self.alpha, self.temperature = teacher, kind, alpha, temperature
         if teacher is not None:
-            _check_fit(student, teacher)
+            require_fit(student, teacher)
             teacher.eval().requires_grad_(False)
             self.conversion = InputConversion(resolve_model_data_config(student), resolve_model_data_config(teacher))
             if isinstance(student, VisionTransformerDistilled):
@@ -139,7 +139,12 @@ class InputConversion(nn.Module):
         return images
 
 
-def _check_fit(student: nn.Module, teacher: nn.Module) -> None:
+def require_fit(student: nn.Module, teacher: nn.Module) -> None:
+    """Checks that a model can learn from a teacher; both may be on the meta device.
+
+    Raises:
+        LpvitError: The teacher has other classes or another number of channels than the student.
+    """
     for what, of_student, of_teacher in (
         ("classes", width_of(student), width_of(teacher)),
         ("channels", _channels(student), _channels(teacher)),

@@ -1,11 +1,11 @@
 """Settings of a training."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lpvit.settings import Section, Share
+from lpvit.precisions import FLOATING
+from lpvit.settings import LocalPath, Section, Share
 
 
 def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -52,10 +52,12 @@ class Recipe(Section):
     )
     distillation: Literal["none", "soft", "hard"] = Field("none", description="loss against the teacher")
     teacher: str | None = Field(None, description="`dense` (the model before pruning) or a timm model name")
-    teacher_checkpoint: Path | None = Field(None, description="local weights of a timm teacher; else timm's own")
+    teacher_checkpoint: LocalPath | None = Field(None, description="local weights of a timm teacher; else timm's own")
     distillation_alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation loss")
     distillation_temperature: float = Field(1.0, gt=0, description="temperature of soft distillation")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast of the forward pass")
+    precision: Literal[FLOATING] = Field(  # type: ignore[valid-type]
+        "float32", description="autocast of the forward pass"
+    )
     seed: int = Field(0, ge=0, description="seed of data order, augmentation and dropout")
 
     @property

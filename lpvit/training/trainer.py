@@ -19,6 +19,7 @@ from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
 from lpvit.models.outputs import read
 from lpvit.models.preparation import width_of
+from lpvit.precisions import dtype_of
 from lpvit.progress import bar
 from lpvit.schemes.scheme import anneal
 from lpvit.structures.blocks.grid import KeepMasks
@@ -46,7 +47,7 @@ class Trainer:
         self.gradual: GradualPruning | None = None
         self.block_shape = job.block_shape
         if recipe.pruned_over and job.keep_masks:
-            steps = round(recipe.pruned_over * self.total_steps)
+            steps = min(round(recipe.pruned_over * self.total_steps), self.total_steps - 1)  # the last has all masks
             self.gradual = GradualPruning(self.model, job.keep_masks, job.block_shape, steps)
         self.ema: ModelEmaV3 | None = None
         self._take_masks(self.gradual.keep_masks(0) if self.gradual else job.keep_masks)
@@ -164,7 +165,7 @@ class Trainer:
     def _autocast(self) -> Any:
         if self.recipe.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.recipe.precision))
+        return torch.autocast(self.device.type, dtype_of(self.recipe.precision))
 
     def _take_masks(self, keep_masks: KeepMasks) -> None:
         """Sets all other weights to exactly zero, from now on, also in the averaged model."""

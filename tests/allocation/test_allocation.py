@@ -72,9 +72,11 @@ def block_rows(name, shape, block_shape, saliency, squared_norm=None):
     return pd.DataFrame(
         {
             "layer": name,
+            "structure": "blocks",
             "row": rows.astype(np.int32),
             "column": columns.astype(np.int32),
             "weights": grid.sizes().flatten().numpy().astype(np.int32),
+            "bytes": 4 * block_shape[0] * block_shape[1],
             "saliency": np.asarray(saliency, dtype=float),
             "squared_norm": np.asarray(saliency if squared_norm is None else squared_norm, dtype=float),
         }

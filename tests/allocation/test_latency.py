@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lpvit.allocation.latency import milliseconds, read_latency
+from lpvit.allocation.latency import milliseconds, of_structure, read_latency
+from lpvit.allocation.settings import FACTORS
 from lpvit.errors import LpvitError
 from lpvit.store.schemas import LATENCY
 from lpvit.store.tables import write_parquet
@@ -32,6 +33,17 @@ def test_a_time_that_was_not_measured_or_cannot_be_is_named():
 def test_only_the_rows_of_the_block_shape_are_read(tmp_path):
     file = tmp_path / "latency.parquet"
     write_parquet(pd.concat([table([(0.0, 1.0)]), table([(0.0, 2.0)], (32, 16))]), file, LATENCY)
-    assert read_latency(file, (32, 16))["milliseconds"].tolist() == [2.0]
-    with pytest.raises(LpvitError, match=r"nothing measured with blocks of 16x32, but with 16x16, 32x16; measure it"):
-        read_latency(file, (16, 32))
+    assert read_latency([file], [(32, 16)])["milliseconds"].tolist() == [2.0]
+    with pytest.raises(LpvitError, match=r"with blocks of 16x32, but with blocks of 16x16, blocks of 32x16; measure"):
+        read_latency([file], [(16, 32)])
+    with pytest.raises(LpvitError, match=r"nothing measured with low-rank factors, but with blocks of 16x16"):
+        read_latency([file], [(16, 16), FACTORS])
+
+
+def test_several_tables_are_read_as_one_and_split_by_structure(tmp_path):
+    files = [tmp_path / "blocks.parquet", tmp_path / "factors.parquet"]
+    write_parquet(table([(0.0, 1.0)]), files[0], LATENCY)
+    write_parquet(table([(0.0, 2.0)], FACTORS), files[1], LATENCY)
+    both = read_latency(files, [(16, 16), FACTORS])
+    assert of_structure(both, "blocks")["milliseconds"].tolist() == [1.0]
+    assert of_structure(both, "factors")["milliseconds"].tolist() == [2.0]

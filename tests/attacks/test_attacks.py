@@ -37,9 +37,9 @@ from lpvit.store.artifacts import load, save
 from lpvit.store.digest import BLANK, seal
 from lpvit.store.schemas import BLOCKS, IMAGES
 from lpvit.store.tables import read_parquet, write_parquet
+from lpvit.structures.blocks.calibration import load_statistics
 from lpvit.structures.blocks.edit import with_keep_masks
 from lpvit.structures.blocks.masks import load_masks, save_masks
-from lpvit.structures.blocks.statistics import load_statistics
 from lpvit.structures.width.edit import NarrowerShapes
 
 ATTACKS = int(os.environ.get("LPVIT_ATTACKS", "0"))
@@ -87,7 +87,8 @@ def write_blocks(path: Path) -> None:
     random = np.random.default_rng(0)
     numbers = {name: random.integers(0, 99, 200).astype("int32") for name in ("row", "column", "weights")}
     scores = {name: random.random(200) for name in ("saliency", "squared_norm")}
-    write_parquet(pd.DataFrame({"layer": "blocks.0.attn.qkv", **numbers, **scores}), path, BLOCKS)
+    names = {"layer": "blocks.0.attn.qkv", "structure": "blocks", "bytes": 256}
+    write_parquet(pd.DataFrame({**names, **numbers, **scores}), path, BLOCKS)
 
 
 def write_images(path: Path) -> None:

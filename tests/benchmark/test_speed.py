@@ -146,12 +146,12 @@ def test_an_arm_with_wrong_logits_is_refused_by_name() -> None:
 
 def test_the_tolerance_is_that_of_the_dtype_and_nan_is_never_within_it() -> None:
     logits = torch.tensor([[1.0, -2.0]])
-    require_equal("sparse", logits + 1e-4, logits, torch.float32)
+    require_equal("sparse", logits + 1e-4, logits, "float32")
     with pytest.raises(LpvitError, match=r"off by 0\.005 of the largest logit"):
-        require_equal("sparse", logits + 1e-2, logits, torch.float32)
-    require_equal("sparse", (logits + 1e-2).bfloat16(), logits.bfloat16(), torch.bfloat16)
+        require_equal("sparse", logits + 1e-2, logits, "float32")
+    require_equal("sparse", (logits + 1e-2).bfloat16(), logits.bfloat16(), "bfloat16")
     with pytest.raises(LpvitError, match="off by nan"):
-        require_equal("sparse", logits * torch.nan, logits, torch.bfloat16)
+        require_equal("sparse", logits * torch.nan, logits, "bfloat16")
 
 
 def test_a_model_that_cannot_be_compiled_names_its_arm_and_the_reason(monkeypatch) -> None:

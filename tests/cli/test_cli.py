@@ -1,5 +1,6 @@
 """The command `lpvit`, from a folder of images to files of models."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import lpvit
 from lpvit.cli.init import Images, choose
 from lpvit.cli.main import main
 from lpvit.config.files import read_config
+from lpvit.data.settings import ImageSet
 from lpvit.stages.plan import plan_experiments
 
 
@@ -147,7 +149,8 @@ def test_trainings_fit_the_folder_and_the_machine(
 ) -> None:
     monkeypatch.setattr("lpvit.cli.init._has_weights", lambda model: weights)
     monkeypatch.setattr("lpvit.cli.init.has_gpu", lambda: gpu)
-    images = Images(Path(), "train", "val", 2, (train, 10), Counter({".png": train + 10}), (side, side), 10, {})
+    suffixes = Counter({".png": train + 10})
+    images = Images(ImageSet(root=Path()), 2, (train, 10), suffixes, False, (side, side), 10, {})
     choice = choose(images, None, None)
     assert (choice.epochs, choice.calibration) == (epochs, calibration)
 
@@ -168,6 +171,25 @@ def test_a_config_is_checked_without_a_run(capsys: pytest.CaptureFixture[str]) -
 def test_without_a_config_a_command_says_how_to_make_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune"]) == 1
     assert "lpvit.yaml: config not found; write one with 'lpvit init FOLDER'" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_write_its_folders_is_refused_in_one_line(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(TINY))
+    Path("a_file").touch()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(Path("a_file").resolve()))
+    assert main(["prune", "config.yaml", "--dry-run"]) == 1
+    told = capfd.readouterr().err
+    assert "/a_file/.cache/snakemake: cannot be written (Not a directory), but Snakemake must; set XDG_CACHE" in told
+    assert told.count("\n") == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("caches").resolve()))
+    shutil.rmtree(".snakemake")
+    Path(".snakemake").touch()
+    assert main(["prune", "config.yaml", "--dry-run"]) == 1
+    told = capfd.readouterr().err
+    assert told.endswith("/.snakemake: cannot be written (File exists), but Snakemake must; run it in another folder\n")
 
 
 def test_a_run_is_that_of_the_workflow(finished: tuple[Workflow, Run], monkeypatch: pytest.MonkeyPatch) -> None:

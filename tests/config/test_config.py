@@ -1,10 +1,13 @@
 import copy
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
+from conftest import TINY
 
 from lpvit.allocation.allocators.lagrangian import Lagrangian
 from lpvit.allocation.allocators.lpvit import SlopeRule
@@ -220,7 +223,11 @@ def test_what_makes_sense_is_accepted(path, value):
             "a: rounding: belongs to precision 'int8'",
         ),
         # keys that belong together
-        ("budgets/half", {}, "budgets.half: give one of 'macs', 'sparsity', 'energy' and 'latency', or two of them"),
+        (
+            "budgets/half",
+            {},
+            "budgets.half: give one of 'macs', 'sparsity', 'parameters', 'bytes', 'energy', 'latency', or",
+        ),
         ("budgets/half", {"macs": 0.5, "energy": 0.5, "sparsity": 0.5}, "budgets.half: give one of 'macs', 'sparsity'"),
         ("budgets/sparse/macs", 0.5, "allocator: 'lpvit' meets one budget, found macs and sparsity; use 'lagrangian'"),
         (
@@ -235,7 +242,13 @@ def test_what_makes_sense_is_accepted(path, value):
         ("budgets/sparse/sparsity", 0.96, "budgets.sparse: sparsity: 0.96 is impossible while min_keep_ratio 0.05"),
         ("datasets/imagenet", {}, "datasets.imagenet: root: missing"),
         ("datasets/digits/root", "x", "datasets.digits: source 'digits' takes no root"),
-        ("datasets/digits/loader", "dali", "datasets.digits: source 'digits' takes no root and needs 'loader: memory'"),
+        ("datasets/digits/loader", "dali", "datasets.digits: source 'digits' needs 'loader: memory'"),
+        (
+            "datasets/imagenet/label_column",
+            "y",
+            "datasets.imagenet.label_column: belongs to source 'csv': write source: {",
+        ),
+        ("datasets/imagenet/source", "sql", "datasets.imagenet.source: no 'sql'; known are csv, digits, folder"),
         ("datasets/report", {"root": "x"}, "datasets.report: the folder 'report' is for reports"),
         ("models/tiny/weights", "checkpoint", "models.tiny: checkpoint: give a path together with"),
         ("models/local/checkpoint", ..., "models.local: checkpoint: give a path together with"),
@@ -330,3 +343,34 @@ def test_a_dry_run_needs_no_torch():
 )
 def test_probes_are_used_only_where_something_is_gauss_newton(settings, probes):
     assert Blocks(block_shape=(16, 16), **settings).probes_used == probes
+
+
+def test_schemes_that_undo_each_other_are_refused_in_the_config():
+    raw = changed("experiments/main/schemes", ["merged", "sparse"])
+    raw["schemes"] = {"merged": "token_merging", "sparse": {"scheme": "sparse_attention"}}
+    message = "experiments.main.schemes: 'token_merging' and 'sparse_attention' both change the attention of a model"
+    with pytest.raises(LpvitError, match=message):
+        parse_config(raw)
+
+
+def test_paths_hold_the_home_folder_and_variables_and_no_address_of_a_remote_store(
+    change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("DISK", "/disk")
+    config = change(change(TINY, "results", "~/results"), "compute.tensorboard", "$DISK/events")
+    config = change(config, "datasets.digits", {"root": "${DISK}/photos", "class_order": "~/classes.txt"})
+    settings = parse_config(config)
+    assert settings.results == Path("/home/ada/results")
+    assert settings.compute.tensorboard == Path("/disk/events")
+    assert settings.datasets["digits"].root == Path("/disk/photos")
+    assert settings.datasets["digits"].class_order == Path("/home/ada/classes.txt")
+    assert parse_config(change(TINY, "compute.scratch", "$TMPDIR/x")).compute.scratch == Path("$TMPDIR/x")
+    for key, found, message in (
+        ("results", "s3://bucket/x", "config: results: 's3://bucket/x' is in a remote store; mount or copy it"),
+        ("datasets.digits", {"root": "gs://x"}, "config: datasets.digits.root: 'gs://x' is in a remote store"),
+        ("results", "$NOWHERE/x", "config: results: '$NOWHERE/x': the variable $NOWHERE is not set"),
+    ):
+        with pytest.raises(LpvitError, match=re.escape(message)) as error:
+            parse_config(change(TINY, key, found))
+        assert "\n" not in str(error.value)

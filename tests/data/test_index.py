@@ -10,6 +10,7 @@ from PIL import Image
 
 from lpvit.data.calibration import sample_calibration
 from lpvit.data.index import check_images, count_skipped, index_images, usable_images
+from lpvit.data.settings import ImageSet
 from lpvit.errors import LpvitError
 from lpvit.store.schemas import IMAGES, SAMPLES
 from lpvit.store.tables import read_parquet, write_parquet
@@ -32,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def index(root: Path) -> pd.DataFrame:
-    return index_images("folder", root, "train", "val", threads=2)
+    return index_images(ImageSet(root=root), threads=2)
 
 
 def balanced(images_per_class: dict[str, int]) -> pd.DataFrame:
@@ -72,18 +73,18 @@ def test_images_without_a_split_are_parted_by_their_names(tmp_path: Path) -> Non
     for name, count in {"a": 10, "b": 5, "c": 2}.items():
         for number in range(count):
             write_jpeg(tmp_path / name / f"{number}.jpg", number)
-    images = index_images("folder", tmp_path, ".", validation_share=0.2)
+    images = index_images(ImageSet(root=tmp_path, train=".", validation_share=0.2))
     shares = pd.crosstab(images["class_name"], images["split"])
     assert shares["validation"].tolist() == [2, 1, 1]
     assert shares["train"].tolist() == [8, 4, 1]
     assert (tmp_path / images["path"][0]).is_file()
     validating = set(images.loc[images["split"] == "validation", "path"])
     write_jpeg(tmp_path / "a/new.jpg")
-    later = index_images("folder", tmp_path, ".", validation_share=0.2)
+    later = index_images(ImageSet(root=tmp_path, train=".", validation_share=0.2))
     assert len(validating - set(later.loc[later["split"] == "validation", "path"])) <= 1
     (tmp_path / "c/1.jpg").unlink()
     with pytest.raises(LpvitError, match="class 'c' has one image, which cannot both train and validate"):
-        index_images("folder", tmp_path, ".", validation_share=0.2)
+        index_images(ImageSet(root=tmp_path, train=".", validation_share=0.2))
 
 
 def test_index_and_samples_fit_their_schemas(root: Path, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_index_and_samples_fit_their_schemas(root: Path, tmp_path: Path) -> None
 
 
 def test_digits_are_split_into_four_fifths_and_one_fifth_of_every_class() -> None:
-    images = index_images("digits", None)
+    images = index_images(ImageSet(source="digits"))
     assert len(images) == 1797
     assert images["path"].is_unique
     shares = pd.crosstab(images["class_name"], images["split"])
@@ -109,11 +110,19 @@ def test_digits_are_split_into_four_fifths_and_one_fifth_of_every_class() -> Non
     [
         (lambda root: (root / "val").rename(root / "test"), "val: folder not found"),
         (lambda root: [p.rename(root / p.name) for p in (root / "val").iterdir()], "val: holds no class folders"),
-        (lambda root: (root / "train/c").mkdir(), "train alone has 'c'"),
-        (lambda root: write_jpeg(root / "val/c/0.jpg"), "val alone has 'c'"),
+        (lambda root: (root / "train/c").mkdir(), "train/c: holds no images"),
+        (lambda root: write_jpeg(root / "train/c/0.jpg"), "train alone has 'c'"),
+        (lambda root: write_jpeg(root / "val/c/0.jpg"), "validation alone has 'c'"),
         (lambda root: [p.unlink() for p in (root / "train/b").iterdir()], "train/b: holds no images"),
     ],
-    ids=["missing split", "empty split", "class only in training", "class only in validation", "empty class"],
+    ids=[
+        "missing split",
+        "empty split",
+        "new class",
+        "class only in training",
+        "class only in validation",
+        "empty class",
+    ],
 )
 def test_a_wrong_folder_is_named_in_one_line(root: Path, spoil: object, message: str) -> None:
     spoil(root)  # type: ignore[operator]

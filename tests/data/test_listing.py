@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lpvit.data.listing import list_splits, stamps
+from lpvit.data.listing import list_files, stamps
+from lpvit.data.settings import ImageSet
 
 SPLITS = ("train", "val")
 
@@ -59,21 +60,9 @@ def shard(root: Path) -> None:
 
 @pytest.mark.parametrize("change", [add, rename_class, remove_class, swap, overwrite, set_back, add_deeper, shard])
 def test_a_change_of_the_folder_changes_its_listing(root: Path, change: Callable[[Path], None]) -> None:
-    before = list_splits(root, SPLITS)
+    before = list_files(root, SPLITS)
     change(root)
-    assert list_splits(root, SPLITS) != before
-
-
-def test_a_change_of_shards_that_lie_beside_each_other_changes_their_listing(tmp_path: Path) -> None:
-    for name in ("train-0.tar", "train-1.tar", "val-0.tar", "other-0.tar"):
-        (tmp_path / name).write_bytes(b"12345")
-    before = list_splits(tmp_path, SPLITS)
-    assert before[:2] == (3, 15)
-    assert list_splits(tmp_path.parent, [f"{tmp_path.name}/{split}" for split in SPLITS])[:2] == (3, 15)
-    (tmp_path / "other-0.tar").write_bytes(b"1")
-    assert list_splits(tmp_path, SPLITS) == before
-    os.utime(tmp_path / "train-1.tar", (10, 10))
-    assert list_splits(tmp_path, SPLITS) != before
+    assert list_files(root, SPLITS) != before
 
 
 def hidden(root: Path) -> None:
@@ -86,29 +75,35 @@ def elsewhere(root: Path) -> None:
 
 def link_to_nothing_and_back(root: Path) -> None:
     (root / "train/cat/9.jpg").symlink_to("nowhere")
-    assert list_splits(root, SPLITS).files == 13
+    assert list_files(root, SPLITS).files == 13
     (root / "train/cat/9.jpg").unlink()
 
 
 @pytest.mark.parametrize("change", [hidden, elsewhere, link_to_nothing_and_back])
 def test_what_is_no_part_of_the_dataset_does_not_count(root: Path, change: Callable[[Path], None]) -> None:
-    before = list_splits(root, SPLITS)
+    before = list_files(root, SPLITS)
     assert before[:2] == (12, 60)
     change(root)
-    assert list_splits(root, SPLITS) == before
+    assert list_files(root, SPLITS) == before
 
 
-def test_of_shards_those_whose_names_begin_like_the_split_are_listed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", ["", "deeper/"])
+def test_of_shards_those_whose_names_begin_like_the_split_are_listed(tmp_path: Path, below: str) -> None:
+    root = tmp_path / below
+    root.mkdir(exist_ok=True)
     for name in ("train-0.tar", "train-1.tar", "val-0.tar", "other-0.tar"):
-        (tmp_path / name).write_bytes(b"12345")
-    before = list_splits(tmp_path, SPLITS)
+        (root / name).write_bytes(b"12345")
+    shards = ImageSet(source="tar", root=tmp_path, train=f"{below}train", validation=f"{below}val")
+    before = shards.listing()
     assert before[:2] == (3, 15)
-    (tmp_path / "val-0.tar").write_bytes(b"54321")
-    assert list_splits(tmp_path, SPLITS) != before
+    (root / "other-0.tar").write_bytes(b"1")
+    assert shards.listing() == before
+    os.utime(root / "train-1.tar", (10, 10))
+    assert shards.listing() != before
 
 
 def test_a_folder_that_is_not_there_is_an_empty_listing(tmp_path: Path) -> None:
-    assert list_splits(tmp_path / "nowhere", SPLITS)[:2] == (0, 0)
+    assert list_files(tmp_path / "nowhere", SPLITS)[:2] == (0, 0)
 
 
 def test_an_older_file_in_the_place_of_another_is_seen(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from lpvit.data.epochs import EpochPlan
 from lpvit.data.index import index_images, usable_images
 from lpvit.data.loading import ImageFiles, Loader, make_loader
 from lpvit.data.preprocessing import Augmentation, Preprocessing
+from lpvit.data.settings import ImageSet
 from lpvit.errors import LpvitError
 from lpvit.strategies import module_names
 from lpvit.training.settings import Recipe
@@ -171,11 +172,16 @@ def test_memory_gives_exactly_what_timm_gives(
     assert same(load(images, root, "memory", **options), load(images, root, "timm", threads=2, **options))
 
 
-def test_memory_leaves_the_global_generators_alone(images: pd.DataFrame, root: Path) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("augmentation", [None, RANDOM], ids=["evaluation", "RandAugment"])
+def test_a_pass_leaves_the_global_generators_alone(
+    images: pd.DataFrame, root: Path, loader: str, augmentation: Augmentation | None
+) -> None:
+    """Else a training that is resumed, and reads again what it has seen, would go on with other numbers."""
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
     expected = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
-    load(images, root, "memory", augmentation=RANDOM)
+    load(images, root, loader, augmentation=augmentation)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected  # noqa: NPY002
 
 
@@ -233,7 +239,7 @@ def test_a_broken_image_is_named_and_no_other_takes_its_place(
 
 @pytest.mark.parametrize("loader", ["memory", "timm"])
 def test_digits_come_as_one_normalised_channel(loader: str) -> None:
-    images = usable_images(index_images("digits", None), "validation").head(6)
+    images = usable_images(index_images(ImageSet(source="digits")), "validation").head(6)
     preprocessing = Preprocessing((1, 8, 8), (0.5,), (0.5,), "bicubic", 1.0)
     batches = load(images, None, loader, preprocessing=preprocessing)
     assert batches[0][0].shape == (4, 1, 8, 8)

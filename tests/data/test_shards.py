@@ -19,7 +19,7 @@ from lpvit.data.encoded import is_a_file, name_of, read_encoded
 from lpvit.data.index import check_images, index_images, usable_images
 from lpvit.data.loading import image_files
 from lpvit.data.scratch import copy_to_scratch, scratch_folder
-from lpvit.data.settings import Dataset
+from lpvit.data.settings import Dataset, ImageSet
 from lpvit.errors import LpvitError
 from lpvit.store.schemas import IMAGES
 from lpvit.store.tables import read_parquet, write_parquet
@@ -68,7 +68,7 @@ def write_table(path: Path, samples: list[tuple[str, bytes, object]], names: lis
 
 
 def index(root: Path, source: str, **options: Any) -> pd.DataFrame:
-    return index_images(source, root / source, **options, threads=2)
+    return index_images(ImageSet(source=source, root=root / source, **options), threads=2)
 
 
 def as_in_folder(images: pd.DataFrame) -> pd.DataFrame:
@@ -139,7 +139,7 @@ def test_a_broken_image_in_a_shard_is_found_and_named(
         samples = [(f"{i}.jpg", good, i % 2) for i in range(6)]
         samples[3] = ("wrong.jpg", good[: len(good) // 2] if split == "val" else good, 1)
         write(tmp_path / f"{split}-0.{source}", samples)
-    images = index_images(source, tmp_path)
+    images = index_images(ImageSet(source=source, root=tmp_path))
     bad = images[images["problem"].notna()]
     assert len(bad) == 1
     assert bad["path"].item().startswith(f"val-0.{source}@")
@@ -166,9 +166,9 @@ def cut(root: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "spoil", "message"),
     [
-        ("tar", lambda root: None, r"no train/\*\.tar and no train-\*\.tar"),
-        ("tar", spoilt(b"x", "cat"), r"train-0\.tar: a\.cls: found 'cat', expected the number"),
-        ("tar", spoilt(b"x", 3), r"train: no image of class 0"),
+        ("tar", lambda root: None, r"no train/\*\.tar, train-\*\.tar or train\.tar"),
+        ("tar", spoilt(b"x", " "), r"train-0\.tar: a\.cls: found '', expected the number"),
+        ("tar", spoilt(b"x", 3), r"train alone has '3'"),
         ("tar", cut, r"train-0\.tar: cannot be read as a tar file"),
         ("parquet", lambda root: (root / "train-0.parquet").write_bytes(b"PAR1"), r"cannot be read as a parquet file"),
         (
@@ -185,7 +185,7 @@ def test_a_wrong_shard_is_named_in_one_line(
 ) -> None:
     spoil(tmp_path)
     with pytest.raises(LpvitError, match=message) as error:
-        index_images(source, tmp_path)
+        index_images(ImageSet(source=source, root=tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -193,7 +193,7 @@ def test_a_member_without_a_class_is_named(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("lone.jpg"))
     with pytest.raises(LpvitError, match=r"train-0\.tar: lone\.cls: missing, expected the number"):
-        index_images("tar", tmp_path)
+        index_images(ImageSet(source="tar", root=tmp_path))
 
 
 def test_a_folder_that_is_named_like_a_shard_is_a_folder() -> None:

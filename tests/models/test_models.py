@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -157,3 +158,14 @@ def test_the_teacher_is_the_dense_model_a_timm_model_or_none(tmp_path: Path, arc
     absent = Recipe(**training, distillation="hard", teacher="resnet10t", teacher_checkpoint=tmp_path / "no.pt")
     with pytest.raises(LpvitError, match=r"no\.pt: checkpoint not found"):
         load_teacher(absent, 3, dense)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_384", "swinv2_tiny_window8_256", "vit_tiny_patch16_224"])
+def test_an_option_for_channels_or_size_leaves_the_other_as_the_model_has_it(name: str) -> None:
+    side = timm.get_pretrained_cfg(name).input_size[1]
+    with torch.device("meta"):
+        grey, small = (create_model(name, 3, options) for options in ({"in_chans": 1}, {"img_size": 64}))
+        assert input_size(grey) == (1, side, side)
+        assert input_size(small) == (3, 64, 64)
+        patches = timm.create_model(name).patch_embed.num_patches
+    assert grey.patch_embed.num_patches == patches

@@ -79,6 +79,31 @@ def test_every_control_of_the_page_works(reports: dict[str, Path], page: Any) ->
         page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
 
 
+def test_a_print_has_every_figure(reports: dict[str, Path], page: Any) -> None:
+    page.goto(reports["page"].as_uri())
+    page.wait_for_selector(".chart .point")
+    assert page.locator(".panels:not(.js-plotly-plot)").count() > 0  # below the screen: not drawn yet
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".panels:not(.js-plotly-plot)").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+
+
+def test_what_scrolls_sideways_says_so(reports: dict[str, Path], page: Any) -> None:
+    page.goto(reports["page"].as_uri())
+    page.wait_for_selector(".chart .point")
+    page.locator("summary").first.click()
+    table = page.locator("#results .scroll")
+    scrolls = table.evaluate("e => e.scrollWidth > e.clientWidth + 1")
+    assert page.locator("#results .more").is_visible() == scrolls
+    assert scrolls or page.viewport_size["width"] > 390
+
+
+def test_every_heading_explains_itself(reports: dict[str, Path], page: Any) -> None:
+    page.goto(reports["page"].as_uri())
+    titles = page.locator(".results thead button").evaluate_all("all => all.map(button => button.title)")
+    assert all(len(title) > 20 for title in titles)
+
+
 def test_an_experiment_that_is_not_chosen_leaves_chart_and_table(reports: dict[str, Path], page: Any) -> None:
     page.goto(reports["page"].as_uri())
     page.wait_for_selector(".chart .point")
@@ -104,7 +129,8 @@ def test_the_keyboard_sorts_by_every_column_and_dense_stays_on_top(reports: dict
     page.goto(reports["page"].as_uri())
     page.wait_for_selector(".chart .point")
     add = """row => { const copy = row.cloneNode(true); copy.cells[0].dataset.value = "other";
-                      for (const cell of [...copy.cells].slice(1)) cell.dataset.value = Number(cell.dataset.value) + 1;
+                      for (const cell of [...copy.cells].slice(1))
+                          cell.dataset.value = (Number(cell.dataset.value) || 0) + 1;
                       row.before(copy); }"""
     page.locator(".sortable tr").first.evaluate(add)
     column = "(n) => [...document.querySelectorAll('.sortable tr')].map(row => row.cells[n].dataset.value)"
@@ -114,7 +140,8 @@ def test_the_keyboard_sorts_by_every_column_and_dense_stays_on_top(reports: dict
             page.keyboard.press("Enter")
             assert page.locator(".results thead th").nth(index).get_attribute("aria-sort") == direction
             values = page.evaluate(column, index)
-            values = [float(value) for value in values] if index else values
+            text = page.locator(".results thead th").nth(index).get_attribute("class") == "left" or not index
+            values = values if text else [float(value) for value in values]
             assert values == sorted(values, reverse=direction == "descending")
         assert page.locator(".results tbody tr").first.locator("th").text_content().startswith("dense")
 

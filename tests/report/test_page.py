@@ -11,7 +11,8 @@ from test_report import evaluations, series
 
 from lpvit.report.charts import chart_data
 from lpvit.report.environment import commit, durations, machine, versions
-from lpvit.report.page import Report, best, render, up_to_date
+from lpvit.report.page import Report, render, up_to_date
+from lpvit.report.results import COLUMNS, best, structure_cell, verdict
 from lpvit.report.tables.speed import read_speed
 from lpvit.report.tables.summary import summary
 from lpvit.store.records import write_record
@@ -49,12 +50,15 @@ def speed(table: pd.DataFrame) -> pd.DataFrame:
 
 def page(table: pd.DataFrame, speed: pd.DataFrame, **changes: Any) -> str:
     experiment = {"name": "half", "decisions": {"budget": {"name": "<half>", "settings": "macs: 0.5"}}, "figures": []}
+    experiment |= {"structure": "blocks 16x16", "allocation": None, "rank_multiple": None, "methods": "<Half> was."}
     given = {
         "name": "main",
         "summary": table,
         "speed": speed,
         "series": series(evaluations()),
         "experiments": [{**experiment, "layers": empty_frame(LAYERS)}],
+        "chance": {"imagenet": 0.1},
+        "command": "lpvit prune it.yaml",
         "tradeoff": "",
         "paper": None,
         "facts": {"versions": versions()},
@@ -65,9 +69,52 @@ def page(table: pd.DataFrame, speed: pd.DataFrame, **changes: Any) -> str:
     return render(Report(**given | changes))
 
 
-def test_a_model_is_best_if_none_with_as_many_macs_or_fewer_is_more_accurate() -> None:
-    rows = pd.DataFrame({"macs": [100, 100, 50, 60, 100.4], "top1": [80.0, 79, 70, 69, 81]}, list("abcde"))
-    assert best(rows).to_dict() == {"a": False, "b": False, "c": True, "d": False, "e": True}
+def rows(macs: list[float], top1: list[float], reach: float = 0.1) -> pd.DataFrame:
+    """Final models with intervals of +- reach."""
+    frame = pd.DataFrame({"macs": macs, "top1": top1}, list("abcde")[: len(macs)])
+    return frame.assign(top1_low=frame["top1"] - reach, top1_high=frame["top1"] + reach, macs_ratio=frame["macs"] / 200)
+
+
+def test_a_model_is_best_if_none_with_as_many_macs_or_fewer_is_as_accurate() -> None:
+    of_macs = [100, 100, 50, 60, 100.4], [80.0, 79, 70, 69, 81]
+    assert best(rows(*of_macs)).to_dict() == {"a": False, "b": False, "c": True, "d": False, "e": True}
+
+
+def test_no_star_stands_within_the_interval_of_another_model_nor_at_chance() -> None:
+    assert best(rows([100, 100], [80.0, 81], reach=1)).tolist() == [False, False]
+    assert best(rows([100, 50], [81.0, 80], reach=1)).tolist() == [False, True]
+    assert best(rows([100], [11.0], reach=2), chance=10).tolist() == [False]
+
+
+def test_what_is_said_of_accuracies_is_what_the_interval_allows() -> None:
+    dense = rows([200], [82.0], reach=1).iloc[0]
+    told = " ".join(verdict(rows([100, 60, 50], [81.5, 81, 70], reach=1), dense, chance=10))
+    assert "Highest top-1: a with 81.50 % (80.5 to 82.5) at 50.0 % of the MACs." in told
+    assert "the difference of \u22120.50 points (\u22121.91 to +0.91) is not significant" in told
+    assert "Not significantly less accurate than a: b." in told
+    assert "At chance" not in told
+    told = " ".join(verdict(rows([100], [77.0], reach=1), dense, chance=10))
+    assert "points (\u22126.41 to \u22123.59) is significant" in told
+
+
+def test_a_dense_model_at_chance_is_said_to_be_at_chance_and_nothing_is_praised() -> None:
+    dense = rows([200], [29.0], reach=15).iloc[0]
+    (told,) = verdict(rows([100], [35.0], reach=15), dense, chance=25.0)
+    assert told.startswith("The dense model is at chance: 29.00 % (14.0 to 44.0)")
+
+
+def test_the_page_says_what_the_layers_keep_and_what_each_column_is(table: pd.DataFrame, speed: pd.DataFrame) -> None:
+    kept = pd.DataFrame({"layer": list("abc"), "blocks": 4, "blocks_kept": [1, 4, 3], "keep_ratio": [0.25, 1, 0.75]})
+    assert structure_cell("blocks 8x8", kept, None).note == "keep 25 to 100 %"
+    assert structure_cell("factors", kept, 8).note == "ranks 8 to 24, 1 dense"
+    text = page(table, speed)
+    assert "blocks 16x16" in text
+    assert "&lt;Half&gt; was." in text
+    assert all(f'title="{told}"' in text.replace("&#39;", "'") for told in COLUMNS.values())
+
+
+def test_hints_name_the_command_of_this_run(table: pd.DataFrame) -> None:
+    assert "<code>lpvit prune it.yaml --benchmark</code>" in page(table, read_speed("none.csv"))
 
 
 def test_every_model_stands_at_its_costs_counted_and_measured(table: pd.DataFrame, speed: pd.DataFrame) -> None:
@@ -137,7 +184,8 @@ def test_the_page_loads_nothing_and_escapes_what_it_is_given(table: pd.DataFrame
 def test_the_table_gives_intervals_differences_and_speed(table: pd.DataFrame, speed: pd.DataFrame) -> None:
     text = re.sub(r"<[^>]+>|\s+", " ", page(table, speed).partition("<main>")[2].partition("</table>")[0])
     half = re.sub(" +", " ", text[text.index(" fine-tuned ") : text.index(" third ")])
-    for cell in ("80.40 % ★ best 79.6 to 81.2", "\u22120.80", "61.00 %", "2.12 G 50.0 %", "2.00\u00d7 1.90 to 2.10"):
+    cells = "80.40 % ★ best 79.6 to 81.2", "\u22120.80 \u22121.89 to +0.29", "61.00 % 60.0 to 62.0", "2.12 G 50.0 %"
+    for cell in (*cells, "2.00\u00d7 1.90 to 2.10", "96.08 % 95.7 to 96.4"):
         assert cell in half, cell
 
 

@@ -245,14 +245,17 @@ def test_curves_have_a_panel_for_each_role_and_a_line_for_each_layer() -> None:
     assert [panel.get_title("left") for panel in panels] == list(SHAPES)
     assert all(len(panel.lines) == DEPTH for panel in panels)
     assert all(panel.get_yscale() == "log" for panel in panels)
-    assert {"sparsity of the layer (%)", "distortion (logit² per image)", "transformer block"} <= set(lines(figure))
+    assert {"share of the layer removed (%)", "distortion (logit² per image)", "transformer block"} <= set(
+        lines(figure)
+    )
 
 
 def test_a_curve_shows_its_points_and_leaves_out_zero() -> None:
     frame = curves(costs())
     line = drawn("curves", frame, costs(), "arbitrary units").axes[0].lines[0]
     curve = frame[frame["layer"] == "blocks.0.attn.qkv"]
-    assert line.get_xdata() == pytest.approx(100 * curve["sparsity"].to_numpy()[1:])
+    removed = 100 * curve["weights_pruned"] / curve["weights_pruned"].iloc[-1]
+    assert line.get_xdata() == pytest.approx(removed.to_numpy()[1:])
     assert line.get_ydata() == pytest.approx(curve["distortion"].to_numpy()[1:])
 
 
@@ -266,7 +269,16 @@ def test_depth_counts_transformer_blocks_also_over_the_stages_of_a_swin() -> Non
     names += ["layers.1.downsample.reduction", "layers.1.blocks.0.attn.qkv", "head.fc"]
     frame = pd.DataFrame({"layer": names, "role": [name.split(".")[-1] for name in names]})
     placed = layers.place_layers(frame, names)
-    assert placed["depth"].tolist() == [0, 1, 1, 2, 2, 3, 3]
+    assert placed["depth"].tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert placed["label"].tolist()[1:4] == ["qkv 0.0", "fc1 0.0", "qkv 0.1"]
+
+
+def test_figures_count_transformer_blocks_as_the_model_does() -> None:
+    placed = layers.place_layers(costs(), costs()["layer"])
+    inside = placed[placed.index.str.startswith("blocks.")]
+    assert (inside["label"] == [f"{row.role} {name.split('.')[1]}" for name, row in inside.iterrows()]).all()
+    assert (inside["depth"] == inside.index.str.split(".").str[1].astype(int)).all()
+    assert placed.loc["head", "label"] == "head"
 
 
 def test_allocation_has_a_panel_for_each_role_and_a_bar_as_high_as_each_keep_ratio() -> None:
@@ -276,7 +288,47 @@ def test_allocation_has_a_panel_for_each_role_and_a_bar_as_high_as_each_keep_rat
     for panel, path in zip(panels, PATHS.values(), strict=True):
         of_role = frame[frame["layer"].str.endswith(path)]
         bars = sorted(panel.patches, key=lambda bar: bar.get_x())
-        assert [bar.get_height() for bar in bars] == pytest.approx((100 * of_role["keep_ratio"]).tolist())
+        kept = of_role["macs_kept"] / of_role["macs_dense"]
+        assert [bar.get_height() for bar in bars] == pytest.approx((100 * kept).tolist())
+        assert (bars[0].get_x() + bars[0].get_width() / 2) == pytest.approx(0)
+
+
+def factors() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Allocation and curves of ranks in multiples of 8; the first layer stays dense."""
+    layers = prunable(costs())
+    curves = [
+        pd.DataFrame(
+            {
+                "layer": layer,
+                "blocks_pruned": np.arange(5),
+                "weights_pruned": [0, 10, 20, 30, 40],
+                "distortion": [0, 1e-9, 0.01, 0.1, 2],
+            }
+        )
+        for layer in layers["layer"]
+    ]
+    kept = allocation(costs()).assign(blocks=4, blocks_kept=1)
+    kept.loc[0, "blocks_kept"] = 4
+    return kept, pd.concat(curves, ignore_index=True)
+
+
+def test_ranks_are_marked_on_the_spectrum_of_their_layer_and_dense_layers_are_counted() -> None:
+    kept, curves = factors()
+    figure = drawn("ranks", kept, curves, costs(), 8)
+    panels = figure.axes[:4]
+    assert [panel.get_title("left") for panel in panels] == ["qkv, 1 dense", "proj", "fc1", "fc2"]
+    spectrum = panels[1].lines[0]
+    assert spectrum.get_xydata() == pytest.approx(np.array([[0, 1], [8, 0.05], [16, 0.005]]))  # 1e-9 is rounding
+    marks = [line for line in panels[1].lines if line.get_marker() == "o"]
+    assert len(marks) == DEPTH
+    assert marks[0].get_xydata() == pytest.approx(np.array([[8, 0.05]]))
+    assert marks[0].get_label() == "blocks.0.attn.proj, rank 8"
+
+
+def test_the_figure_of_an_allocation_speaks_of_ranks_where_there_are_some() -> None:
+    kept, _ = factors()
+    panel = drawn("allocation", kept, costs(), 8).axes[0]
+    assert [bar.get_label() for bar in panel.patches[:2]] == ["blocks.0.attn.qkv: dense", "blocks.1.attn.qkv: rank 8"]
 
 
 @pytest.mark.parametrize(("budget", "name"), [("macs", "MACs kept"), ("sparsity", "sparsity of the prunable layers")])
@@ -284,8 +336,8 @@ def test_allocation_tells_target_and_achieved(budget: str, name: str) -> None:
     frame = allocation(costs(), budget)
     title, *_ = [text for text in lines(drawn("allocation", frame, costs())) if "target" in text]
     assert title.startswith(name)
-    share = 100 * frame["blocks_kept"].sum() / frame["blocks"].sum()
-    assert title.endswith(f"49.99 % (target 50.00 %); all blocks (dashed): {share:.1f} %")
+    share = 100 * frame["macs_kept"].sum() / frame["macs_dense"].sum()
+    assert title.endswith(f"49.99 % (target 50.00 %); these layers (dashed): {share:.1f} %")
 
 
 def test_blocks_show_first_middle_and_last_layer_of_each_role_outputs_down_inputs_across() -> None:
@@ -298,7 +350,7 @@ def test_blocks_show_first_middle_and_last_layer_of_each_role_outputs_down_input
         assert (bottom - top, right - left) == pytest.approx(masks[layer].shape)
         assert np.array_equal(image.get_array(), masks[layer])
     kept = 100 * masks["blocks.6.mlp.fc1"].mean()
-    assert f"fc1 7: {kept:.0f} %" in lines(figure)
+    assert f"fc1 6: {kept:.0f} %" in lines(figure)
 
 
 @pytest.mark.parametrize("depth", [1, 12])
@@ -320,7 +372,7 @@ def test_layers_of_which_nothing_is_pruned_have_no_interactions_to_show() -> Non
     )
     axes = drawn("interactions", pairs, costs()).axes[0]
     assert np.asarray(axes.images[0].get_array()) == pytest.approx(np.array([[1, -1], [-1, 1]]))
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["qkv 1", "qkv 2"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["qkv 0", "qkv 1"]
     assert axes.get_title("left").endswith("1 unpruned layers omitted")
 
 
@@ -415,15 +467,15 @@ def test_tradeoff_gives_every_dataset_its_row_and_every_experiment_its_look() ->
 
 def test_history_shows_loss_accuracy_and_learning_rate() -> None:
     frame = history()
-    loss, accuracy, rate = drawn("history", frame).axes
-    assert [line.get_label() for line in loss.lines] == ["training", "validation"]
+    minimised, loss, accuracy, rate = drawn("history", frame).axes
+    assert [line.get_label() for axes in (minimised, loss) for line in axes.lines] == ["training loss", "validation"]
     assert accuracy.lines[0].get_ydata() == pytest.approx(frame["top1"].to_numpy())
     assert rate.lines[0].get_ydata() == pytest.approx(frame["learning_rate"].to_numpy())
 
 
 def test_history_begins_with_the_model_before_training_where_that_was_evaluated() -> None:
     before = evaluations().query("stage == 'pruned'").head(1)
-    loss, accuracy, _ = drawn("history", history(), before).axes
+    _, loss, accuracy, _ = drawn("history", history(), before).axes
     for axes, value in ((loss, before["loss"].iloc[0]), (accuracy, before["top1"].iloc[0])):
         (point,) = [line for line in axes.lines if line.get_label() == "before training"]
         assert point.get_xydata().tolist() == [[0, value]]
@@ -437,4 +489,4 @@ def test_figures_are_written_whole_alike_and_leave_matplotlib_as_it_was(tmp_path
     assert sorted(file.name for file in tmp_path.iterdir()) == ["first.png", "first.svg", "second.png", "second.svg"]
     assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
     with Image.open(tmp_path / "first.png") as image:
-        assert image.size == (9 * drawing.DOTS_PER_INCH, 2.6 * drawing.DOTS_PER_INCH)
+        assert image.size == (9 * drawing.DOTS_PER_INCH, 2.4 * drawing.DOTS_PER_INCH)

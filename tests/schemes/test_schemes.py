@@ -198,6 +198,46 @@ def test_the_most_similar_merge_and_sizes_add_up() -> None:
     assert (sizes[:, 0] == 1).all()
 
 
+# --- together --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [("sparse_attention", "token_selection"), ("token_selection", "sparse_attention")])
+def test_sparse_attention_is_that_of_rows_until_tokens_are_dropped(order: tuple[str, str]) -> None:
+    selection = {"keep_tokens": 0.5, "before_blocks": [1]}
+    model = member("ViT").eval()
+    torch.manual_seed(0)
+    selected = add_scheme(deepcopy(model), Scheme(scheme="token_selection", **selection))
+    torch.manual_seed(0)
+    both = deepcopy(model)
+    for name in order:
+        add_scheme(both, Scheme(scheme=name, **(selection if name == "token_selection" else {"stride": 4})))
+    take_over([selected.blocks[0].attn], PatternAttention("strided", 4, 1))
+    images = images_for(model, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(both(images), selected(images))
+        assert (both(images) - with_scheme(model, "sparse_attention", stride=4)(images)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("token_merging", "sparse_attention"),
+        ("sparse_attention", "token_merging"),
+        ("token_merging", "token_selection"),
+        ("token_selection", "token_merging"),
+        *((name, name) for name in SCHEMES),
+    ],
+)
+def test_schemes_that_change_the_same_part_are_refused_before_they_are_added(first: str, second: str) -> None:
+    model = with_scheme(member("ViT"), first, **SCHEMES[first])
+    images = images_for(model, 1)
+    expected = model.eval()(images)
+    message = f"schemes: '{first}' and '{second}' both change the (attention|tokens) of a model; keep one of them"
+    with pytest.raises(LpvitError, match=message):
+        add_scheme(model, Scheme(scheme=second, **SCHEMES[second]))
+    assert torch.equal(model(images), expected)
+
+
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """What cannot work is found before any work, and named."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def test_a_budget_in_milliseconds_that_are_yet_to_be_measured_is_left_to_the_all
     [
         ("budgets.half", {"macs": 0.05}, "budget: macs 0.05 is impossible"),
         ("budgets.half", {"sparsity": 0.96, "min_keep_ratio": 0.04}, "budget: sparsity 0.96 is impossible"),
-        ("budgets.half", {"energy": 0.1}, "budget: energy 0.1 is impossible: 0.1.* stays at min_keep_ratio 0.05"),
+        (
+            "budgets.half",
+            {"energy": 0.1},
+            "energy 0.1 is impossible, at least 0.1.* must be kept .*_ratio 0.05",
+        ),
         ("budgets.half", {"latency": 0.5, "latency_table": "none.parquet"}, "none.parquet: cannot be read"),
         ("prunings.b8.block_shape", [8, 64], "block_shape: 8x64 is larger than a layer of 96x32"),
         ("prunings.b8.layers", ["qvk"], "layers: the model has no layer 'qvk'; it has patch_embed, qkv"),
@@ -125,12 +130,14 @@ def test_pretrained_weights_for_other_classes_ask_for_a_recipe(
         plan_experiments(parse_config(change(tiny_config, "models.vit", model)))
 
 
+@pytest.mark.parametrize("absent", ["nvidia", "nvidia.dali"])
 def test_an_absent_loader_says_what_to_install(
     tiny_config: dict[str, Any],
     change: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
+    absent: str,
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, absent, None)
     config = change(tiny_config, "datasets.digits", {"root": "anywhere", "loader": "dali"})
     with pytest.raises(LpvitError, match=r"pip install 'lpvit\[dali\]', or use 'loader: timm'"):
         plan_experiments(parse_config(config))
@@ -179,6 +186,37 @@ def test_images_that_a_loader_or_model_cannot_take_are_found_without_decoding_th
     config = change(tiny_config, "datasets.digits", {"root": str(tmp_path), "loader": loader})
     with pytest.raises(LpvitError, match=message):
         plan_experiments(parse_config(change(config, "calibrations.c64.images", 1)))
+
+
+@pytest.mark.parametrize(
+    ("channels", "teacher", "message"),
+    [
+        (1, {"teacher": "resnet18"}, "recipe: the teacher has 3 channels, the model 1; choose a 'teacher' that fits"),
+        (3, {"teacher": "resnet18"}, "teacher: timm's 'resnet18' knows 1000 classes, the dataset has 10, so its head"),
+        (
+            3,
+            {"teacher": "resnet18", "teacher_checkpoint": "other.pt"},
+            "other.pt: a checkpoint of another architecture",
+        ),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_found_by_the_plan(
+    tiny_config: dict[str, Any],
+    change: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    channels: int,
+    teacher: dict[str, str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lpvit.stages.plan.require_fetchable", lambda name: None)
+    torch.save({"fc.weight": torch.zeros(10, 2)}, "other.pt")
+    options = {**tiny_config["models"]["vit"]["options"], "in_chans": channels}
+    config = change(tiny_config, "models.vit", {**tiny_config["models"]["vit"], "options": options, "data_config": {}})
+    config = change(config, "recipes.short", {**config["recipes"]["short"], "distillation": "soft", **teacher})
+    with pytest.raises(LpvitError, match=message):
+        plan_experiments(parse_config(config))
 
 
 @pytest.mark.parametrize("key", ["weights", "teacher"])

@@ -28,7 +28,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(logging, "basicConfig", partial(logging.basicConfig, force=True))  # pytest logs as well
     monkeypatch.setattr(logging, "raiseExceptions", True)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    yield SimpleNamespace(rule="finetune", log=[tmp_path / "a.log"], params={"macs": 0.5}, config={}, threads=1)
+    yield SimpleNamespace(
+        rule="finetune", log=[tmp_path / "a.log"], params={"macs": 0.5}, config={}, threads=1, resources={}
+    )
     root.handlers[:] = before
     root.setLevel(level)
     logging.captureWarnings(False)
@@ -84,7 +86,7 @@ def test_a_signal_to_interrupt_ends_a_stage_without_a_traceback(tmp_path: Path) 
     script = tmp_path / "script.py"
     script.write_text(
         "import os, signal\nfrom types import SimpleNamespace\nfrom lpvit.stages.stage import stage\n"
-        "job = SimpleNamespace(rule='r', log=['a.log'], params={}, config={}, threads=1)\n"
+        "job = SimpleNamespace(rule='r', log=['a.log'], params={}, config={}, threads=1, resources={})\n"
         "with stage(job):\n    os.kill(os.getpid(), signal.SIGINT)\n"
     )
     run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)

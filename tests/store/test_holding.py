@@ -109,3 +109,33 @@ def test_a_job_of_another_machine_ends_when_its_run_is_silent_for_long(
     assert gone()
     os.utime(tmp_path / ".running")
     assert not gone()
+
+
+AS_ANOTHER = "import os, sys; os.umask(0o027); os.setgroups([]); os.setgid(4242); os.setuid(int(sys.argv[2])); "
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
+def test_users_of_a_group_take_turns_although_only_its_owner_can_write_a_lock_file(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    (shared := tmp_path / "results").mkdir()
+    os.chown(shared, 0, 4242)
+    shared.chmod(0o2770)
+
+    def run(user: int, then: str) -> subprocess.Popen[str]:
+        code = IMPORTS.replace("hold; ", "hold, release; ") + AS_ANOTHER + then  # they cannot read this Python
+        command = [sys.executable, "-c", code, str(shared), str(user)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    turn = "release(hold(sys.argv[1])); print('held')"
+    first = run(4001, turn).communicate()[0]
+    assert first == "held\n", first
+    assert (shared / ".running").stat().st_mode & 0o777 == 0o640
+    assert run(4002, turn).communicate()[0] == "held\n"
+    holds = run(4001, "hold(sys.argv[1]); print('held', flush=True); time.sleep(60)")
+    assert holds.stdout is not None
+    assert holds.stdout.readline() == "held\n"
+    assert "another run works in this folder (process" in run(4002, turn).communicate()[0]
+    holds.kill()
+    holds.communicate()
+    assert run(4002, turn).communicate()[0] == "held\n", "the run was killed"

@@ -121,6 +121,7 @@ REGISTRIES = {
     "lpvit.structures": "structures/settings.py",
     "lpvit.structures.blocks.distortions": "structures/blocks/settings.py",
     "lpvit.structures.blocks.saliencies": "structures/blocks/settings.py",
+    "lpvit.structures.blocks.statistics": "structures/blocks/settings.py",
 }  # -> a module that every script which can run one of the strategies imports
 
 

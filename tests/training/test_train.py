@@ -10,22 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from lpvit.data.preprocessing import Preprocessing
 from lpvit.errors import LpvitError
+from lpvit.settings import Compute
 from lpvit.store.artifacts import load
 from lpvit.store.schemas import HISTORY
 from lpvit.store.tables import write_parquet
+from lpvit.strategies import module_names
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.training.augmentation import BatchAugmentation
 from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
 from lpvit.training.nodes import Nodes
 from lpvit.training.settings import Recipe
+from lpvit.training.splits import SplitLoaders
 from lpvit.training.train import train
 from lpvit.training.trainer import learning_rate_schedule
 
@@ -251,6 +257,60 @@ def test_an_interrupted_run_continues_to_the_very_same_weights(tmp_path: Path) -
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), resumed_history.drop(columns="seconds"))
 
 
+@dataclass
+class Interrupted:
+    """The loaders of a dataset, and a fault in the second epoch: before its first step, or after some."""
+
+    loaders: SplitLoaders
+    at: int | None
+
+    def __call__(self, *place: Any) -> Any:
+        training, validation = self.loaders(*place)
+        return _Faulty(training, self.at), validation
+
+
+class _Faulty:
+    def __init__(self, loader: Any, at: int | None) -> None:
+        self.loader, self.at = loader, at
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, batch in enumerate(self.loader):
+            if self.loader.plan.epoch == 2 and step == self.at:
+                raise KilledError
+            yield batch
+
+
+@pytest.mark.parametrize("loader", module_names("lpvit.data.loaders"))
+def test_with_every_loader_an_interrupted_run_continues_to_the_very_same_weights(tmp_path: Path, loader: str) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (12, 12, 12, 3), dtype=np.uint8)
+    for number, pixels in enumerate(colours):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
+    rows = {"path": [f"{number}.jpg" for number in range(12)], "label": [number % CLASSES for number in range(12)]}
+    images = pd.concat([pd.DataFrame(rows).assign(split=split, problem=None) for split in ("train", "validation")])
+    settings = recipe(epochs=2, batch_size=4, crop_scale=(0.3, 1.0), **ALL_RANDOM_PARTS)
+    preprocessing = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+    dataset, compute = {"root": tmp_path, "loader": loader}, Compute(threads=1)
+    loaders = SplitLoaders(images, dataset, preprocessing, settings, compute)
+    options = {"drop_path_rate": 0.3, "num_classes": CLASSES, "in_chans": 3, "img_size": 8, "patch_size": 4}
+    model = timm.create_model("vit_tiny_patch16_224", embed_dim=16, depth=2, num_heads=2, **options)
+
+    def run(name: str, at: int | None = None) -> dict[str, Tensor]:
+        file = tmp_path / f"{name}.pt"
+        return train(Training(model, settings, Interrupted(loaders, at), file, "", CPU, checkpoint_minutes=1e-9)).state
+
+    undisturbed = run("undisturbed")
+    for at in (0, 2):  # after an epoch, and within one
+        with pytest.raises(KilledError):
+            run(f"killed at {at}", at)
+        assert_same(undisturbed, run(f"killed at {at}"))
+
+
 def test_a_run_killed_by_the_system_continues_to_the_very_same_weights(tmp_path: Path) -> None:
     undisturbed, _ = random_run(tmp_path / "undisturbed")
     program = "import sys; from pathlib import Path; import test_train as t; t.random_run(Path(sys.argv[1]), 'kill')"
@@ -319,6 +379,21 @@ def test_gradual_pruning_ends_at_the_counts_and_prunes_by_magnitude_on_the_way(
         assert trained.keep_masks[layer].sum() == mask.sum()
     assert any(not torch.equal(trained.keep_masks[layer], mask) for layer, mask in masks.items())
     verify_pruned(trained.state, expand_keep_masks(model, trained.keep_masks, (block, block)))
+
+
+@pytest.mark.parametrize("pruned_over", [0.01, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 8), (1, 16), (2, 32), (1, 32)])
+def test_however_short_a_training_that_prunes_is_it_ends_with_as_few_blocks_as_asked_for(
+    tmp_path: Path, pruned_over: float, epochs: int, batch_size: int
+) -> None:
+    model = toy_model()
+    masks = checkerboard(model, 4)
+    options = {"device": CPU, "resume_file": tmp_path / "training.pt", "fingerprint": "toy"}
+    settings = recipe(epochs=epochs, pruned_over=pruned_over, batch_size=batch_size)
+    data = ToyData(batch_size=batch_size)
+    trained = train(Training(model, settings, data, keep_masks=masks, block_shape=(4, 4), **options))  # type: ignore[arg-type]
+    for layer, mask in masks.items():
+        assert trained.keep_masks[layer].sum() == mask.sum()
 
 
 def test_a_training_can_be_watched_in_tensorboard_also_after_a_restart(tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
-"""Records answer in Snakemake's place, in the version that is installed and in the others that are given.
+"""Records answer in Snakemake's place, in the version that is installed, the oldest supported and the newest.
 
-`LPVIT_PYTHONS` names further interpreters, separated by colons, each with another Snakemake (and pydantic, xxhash):
-the oldest that pyproject.toml allows, and the newest.
+The others are installed for the test, in environments without torch; it skips where no package index can be reached.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from packaging.requirements import Requirement
 
 from lpvit.store.records import record_file, write_record
 
@@ -34,16 +35,56 @@ rule theirs:
     params: value=config["other"]
     shell: "echo {params.value} > {output}"
 """
-PYTHONS = [sys.executable, *filter(None, os.environ.get("LPVIT_PYTHONS", "").split(":"))]
+NETWORK = ("Failed to fetch", "client error", "NewConnectionError", "ConnectTimeout", "No matching distribution")
 
 
-@pytest.fixture(params=PYTHONS)
-def python(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def installed(*command: str | Path) -> None:
+    """Runs an installer; skips where it reaches no package index."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode and any(sign in done.stderr for sign in NETWORK):
+        pytest.skip(f"needs a package index: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def uv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Makes environments in seconds."""
+    folder = tmp_path_factory.mktemp("uv")
+    installed(sys.executable, "-m", "pip", "install", "--quiet", "--retries", "0", "--target", folder, "uv")
+    return folder / "bin/uv"
+
+
+def environment(uv: Path, folder: Path, resolution: str) -> str:
+    """An interpreter with the oldest or newest Snakemake that pyproject.toml allows, and what records need."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    ranges = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["workflow"]]
+    needed = [f"{one.name}{one.specifier}" for one in ranges if one.name in ("snakemake", "pydantic", "xxhash")]
+    assert len(needed) == 3
+    python = folder / "bin/python"
+    installed(uv, "venv", "--quiet", "--python", sys.executable, folder)
+    common = ("--quiet", "--native-tls", "--python", python)
+    installed(uv, "pip", "install", *common, "--resolution", resolution, *needed)
+    return str(python)
+
+
+THOROUGH = [pytest.param(resolution, marks=pytest.mark.thorough) for resolution in ("lowest-direct", "highest")]
+
+
+@pytest.fixture(scope="module", params=["installed", *THOROUGH])
+def interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    if request.param == "installed":
+        return sys.executable
+    folder = tmp_path_factory.mktemp(request.param)
+    return environment(request.getfixturevalue("uv"), folder, request.param)
+
+
+@pytest.fixture
+def python(interpreter: str, tmp_path: Path) -> str:
     """An interpreter; its workflow has run in the folder."""
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
-    snakemake(request.param, tmp_path, 1, 1)
+    snakemake(interpreter, tmp_path, 1, 1)
     write_record(tmp_path / "ours.log", "ours", {"value": 1, "sources": {}})
-    return str(request.param)
+    return interpreter
 
 
 def snakemake(python: str, folder: Path, value: int, other: int, *arguments: str) -> str:

@@ -1,14 +1,107 @@
-"""`profiles/slurm`: what jobs ask a scheduler for, and how that is changed without an edit of a rule."""
+"""What jobs ask a scheduler for, how profiles translate it, and how many GPUs are used at a time."""
 
+import os
 import re
 import shutil
+from importlib.util import find_spec
 
 import pytest
 from conftest import Workflow
 
-pytest.importorskip("snakemake_executor_plugin_slurm", reason="needs lpvit[slurm]")
+
+@pytest.fixture
+def submitted(workflow: Workflow, tiny_config: dict, change, monkeypatch: pytest.MonkeyPatch):
+    """The arguments of every job, by its rule, of a run with four GPUs a training; a command stands in for `qsub`."""
+    pytest.importorskip("snakemake_executor_plugin_cluster_generic", reason="needs lpvit[cluster]")
+    config = change(tiny_config, "compute", {"device": "auto", "processes": 4, "threads": 2})
+    monkeypatch.setenv("PATH", f"{workflow.folder / 'bin'}:{os.environ['PATH']}")
+
+    snakefile = workflow.folder / "workflow/Snakefile"  # short jobs too, as they would wait for those that are not run
+    snakefile.write_text(re.sub(r"localrules:\n( +\w+,\n)+", "localrules: all\n", snakefile.read_text()))
+
+    def submit(command: str, *arguments: str) -> dict[str, str]:
+        (stand_in := workflow.folder / "bin" / command).parent.mkdir()
+        stand_in.write_text('#!/bin/sh\necho "$@" >> submitted.txt\necho 1\n')
+        stand_in.chmod(0o755)
+        run = workflow.run(config, "--jobs", "99", "--immediate-submit", "--notemp", *arguments)
+        lines = (workflow.folder / "submitted.txt").read_text().splitlines()
+        assert lines, run.output
+        return {line.split("snakejob.")[1].split(".")[0]: line for line in lines}
+
+    return submit
 
 
+LONG = {
+    "index_images",
+    "train_dense",
+    "collect_statistics",
+    "measure_rate_distortion",
+    "build_masks",
+    "finetune",
+    "plot",
+}
+
+
+def test_a_submit_command_gets_gpus_memory_and_time_of_every_rule(submitted) -> None:
+    asked = "{threads} gpu={resources.gpu} mem={resources.mem_mb} time={resources.runtime}"
+    lines = submitted(
+        "submit",
+        "--default-resources",
+        *("mem_mb=4000", "runtime=60", "gpu=0"),
+        "--executor",
+        "cluster-generic",
+        "--cluster-generic-submit-cmd",
+        f"submit {asked}",
+    )
+    assert lines.keys() > LONG
+    gpus = {rule: int(re.search(r"gpu=(\d+)", line)[1]) for rule, line in lines.items()}
+    assert {rule for rule, count in gpus.items() if count == 4} == {"train_dense", "finetune"}
+    assert {"collect_statistics", "evaluate"} < {rule for rule, count in gpus.items() if count == 1}
+    assert {"index_images", "total_costs"} < {rule for rule, count in gpus.items() if count == 0}
+    assert all(re.search(r"mem=\d{4,} time=\d+", line) for line in lines.values())
+
+
+@pytest.mark.parametrize(
+    ("command", "profile", "train", "index"),
+    [
+        (
+            "qsub",
+            "profiles/pbs",
+            "-l select=1:ncpus=2:mem=64000mb:ngpus=4 -l walltime=24:0:00",
+            "-l select=1:ncpus=2:mem=8000mb:ngpus=0 -l walltime=4:0:00",
+        ),
+        (
+            "bsub",
+            "profiles/lsf",
+            "-n 2 -R span[hosts=1] rusage[mem=64000MB] -W 1440 -gpu num=4 /",
+            "-n 2 -R span[hosts=1] rusage[mem=8000MB] -W 240 /",
+        ),
+    ],
+)
+def test_the_profile_of_a_scheduler_translates_what_every_rule_asks_for(
+    submitted, command: str, profile: str, train: str, index: str
+) -> None:
+    lines = submitted(command, "--profile", profile)
+    assert lines.keys() > LONG
+    assert train in lines["train_dense"]
+    assert index in lines["index_images"]
+
+
+def test_jobs_of_this_machine_are_limited_by_its_gpus(
+    workflow: Workflow, tiny_config: dict, change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-1")
+    auto = change(tiny_config, "compute", {"device": "auto", "threads": 1})
+    run = workflow.run(auto, "--until", "index_images")
+    assert re.search(r"Provided resources: .*gpu=\D*2", run.output), run.output
+    assert run.code == 0
+    assert "gpu=1" in workflow.run(auto, "--until", "index_images", "--resources", "gpu=1", "--forceall").output
+    four = workflow.run(change(auto, "compute.processes", 4), "--until", "index_images", "--forceall")
+    assert four.code == 1
+    assert "config: compute.processes: needs 4 GPUs of this machine, it has 2" in four.output
+
+
+@pytest.mark.skipif(find_spec("snakemake_executor_plugin_slurm") is None, reason="needs lpvit[slurm]")
 def test_every_job_asks_for_memory_and_time_and_the_command_line_has_the_last_word(
     workflow: Workflow, tiny_config: dict, change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -24,7 +117,6 @@ def test_every_job_asks_for_memory_and_time_and_the_command_line_has_the_last_wo
     assert {"index_images", "train_dense", "collect_statistics", "finetune", "summarize"} <= asked.keys()
     assert all({"mem_mb", "runtime"} <= resources.keys() for rule, resources in asked.items() if rule != "all")
     for rule in ("train_dense", "finetune"):
-        assert (asked[rule]["nodes"], asked[rule]["gres"]) == ("2", "gpu:2")
-    assert asked["evaluate"]["gpu"] == "1"
-    assert "gpu" not in asked["index_images"]
+        assert (asked[rule]["nodes"], asked[rule]["gpu"], asked[rule]["slurm_extra"]) == ("2", "4", "--gpus-per-node=2")
+    assert (asked["evaluate"]["gpu"], asked["index_images"]["gpu"]) == ("1", "0")
     assert (asked["build_masks"]["mem_mb"], asked["build_masks"]["gpu"]) == ("123", "0")

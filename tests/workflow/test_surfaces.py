@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from conftest import REPOSITORY, TINY, Run, Workflow
+
+from lpvit.store.holding import RUN, hold, release
 
 MODULE = """
 configfile: "config/config.yaml"
@@ -39,7 +42,10 @@ def test_the_standard_place_of_a_snakefile_runs_the_same(finished: tuple[Workflo
     assert "Nothing to be done" in run.output
 
 
-def test_another_workflow_uses_it_as_a_module_in_the_layout_of_snakedeploy(tmp_path: Path) -> None:
+def test_another_workflow_uses_it_as_a_module_in_the_layout_of_snakedeploy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RUN, "")
     for folder in ("config", "workflow"):
         (tmp_path / folder).mkdir()
     (tmp_path / "config/config.yaml").write_text(yaml.safe_dump(TINY))
@@ -51,6 +57,17 @@ def test_another_workflow_uses_it_as_a_module_in_the_layout_of_snakedeploy(tmp_p
     assert run.code == 0, run.output
     assert set(run.jobs) == {"lpvit_index_images"}
     assert {"mine", "lpvit_finetune", "lpvit_check_experiments"} <= set(snakemake(tmp_path, "--dry-run").jobs)
+    held = hold(tmp_path / "results")  # the folder of a module is guarded as well
+    run = snakemake(tmp_path, "results/digits/images.parquet", "--forceall")
+    release(held)
+    assert run.code == 1
+    assert "results: another run works in this folder" in run.output
+    (tmp_path / "workflow/Snakefile").write_text(text.replace("config: config", 'config: config\n    prefix: "sub"'))
+    run = snakemake(tmp_path, "--dry-run")
+    assert run.code == 1
+    assert (
+        "module: 'prefix' is not followed; leave it out and set 'results: PREFIX/results' in its config" in run.output
+    )
 
 
 def test_a_key_that_stands_twice_stops_the_run_with_its_lines(workflow: Workflow) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import Run, Workflow
 
@@ -34,6 +35,7 @@ from lpvit.store.schemas import (
     LATENCY,
     LAYERS,
     METRICS,
+    OUTCOMES,
     SAMPLES,
     SPEED,
 )
@@ -127,6 +129,22 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(
     finished: tuple[Workflow, Run], tiny_config: dict, change, key: str, value: object, rerun: set[str]
 ) -> None:
     assert stages(finished[0].would_run(change(tiny_config, key, value))) == rerun
+
+
+def test_a_dense_model_learns_from_a_teacher_of_timm(workflow: Workflow, tiny_config: dict, change) -> None:
+    teacher = timm.create_model("test_vit", num_classes=10)
+    with torch.no_grad():
+        teacher.head.bias[3] = 100  # of all images it says that they are a 3
+    torch.save(teacher.state_dict(), workflow.folder / "teacher.pt")
+    taught = {"distillation": "hard", "teacher": "test_vit", "distillation_alpha": 1.0, "epochs": 1}
+    recipe = {**tiny_config["recipes"]["short"], **taught, "teacher_checkpoint": "teacher.pt", "learning_rate": 0.01}
+    model = tiny_config["models"]["vit"]
+    config = change(tiny_config, "models.vit.options", {**model["options"], "in_chans": 3})
+    config = change(config, "models.vit.data_config", {"mean": [0.3] * 3, "std": [0.38] * 3, "crop_pct": 1.0})
+    run = workflow.run(change(config, "recipes.short", recipe), "results/digits/vit/dense.pt")
+    assert run.code == 0, run.output
+    architecture, state = load_model(workflow.folder / "results/digits/vit/dense.pt", "dense")
+    assert set(architecture.build(state)(torch.randn(20, 3, 8, 8)).argmax(dim=1).tolist()) == {3}
 
 
 def test_a_second_experiment_shares_the_stages_in_common(
@@ -244,7 +262,11 @@ def test_factors_and_aligned_blocks_are_experiments_like_others(tiny_config: dic
     config = change(tiny_config, "budgets.refitted", {"macs": 0.6, "reconstruction": "least_squares"})
     config = change(config, "prunings.factors", {"structure": "factors", "rank_multiple": 2})
     config = change(config, "prunings.aligned", {**tiny_config["prunings"]["b8"], "basis": "aligned"})
+    config = change(
+        config, "budgets.by_outcome", {"points_lost": 20, "held_out": 100, "reconstruction": "least_squares"}
+    )
     experiments = {name: {**main, "pruning": name} for name in ("factors", "aligned")}
+    experiments["outcome"] = {**experiments["factors"], "budget": "by_outcome"}
     run = workflow.run(change(config, "experiments", experiments))
     assert run.code == 0, run.output
     folder = workflow.folder / "results/digits/vit/c64"
@@ -256,6 +278,11 @@ def test_factors_and_aligned_blocks_are_experiments_like_others(tiny_config: dic
         assert [edit.kind for edit in architecture.edits] == edits
         assert architecture.build(state)(torch.rand(1, 1, 8, 8)).isfinite().all()
     assert read_parquet(folder / "aligned/freedoms.parquet", FREEDOMS)["used"].all()
+    tried = read_parquet(folder / "factors/by_outcome/outcomes.parquet", OUTCOMES)
+    metrics = read_parquet(folder / "factors/by_outcome/pruned/metrics.parquet", METRICS).iloc[0]
+    (share,) = tried.loc[tried["chosen"], "macs"]
+    assert share - 0.1 < metrics["macs"] / dense <= share
+    assert (folder / "factors/by_outcome/outcomes.svg").exists()
     assert workflow.would_run(change(config, "experiments", experiments)) == {}
 
 

@@ -8,24 +8,27 @@ benchmarked = [
     for name, experiment in experiments.items()
 ]
 timed = {  # latency tables, one per model and block shape
-    LATENCY.format(**experiment.model_dump(), block=block_of(experiment.pruning)): experiment
+    LATENCY.format(**experiment.model_dump(), added="", block=block): experiment
     for experiment in experiments.values()
-    if settings.prunings[experiment.pruning].structure == "blocks"
+    for block in blocks_of(experiment.pruning)
+    if block != "factors"
 }
 
 
 rule measure_latency:
-    """Times the layers of a model, dense and with blocks of a shape pruned: the cost of a budget in milliseconds."""
+    """Times the layers of a model, dense and with blocks of a shape or as factors: the cost of a budget in milliseconds."""
     input:
-        costs=f"{MODEL}/costs.parquet",
+        costs=f"{MODEL}/costs{{added}}.parquet",
     output:
         latency=LATENCY,
     params:
         benchmark=chosen(settings.benchmark, "dtype", "layer_batch_size"),
-        block_shape=lambda wildcards: [int(side) for side in wildcards.block.split("x")],
+        block_shape=lambda wildcards: (
+            FACTORS if wildcards.block == "factors" else [int(side) for side in wildcards.block.split("x")]
+        ),
         sources=sources("measure_latency.py"),
     log:
-        f"{MODEL}/latency/{{block}}/latency.log",
+        f"{MODEL}/latency{{added}}/{{block}}/latency.log",
     threads: all_cores
     resources:
         mem_mb=scaled(16_000),

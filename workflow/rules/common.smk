@@ -19,11 +19,13 @@ if (CHECKOUT / "lpvit").is_dir():
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ.update(PYTHONPATH=os.pathsep.join([str(CHECKOUT), *others]))
 
+from lpvit.allocation.settings import FACTORS
 from lpvit.config.config import Experiment, parse_config
 from lpvit.config.files import require_sound
-from lpvit.data.listing import list_splits, stamps
+from lpvit.data.listing import stamps
 from lpvit.errors import LpvitError
 from lpvit.settings import Section
+from lpvit.stages.gpus import own_nodes, visible_gpus
 from lpvit.store.provenance import source_digests
 
 ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method conda
@@ -31,6 +33,7 @@ ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method con
 DEFAULT_CONFIG = "config/config.yaml"
 
 SALIENCIES, DISTORTIONS = "lpvit.structures.blocks.saliencies", "lpvit.structures.blocks.distortions"
+STATISTICS = "lpvit.structures.blocks.statistics"
 
 try:  # before Snakemake, which reports neither file nor line and keeps the last of duplicate keys
     require_sound(workflow.configfiles or filter(os.path.exists, [DEFAULT_CONFIG]))
@@ -51,11 +54,24 @@ try:
 except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
 
+if workflow.storage_settings.default_storage_provider is not None:  # records and settings lie beside the results
+    raise WorkflowError("--default-storage-provider: results must be in a folder of this machine; leave it out")
+
 CACHED = workflow.workflow_settings.cache is not None  # --cache: expensive results are shared between folders
+NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training, from a scheduler
+# The resource `gpu` of every rule: its GPUs, of all nodes that a scheduler gives it. Profiles translate it.
 GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
-NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training
+GPUS_OF_TRAINING = GPUS * settings.compute.processes // own_nodes(settings.compute.nodes)
+FOUND = len(visible_gpus())
+if workflow.is_main_process and workflow.local_exec and not workflow.dryrun and FOUND:
+    if GPUS_OF_TRAINING > FOUND:
+        raise WorkflowError(f"config: compute.processes: needs {GPUS_OF_TRAINING} GPUs of this machine, it has {FOUND}")
+    if "gpu" not in (workflow.resource_settings.resources or {}):
+        workflow.global_resources["gpu"] = FOUND  # jobs at a time; each takes its own
 
 RESULTS = str(settings.results)
+if workflow.modifier.path_modifier.replace_prefix(RESULTS) != RESULTS:  # of a module; params hold paths as well
+    raise WorkflowError(f"module: 'prefix' is not followed; leave it out and set 'results: PREFIX/{RESULTS}' in its config")
 DATASET = f"{RESULTS}/{{dataset}}"
 MODEL = f"{DATASET}/{{model}}"
 CALIBRATION = f"{MODEL}/{{calibration}}"
@@ -67,7 +83,7 @@ RECIPE = f"{BUDGET}/{{recipe}}"
 FOLDER = f"{MODEL}{{folder}}"
 STAGE = f"{FOLDER}/{{stage}}"  # the model is `STAGE.pt`; its measurements are in `STAGE/`
 QUANTISED = "quantised@{quantisation}"
-LATENCY = f"{MODEL}/latency/{{block}}/latency.parquet"
+LATENCY = f"{MODEL}/latency{{added}}/{{block}}/latency.parquet"  # `added`: schemes, as in the name of a budget
 REPORT = f"{RESULTS}/report/{settings.report}"
 
 DECISIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe")  # folder by folder
@@ -85,7 +101,8 @@ wildcard_constraints:
     quantisation="[^/]+",
     folder="(|(/[^/]+){3,4})",
     stage="dense|pruned|finetuned|quantised@[^/]+",
-    block=r"\d+x\d+",
+    block=r"\d+x\d+|factors",
+    added="(|@[^/]+)",
 
 
 def spelled(wildcards) -> dict[str, str]:
@@ -123,12 +140,6 @@ def samples_of(wildcards) -> str:
 def scaled(amount: int) -> Callable:
     """A resource that grows with every attempt: a job that ran out of memory or time gets more in a retry."""
     return lambda wildcards, attempt: amount * attempt
-
-
-def gpus_of_training(wildcards) -> str:
-    """The GPUs of each node, because a scheduler may distribute a total unevenly; none without training."""
-    trained = "recipe" in wildcards.keys() or settings.models[wildcards.model].recipe is not None
-    return f"gpu:{settings.compute.processes // NODES}" if GPUS and trained else ""
 
 
 def all_cores(wildcards) -> int:
@@ -171,14 +182,17 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     if "dataset" not in names:
         return figures
     pruning = settings.prunings[names["pruning"]] if "pruning" in names else None
-    blocks = pruning if pruning is not None and pruning.structure == "blocks" else None
+    parts = dict(pruning.parts) if pruning is not None else {}
+    blocks = parts.get("blocks")
     schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
     return figures | {
         "lpvit.models.sources": [settings.models[names["model"]].source] if "model" in names else [],
+        "lpvit.data.layouts": [settings.datasets[names["dataset"]].source.name],
         "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
-        "lpvit.structures": [pruning.structure] if pruning else [],
+        "lpvit.structures": sorted({pruning.structure, *parts}) if pruning else [],
         SALIENCIES: [blocks.saliency.name] if blocks else [],
         DISTORTIONS: [blocks.distortion.name] if blocks else [],
+        STATISTICS: [statistic.name for statistic in blocks.statistics] if blocks else [],
         "lpvit.allocation.allocators": [budget_of(wildcards).allocator.name] if "budget" in names else [],
         "lpvit.schemes.kinds": sorted({settings.schemes[name].scheme for name in schemes}),
     }
@@ -186,15 +200,14 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
 
 def images_of(wildcards) -> dict:
     """The params that a stage needs to read images."""
-    return chosen(settings.datasets[wildcards.dataset], "source", "root", "loader")
+    return chosen(settings.datasets[wildcards.dataset], "root", "loader")
 
 
 @functools.cache
 def listing_of(dataset: str) -> dict | None:
-    """Fingerprint of the folder of a dataset, which changes with every added or removed image."""
+    """Fingerprint of the files of a dataset, which changes with every added, removed or replaced image."""
     asked = settings.datasets[dataset]
-    splits = {asked.train} if asked.validation_share else {asked.train, asked.validation}
-    return list_splits(asked.root, splits)._asdict() if asked.root is not None else None
+    return asked.listing()._asdict() if asked.root is not None else None
 
 
 def recipe_of(name: str | None) -> dict | None:
@@ -229,6 +242,10 @@ def measures_images(wildcards) -> bool:
 
 def is_reconstructed(wildcards) -> bool:
     return budget_of(wildcards).reconstruction != "none"
+
+
+def is_by_outcome(wildcards) -> bool:
+    return budget_of(wildcards).by_outcome
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -271,7 +288,11 @@ def latency_of(wildcards) -> str | list:
     budget = budget_of(wildcards)
     if budget.latency is None:
         return []
-    return str(budget.latency_table or LATENCY.format(**wildcards, block=block_of(wildcards.pruning)))
+    if budget.latency_table is not None:
+        return str(budget.latency_table)
+    names = spelled(wildcards)
+    _, at, schemes = names["budget"].partition("@")
+    return [LATENCY.format(**names, added=at + schemes, block=block) for block in blocks_of(names["pruning"])]
 
 
 def latency_stamp_of(wildcards) -> dict[str, list[int]]:
@@ -280,8 +301,10 @@ def latency_stamp_of(wildcards) -> dict[str, list[int]]:
     return stamps_of(str(table) if table else [])
 
 
-def block_of(pruning: str) -> str:
-    return "x".join(map(str, settings.prunings[pruning].block_shape))
+def blocks_of(pruning: str) -> list[str]:
+    """What the layers of a pruning are timed as: blocks of a shape, or factors."""
+    shapes = settings.prunings[pruning].timed_shapes
+    return ["factors" if shape == FACTORS else "x".join(map(str, shape)) for shape in shapes]
 
 
 def energy_of(wildcards) -> dict:

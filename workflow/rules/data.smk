@@ -3,15 +3,7 @@ rule index_images:
     output:
         images=f"{DATASET}/images.parquet",
     params:
-        dataset=lambda wildcards: chosen(
-            settings.datasets[wildcards.dataset],
-            "source",
-            "root",
-            "train",
-            "validation",
-            "validation_share",
-            "on_bad_image",
-        ),
+        dataset=lambda wildcards: chosen(settings.datasets[wildcards.dataset], without="loader"),
         listing=lambda wildcards: listing_of(wildcards.dataset),
         sources=sources("index_images.py"),
     log:
@@ -20,6 +12,7 @@ rule index_images:
     resources:
         mem_mb=scaled(8_000),
         runtime=scaled(240),
+        gpu=0,
     conda:
         ENVIRONMENT
     script:

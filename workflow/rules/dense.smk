@@ -37,6 +37,7 @@ rule fetch_dense:
     resources:
         mem_mb=scaled(16_000),
         runtime=scaled(60),
+        gpu=0,
     conda:
         ENVIRONMENT
     script:
@@ -69,9 +70,10 @@ rule train_dense:
     resources:
         mem_mb=scaled(64_000),
         runtime=scaled(24 * 60),
+        gpu=GPUS_OF_TRAINING,
         nodes=NODES,
         tasks=None if GPUS else NODES,  # otherwise SLURM gives one node to one task
-        gres=gpus_of_training,
+        slurm_extra=f"--gpus-per-node={GPUS_OF_TRAINING // NODES}" if GPUS and NODES > 1 else None,
     conda:
         ENVIRONMENT
     script:

@@ -40,6 +40,7 @@ rule total_costs:
     resources:
         mem_mb=scaled(8_000),
         runtime=scaled(30),
+        gpu=0,
     conda:
         ENVIRONMENT
     script:

@@ -18,6 +18,7 @@ rule export_model:
     resources:
         mem_mb=scaled(16_000),
         runtime=scaled(60),
+        gpu=0,
     conda:
         ENVIRONMENT
     script:

@@ -13,6 +13,7 @@ ARTIFACTS = {  # name, as a parameter of a figure's `draw` -> file
     "masks": f"{BUDGET}/masks.pt",
     "interactions": f"{BUDGET}/interactions.parquet",
     "frontier": f"{BUDGET}/frontier.parquet",
+    "outcomes": f"{BUDGET}/outcomes.parquet",
     "history": f"{RECIPE}/history.parquet",
     "before": lambda names: trained_from(names),
     "summary": f"{REPORT}/summary.csv",
@@ -34,9 +35,11 @@ def made_by(experiment: Experiment) -> set[str]:
     blocks, curves = pruning.structure == "blocks", pruning.structure != "width"
     return {"costs", "samples"}.union(
         {"curves", "allocation", "unit"} if curves else (),
+        {"rank_multiple"} if pruning.structure == "factors" else (),
         {"blocks", "masks"} if blocks else (),
         {"interactions"} if blocks and pruning.probes_used else (),
         {"frontier"} if len(budget.targets) == 2 else (),
+        {"outcomes"} if budget.by_outcome else (),
         {"history", "before"} if experiment.recipe is not None else (),
         {"dense_history"} if settings.models[experiment.model].recipe is not None else (),
     )
@@ -68,9 +71,17 @@ def drawn_from(wildcards) -> dict[str, str]:
 
 
 def facts_of(wildcards) -> dict:
-    """Facts that a figure needs besides its artifacts."""
+    """Facts that a figure takes besides its artifacts."""
     figure, names = FIGURES[wildcards.figure], spelled(wildcards)
     facts = {"series": series, "proxy": settings.scale == "proxy"}
-    if "unit" in figure.needs:
-        facts["unit"] = settings.prunings[names["pruning"]].distortion_unit
-    return {name: value for name, value in facts.items() if name in figure.needs}
+    if "pruning" in names:
+        pruning = settings.prunings[names["pruning"]]
+        facts["unit"] = pruning.distortion_unit
+        facts["rank_multiple"] = pruning.rank_multiple if pruning.structure == "factors" else None
+    return {name: value for name, value in facts.items() if name in (*figure.needs, *figure.takes)}
+
+
+def caption_of(figure: str, names: dict[str, str]) -> str:
+    """The caption of a figure, in the words of its structure."""
+    pruning = settings.prunings.get(names.get("pruning"))
+    return FIGURES[figure].caption.replace("{units}", pruning.units if pruning else "")

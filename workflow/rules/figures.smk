@@ -16,7 +16,7 @@ rule plot:
         png=f"{RESULTS}/{{place}}/{{figure}}.png",
         json=f"{RESULTS}/{{place}}/{{figure}}.json",
     params:
-        caption=lambda wildcards: FIGURES[wildcards.figure].caption,
+        caption=lambda wildcards: caption_of(wildcards.figure, spelled(wildcards)),
         facts=facts_of,
         sources=sources("plot.py"),
     log:

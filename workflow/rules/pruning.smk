@@ -10,7 +10,7 @@ rule align_model:
         dataset=images_of,
         batch_size=batch_size_of,
         freedoms=lambda wildcards: settings.prunings[wildcards.pruning].freedoms,
-        sources=sources("align_model.py", "lpvit.structures", SALIENCIES, DISTORTIONS),
+        sources=sources("align_model.py", "lpvit.structures", SALIENCIES, DISTORTIONS, STATISTICS),
     log:
         f"{PRUNING}/aligned.log",
     threads: settings.compute.threads
@@ -64,7 +64,7 @@ rule measure_rate_distortion:
         dataset=images_of,
         batch_size=batch_size_of,
         pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
-        sources=sources("measure_rate_distortion.py"),
+        sources=sources("measure_rate_distortion.py", STATISTICS),
     log:
         f"{PRUNING}/curves.log",
     cache: CACHED
@@ -112,9 +112,44 @@ rule prune_iteratively:
         "../scripts/prune_iteratively.py"
 
 
+rule search_outcome:
+    """Compresses to several shares of the MACs and measures each, until the best for the outcome of the budget is known."""
+    input:
+        dense=basis_of,
+        images=f"{DATASET}/images.parquet",
+        samples=f"{CALIBRATION}/samples.parquet",
+        statistics=branch(compresses_by_statistics, then=f"{PRUNING}/statistics.pt", otherwise=[]),
+        blocks=f"{PRUNING}/blocks.parquet",
+        curves=f"{PRUNING}/curves.parquet",
+        costs=costs_of,
+        latency=latency_of,
+    output:
+        outcomes=f"{BUDGET}/outcomes.parquet",
+    params:
+        dataset=images_of,
+        batch_size=batch_size_of,
+        budget=lambda wildcards: chosen(budget_of(wildcards)),
+        pruning=compression_of,
+        calibration=lambda wildcards: chosen(settings.calibrations[wildcards.calibration], "seed"),
+        energy=energy_of,
+        sources=sources("search_outcome.py"),
+    log:
+        f"{BUDGET}/outcomes.log",
+    threads: settings.compute.threads
+    resources:
+        mem_mb=scaled(32_000),
+        runtime=scaled(480),
+        gpu=GPUS,
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/search_outcome.py"
+
+
 rule allocate_sparsity:
     """Allocates the keep ratio of every layer under the budget."""
     input:
+        outcomes=branch(is_by_outcome, then=f"{BUDGET}/outcomes.parquet", otherwise=[]),
         blocks=last_step("blocks.parquet"),
         curves=last_step("curves.parquet"),
         costs=costs_of,
@@ -155,7 +190,7 @@ rule build_masks:
     log:
         f"{BUDGET}/masks.log",
     wildcard_constraints:
-        pruning=prunings_of("blocks", "factors"),
+        pruning=prunings_of("blocks", "factors", "mixed"),
     threads: settings.compute.threads
     resources:
         mem_mb=scaled(32_000),
@@ -211,6 +246,7 @@ rule measure_interactions:
     resources:
         mem_mb=scaled(32_000),
         runtime=scaled(60),
+        gpu=0,
     conda:
         ENVIRONMENT
     script:

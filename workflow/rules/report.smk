@@ -53,12 +53,16 @@ rule trace_frontier:
         frontier=f"{BUDGET}/frontier.parquet",
     params:
         budget=lambda wildcards: chosen(budget_of(wildcards), without="reconstruction"),
-        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning], "block_shape"),
+        pruning=compression_of,
         energy=energy_of,
         given=latency_stamp_of,
         sources=sources("trace_frontier.py"),
     log:
         f"{BUDGET}/frontier.log",
+    resources:
+        mem_mb=scaled(8_000),
+        runtime=scaled(30),
+        gpu=0,
     conda:
         ENVIRONMENT
     script:

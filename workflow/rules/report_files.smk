@@ -2,7 +2,8 @@
 
 import shlex
 
-from lpvit.allocation.settings import TARGETS
+from lpvit.allocation.settings import OUTCOMES, TARGETS
+from lpvit.report.methods import methods
 from lpvit.report.series import series_of
 
 SECTIONS = ("dataset", "model", "calibration", "pruning", "budget", "recipe", "quantisation")
@@ -17,7 +18,7 @@ TIMED = {  # long stages -> log of the job, next to its record
 series = series_of(
     {
         name: names_of(experiment)
-        | {"published": None, "budget": chosen(settings.budgets[experiment.budget], without=TARGETS)}
+        | {"published": None, "budget": chosen(settings.budgets[experiment.budget], without=(*TARGETS, *OUTCOMES))}
         for name, experiment in experiments.items()
     }
 )
@@ -57,6 +58,8 @@ def page_inputs() -> dict:
         "paper": [f"{REPORT}/paper.csv", f"{REPORT}/paper.svg"] if reproduces else [],
         "figures": [f"{file[:-4]}.{kind}" for file in all_figures() for kind in ("svg", "json")],
         "layers": sorted({f"{final_of(experiment)}/layers.parquet" for experiment in experiments.values()}),
+        "allocations": sorted(filter(None, map(allocation_of, experiments.values()))),
+        "images": sorted(images_by_dataset().values()),
     }
 
 
@@ -68,12 +71,21 @@ def page_params() -> dict:
         "name": settings.report,
         "proxy": settings.scale == "proxy",
         "series": series,
+        "command": command_of_run("lpvit prune"),
+        "images": images_by_dataset(),
         "experiments": [
             {
                 "name": name,
+                "structure": structure_told(settings.prunings[experiment.pruning]),
+                "allocation": allocation_of(experiment),
+                "rank_multiple": getattr(settings.prunings[experiment.pruning], "rank_multiple", None),
+                "methods": methods_of(name, experiment),
                 "decisions": decisions_of(experiment),
                 "figures": [
-                    {"file": file, "title": FIGURES[Path(file).stem].title, "caption": FIGURES[Path(file).stem].caption}
+                    {
+                        **{"file": file, "title": FIGURES[Path(file).stem].title},
+                        "caption": caption_of(Path(file).stem, names_of(experiment)),
+                    }
                     for file in figures_of(experiment)
                 ],
                 "layers": f"{final_of(experiment)}/layers.parquet",
@@ -82,6 +94,45 @@ def page_params() -> dict:
         ],
         "timed": timed_stages(),
     }
+
+
+def allocation_of(experiment: Experiment) -> str | None:
+    """The table of what every layer keeps; None of a narrower model."""
+    return artifact("allocation", names_of(experiment)) if "allocation" in made_by(experiment) else None
+
+
+def images_by_dataset() -> dict[str, str]:
+    return {
+        name: f"{DATASET}/images.parquet".format(dataset=name)
+        for name in sorted({e.dataset for e in experiments.values()})
+    }
+
+
+def structure_told(pruning) -> str:
+    shape = getattr(pruning, "block_shape", None)
+    return f"blocks {shape[0]}x{shape[1]}" if shape else pruning.structure
+
+
+def methods_of(name: str, experiment: Experiment) -> str:
+    """The paragraph of an experiment's methods."""
+    model, recipes = settings.models[experiment.model], settings.recipes
+    return methods(
+        name,
+        (experiment.dataset, settings.datasets[experiment.dataset]),
+        model,
+        settings.calibrations[experiment.calibration],
+        settings.prunings[experiment.pruning],
+        settings.budgets[experiment.budget],
+        (recipes.get(model.recipe), recipes.get(experiment.recipe)),
+        experiment.schemes,
+        settings.quantisations.get(experiment.quantisation),
+    )
+
+
+def command_of_run(command: str) -> str:
+    """A command on the configs of this run, as typed in the folder that it ran in."""
+    files = map(os.path.relpath, workflow.config_settings.configfiles or [DEFAULT_CONFIG])
+    return shlex.join([*command.split(), *(file for file in files if file != "lpvit.yaml")])
 
 
 def decisions_of(experiment: Experiment) -> dict:
@@ -130,8 +181,7 @@ def report_files() -> list[str]:
 
 def print_summary() -> None:
     """Prints the table if the whole report was requested and written."""
-    table, files = Path(REPORT, "summary.md"), workflow.config_settings.configfiles
+    table = Path(REPORT, "summary.md")
     if table.is_file():
-        configured = f" --configfile {shlex.join(map(os.path.relpath, files))}" if files else ""
         print(f"\n{table.read_text()}\nThe report: {REPORT}/index.html")
-        print(f"With code and parameters of every file: snakemake --report report.html{configured}")
+        print(f"With code and parameters of every file: {command_of_run('lpvit report')}")

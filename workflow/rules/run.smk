@@ -41,6 +41,10 @@ except LpvitError as error:
     raise WorkflowError(str(error)) from None
 
 
+persistence.add_hook(workflow, "onstart", hold_folder)
+persistence.add_hook(workflow, "onsuccess", write_records)
+
+
 def interrupt(*_) -> None:
     """Ctrl-C: ends all jobs, also those that did not receive the signal; Snakemake cleans up."""
     for process in psutil.Process().children(recursive=True):

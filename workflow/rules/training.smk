@@ -22,9 +22,10 @@ rule finetune:
     resources:
         mem_mb=scaled(64_000),
         runtime=scaled(24 * 60),
+        gpu=GPUS_OF_TRAINING,
         nodes=NODES,
         tasks=None if GPUS else NODES,  # otherwise SLURM gives one node to one task
-        gres=gpus_of_training,
+        slurm_extra=f"--gpus-per-node={GPUS_OF_TRAINING // NODES}" if GPUS and NODES > 1 else None,
     conda:
         ENVIRONMENT
     script:

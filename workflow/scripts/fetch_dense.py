@@ -2,7 +2,9 @@
 
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.costs.cost import measure_costs
+from lpvit.data.index import class_names
 from lpvit.models.architecture import save_model
+from lpvit.models.labels import require_labels_of_weights
 from lpvit.models.settings import Model
 from lpvit.models.sources.dense import dense_model
 from lpvit.stages.stage import stage
@@ -11,6 +13,8 @@ from lpvit.store.tables import read_parquet, write_parquet
 
 with stage(snakemake):
     images = read_parquet(snakemake.input.images, IMAGES)
-    architecture, model = dense_model(Model.model_validate(snakemake.params.model), images["label"].nunique())
+    settings, classes = Model.model_validate(snakemake.params.model), class_names(images)
+    require_labels_of_weights(settings, classes)
+    architecture, model = dense_model(settings, classes)
     save_model(architecture, model.state_dict(), snakemake.output.dense, "dense")
     write_parquet(measure_costs(model), snakemake.output.costs, COSTS)

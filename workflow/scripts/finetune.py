@@ -11,7 +11,6 @@ from lpvit.store.tables import write_parquet
 from lpvit.structures.blocks.edit import with_keep_masks
 from lpvit.structures.blocks.masks import load_masks, save_masks
 from lpvit.training.settings import Recipe
-from lpvit.training.teacher import load_teacher
 from lpvit.training.train import train
 
 with stage(snakemake) as compute:
@@ -20,8 +19,7 @@ with stage(snakemake) as compute:
     if Recipe.model_validate(snakemake.params.recipe).pruned_over:  # blocks are pruned during training
         pruned |= load_model(snakemake.input.dense, "dense")[1]
     training = read_training(snakemake, compute, architecture, pruned)
-    teacher = load_teacher(training.recipe, architecture.source.num_classes, snakemake.input.dense)
-    trained = train(replace(training, keep_masks=keep_masks, block_shape=block_shape, teacher=teacher))
+    trained = train(replace(training, keep_masks=keep_masks, block_shape=block_shape))
     edits = with_keep_masks(architecture.edits, trained.keep_masks, block_shape)
     save_model(architecture.with_edits(edits), trained.state, snakemake.output.finetuned, "finetuned")
     save_masks(trained.keep_masks, block_shape, snakemake.output.masks)

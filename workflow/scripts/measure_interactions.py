@@ -4,9 +4,9 @@ import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has im
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import INTERACTIONS
 from lpvit.store.tables import write_parquet
+from lpvit.structures.blocks.calibration import load_statistics
 from lpvit.structures.blocks.interactions import layer_interactions
 from lpvit.structures.blocks.masks import load_masks
-from lpvit.structures.blocks.statistics import load_statistics
 
 with stage(snakemake):
     statistics = load_statistics(snakemake.input.statistics)

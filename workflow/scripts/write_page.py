@@ -9,11 +9,17 @@ from lpvit.report.environment import commit, durations, machine, versions
 from lpvit.report.page import Report, render
 from lpvit.report.tables.paper import paper_of
 from lpvit.report.tables.speed import read_speed
-from lpvit.report.tables.summary import read_summary
+from lpvit.report.tables.summary import most_frequent, read_summary
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text
-from lpvit.store.schemas import LAYERS
+from lpvit.store.schemas import ALLOCATION, IMAGES, LAYERS
 from lpvit.store.tables import read_parquet
+
+
+def frames_of(entry):
+    allocation = entry["allocation"] and read_parquet(entry["allocation"], ALLOCATION)
+    return {"layers": read_parquet(entry["layers"], LAYERS), "allocation": allocation}
+
 
 with stage(snakemake):
     params = snakemake.params
@@ -22,7 +28,9 @@ with stage(snakemake):
         summary=read_summary(snakemake.input.summary),
         speed=read_speed(params.speed),
         series=params.series,
-        experiments=[entry | {"layers": read_parquet(entry["layers"], LAYERS)} for entry in params.experiments],
+        experiments=[entry | frames_of(entry) for entry in params.experiments],
+        chance={name: 100 * most_frequent(read_parquet(file, IMAGES)) for name, file in params.images.items()},
+        command=params.command,
         tradeoff=snakemake.input.tradeoff,
         paper=paper_of(*snakemake.input.paper, params.proxy) if snakemake.input.paper else None,
         facts={"versions": versions(), "commit": {"": commit()}, "machine of this page": machine()},

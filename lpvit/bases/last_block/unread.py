@@ -61,7 +61,8 @@ def tokens_read(model: nn.Module, block: str) -> tuple[int, int]:
 
     with evaluation_mode(model), torch.enable_grad(), hooks([model.get_submodule(block).register_forward_hook(keep)]):
         logits = read(model, model(random_images(model, IMAGES)))
-        (gradient,) = torch.autograd.grad((logits * torch.randn_like(logits)).sum(), outputs[:1])
+        probe = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+        (gradient,) = torch.autograd.grad((logits * probe.to(logits)).sum(), outputs[:1])
     if gradient.dim() != 3:
         return 1, 1
     tokens = gradient.abs().sum(dim=(0, 2)).nonzero()

@@ -4,16 +4,15 @@ N = images of a batch; C, H, W = channels, height and width of the model's input
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from lpvit.data.encoded import is_a_file, read_encoded
+from lpvit.data.encoded import first_without_jpeg, is_a_file, read_encoded
 from lpvit.data.index import find_problem
 from lpvit.data.loading import Loader
 from lpvit.data.preprocessing import Augmentation, Preprocessing, RandAugmentPolicy
@@ -48,7 +47,7 @@ class ImageLoader(Loader):
 
     def __post_init__(self) -> None:
         table = self.files.table
-        _check(table["path"], self.preprocessing, self.augmentation)
+        _check(Path(self.files.root or ""), table["path"].tolist(), self.preprocessing, self.augmentation)
         self._paths = [str(Path(self.files.root or "") / path) for path in table["path"]]
         self._by_path = all(map(is_a_file, table["path"]))  # DALI reads the files
         self._labels = torch.tensor(table["label"].to_numpy(), dtype=torch.int64)
@@ -138,12 +137,9 @@ def _pipeline(
     return graph.normalise(images, preprocessing, mirror)
 
 
-def _check(paths: pd.Series, preprocessing: Preprocessing, augmentation: Augmentation | None) -> None:
-    others = paths[~paths.str.lower().str.endswith((".jpg", ".jpeg"))]
-    if len(others):
-        raise LpvitError(
-            f"loader 'dali': reads JPEG files, {others.iloc[0]} is none; choose 'loader: timm' or 'memory'"
-        )
+def _check(root: Path, paths: Sequence[str], preprocessing: Preprocessing, augmentation: Augmentation | None) -> None:
+    if (other := first_without_jpeg(root, paths)) is not None:
+        raise LpvitError(f"loader 'dali': reads JPEG files, {other} is none; choose 'loader: timm' or 'memory'")
     if preprocessing.input_size[0] != 3:
         raise LpvitError(
             "loader 'dali': reads RGB images, the model takes 1 channel; choose 'loader: timm' or 'memory'"

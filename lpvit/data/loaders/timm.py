@@ -5,6 +5,7 @@ N = images of a batch; C, H, W = channels, height and width of the model's input
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,6 +27,7 @@ class ImageLoader(Loader):
             num_workers=self.threads,
             pin_memory=self.device.type == "cuda",
             persistent_workers=True,
+            generator=torch.Generator(),  # of seeds that no worker uses; else each pass would draw from the global one
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

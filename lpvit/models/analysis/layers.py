@@ -227,8 +227,6 @@ def _obstacle(module: MatrixLayer, span: Span, sharing: list[str]) -> str:
         return "it runs more than once in a pass (a shared module)"
     if sharing:
         return f"its weight is also that of '{sharing[0]}' (tied weights)"
-    if not span.images_first:
-        return "its input does not have the images first; for modules of torch, give batch_first=True"
     if isinstance(module, nn.Conv2d):
         if module.groups > 1:
             return "a convolution in groups has no single weight matrix"

@@ -10,11 +10,13 @@ N = images of a batch.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
+from lpvit.models.outputs import read
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, channels, height, width), labels (N,)
 
@@ -116,6 +118,70 @@ class CachedPass:
 
     images: Tensor
     outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecordedPass:
+    """A whole forward pass of a batch, from which changed passes can resume before any layer.
+
+    Attributes:
+        images: (N, channels, height, width).
+        logits: (N, K).
+        outputs: Of `recorded_outputs`.
+        points_before: layer -> number of resume points reached when it ran.
+    """
+
+    images: Tensor
+    logits: Tensor
+    outputs: dict[str, Tensor]
+    points_before: dict[str, int]
+
+    @classmethod
+    def of(cls, model: nn.Module, resume_points: Iterable[str], images: Tensor, layers: Iterable[str]) -> Self:
+        """Runs a model.
+
+        Args:
+            model: On the device of the images.
+            resume_points: Of the model.
+            images: (N, channels, height, width).
+            layers: That are changed later.
+
+        Raises:
+            LpvitError: A logit is not finite.
+        """
+        points_before: dict[str, int] = {}
+        with recorded_outputs(model, resume_points) as outputs:
+            hooks = [
+                model.get_submodule(layer).register_forward_pre_hook(
+                    lambda _, __, layer=layer: points_before.update({layer: len(outputs)})
+                )
+                for layer in layers
+            ]
+            try:
+                logits = read(model, model(images))
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        require_finite_logits(logits, model, images)
+        return cls(images, logits, outputs, points_before)
+
+    def resumed(self, layer: str, copies: int = 1) -> tuple[Tensor, dict[str, Callable[..., Tensor]]]:
+        """Images and forwards for `replaced_forwards` with which a pass begins just before a layer.
+
+        Args:
+            layer: One of those that were given.
+            copies: Of the batch, one behind the other.
+        """
+        done = list(self.outputs)[: self.points_before[layer]]
+        forwards = {point: constant(self.outputs[point]) for point in done}
+        if not done:
+            return _repeat(self.images, copies), forwards
+        forwards[done[-1]] = constant(_repeat(self.outputs[done[-1]], copies))
+        return self.images, forwards
+
+
+def _repeat(batch: Tensor, copies: int) -> Tensor:
+    return batch if copies == 1 else batch.repeat(copies, *[1] * (batch.dim() - 1))
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ _PRODUCTS = (
     Tensor.__matmul__,
     Tensor.mm,
 )
+_MIXED = "its input does not begin with the images: the first is mixed with others; for modules of torch, give batch_first=True"
 _PRODUCTS_OF_LAYERS = ("mm", "addmm", "convolution", "_convolution")  # of the counter; attention is bmm
 
 
@@ -50,9 +51,7 @@ class Span:
         calls: How often it ran.
         numbers: Elements of its outputs, summed over all calls, with N images.
         width: Size of the last dimension of its output, or of the first tensor of a tuple; 0 without a tensor.
-        length: Size of the first dimension of its input, with N images.
         grows: Whether its output is larger for N images than for one.
-        images_first: Whether the first dimension of its input is one of images.
         mismatch: How the output of a linear layer or convolution is wrong; empty if it is input times weight.
     """
 
@@ -62,8 +61,6 @@ class Span:
     numbers: int = 0
     width: int = 0
     grows: bool = True
-    images_first: bool = True
-    length: int = 0
     mismatch: str = ""
 
 
@@ -92,20 +89,28 @@ class Trace:
 def trace(model: nn.Module) -> Trace:
     """Traces one pass over ``IMAGES`` random images, and counts the products of another over one image.
 
+    A third, whose second image is NaN, shows whether inputs of layers begin with the images, so that the products of
+    an image can be told from those of others.
+
     Args:
         model: Not modified. On the meta device nothing is computed, so no product is checked.
     """
     traced = Trace(IMAGES)
+    numbers: dict[str, int] = {}
     with quiet(model):
-        with _watched(model, traced):
-            model(random_images(model, IMAGES))
-        sizes: dict[str, tuple[int, int]] = {}
+        images = random_images(model, IMAGES)
+        with _watched(model, traced), _nan_in_first(model) as before:
+            model(images)
         # Fused attention kernels differ by device and not all are counted; the plain one is two matrix products.
-        with _sized(model, sizes), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(random_images(model, 1))
+        with _sized(model, numbers), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(images[:1])
+        images[1:] = torch.nan
+        with _nan_in_first(model) as after:
+            model(images)
     for name, span in traced.spans.items():
-        numbers, length = sizes.get(name, (0, 0))
-        span.grows, span.images_first = span.numbers > numbers, span.length == IMAGES * length
+        span.grows = span.numbers > numbers.get(name, 0)
+        if span.grows and after.get(name) and not before[name]:
+            span.mismatch = span.mismatch or _MIXED
     counts = counter.get_flop_counts()["Global"]
     traced.macs = int(counter.get_total_flops()) // 2
     traced.linear_macs = sum(count for product, count in counts.items() if _is_of_layers(product)) // 2
@@ -190,7 +195,6 @@ def _watched(model: nn.Module, traced: Trace) -> Iterator[None]:
         stack.pop()
         span = traced.spans[name]
         span.end = next(clock)
-        span.length = _length(inputs)
         first = output[0] if isinstance(output, tuple) and output else output
         span.width = first.shape[-1] if isinstance(first, Tensor) and first.dim() else 0
         if isinstance(output, Tensor):
@@ -209,22 +213,32 @@ def _watched(model: nn.Module, traced: Trace) -> Iterator[None]:
 
 
 @contextmanager
-def _sized(model: nn.Module, sizes: dict[str, tuple[int, int]]) -> Iterator[None]:
-    """Notes elements of all outputs of a module, and the first dimension of its last input."""
-
-    def note(name: str, inputs: tuple[Any, ...], output: Any) -> None:
-        numbers = output.numel() if isinstance(output, Tensor) else 0
-        sizes[name] = sizes.get(name, (0, 0))[0] + numbers, _length(inputs)
+def _sized(model: nn.Module, numbers: dict[str, int]) -> Iterator[None]:
+    def note(name: str, output: Any) -> None:
+        numbers[name] = numbers.get(name, 0) + (output.numel() if isinstance(output, Tensor) else 0)
 
     modules = model.named_modules()
     with hooks(
-        [module.register_forward_hook(lambda _, *call, name=name: note(name, *call)) for name, module in modules]
+        [module.register_forward_hook(lambda _, __, out, name=name: note(name, out)) for name, module in modules]
     ):
         yield
 
 
-def _length(inputs: tuple[Any, ...]) -> int:
-    return len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim() else 0
+@contextmanager
+def _nan_in_first(model: nn.Module) -> Iterator[dict[str, bool]]:
+    """Layer -> whether the part of its input that should be the first image's has NaN; nothing on the meta device."""
+    found: dict[str, bool] = {}
+
+    def look(name: str, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and not inputs[0].is_meta:
+            numbers = inputs[0].flatten()
+            found[name] = bool(numbers[: len(numbers) // IMAGES].isnan().any())
+
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    with hooks(
+        [module.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs)) for name, module in layers]
+    ):
+        yield found
 
 
 def _mismatch(module: nn.Linear | nn.Conv2d, inputs: Tensor, output: Tensor) -> str:

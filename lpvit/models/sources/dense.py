@@ -1,5 +1,7 @@
 """The dense model of the config."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from lpvit.models.analysis.trace import IMAGES, random_images
@@ -11,17 +13,17 @@ from lpvit.models.sources.source import SOURCES, Source
 from lpvit.models.unpacking.edit import unpack
 
 
-def dense_model(settings: Model, num_classes: int) -> tuple[Architecture, nn.Module]:
+def dense_model(settings: Model, classes: Sequence[str]) -> tuple[Architecture, nn.Module]:
     """A model with its source's weights, those of a checkpoint, or random ones for training.
 
     Args:
         settings: Of the config.
-        num_classes: Outputs.
+        classes: Names of the classes in the order of the labels.
 
     Raises:
         LpvitError: The source does not have the model, or the weights are missing or do not fit.
     """
-    architecture = Architecture(source=source_of(settings, num_classes))
+    architecture = Architecture(source=source_of(settings, len(classes)), classes=tuple(classes))
     model = architecture.build(pretrained=settings.weights == "pretrained", seed=settings.seed)
     if settings.checkpoint is not None:
         load_weights(model, read_checkpoint(settings.checkpoint, model), settings.checkpoint)

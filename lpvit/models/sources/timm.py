@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, final
 import timm
 import torch
 from pydantic import Field
+from timm.models import PretrainedCfg
 from torch import nn
 
 from lpvit.errors import LpvitError, one_line, similar
@@ -46,9 +47,7 @@ class Timm(Source):
         found = getattr(model, "pretrained_cfg", None) or {}
         if "architecture" not in found:
             raise LpvitError("model: has no name in timm; create it with timm.create_model")
-        name = ".".join(filter(None, (found["architecture"], found.get("tag"))))
-        default = timm.get_pretrained_cfg(name)
-        default = {"input_size": input_size(model)} if default is None else default.to_dict()
+        name, default = _registered(found["architecture"], found.get("tag"))
         if options is None:
             options = _image_options(tuple(default["input_size"]), input_size(model))
             options |= {
@@ -103,9 +102,9 @@ def create_model(
     if not timm.is_model(name.partition(".")[0]):
         raise LpvitError(f"models: timm knows no model '{name}'{nearest_model(name)}")
     require_plain(name, options, data_config or {})
-    overlay = _input_size(options) | dict(data_config or {})
     torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU
     try:
+        overlay = _input_size(name, options) | dict(data_config or {})
         model: nn.Module = timm.create_model(
             name,
             pretrained=pretrained,
@@ -119,11 +118,23 @@ def create_model(
             raise LpvitError(
                 f"models: timm cannot build '{name}' with {options}: {type(error).__name__}: {one_line(error)}"
             ) from None
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise LpvitError(
-            f"models: timm could not fetch the weights of '{name}' ({type(error).__name__}); connect once so that "
-            "they are cached, or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
+            f"models: timm could not fetch the weights of '{name}' ({reason}); connect once so that they are cached, "
+            "or give a local file with 'weights: checkpoint' and 'checkpoint: path'"
         ) from None
     return call_modules(model.eval())
+
+
+def _registered(architecture: str, tag: str | None) -> tuple[str, dict[str, Any]]:
+    """The name under which timm has a model, and its data config there; without the tag if timm does not list it."""
+    name = f"{architecture}.{tag}" if tag else architecture
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # such as the tag of weights from 'hf-hub:', or of another release
+        name, config = architecture, timm.get_pretrained_cfg(architecture)
+    default: dict[str, Any] = (config or PretrainedCfg()).to_dict()
+    return name, default
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -136,12 +147,14 @@ def nearest_model(name: str) -> str:
     return similar(name, timm.list_models())
 
 
-def _input_size(options: Mapping[str, Any]) -> dict[str, Any]:
+def _input_size(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The input size that options ask for; what they leave out stays the model's own."""
     if "img_size" not in options and "in_chans" not in options:
         return {}
-    size = options.get("img_size", 224)
+    channels, *own = (timm.get_pretrained_cfg(name) or PretrainedCfg()).input_size
+    size = options.get("img_size", own)
     height, width = (size, size) if isinstance(size, int) else size
-    return {"input_size": (options.get("in_chans", 3), height, width)}
+    return {"input_size": (options.get("in_chans", channels), height, width)}
 
 
 def _image_options(default: tuple[int, int, int], found: tuple[int, int, int]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def draw(masks: Mapping[str, NDArray[np.bool_]], costs: pd.DataFrame) -> Figure:
     bottom = 0.0
     for column in range(columns):
         names = [of_role.iloc[column] for of_role in shown if column < len(of_role)]
-        grids = {f"{row['role']} {row['depth']}": np.asarray(masks[str(row.name)]) for row in names}
+        grids = {str(row["label"]): np.asarray(masks[str(row.name)]) for row in names}
         bottom = max(bottom, _draw_shelves(axes, grids, column * (1 + GAP) * widest, widest))
     width = (columns * (1 + GAP) - GAP) * widest
     axes.set(xlim=(-1, width + 1), ylim=(bottom, -GAP * widest), aspect="equal")

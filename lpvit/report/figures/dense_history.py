@@ -8,9 +8,8 @@ from lpvit.report.figures import history
 TITLE = "Training of the dense model"
 CATEGORY = "Trainings"
 CAPTION = (
-    "Loss, accuracy and learning rate by epoch, before anything was pruned; dashed: on training images. The "
-    "training loss counts augmentation, regularisation and distillation, so it may exceed the "
-    "validation loss."
+    "Losses in nat, accuracy and learning rate by epoch, before anything was pruned. The training loss is what was "
+    "minimised, augmentation and regularisation included; the validation loss is cross-entropy, on an axis of its own."
 )
 
 

@@ -10,35 +10,33 @@ from lpvit.report.style import BLACK, GREY, percent
 TITLE = "Fine-tuning"
 CATEGORY = "Trainings"
 CAPTION = (
-    "Loss, accuracy and learning rate by epoch, from the model before the training; dashed: on training "
-    "images. The training loss counts augmentation, regularisation and distillation, so it may exceed "
-    "the validation loss."
+    "Losses in nat, accuracy and learning rate by epoch, from the model before the training (diamond). The training "
+    "loss is what was minimised, with augmentation, regularisation and distillation; the validation loss is "
+    "cross-entropy, so each has an axis of its own."
 )
 
 
 def draw(history: pd.DataFrame, before: pd.DataFrame | None = None) -> Figure:
-    """Loss, accuracy and learning rate of a training, by epoch.
+    """Losses, accuracy and learning rate of a training, by epoch.
 
     Args:
         history: Schema ``HISTORY``.
         before: Schema ``ACCURACY``: the model before the training, if evaluated; drawn at epoch 0.
     """
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
+    figure = Figure(figsize=(9, 2.4), layout="constrained")
+    minimised, loss, accuracy, rate = figure.subplots(1, 4)
     epochs = history["epoch"]
     marker = "." if len(history) <= 30 else ""
-    loss.plot(epochs, history["train_loss"], "--", color=GREY, marker=marker, label="training")
+    minimised.plot(epochs, history["train_loss"], "--", color=GREY, marker=marker, label="training loss")
+    minimised.set(title="training loss")
     _draw_course(loss, epochs, history["validation_loss"], None if before is None else before["loss"].iloc[0])
-    loss.set(title="loss (nat)")
-    loss.legend()
+    loss.set(title="validation loss")
     _draw_course(accuracy, epochs, history["top1"], None if before is None else before["top1"].iloc[0])
-    accuracy.set(title="top-1 accuracy, validation")
+    accuracy.set(title="top-1, validation")
     accuracy.yaxis.set_major_formatter(percent())
-    if before is not None:
-        accuracy.legend(loc="lower right")
     rate.plot(epochs, history["learning_rate"], color=BLACK, marker=marker, label="learning rate")
     rate.set(title="learning rate", ylim=(0, None))
-    for axes in (loss, accuracy, rate):
+    for axes in (minimised, loss, accuracy, rate):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

@@ -11,7 +11,8 @@ CATEGORY = "Pruned models"
 CAPTION = (
     "Correlation of the logit changes by pruning two layers (blue: they cancel, red: together they exceed their "
     "sum), to first order in the weights and before any reconstruction. Layers without pruned blocks are omitted. "
-    "The allocation assumes that everything off the diagonal is white."
+    "The allocation adds up the layers' own distortions, as if the layers did not interact (white off the diagonal); "
+    "the title compares this sum with the distortion of the whole model, blue and red cells included."
 )
 
 
@@ -34,13 +35,13 @@ def draw(interactions: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shared, cmap="RdBu_r", vmin=-1, vmax=1)
-    names = layers["role"] + " " + layers["depth"].astype(str)
+    names = layers["label"]
     shown = np.arange(0, len(names), -(-len(names) // 24))
     axes.set_xticks(shown, names.iloc[shown], rotation=90, fontsize="small")
     axes.set_yticks(shown, names.iloc[shown], fontsize="small")
     axes.grid(visible=False)
     whole = f"\n{np.sum(~pruned)} unpruned layers omitted" if not pruned.all() else ""
     share = np.trace(distortion) / distortion.sum() if pruned.any() else np.nan
-    axes.set_title(f"sum of the layers' own distortions: {share:.2f} of the model's{whole}")
+    axes.set_title(f"sum of the layers' own distortions: {share:.2f} times the model's{whole}")
     figure.colorbar(image, ax=axes, label="correlation of the logit changes of two layers")
     return figure

@@ -1,5 +1,6 @@
 """The summary of all experiments, as CSV and as markdown."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,36 @@ def wilson(accuracy: pd.Series, images: pd.Series, z: float = 1.96) -> tuple[pd.
     centre = (share + z2 / 2) / (1 + z2)
     half = np.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
     return 100 * (centre - half), 100 * (centre + half)
+
+
+def difference(row: Mapping[Any, Any] | pd.Series, other: Mapping[Any, Any] | pd.Series) -> tuple[float, float]:
+    """95 % interval of the difference of two accuracies, by Newcombe's hybrid score method for independent samples.
+
+    Two models that see the same images are paired, which makes the true interval narrower: the one here errs towards
+    "no difference". (Newcombe, Interval estimation for the difference between independent proportions,
+    1998, method 10.)
+
+    Args:
+        row: ``top1``, ``top1_low`` and ``top1_high`` in %, from `summary`.
+        other: Likewise, of the model that is subtracted.
+
+    Returns:
+        Lower and upper end, in points.
+    """
+    lost = row["top1"] - other["top1"]
+    below = math.hypot(row["top1"] - row["top1_low"], other["top1_high"] - other["top1"])
+    above = math.hypot(row["top1_high"] - row["top1"], other["top1"] - other["top1_low"])
+    return lost - below, lost + above
+
+
+def most_frequent(images: pd.DataFrame) -> float:
+    """Share of the most frequent class among the validation images: what a guess reaches.
+
+    Args:
+        images: Schema ``IMAGES``.
+    """
+    labels = images.loc[images["split"] == "validation", "label"]
+    return float(labels.value_counts(normalize=True).max())
 
 
 def left_out(rows: pd.DataFrame) -> str:

@@ -16,16 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, weight_matrix
-from lpvit.models.analysis.passes import Batches, evaluation_mode
-from lpvit.models.analysis.trace import hooks
-from lpvit.moments.gradients import gradient_products, input_tokens
-from lpvit.progress import bar
+from lpvit.models.analysis.passes import Batches
+from lpvit.moments.gradients import gradient_products, layer_inputs
 from lpvit.structures.blocks.grid import BlockGrid
 
 Means = Mapping[str, Tensor]  # layer -> (I,), float64, on the CPU
 
 
-@torch.no_grad()
 def input_means(
     model: nn.Module, loader: Batches, layers: Iterable[LayerSpec], device: torch.device | str
 ) -> dict[str, Tensor]:
@@ -42,20 +39,10 @@ def input_means(
     """
     sums = {layer.name: torch.zeros(layer.in_features, dtype=torch.float64) for layer in layers}
     counts = dict.fromkeys(sums, 0)
-
-    def note(name: str, inputs: Tensor) -> None:
-        tokens = input_tokens(model.get_submodule(name), inputs, len(inputs)).flatten(0, 1)
-        sums[name] += tokens.sum(dim=0, dtype=torch.float64).cpu()
-        counts[name] += len(tokens)
-
     biased = [layer for layer in sums if model.get_submodule(layer).bias is not None]
-    handles = [
-        model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs, layer=layer: note(layer, inputs[0]))
-        for layer in biased
-    ]
-    with evaluation_mode(model.to(device)), hooks(handles):
-        for images, _ in bar(loader, "means of inputs", "batch"):
-            model(images.to(device))
+    for layer, tokens in layer_inputs(model, loader, biased, device):
+        sums[layer] += tokens.flatten(0, 1).sum(dim=0, dtype=torch.float64).cpu()
+        counts[layer] += len(tokens.flatten(0, 1))
     return {layer: total / max(1, counts[layer]) for layer, total in sums.items()}
 
 

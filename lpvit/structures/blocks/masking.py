@@ -4,7 +4,7 @@ N = images of a batch; K = logits; P = pruned copies of a layer in one batch; O,
 of a layer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +14,7 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, MatrixLayer, weight_matrix
 from lpvit.models.analysis.network import analyse
-from lpvit.models.analysis.passes import (
-    Batches,
-    constant,
-    evaluation_mode,
-    recorded_outputs,
-    replaced_forwards,
-    require_finite_logits,
-)
+from lpvit.models.analysis.passes import Batches, RecordedPass, evaluation_mode, replaced_forwards
 from lpvit.models.outputs import read
 from lpvit.progress import bar
 from lpvit.structures.blocks.curve import blocks_pruned_at, pruning_ranks, sampled_curve
@@ -77,7 +70,7 @@ def masked_curves(measured: MeasuredModel, blocks: pd.DataFrame, points: int, sh
     images_seen = 0
     with evaluation_mode(model):
         for images, _ in bar(measured.images, "empirical curves", "batch"):
-            dense = _record_dense_pass(model, resume_points, images.to(measured.device), pending)
+            dense = RecordedPass.of(model, resume_points, images.to(measured.device), pending)
             copies = max(1, measured.images_per_pass // len(images))
             for layer, curve in bar(pending.items(), "layers of a batch", "layer", leave=False):
                 for pruned in torch.split(curve.counts, copies):
@@ -107,44 +100,7 @@ class _Pending:
         return self._ranks < counts[:, None, None]
 
 
-@dataclass(frozen=True)
-class _DensePass:
-    """Activations of the dense model for a batch.
-
-    Attributes:
-        images: (N, channels, height, width).
-        logits: (N, K).
-        outputs: Of `lpvit.models.analysis.passes.recorded_outputs`.
-        points_before: layer -> number of resume points (see `lpvit.models.analysis.passes`) reached when it ran.
-    """
-
-    images: Tensor
-    logits: Tensor
-    outputs: dict[str, Tensor]
-    points_before: dict[str, int]
-
-
-def _record_dense_pass(
-    model: nn.Module, resume_points: Sequence[str], images: Tensor, layers: Iterable[str]
-) -> _DensePass:
-    points_before: dict[str, int] = {}
-    with recorded_outputs(model, resume_points) as outputs:
-        hooks = [
-            model.get_submodule(layer).register_forward_pre_hook(
-                lambda _, __, layer=layer: points_before.update({layer: len(outputs)})
-            )
-            for layer in layers
-        ]
-        try:
-            logits = read(model, model(images))
-        finally:
-            for hook in hooks:
-                hook.remove()
-    require_finite_logits(logits, model, images)
-    return _DensePass(images, logits, outputs, points_before)
-
-
-def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Tensor) -> Tensor:
+def _squared_changes(model: nn.Module, dense: RecordedPass, layer: str, scales: Tensor) -> Tensor:
     """Squared change of the logits, summed over the batch, for each way to scale the weights of a layer.
 
     Args:
@@ -157,13 +113,7 @@ def _squared_changes(model: nn.Module, dense: _DensePass, layer: str, scales: Te
         Shape (P,), float64.
     """
     copies = len(scales)
-    done = list(dense.outputs)[: dense.points_before[layer]]
-    forwards = {point: constant(dense.outputs[point]) for point in done}
-    images = dense.images
-    if done:
-        forwards[done[-1]] = constant(_repeat(dense.outputs[done[-1]], copies))
-    else:
-        images = _repeat(images, copies)
+    images, forwards = dense.resumed(layer, copies)
     pruned_layer = model.get_submodule(layer)
     assert isinstance(pruned_layer, MatrixLayer)
     forwards[layer] = _scaled_side_by_side(pruned_layer, scales)
@@ -186,13 +136,9 @@ def _scaled_side_by_side(layer: MatrixLayer, scales: Tensor) -> Callable[[Tensor
     def forward(inputs: Tensor) -> Tensor:
         first = inputs[: len(inputs) // copies]
         if isinstance(layer, nn.Conv2d):
-            outputs, axis = nn.functional.conv2d(first, weight, bias, layer.stride, layer.padding), 1
+            outputs, axis = nn.functional.conv2d(first, weight, bias, layer.stride, layer.padding, layer.dilation), 1
         else:
             outputs, axis = nn.functional.linear(first, weight, bias), inputs.dim() - 1
         return torch.cat(outputs.chunk(copies, dim=axis))
 
     return forward
-
-
-def _repeat(batch: Tensor, copies: int) -> Tensor:
-    return batch.repeat(copies, *[1] * (batch.dim() - 1))

@@ -32,9 +32,14 @@ def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str
     Returns:
         One keep mask (R, C) per layer of the scores.
     """
-    kept = dict(zip(allocation["layer"], allocation["blocks_kept"], strict=True))
+    count, kept = blocks["layer"].value_counts(), allocation.set_index("layer")["blocks_kept"]
+    return keep_masks_without(blocks, (count - kept).to_dict())
+
+
+def keep_masks_without(blocks: pd.DataFrame, removed: Mapping[str, int]) -> dict[str, Tensor]:
+    """Masks of layers that lose a number of their least salient blocks, layer -> (R, C); ``blocks`` as above."""
     return {
-        str(layer): pruning_ranks(of_layer) >= len(of_layer) - kept[layer]
+        str(layer): pruning_ranks(of_layer) >= removed[str(layer)]
         for layer, of_layer in blocks.groupby("layer", sort=False)
     }
 

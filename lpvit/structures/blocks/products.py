@@ -26,39 +26,6 @@ from lpvit.models.analysis.layers import LayerSpec, weight_matrix
 from lpvit.models.analysis.passes import Batches
 from lpvit.moments.gradients import gradient_products
 from lpvit.structures.blocks.grid import BlockGrid
-from lpvit.structures.blocks.statistics import collect_statistics
-from lpvit.structures.calibration import Statistics
-
-
-def statistics_with_products(
-    model: nn.Module,
-    loader: Batches,
-    layers: Sequence[LayerSpec],
-    block_shape: tuple[int, int],
-    probes: int,
-    device: torch.device | str,
-    *,
-    averaged: bool = True,
-) -> Statistics:
-    """Statistics for scores and predicted curves: one pass for the averaged gradient, one for block products.
-
-    Args:
-        model: Dense model; moved to the device, otherwise not modified.
-        loader: Calibration images.
-        layers: Layers to describe.
-        block_shape: Rows and columns of a block.
-        probes: Random projections of the logits per image; with 0 there are no block products.
-        device: Where to compute.
-        averaged: Whether to take the averaged gradient.
-
-    Raises:
-        LpvitError: As `lpvit.structures.blocks.statistics.collect_statistics` and `block_products`.
-    """
-    statistics = collect_statistics(model, loader, layers, block_shape, device, averaged=averaged)
-    if not probes:
-        return statistics
-    products = block_products(model, loader, layers, block_shape, probes, device)
-    return {layer: tables | {"block_products": products[layer]} for layer, tables in statistics.items()}
 
 
 def block_products(

@@ -30,7 +30,7 @@ def rate_distortion_curves(
     """Curves by the distortion in the settings.
 
     Args:
-        statistics: From `lpvit.structures.blocks.products.statistics_with_products`.
+        statistics: From `lpvit.structures.blocks.calibration.collect`.
         blocks: Scores, schema ``BLOCKS``.
         pruning: Distortion and its options.
         model: The dense model, if the distortion needs images (``pruning.measures_images``).

@@ -1,14 +1,13 @@
 """Settings of blocks."""
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lpvit.structures.blocks.distortions import Distortion
 from lpvit.structures.blocks.saliencies import Saliency
-from lpvit.structures.settings import StructureSettings
-
-Freedom = Literal["centre", "residual", "values", "queries", "hidden"]  # of `lpvit.bases.align`
+from lpvit.structures.blocks.statistics import Statistic
+from lpvit.structures.settings import Basis, StructureSettings, freedoms_of
 
 
 class Blocks(StructureSettings):
@@ -23,7 +22,7 @@ class Blocks(StructureSettings):
     block_shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
         description="rows (output features) and columns (input features) of a block"
     )
-    basis: Literal["given", "aligned"] | tuple[Freedom, ...] = Field(
+    basis: Basis = Field(
         "given",
         description="weights as they are, or the same function in aligned bases, where few blocks matter: all freedoms "
         "of the model (`aligned`) or a list of them (`residual`, `values`, `queries`, `hidden`, `centre`)",
@@ -45,28 +44,34 @@ class Blocks(StructureSettings):
     )
 
     @property
+    def timed_shapes(self) -> tuple[tuple[int, int], ...]:
+        return (self.block_shape,)
+
+    @property
     def freedoms(self) -> tuple[str, ...]:
-        named = get_args(Freedom) if self.basis == "aligned" else self.basis
-        return () if self.basis == "given" else tuple(named)
+        return freedoms_of(self.basis)
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """The statistics that the saliency or the distortion needs, with the values of their keys."""
+        names = {*self.saliency.needs, *self.distortion.needs} - {"weight_sums"}
+        kinds = [Statistic.registry[name] for name in ("weight_sums", *sorted(names))]
+        keys = type(self).model_fields
+        return tuple(kind(**{key: getattr(self, key) for key in kind.model_fields if key in keys}) for kind in kinds)
 
     @property
     def probes_used(self) -> int:
         """`probes` where the saliency or the distortion needs block products, else 0."""
-        return self.probes if "block_products" in self._needs else 0
+        return self.probes if any(each.name == "block_products" for each in self.statistics) else 0
 
     @property
     def distortion_unit(self) -> str:
         return self.distortion.unit
 
     @property
-    def averages_gradients(self) -> bool:
-        """Whether the saliency or the distortion needs averaged gradients."""
-        return "averaged_gradients" in self._needs
-
-    @property
     def measures_images(self) -> bool:
         """Whether curves need another pass over the calibration images."""
-        return "images" in self._needs
+        return self.distortion.measures_images
 
     @property
     def statistics_needed(self) -> dict[str, Any]:
@@ -74,10 +79,5 @@ class Blocks(StructureSettings):
         return {
             "block_shape": list(self.block_shape),
             "layers": list(self.layers),
-            "probes": self.probes_used,
-            "averaged": self.averages_gradients,
+            "statistics": [each.model_dump(mode="json") for each in self.statistics],
         }
-
-    @property
-    def _needs(self) -> frozenset[str]:
-        return self.saliency.needs | self.distortion.needs

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
 from lpvit.models.analysis.passes import Batches
+from lpvit.structures.blocks.calibration import load_statistics, require_one_grid
 from lpvit.structures.blocks.edit import record_keep_masks
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
-from lpvit.structures.blocks.masks import build_keep_masks
+from lpvit.structures.blocks.masks import build_keep_masks, keep_masks_without
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
-from lpvit.structures.blocks.scores import block_table
+from lpvit.structures.blocks.scores import block_table, unscored_table
 from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.blocks.statistics import load_statistics
-from lpvit.structures.blocks.weights import pruned_weights
+from lpvit.structures.blocks.weights import BlockFit, block_fits, pruned_weights
 from lpvit.structures.calibration import Statistics
 from lpvit.structures.structure import Compressed, Options
 
@@ -35,10 +35,6 @@ class BlockStructure:
     settings: Blocks
 
     @property
-    def block_shape(self) -> tuple[int, int]:
-        return self.settings.block_shape
-
-    @property
     def measures_images(self) -> bool:
         return self.settings.measures_images
 
@@ -49,9 +45,9 @@ class BlockStructure:
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         return prunable_layers(matrix_layers(model), self.settings.layers)
 
-    def counts(self, model: nn.Module) -> dict[str, int]:
-        shape = self.settings.block_shape
-        return {layer.name: BlockGrid(layer.shape, shape).count for layer in self.layers(model)}
+    def pieces(self, model: nn.Module) -> list[pd.DataFrame]:
+        grids = {layer.name: BlockGrid(layer.shape, self.settings.block_shape) for layer in self.layers(model)}
+        return [pd.concat([unscored_table(*of_layer) for of_layer in grids.items()], ignore_index=True)]
 
     @property
     def name(self) -> str:
@@ -65,6 +61,10 @@ class BlockStructure:
     def load_statistics(path: str | Path) -> Statistics:
         return load_statistics(path)
 
+    @staticmethod
+    def require_consistent(statistics: Statistics, path: str | Path) -> None:
+        require_one_grid(statistics, path)
+
     def options(
         self, statistics: Statistics, model: nn.Module | None, images: Batches | None, device: torch.device | str
     ) -> Options:
@@ -73,6 +73,15 @@ class BlockStructure:
 
     def choose(self, blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str, Tensor]:
         return build_keep_masks(blocks, allocation)
+
+    def choice_of(self, removed: Mapping[str, int], statistics: Statistics) -> dict[str, Tensor]:
+        blocks = block_table({layer: statistics[layer] for layer in removed}, self.settings.saliency)
+        return keep_masks_without(blocks, removed)
+
+    def fits(
+        self, model: nn.Module, choice: KeepMasks, statistics: Statistics, device: torch.device | str
+    ) -> list[BlockFit]:
+        return block_fits(model.to(device), choice, self.settings.block_shape)
 
     def compress(
         self,

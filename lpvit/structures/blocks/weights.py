@@ -2,13 +2,28 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from lpvit.models.analysis.layers import matrix_layers
+from lpvit.models.analysis.layers import MatrixLayer, matrix_layers
 from lpvit.models.analysis.passes import Batches
-from lpvit.refitting.reconstruction import RIDGES, Choice, Fit, fit_in_order, matrix_layer, weight_with_bias
+from lpvit.refitting.layer_fits import FittedLayer
+from lpvit.refitting.least_squares import fit_layer
+from lpvit.refitting.reconstruction import (
+    RIDGES,
+    Choice,
+    Fit,
+    LayerSums,
+    Place,
+    fit_in_order,
+    matrix_layer,
+    named_if_singular,
+    store_weight,
+    weight_with_bias,
+)
 from lpvit.structures.blocks.centring import Means, move_biases
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
@@ -89,6 +104,47 @@ def reconstruct(
         if not keep_masks.get(name, _ALL).all()
     ]
     return fit_in_order(model, pruned, fits, loader, ridges=ridges, device=device, choose=choose)
+
+
+@dataclass(frozen=True)
+class BlockFit:
+    """The remaining blocks of a layer, fitted by least squares.
+
+    Attributes:
+        place: The layer.
+        start: Its dense weight, (O, J), float64.
+        keep: Weights that may differ from 0, (O, I), bool.
+    """
+
+    place: Place
+    start: Tensor
+    keep: Tensor
+
+    def __call__(self, sums: LayerSums, ridges: Sequence[float] | None = None) -> FittedLayer:
+        start = sums.scale * self.start
+        with named_if_singular(sums.layer):
+            fitted, *shares = fit_layer(sums.fitted, sums.held_out, start, self.keep, ridges or RIDGES)
+        weight = fitted / sums.scale
+        return FittedLayer(weight, shares, partial(_store, weight))
+
+
+def block_fits(model: nn.Module, keep_masks: KeepMasks, block_shape: tuple[int, int]) -> list[BlockFit]:
+    """Fits of the layers of a dense model that lose blocks, in the order of the masks."""
+    expanded = expand_keep_masks(model, keep_masks, block_shape)
+    return [
+        BlockFit(
+            Place(layer, slice(None)),
+            weight_with_bias(matrix_layer(model, layer)).detach(),
+            expanded[f"{layer}.weight"].flatten(1),
+        )
+        for layer, keep_mask in keep_masks.items()
+        if not keep_mask.all()
+    ]
+
+
+def _store(weight: Tensor, module: nn.Module) -> None:
+    assert isinstance(module, MatrixLayer)
+    store_weight(module, weight)
 
 
 def _zeroed_copy(

@@ -4,30 +4,31 @@ O, I = output and input features of a layer; T = its tokens of an image.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from lpvit.models.analysis.network import Network, analyse, attention_branches
+from lpvit.models.analysis.network import Network, analyse
 from lpvit.models.analysis.passes import Batches
 from lpvit.moments.moments import LayerMoments
+from lpvit.refitting.layer_fits import FittedLayer, fit_layers
 from lpvit.refitting.reconstruction import (
     LayerSums,
     Place,
-    log_errors,
     matrix_layer,
     named_if_singular,
-    sums_in_order,
     weight_with_bias,
 )
 from lpvit.refitting.reduced_rank import fit_reduced_rank
 from lpvit.refitting.refinement import BlockTarget, refine
 from lpvit.refitting.truncation import LowRank, damped, truncated
-from lpvit.structures.factors.layers import CLASSES
+from lpvit.structures.factors.layers import CLASSES, FactorisedLinear, PivotedLinear
 from lpvit.structures.factors.options import OUTPUT_DAMPING, parts_of_layers
-from lpvit.structures.factors.settings import Factors, Form
+from lpvit.structures.factors.settings import Factors
 
 RIDGES = (1.0, 0.3, 0.1, 0.03, 1e-2, 1e-3)
 LEAST_TOKEN_WEIGHT = 0.01  # of a token that the logits do not feel, where the mean is 1
@@ -59,50 +60,69 @@ def factorised(
             determine a layer.
     """
     compressed = deepcopy(model.to(device))
+    for layer, rank in ranks.items():
+        compressed.set_submodule(layer, CLASSES[settings.form].like(matrix_layer(model, layer), rank))
     if loader is None:
         parts = parts_of_layers(model, {layer: moments[layer] for layer in ranks}, settings.metric)
         for layer, rank in ranks.items():
-            replace(compressed, layer, truncated(parts[layer], rank, matrix_layer(model, layer).bias), settings.form)
+            _store(truncated(parts[layer], rank, matrix_layer(model, layer).bias), compressed.get_submodule(layer))
         return compressed
-    network = analyse(model)
-    branches = network.branches | attention_branches(network)
-    places = [
-        Place(layer, slice(None), _token_weights(of_layer)) for layer, of_layer in moments.items() if layer in ranks
-    ]
-    errors = []
-    for sums in sums_in_order(model, compressed, places, loader, device=device, branches=branches):
-        low, *shares = _fitted(model, sums, moments[sums.layer], ranks[sums.layer])
-        replace(compressed, sums.layer, low, settings.form)
-        errors.append(shares)
-    log_errors(errors)
+    fit_layers(model, compressed, factor_fits(model, moments, ranks), loader, device)
     if settings.refine_steps:
-        targets = _block_targets(compressed, network, moments)
+        targets = _block_targets(compressed, analyse(model), moments)
         refine(model, compressed, targets, loader, settings.refine_steps, device)
     return compressed
 
 
-def replace(model: nn.Module, layer: str, low: LowRank, form: Form) -> None:
-    """Puts factors in the place of a layer."""
-    module = CLASSES[form].like(matrix_layer(model, layer), low.rank)
+@dataclass(frozen=True)
+class FactorFit:
+    """A layer at low rank, fitted by reduced-rank regression.
+
+    Attributes:
+        place: The layer, with its tokens weighted by what the logits feel of them.
+        start: Its dense weight, (O, J), float64.
+        bias: Whether the last column is a bias.
+        moments: Of the layer.
+        rank: Of the factors.
+    """
+
+    place: Place
+    start: Tensor
+    bias: bool
+    moments: LayerMoments
+    rank: int
+
+    def __call__(self, sums: LayerSums, ridges: Sequence[float] | None = None) -> FittedLayer:
+        metric, start = _output_metric(self.moments, sums.scale[:, 0]), sums.scale * self.start
+        with named_if_singular(sums.layer):
+            low, *shares = fit_reduced_rank(
+                sums.fitted, sums.held_out, start, self.rank, metric, ridges or RIDGES, self.bias
+            )
+        bias = None if low.bias is None else low.bias / sums.scale[:, 0]
+        unscaled = LowRank(low.expand / sums.scale, low.reduce, bias)
+        return FittedLayer(unscaled.weight, shares, partial(_store, unscaled))
+
+
+def factor_fits(model: nn.Module, moments: Mapping[str, LayerMoments], ranks: Mapping[str, int]) -> list[FactorFit]:
+    """Fits of the layers that get a rank, in the order of the moments.
+
+    Args:
+        model: Dense, on the device of the moments.
+        moments: Of at least these layers.
+        ranks: Layer -> rank.
+    """
+    fits = []
+    for layer, of_layer in moments.items():
+        if layer in ranks:
+            module = matrix_layer(model, layer)
+            place = Place(layer, slice(None), _token_weights(of_layer))
+            fits.append(FactorFit(place, weight_with_bias(module), module.bias is not None, of_layer, ranks[layer]))
+    return fits
+
+
+def _store(low: LowRank, module: nn.Module) -> None:
+    assert isinstance(module, FactorisedLinear | PivotedLinear)
     module.store(low.balanced())
-    model.set_submodule(layer, module)
-
-
-def _fitted(model: nn.Module, sums: LayerSums, moments: LayerMoments, rank: int) -> tuple[LowRank, float, float]:
-    """Factors of a layer for its sums, and the relative errors that `fit_reduced_rank` gives."""
-    module = matrix_layer(model, sums.layer)
-    with named_if_singular(sums.layer):
-        low, before, after = fit_reduced_rank(
-            sums.fitted,
-            sums.held_out,
-            sums.scale * weight_with_bias(module),
-            rank,
-            _output_metric(moments, sums.scale[:, 0]),
-            RIDGES,
-            module.bias is not None,
-        )
-    bias = None if low.bias is None else low.bias / sums.scale[:, 0]
-    return LowRank(low.expand / sums.scale, low.reduce, bias), before, after
 
 
 def _block_targets(

@@ -17,7 +17,7 @@ from lpvit.moments.moments import LayerMoments
 from lpvit.moments.parts import Parts, distortion_of_tails, part_moments
 from lpvit.refitting.reconstruction import named_if_singular
 from lpvit.refitting.truncation import damped, decompose
-from lpvit.structures.factors.ranks import ladder, weights_of_units
+from lpvit.structures.factors.ranks import ladder, units_of
 from lpvit.structures.factors.settings import Factors, Metric
 
 OUTPUT_DAMPING = 1e-2  # identity added to the metric of the outputs, as a share of its mean diagonal
@@ -85,25 +85,18 @@ def options(
 def _tables(layer: LayerSpec, parts: Parts, by_rank: Tensor, settings: Factors) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Units and curve of a layer, from the distortion at every rank, (R + 1,)."""
     ranks = ladder(layer.shape, settings.rank_multiple, settings.form)
-    weights = weights_of_units(layer.shape, settings.rank_multiple, settings.form)
     distortion = np.append(0.0, by_rank.cpu().numpy()[ranks])
-    count = len(ranks)
-    units = pd.DataFrame(
-        {
-            "layer": layer.name,
-            "row": np.zeros(count, dtype=np.int32),
-            "column": np.arange(count, dtype=np.int32),
-            "weights": weights.astype(np.int32),
-            "saliency": np.maximum.accumulate(distortion[1:]),
-            "squared_norm": np.maximum(np.diff(_lost_norms(parts, ranks), prepend=0.0), 0.0),
-        }
+    units = units_of(layer.name, layer.shape, settings.rank_multiple, settings.form).assign(
+        saliency=np.maximum.accumulate(distortion[1:]),
+        squared_norm=np.maximum(np.diff(_lost_norms(parts, ranks), prepend=0.0), 0.0),
     )
+    count = len(units)
     curve = pd.DataFrame(
         {
             "layer": layer.name,
             "sparsity": np.linspace(0, 1, count + 1),
             "blocks_pruned": np.arange(count + 1),
-            "weights_pruned": np.append(0, weights.cumsum()),
+            "weights_pruned": np.append(0, units["weights"].to_numpy(np.int64).cumsum()),
             "distortion": distortion,
         }
     )

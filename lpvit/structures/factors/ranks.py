@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from lpvit.structures.factors.settings import Form
 
+FLOAT32 = 4  # bytes
+
 
 def products(rank: int, shape: tuple[int, int], form: Form) -> int:
     """Multiply-adds per token, and weights, of a layer (O, I) at a rank: r (I + O), or pivoted r (I + O - r)."""
@@ -30,6 +32,24 @@ def weights_of_units(shape: tuple[int, int], rank_multiple: int, form: Form) -> 
     """Weights removed by every unit, (units,); they sum to O * I."""
     kept = [shape[0] * shape[1], *(products(rank, shape, form) for rank in ladder(shape, rank_multiple, form))]
     return np.array([before - after for before, after in pairwise(kept)], dtype=np.int64)
+
+
+def units_of(layer: str, shape: tuple[int, int], rank_multiple: int, form: Form) -> pd.DataFrame:
+    """The units of a layer in schema ``BLOCKS``, before anything is measured: in order, but norms are NaN."""
+    weights = weights_of_units(shape, rank_multiple, form)
+    count = len(weights)
+    return pd.DataFrame(
+        {
+            "layer": layer,
+            "structure": "factors",
+            "row": np.zeros(count, dtype=np.int32),
+            "column": np.arange(count, dtype=np.int32),
+            "weights": weights.astype(np.int32),
+            "bytes": FLOAT32 * weights,
+            "saliency": np.arange(count, dtype=np.float64),
+            "squared_norm": np.full(count, np.nan),
+        }
+    )
 
 
 def allocated_ranks(allocation: pd.DataFrame, rank_multiple: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from lpvit.allocation.settings import FACTORS
 from lpvit.structures.settings import StructureSettings
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ Metric = Literal["two_sided", "activations", "fisher", "weights"]
 class Factors(StructureSettings):
     """Low-rank factors: a layer becomes two smaller ones, `W ~ B A`."""
 
+    units: ClassVar = "ranks"
     compresses_by_statistics: ClassVar = True
     compress_keys: ClassVar = ("rank_multiple", "form", "metric", "refine_steps")
 
@@ -42,6 +44,10 @@ class Factors(StructureSettings):
     )
 
     @property
+    def timed_shapes(self) -> tuple[tuple[int, int], ...]:
+        return (FACTORS,)
+
+    @property
     def distortion_unit(self) -> str:
         return "logit² per image"
 
@@ -57,5 +63,5 @@ class Factors(StructureSettings):
     def require_budget(self, budget: "Budget") -> None:
         if budget.steps > 1:
             raise ValueError(f"structure 'factors' takes one round, found steps {budget.steps}; leave 'steps' out")
-        if budget.latency is not None:
-            raise ValueError("structure 'factors' has no latency table; give 'macs', 'energy' or 'sparsity'")
+        if budget.latency is not None and self.form == "pivoted":
+            raise ValueError("latency: only plain factors are timed; use 'form: plain', or a budget of 'macs'")

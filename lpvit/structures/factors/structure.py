@@ -18,9 +18,9 @@ from lpvit.moments.moments import LayerMoments
 from lpvit.store.artifacts import load
 from lpvit.structures.calibration import Statistics
 from lpvit.structures.factors.edit import LowRankLayers
-from lpvit.structures.factors.factorise import factorised
+from lpvit.structures.factors.factorise import FactorFit, factor_fits, factorised
 from lpvit.structures.factors.options import options, parts_of_layers
-from lpvit.structures.factors.ranks import allocated_ranks, ladder
+from lpvit.structures.factors.ranks import allocated_ranks, ladder, units_of
 from lpvit.structures.factors.settings import Factors
 from lpvit.structures.structure import Compressed, Options
 
@@ -38,10 +38,6 @@ class FactorStructure:
     settings: Factors
 
     @property
-    def block_shape(self) -> None:
-        return None
-
-    @property
     def measures_images(self) -> bool:
         return True
 
@@ -52,9 +48,10 @@ class FactorStructure:
     def layers(self, model: nn.Module) -> list[LayerSpec]:
         return prunable_layers(matrix_layers(model), self.settings.layers)
 
-    def counts(self, model: nn.Module) -> dict[str, int]:
+    def pieces(self, model: nn.Module) -> list[pd.DataFrame]:
         multiple, form = self.settings.rank_multiple, self.settings.form
-        return {layer.name: len(ladder(layer.shape, multiple, form)) for layer in self.layers(model)}
+        units = [units_of(layer.name, layer.shape, multiple, form) for layer in self.layers(model)]
+        return [pd.concat(units, ignore_index=True)]
 
     @property
     def name(self) -> str:
@@ -67,6 +64,11 @@ class FactorStructure:
     @staticmethod
     def load_statistics(path: str | Path) -> Statistics:
         statistics: Statistics = load(path, "statistics", dict[str, dict[str, InstanceOf[Tensor]]])
+        FactorStructure.require_consistent(statistics, path)
+        return statistics
+
+    @staticmethod
+    def require_consistent(statistics: Statistics, path: str | Path) -> None:
         for layer, tables in statistics.items():
             sizes = {name: tuple(table.shape) for name, table in tables.items()}
             inputs, outputs = sizes.get("input_mean", (0,)), sizes.get("output_sensitivity", (0,))[:1]
@@ -74,7 +76,6 @@ class FactorStructure:
             expected = [(), (), inputs, inputs * 2, outputs * 2, tokens]
             if sizes != dict(zip(_MOMENTS, expected, strict=True)):
                 raise LpvitError(f"{path}: the moments of '{layer}' do not go together; delete it and rerun")
-        return statistics
 
     def options(
         self, statistics: Statistics, model: nn.Module | None, images: Batches | None, device: torch.device | str
@@ -86,6 +87,19 @@ class FactorStructure:
 
     def choose(self, blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str, int]:
         return allocated_ranks(allocation, self.settings.rank_multiple)
+
+    def choice_of(self, removed: Mapping[str, int], statistics: Statistics) -> dict[str, int]:
+        ranks = {}
+        for layer, units in removed.items():
+            tables = statistics[layer]
+            shape = (len(tables["output_sensitivity"]), len(tables["input_mean"]))
+            ranks[layer] = ladder(shape, self.settings.rank_multiple, self.settings.form)[units - 1]
+        return ranks
+
+    def fits(
+        self, model: nn.Module, choice: Mapping[str, int], statistics: Statistics, device: torch.device | str
+    ) -> list[FactorFit]:
+        return factor_fits(model.to(device), moments_of(statistics, device), choice)
 
     def compress(
         self,

@@ -16,6 +16,7 @@ from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, weight_matrix
 from lpvit.models.analysis.passes import Batches
 from lpvit.models.edits import record_edit
+from lpvit.models.outputs import read
 from lpvit.models.sources.timm import input_size
 from lpvit.refitting.reconstruction import Fit, fit_in_order, matrix_layer, weight_with_bias
 from lpvit.structures.width.edit import NarrowerShapes, fit_heads
@@ -57,6 +58,24 @@ def _what_does_not_narrow(model: VisionTransformer) -> str:
     return ""
 
 
+def require_width(model: nn.Module, macs: float) -> None:
+    """Checks that some width of a model is within a share of its MACs; which channels remain does not matter for it.
+
+    Args:
+        model: On any device, also the meta device; not modified.
+        macs: Share of the dense model's MACs in matrix layers.
+
+    Raises:
+        LpvitError: As `narrow`.
+    """
+    require_narrowable(model)
+    model = copy.deepcopy(model).eval().to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.zero_()
+        parameter.grad = torch.zeros_like(parameter)
+    _widest_within(model, macs)
+
+
 @dataclass(frozen=True)
 class Narrowed:
     """A narrower model, and its removed channels in Torch-Pruning's order, to remove them from another copy."""
@@ -85,7 +104,7 @@ def narrow(model: nn.Module, calibration: Batches, macs: float, reconstruct: boo
     require_narrowable(model)
     model = copy.deepcopy(model).eval()  # else dropout would make the gradient random
     for images, _ in calibration:
-        model(images.to(next(model.parameters()).device)).square().mean(dim=1).sum().backward()
+        read(model, model(images.to(next(model.parameters()).device))).square().mean(dim=1).sum().backward()
     best = _widest_within(model, macs)
     best.model.zero_grad()
     record_edit(best.model, NarrowerShapes.between(model, best.model))

@@ -107,6 +107,28 @@ def test_a_layer_that_does_something_else_is_refused_by_its_name() -> None:
         prunable_layers(analyse(model).layers, ROLES)
 
 
+class TokensFirst(nn.Module):
+    """A transformer block within which tokens come first and images second, as nn.MultiheadAttention has them."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.attn, self.mlp = block.attn, block.mlp
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attn(tokens)
+        return tokens + self.mlp(tokens.transpose(0, 1)).transpose(0, 1)
+
+
+def test_a_layer_whose_input_does_not_begin_with_the_images_is_refused_by_name() -> None:
+    model = member("ViT")
+    for name, block in enumerate(model.blocks):
+        model.blocks[name] = TokensFirst(block)
+    layers = analyse(model).layers
+    assert len(prunable_layers(layers, ("qkv", "proj"))) == 4
+    with pytest.raises(LpvitError, match=r"'blocks\.0\.mlp\.fc1' cannot be pruned: its input does not begin with"):
+        prunable_layers(layers, ROLES)
+
+
 def test_shared_blocks_and_tied_weights_are_refused_by_name() -> None:
     shared = member("ViT")
     shared.blocks[1] = shared.blocks[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import predicted_curves
+from tiny import predicted_curves, statistics_of
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
@@ -21,7 +21,6 @@ from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
 from lpvit.structures.blocks.products import block_products, change_products
 from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.scores import block_table
-from lpvit.structures.blocks.statistics import collect_statistics
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4}
@@ -53,7 +52,7 @@ def batches(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 def curves_and_blocks(
     model: nn.Module, images: Tensor, layers: list[LayerSpec], probes: int, form: str, points: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    statistics = collect_statistics(model, batches(images, 5), layers, BLOCK_SHAPE, "cpu")
+    statistics = statistics_of(model, batches(images, 5), layers, BLOCK_SHAPE)
     for layer, products in block_products(model, batches(images, 5), layers, BLOCK_SHAPE, probes, "cpu").items():
         statistics[layer]["block_products"] = products
     blocks = block_table(statistics, Saliency.registry["gauss_newton"]())

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import counted_calls, predicted_curves
+from tiny import counted_calls, predicted_curves, statistics_of
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
@@ -18,12 +18,12 @@ from lpvit.models.sources.timm import create_model
 from lpvit.store.schemas import CURVES
 from lpvit.structures.blocks.grid import BlockGrid
 from lpvit.structures.blocks.masking import MeasuredModel, masked_curves
-from lpvit.structures.blocks.products import statistics_with_products
 from lpvit.structures.blocks.rate_distortion import rate_distortion_curves
 from lpvit.structures.blocks.saliencies import Saliency
 from lpvit.structures.blocks.scores import block_table
 from lpvit.structures.blocks.settings import Blocks
-from lpvit.structures.blocks.statistics import averaged_gradients, block_statistics, collect_statistics
+from lpvit.structures.blocks.statistics.averaged_gradients import averaged_gradients, gradient_sums
+from lpvit.structures.blocks.statistics.weight_sums import weight_sums
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4}
@@ -39,6 +39,10 @@ Case = tuple[nn.Module, Tensor, list[LayerSpec], pd.DataFrame]
 
 def measured(model: nn.Module, images: Batches, layers: list[LayerSpec], **options: int) -> MeasuredModel:
     return MeasuredModel(model, images, layers, BLOCK_SHAPE, "cpu", **options)
+
+
+def tables_of(weight: Tensor, gradient: Tensor, grid: BlockGrid) -> dict[str, Tensor]:
+    return weight_sums(weight, grid) | gradient_sums(weight, gradient, grid)
 
 
 def batches(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -57,7 +61,7 @@ def case() -> Callable[[str], Case]:
                 torch.nn.init.normal_(parameter, std=0.3)
             images = torch.randn(7, *model.pretrained_cfg["input_size"], dtype=torch.float64)
             layers = matrix_layers(model)
-            statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
+            statistics = statistics_of(model, batches(images, 7), layers, BLOCK_SHAPE)
             cases[kind] = model, images, layers, block_table(statistics, Saliency.registry["taylor"]())
         return cases[kind]
 
@@ -87,7 +91,7 @@ def naive_distortion(model: nn.Module, images: Tensor, layer: str, keep: Tensor)
 def test_taylor_agrees_with_explicit_outer_products(order: Literal[1, 2], shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     weight, gradient = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
-    statistics = {"layer": block_statistics(weight, gradient, BlockGrid(shape, BLOCK_SHAPE))}
+    statistics = {"layer": tables_of(weight, gradient, BlockGrid(shape, BLOCK_SHAPE))}
     blocks = block_table(statistics, Saliency.registry["taylor"]())
     layer = LayerSpec("layer", "layer", *shape, tokens=1, bias=False)
 
@@ -105,7 +109,7 @@ def test_taylor_agrees_with_explicit_outer_products(order: Literal[1, 2], shape:
 
 def test_the_damping_of_the_second_order_counts_where_the_gradient_vanishes() -> None:
     weight = torch.full((4, 6), 3.0)
-    statistics = {"layer": block_statistics(weight, torch.zeros(4, 6), BlockGrid((4, 6), (2, 3)))}
+    statistics = {"layer": tables_of(weight, torch.zeros(4, 6), BlockGrid((4, 6), (2, 3)))}
     curve = predicted_curves(
         statistics, block_table(statistics, Saliency.registry["l1"]()), 5, distortion={"name": "taylor", "order": 2}
     )
@@ -130,6 +134,22 @@ def test_empirical_agrees_with_naive_masking_and_full_passes(
         ]
         assert expected[-1] > 1e-3
         np.testing.assert_allclose(curve["distortion"], expected, rtol=1e-9)
+
+
+def test_empirical_agrees_with_naive_masking_of_a_dilated_convolution(case: Callable[[str], Case]) -> None:
+    model, images, _, _ = case("vit")
+    model = deepcopy(model)
+    model.patch_embed.proj = nn.Conv2d(3, 12, 3, stride=8, padding=1, dilation=3).double()
+    layers = [layer for layer in matrix_layers(model) if layer.role == "patch_embed"]
+    statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
+    blocks = block_table(statistics, Saliency.registry["taylor"]())
+    curve = masked_curves(measured(model, batches(images, 3), layers), blocks, 6)
+    expected = [
+        naive_distortion(model, images, "patch_embed.proj", reference_keep_mask(blocks, layers[0], pruned))
+        for pruned in curve["blocks_pruned"]
+    ]
+    assert expected[-1] > 1e-3
+    np.testing.assert_allclose(curve["distortion"], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -198,7 +218,7 @@ def test_counts_are_the_nearest_and_weights_exact_for_ragged_blocks(case: Callab
     model, images, layers, blocks = case("vit")
     layers = layers[1:3]
     blocks = blocks[blocks["layer"].isin([layer.name for layer in layers])]
-    statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
+    statistics = statistics_of(model, batches(images, 7), layers, BLOCK_SHAPE)
 
     curves = predicted_curves(statistics, blocks, points, distortion={"name": "taylor", "order": 2})
 
@@ -214,7 +234,7 @@ def test_counts_are_the_nearest_and_weights_exact_for_ragged_blocks(case: Callab
 
 
 def test_halves_are_rounded_up() -> None:
-    statistics = {"layer": block_statistics(torch.ones(2, 5), torch.ones(2, 5), BlockGrid((2, 5), (2, 1)))}
+    statistics = {"layer": tables_of(torch.ones(2, 5), torch.ones(2, 5), BlockGrid((2, 5), (2, 1)))}
     curve = predicted_curves(
         statistics, block_table(statistics, Saliency.registry["l1"]()), 3, distortion={"name": "taylor", "order": 1}
     )
@@ -223,7 +243,7 @@ def test_halves_are_rounded_up() -> None:
 
 def test_arms_share_points_and_ranking(case: Callable[[str], Case]) -> None:
     model, images, layers, blocks = case("vit")
-    statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
+    statistics = statistics_of(model, batches(images, 7), layers, BLOCK_SHAPE)
     predicted = predicted_curves(statistics, blocks, 9, distortion={"name": "taylor", "order": 1})
     truth = masked_curves(measured(model, batches(images, 7), layers), blocks, 9)
     pd.testing.assert_frame_equal(predicted.drop(columns="distortion"), truth.drop(columns="distortion"))
@@ -231,7 +251,7 @@ def test_arms_share_points_and_ranking(case: Callable[[str], Case]) -> None:
 
 def test_first_order_never_falls_and_second_order_lies_above_it(case: Callable[[str], Case]) -> None:
     model, images, layers, blocks = case("swin")
-    statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
+    statistics = statistics_of(model, batches(images, 7), layers, BLOCK_SHAPE)
     first, second = (
         predicted_curves(statistics, blocks, 31, distortion={"name": "taylor", "order": order}) for order in (1, 2)
     )
@@ -243,7 +263,7 @@ def test_first_order_never_falls_and_second_order_lies_above_it(case: Callable[[
 
 def test_a_whole_pruned_layer_has_the_taylor_distortion_of_its_full_sums(case: Callable[[str], Case]) -> None:
     model, images, layers, blocks = case("deit")
-    statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
+    statistics = statistics_of(model, batches(images, 7), layers, BLOCK_SHAPE)
     gradients = averaged_gradients(model, batches(images, 7), [layer.name for layer in layers], "cpu")
     ends = (
         predicted_curves(statistics, blocks, 2, distortion={"name": "taylor", "order": 2})
@@ -278,7 +298,7 @@ def test_single_precision_agrees_to_its_own_rounding(case: Callable[[str], Case]
 
 def test_a_small_share_of_the_change_is_the_infinitesimal_one(case: Callable[[str], Case]) -> None:
     model, images, layers, _ = case("vit")
-    statistics = statistics_with_products(model, batches(images, 7), layers, BLOCK_SHAPE, 5, "cpu")  # K probes: exact
+    statistics = statistics_of(model, batches(images, 7), layers, BLOCK_SHAPE, 5)  # K probes: exact
     blocks = block_table(statistics, Saliency.registry["taylor"]())
     linear = predicted_curves(statistics, blocks, 5, distortion={"name": "gauss_newton", "form": "cumulative"})
     small = masked_curves(measured(model, batches(images, 7), layers), blocks, 5, share=1e-4)
@@ -290,7 +310,7 @@ def test_corrected_on_all_images_an_exact_first_order_becomes_the_truth(
 ) -> None:
     monkeypatch.setattr("lpvit.structures.blocks.correction.SMALL_SHARE", 1e-4)
     model, images, layers, _ = case("vit")
-    statistics = statistics_with_products(model, batches(images, 7), layers, BLOCK_SHAPE, 5, "cpu")
+    statistics = statistics_of(model, batches(images, 7), layers, BLOCK_SHAPE, 5)
     blocks = block_table(statistics, Saliency.registry["gauss_newton"]())
     pruning = Blocks(
         block_shape=BLOCK_SHAPE,
@@ -308,7 +328,7 @@ def test_corrected_on_all_images_an_exact_first_order_becomes_the_truth(
 
 def test_only_as_many_images_as_asked_for_are_looked_at(case: Callable[[str], Case]) -> None:
     model, images, layers, _ = case("vit")
-    statistics = statistics_with_products(model, batches(images, 7), layers, BLOCK_SHAPE, 1, "cpu")
+    statistics = statistics_of(model, batches(images, 7), layers, BLOCK_SHAPE, 1)
     blocks = block_table(statistics, Saliency.registry["gauss_newton"]())
     pruning = Blocks(block_shape=BLOCK_SHAPE, distortion={"name": "gauss_newton", "correction_images": 3}, points=5)
     spoilt = torch.cat([images[:3], torch.full_like(images[3:], float("nan"))])

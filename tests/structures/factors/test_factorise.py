@@ -62,7 +62,7 @@ def measure(model: nn.Module, images: Batches, settings: Factors, device: str) -
 
 def factorise(model: nn.Module, images: Batches, budget: Budget, settings: Factors) -> nn.Module:
     structure = FactorStructure(settings)
-    shapes = Shapes(measure_costs(model), structure.counts(model))
+    shapes = Shapes(measure_costs(model), structure.pieces(model))
     return prune(model, images, structure, budget, shapes, "cpu").model
 
 

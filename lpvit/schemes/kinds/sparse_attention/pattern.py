@@ -9,7 +9,7 @@ last row may be ragged; M = tokens that a patch attends to: its row, then its co
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,9 +37,19 @@ class PatternAttention(nn.Module):
     def __init__(self, pattern: Pattern, stride: int, prefix: int) -> None:
         super().__init__()
         self.pattern, self.stride, self.prefix = pattern, stride, prefix
+        self._tokens: int | None = None  # of this pass before any is dropped; None where none can be
+
+    def begin(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Hook before the first transformer block, on all tokens (N, T, C)."""
+        self._tokens = arguments[0].shape[1]
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Queries, keys and values (N, H, T, d), and the bias of the scores, (N or 1, H or 1, T, T)."""
+        """Queries, keys and values (N, H, T, d), and the bias of the scores, (N or 1, H or 1, T, T).
+
+        Where tokens were dropped, the rows are incomplete, and all attend to all.
+        """
+        if self._tokens not in (None, keys.shape[2]):
+            return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
         if queries.is_cuda and bias is None and queries.shape[-1] >= FLEX_FEATURES:
             return _flex_attention(queries, keys, values, self.pattern, self.stride, self.prefix)
         patches = self._patches(queries, keys, values, bias)

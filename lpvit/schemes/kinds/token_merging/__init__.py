@@ -6,7 +6,7 @@ number of patches that each represents (size). Attention adds log(size) to the s
 merge at the end of a transformer block, not between its attention and its MLP.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 class TokenMerging(Scheme):
     """After every transformer block, tokens with similar keys become one (ToMe; Bolya et al., ICLR 2023)."""
+
+    takes_over: ClassVar = frozenset({"attention", "tokens"})
 
     scheme: Literal["token_merging"] = Field("token_merging", description="kind of scheme")
     merged_tokens: int = Field(8, gt=0, description="tokens merged after every transformer block")

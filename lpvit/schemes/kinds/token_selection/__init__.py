@@ -8,7 +8,7 @@ dropped in training too, so both take less time.
 N = images; T = tokens; P = patch tokens; K = those kept; C = features.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -27,6 +27,8 @@ def _falling(bounds: tuple[float, float]) -> tuple[float, float]:
 
 class TokenSelection(Scheme):
     """Before some transformer blocks a learned scorer drops the least important patches."""
+
+    takes_over: ClassVar = frozenset({"tokens"})
 
     scheme: Literal["token_selection"] = Field("token_selection", description="kind of scheme")
     keep_tokens: Fraction = Field(0.7, description="share of the patch tokens kept, each time")

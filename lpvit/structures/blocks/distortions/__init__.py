@@ -17,17 +17,19 @@ class Distortion(Section):
 
     Attributes:
         unit: Of the curves; most distortions are only comparable among themselves.
+        needs: Names of the `lpvit.structures.blocks.statistics` that it reads, besides ``weight_sums``.
     """
 
     registry: ClassVar = Registry("lpvit.structures.blocks.distortions")
     unit: ClassVar[str] = "arbitrary units"
+    needs: ClassVar[tuple[str, ...]] = ()
 
     name: str
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Calibration data it uses: ``averaged_gradients``, ``block_products``, or another pass over the ``images``."""
-        return frozenset()
+    def measures_images(self) -> bool:
+        """Whether it needs the model and another pass over the images."""
+        return False
 
     @abstractmethod
     def curves(self, inputs: "CurveInputs") -> "pd.DataFrame":

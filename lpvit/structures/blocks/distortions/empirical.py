@@ -16,8 +16,8 @@ class EmpiricalDistortion(Distortion):
     name: Literal["empirical"] = "empirical"
 
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"images"})
+    def measures_images(self) -> bool:
+        return True
 
     def curves(self, inputs: "CurveInputs") -> "pd.DataFrame":
         from lpvit.structures.blocks.masking import masked_curves

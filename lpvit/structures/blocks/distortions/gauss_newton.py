@@ -22,6 +22,7 @@ class GaussNewtonDistortion(Distortion):
     """Predicted from the gradients of every image."""
 
     unit: ClassVar = "logit² per image"
+    needs: ClassVar = ("block_products",)
 
     name: Literal["gauss_newton"] = "gauss_newton"
     form: Literal["cumulative", "diagonal"] = Field(
@@ -34,8 +35,8 @@ class GaussNewtonDistortion(Distortion):
     )
 
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"block_products", "images"} if self.correction_images else {"block_products"})
+    def measures_images(self) -> bool:
+        return self.correction_images > 0
 
     def curves(self, inputs: "CurveInputs") -> "pd.DataFrame":
         from lpvit.structures.blocks.correction import corrected_curves
@@ -72,7 +73,7 @@ def gauss_newton_distortion(
     import torch
     from torch import nn
 
-    from lpvit.structures.blocks.statistics import mean_squared_products
+    from lpvit.structures.blocks.statistics.block_products import mean_squared_products
 
     pruned_first = ranks.flatten().argsort()
     if form == "diagonal":

@@ -4,7 +4,7 @@ R, C = rows and columns of a grid of blocks; B = R * C.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,12 +22,10 @@ DAMPING = 1e-7  # eps of the second-order term (LPViT)
 class TaylorDistortion(Distortion):
     """Predicted from one averaged gradient, as LPViT does."""
 
+    needs: ClassVar = ("averaged_gradients",)
+
     name: Literal["taylor"] = "taylor"
     order: Literal[1, 2] = Field(2, description="order of the Taylor expansion")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"averaged_gradients"})
 
     def curves(self, inputs: "CurveInputs") -> "pd.DataFrame":
         return inputs.predicted(lambda tables, ranks: taylor_distortion(tables, ranks, self.order))

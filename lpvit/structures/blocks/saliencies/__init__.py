@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
 
 class Saliency(Section):
-    """Scores the blocks of a layer."""
+    """Scores the blocks of a layer.
+
+    Attributes:
+        needs: Names of the `lpvit.structures.blocks.statistics` that it reads, besides ``weight_sums``.
+    """
 
     registry: ClassVar = Registry("lpvit.structures.blocks.saliencies")
+    needs: ClassVar[tuple[str, ...]] = ()
 
     name: str
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Data it uses besides sums of weights: ``averaged_gradients`` or ``block_products``."""
-        return frozenset()
 
     @abstractmethod
     def scores(self, tables: "Mapping[str, Tensor]") -> "Tensor":
         """Scores of the blocks of a layer, shape (R, C).
 
         Args:
-            tables: Statistics of the layer (`lpvit.structures.blocks.statistics`), by block.
+            tables: Of the statistics of the layer, by name.
         """

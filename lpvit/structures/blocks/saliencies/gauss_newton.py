@@ -1,5 +1,5 @@
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lpvit.structures.blocks.saliencies import Saliency
 
@@ -10,13 +10,11 @@ if TYPE_CHECKING:
 class GaussNewtonSaliency(Saliency):
     """Mean squared block product, which predicts the distortion of zeroing the block alone."""
 
+    needs: ClassVar = ("block_products",)
+
     name: Literal["gauss_newton"] = "gauss_newton"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"block_products"})
-
     def scores(self, tables: "Mapping[str, Tensor]") -> "Tensor":
-        from lpvit.structures.blocks.statistics import mean_squared_products
+        from lpvit.structures.blocks.statistics.block_products import mean_squared_products
 
         return mean_squared_products(tables["block_products"]).view_as(tables["weights"])

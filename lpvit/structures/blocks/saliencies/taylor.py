@@ -1,5 +1,5 @@
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lpvit.structures.blocks.saliencies import Saliency
 
@@ -10,11 +10,9 @@ if TYPE_CHECKING:
 class TaylorSaliency(Saliency):
     """Mean of abs(w g) over the weights of a block (LPViT), g their averaged gradients."""
 
-    name: Literal["taylor"] = "taylor"
+    needs: ClassVar = ("averaged_gradients",)
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"averaged_gradients"})
+    name: Literal["taylor"] = "taylor"
 
     def scores(self, tables: "Mapping[str, Tensor]") -> "Tensor":
         return tables["absolute_product_sum"] / tables["weights"]
