@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lpvit.api.quantise import quantise
     from lpvit.api.sparsify import sparsify
     from lpvit.api.training import evaluate, finetune
+    from lpvit.api.transform import transform
     from lpvit.api.weights import library_state, load_weights
     from lpvit.errors import LpvitError
     from lpvit.progress import show_progress
@@ -62,6 +63,7 @@ __all__ = [
     "save",
     "show_progress",
     "sparsify",
+    "transform",
 ]
 
 _MODULES = {
@@ -89,6 +91,7 @@ _MODULES = {
     "save": "api.checkpoint",
     "show_progress": "progress",
     "sparsify": "api.sparsify",
+    "transform": "api.transform",
 }
 
 _OLD_NAMES = {"Pruning": "Blocks"}  # of the last release, for one more

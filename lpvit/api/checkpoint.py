@@ -2,7 +2,8 @@
 
 A layer with a mask is stored as ``LAYER.values``, shape (K, r, c): its kept blocks, row by row, those at ragged edges
 padded with zeros (`lpvit.sparse.storage`). Everything else is stored as in the state dict. The metadata has
-two entries: ``lpvit``, a `Header` as JSON, whose architecture has the masks among its edits, and the digest of the file
+three entries: ``lpvit``, a `Header` as JSON, whose architecture has the masks among its edits; ``description``, the
+classes and the preprocessing for other programs (`lpvit.export.description`); and the digest of the file
 (`lpvit.store.digest`).
 
 K = kept blocks; r, c = rows and columns of a block.
@@ -28,6 +29,7 @@ from lpvit.api.format_1 import without_indices
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError, one_line
+from lpvit.export.description import metadata_of
 from lpvit.models.analysis.layers import weight_matrix
 from lpvit.models.architecture import Architecture, outline
 from lpvit.models.format_1 import architecture_of_format_1
@@ -95,7 +97,7 @@ def save(
         architecture = architecture.model_copy(update={"source": built})
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
-    metadata = {"lpvit": header.model_dump_json(), "digest": BLANK}
+    metadata = {"lpvit": header.model_dump_json(), "digest": BLANK, **metadata_of(pruned.model)}
     with replace_atomically(path) as partial:
         partial.touch()
         rights = partial.stat().st_mode

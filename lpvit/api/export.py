@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.api.sparsify import in_precision
 from lpvit.errors import LpvitError
+from lpvit.export.description import metadata_of
 from lpvit.export.onnx import write_onnx
 from lpvit.export.openvino import converted
 from lpvit.inference.sparsify import sparsify_layers
@@ -76,7 +77,10 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
     sparsify_layers(model, pruned.keep_masks, pruned.block_shape, only_faster=False, precision=precision)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         written = Path(folder, "model.xml")
-        openvino.save_model(converted(model, input_size(model), library), written, compress_to_fp16=False)
+        program = converted(model, input_size(model), library)
+        for key, text in metadata_of(pruned.model).items():
+            program.set_rt_info(text, ["lpvit", key])
+        openvino.save_model(program, written, compress_to_fp16=False)
         copies = {
             path.with_name("lpvit_openvino.so"): library,
             path.with_suffix(".bin"): written.with_suffix(".bin"),

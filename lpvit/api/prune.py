@@ -16,6 +16,7 @@ from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
 from lpvit.api.batches import LabelledBatches, UserBatches
+from lpvit.api.classes import classes_by, require_names
 from lpvit.api.pruned import Pruned
 from lpvit.bases.align import align
 from lpvit.costs.cost import measure_costs
@@ -26,6 +27,7 @@ from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
 from lpvit.inference.model_latency import milliseconds_per_image
 from lpvit.models.analysis.network import analyse, require_plain_module
+from lpvit.models.architecture import name_classes
 from lpvit.models.outputs import Output
 from lpvit.models.preparation import prepared
 from lpvit.pruning.outcome import Estimate, best, outcome_table
@@ -53,6 +55,7 @@ def prune(
     energy: Energy = HOROWITZ,
     output: Output | None = None,
     held_out: Iterable[Any] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Pruned:
     """Compresses a vision transformer to a budget, on its device: by default with low-rank factors.
 
@@ -75,6 +78,8 @@ def prune(
             list, such as the features of a backbone, all tensors, each scaled to unit energy.
         held_out: For a budget in ``points_lost``: images with labels that are not among the calibration images, in the
             same order at every reading.
+        classes: Names in the order of the logits, kept in files of the model; by default those of the loader's dataset
+            (``classes`` as in torchvision, ``reader.class_to_idx`` as in timm).
 
     Returns:
         The pruned model with masks and report; for a budget by outcome also all models that were tried.
@@ -83,6 +88,7 @@ def prune(
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
             budget cannot be met, or something is not finite.
     """
+    names = classes_by(loader, model) if classes is None else require_names(classes, model)
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning.rounds)
     try:
@@ -95,6 +101,7 @@ def prune(
         pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out, output)
         for scheme in schemes:
             add_scheme(pruned.model, scheme)
+    name_classes(pruned.model, names)
     return pruned
 
 

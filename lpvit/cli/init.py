@@ -147,7 +147,7 @@ def survey(folder: Path) -> Images:
         (int(median(width for width, _ in sizes)), int(median(height for _, height in sizes))),
         len(paths),
         bad,
-        table["label"].nunique() == 1000 and table["class_name"].str.fullmatch(r"n\d{8}").all(),
+        table["label"].nunique() == 1000 and bool(table["class_name"].str.fullmatch(r"n\d{8}").all()),
     )
 
 

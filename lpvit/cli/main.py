@@ -68,12 +68,15 @@ def _add_config_commands(commands: "argparse._SubParsersAction[argparse.Argument
 
     check = _command(commands, "check", _check, "print what a config will prune, or all its errors")
     prune = _command(commands, "prune", _prune, "run a config: train, prune, fine-tune, evaluate, report")
-    for command in (check, prune):
+    report = _command(commands, "report", _report, "write one file with every figure, and code and settings behind it")
+    report.add_argument("--output", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)")
+    for command in (check, prune, report):
         command.add_argument(
             "config", nargs="*", type=Path, help=f"config; of several, later ones win (default: {CONFIG})"
         )
     prune.add_argument("--cores", default="all", help="CPU cores to use (default: all)")
     prune.add_argument("--dry-run", action="store_true", help="list what would run")
+    prune.add_argument("--benchmark", action="store_true", help="also measure speed and energy on this machine")
 
 
 def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -90,6 +93,10 @@ def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         "--seconds", type=float, default=3.0, help="per configuration, batch size (default: %(default)g)"
     )
     kinds = ".safetensors for lpvit.load, .onnx for other engines, .xml for OpenVINO with our kernels"
+    predict = _command(commands, "predict", _predict, "print the most likely classes of images")
+    predict.add_argument("file", type=Path, help="a model: .safetensors, .pt, .onnx or .xml")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files of images")
+    predict.add_argument("--top", type=int, default=3, help="classes to print (default: %(default)s)")
     export.add_argument("target", type=Path, help=f"file to write: {kinds}")
     export.add_argument("--precision", choices=SPARSE, help="of the products in OpenVINO (default: float32)")
 
@@ -122,13 +129,28 @@ def _check(options: argparse.Namespace) -> None:
 def _prune(options: argparse.Namespace) -> int:
     from lpvit.cli.run import run_workflow
 
-    return run_workflow(_configs(options), options.cores, options.dry_run)
+    modes = {name: getattr(options, name) for name in ("dry_run", "benchmark", "verbose")}
+    return run_workflow(_configs(options), options.cores, **modes)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from lpvit.cli.run import write_report
+
+    write_report(_configs(options), options.output)
+    print(f"wrote {options.output}")
 
 
 def _info(options: argparse.Namespace) -> None:
     from lpvit.cli.models import described
 
     for line in described(options.file):
+        print(line)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from lpvit.cli.predict import predicted
+
+    for line in predicted(options.file, options.images, options.top):
         print(line)
 
 

@@ -4,16 +4,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import lpvit
-from lpvit.config.config import Config
 from lpvit.config.files import read_config
 from lpvit.errors import LpvitError
+from lpvit.stages.console import VARIABLE
 
-QUIET = ("--quiet", "host", "reason", "rules")  # the stages log their own progress
 _PACKAGE = Path(lpvit.__file__).parent
 
 
@@ -37,33 +36,28 @@ def planned(configs: Sequence[Path]) -> Iterator[str]:
     yield f"{', '.join(map(str, configs))}: no errors found"
 
 
-def run_workflow(configs: Sequence[Path], cores: str, dry_run: bool) -> int:
+def run_workflow(
+    configs: Sequence[Path], cores: str, *, dry_run: bool = False, benchmark: bool = False, verbose: bool = False
+) -> int:
     """Runs the workflow on a config, in the current folder; returns its exit status.
+
+    Args:
+        configs: Later ones win.
+        cores: Number of CPU cores, or ``all``.
+        dry_run: List what would run.
+        benchmark: Measure speed and energy as well.
+        verbose: Print Snakemake's lines too.
 
     Raises:
         LpvitError: The config has errors that do not depend on images and models, Snakemake is missing, or it cannot
             write where it must.
     """
-    settings = read_config(*configs)
-    if find_spec("snakemake") is None:
-        raise LpvitError("the workflow needs the package 'snakemake'; pip install 'lpvit[workflow]'")
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - as Snakemake does
-    _require_writable(Path.cwd() / ".snakemake", "run it in another folder")
-    _require_writable(caches / "snakemake", "set XDG_CACHE_HOME to a folder for caches")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile()), "--cores", cores]
-    command += ["--configfile", *map(str, configs), *(["--dry-run"] if dry_run else QUIET)]
-    process = subprocess.Popen(command)
-    while True:
-        try:
-            code = process.wait()
-            break
-        except KeyboardInterrupt:  # Snakemake receives it as well and ends its jobs first
-            continue
-    if code == 0 and not dry_run:
-        for file in final_models(settings):
-            print(f"pruned model: {file}")
-        print("next: lpvit info FILE, lpvit bench FILE, lpvit export FILE model.safetensors")
-    elif code:
+    arguments = ["--cores", cores, *(["benchmark"] if benchmark else [])]
+    if dry_run:
+        return snakemake(configs, [*arguments, "--dry-run"])
+    plain = [] if verbose else ["--quiet", "all"]
+    code = snakemake(configs, [*arguments, *plain], {} if verbose else {VARIABLE: "1"})
+    if code:
         print("not finished; run the same command again to resume", file=sys.stderr)
     return code
 
@@ -76,15 +70,37 @@ def _require_writable(folder: Path, remedy: str) -> None:
         raise LpvitError(f"{folder}: cannot be written ({error.strerror}), but Snakemake must; {remedy}") from None
 
 
-def final_models(settings: Config) -> list[Path]:
-    """The path of the last model of every experiment."""
-    files = []
-    for experiment in settings.experiments.values():
-        budget = "@".join([experiment.budget, *experiment.schemes])
-        folder = settings.results / experiment.dataset / experiment.model / experiment.calibration
-        folder = folder / experiment.pruning / budget
-        files.append(folder / "pruned.pt" if experiment.recipe is None else folder / experiment.recipe / "finetuned.pt")
-    return list(dict.fromkeys(files))
+def write_report(configs: Sequence[Path], output: Path) -> None:
+    """Writes Snakemake's report of a finished run: every figure, with code and parameters of every file.
+
+    Raises:
+        LpvitError: The run is not finished, or as `run_workflow`.
+    """
+    if snakemake(configs, ["--report", str(output), "--quiet", "all"]):
+        names = " ".join(map(str, configs))
+        raise LpvitError(f"{output}: not written; finish the run first: lpvit prune {names}")
+
+
+def snakemake(configs: Sequence[Path], arguments: Sequence[str], environment: Mapping[str, str] = {}) -> int:
+    """Calls Snakemake with the workflow of this package; returns its exit status.
+
+    Raises:
+        LpvitError: As `run_workflow`.
+    """
+    read_config(*configs)
+    if find_spec("snakemake") is None:
+        raise LpvitError("the workflow needs the package 'snakemake'; pip install 'lpvit[workflow]'")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - as Snakemake does
+    _require_writable(Path.cwd() / ".snakemake", "run it in another folder")
+    _require_writable(caches / "snakemake", "set XDG_CACHE_HOME to a folder for caches")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile())]
+    command += [*arguments, "--configfile", *map(str, configs)]
+    process = subprocess.Popen(command, env={**os.environ, **environment})
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # Snakemake receives it as well and ends its jobs first
+            continue
 
 
 def snakefile() -> Path:

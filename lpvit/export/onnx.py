@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lpvit.errors import LpvitError
+from lpvit.export.description import metadata_of
 from lpvit.export.onnx_int8 import make_products_exact, replace_for_export, translations
 from lpvit.models.sources.timm import input_size
 
@@ -15,7 +16,7 @@ from lpvit.models.sources.timm import input_size
 def write_onnx(model: nn.Module, path: str | Path) -> None:
     """Writes a model in float32, with its int8 layers in int8, for any batch size.
 
-    Input ``images`` (N, channels, height, width), float32; output ``logits`` (N, classes).
+    Input ``images`` (N, channels, height, width), float32; output ``logits`` (N, classes); metadata ``description``.
 
     Args:
         model: Not modified.
@@ -27,6 +28,7 @@ def write_onnx(model: nn.Module, path: str | Path) -> None:
     missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
     if missing:
         raise LpvitError(f"{path}: writing ONNX needs the package '{missing[0]}'; pip install 'lpvit[onnx]'")
+    metadata = metadata_of(model)
     model = deepcopy(model).cpu().float().eval()
     replace_for_export(model)
     program = torch.onnx.export(
@@ -41,4 +43,5 @@ def write_onnx(model: nn.Module, path: str | Path) -> None:
     )
     assert program is not None  # always so with dynamo
     make_products_exact(program.model.graph)
+    program.model.metadata_props.update(metadata)
     program.save(path)

@@ -111,13 +111,23 @@ def found_source(model: nn.Module) -> Source:
 
 def classes_of(model: nn.Module) -> tuple[str, ...]:
     """The names of a model's classes in the order of its logits, or none; copies of a model keep them."""
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")  # by its library
-    return getattr(model, "lpvit_classes", ()) or tuple(named or ())
+    return getattr(model, "lpvit_classes", ()) or _named_by_transformers(model)
 
 
 def name_classes(model: nn.Module, classes: Sequence[str]) -> None:
-    """Records the names of a model's classes."""
+    """Records the names of a model's classes; in the config of one of transformers as well."""
     model.lpvit_classes = tuple(classes)  # type: ignore[assignment]
+    config: Any = getattr(model, "config", None)
+    if classes and getattr(config, "num_labels", None) == len(classes):
+        config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
+
+
+def _named_by_transformers(model: nn.Module) -> tuple[str, ...]:
+    found = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(found, dict) or "Classification" not in type(model).__name__:
+        return ()
+    names = tuple(str(found[place]) for place in sorted(found))
+    return () if names == tuple(f"LABEL_{place}" for place in range(len(names))) else names
 
 
 def outline(architecture: Architecture, state: Mapping[str, Tensor], given: nn.Module | None = None) -> nn.Module:

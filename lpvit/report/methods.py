@@ -51,8 +51,8 @@ def methods(
     """
     dense, tuned = recipes
     sentences = [
-        f"{name}: the dense model is {model.source}'s {model.name}{_options(model.options)}, {_weights(model, dense)}, on "
-        f"{_dataset(*dataset)}.",
+        f"{name}: the dense model is {model.source}'s {model.name}{_options(model.options)}, "
+        f"{_weights(model, dense)}, on {_dataset(*dataset)}.",
         f"{_structure(pruning)} {_budget(budget)}, measured on {calibration.images} training images "
         f"(class-balanced, seed {calibration.seed}).",
         _refit(budget),

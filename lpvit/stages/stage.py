@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lpvit.errors import LpvitError
-from lpvit.settings import Compute, local_path
+from lpvit.settings import Compute
 from lpvit.stages.gpus import take_gpus
+from lpvit.stages.labels import label_of
 from lpvit.store.holding import end_with_the_run, require_held
 from lpvit.store.records import drop_record, write_record
 
@@ -38,7 +39,7 @@ def stage(snakemake: Any) -> Iterator[Compute]:
     except LpvitError as error:
         sys.exit(f"{snakemake.rule}: {error}")
     end_with_the_run()
-    _log_to(snakemake.log[0], local_path(snakemake.config.get("results", "results")))
+    _log_to(snakemake.log[0], label_of(snakemake.log[0], snakemake.config))
     started = time.monotonic()
     _allow_modules(snakemake.config)
     try:
@@ -97,14 +98,12 @@ def _compute(snakemake: Any) -> Compute:
     return asked.model_copy(update={"device": device, "threads": snakemake.threads})
 
 
-def _log_to(file: str, results: Path) -> None:
-    """Prefixes every line with the last two decisions of the result, for example ``[half/short]``."""
-    folder = Path(file).parent
-    folder.mkdir(parents=True, exist_ok=True)
+def _log_to(file: str, label: str) -> None:
+    """Logs to a file and to the terminal, every line with the label of the stage."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(file).unlink(missing_ok=True)  # that of another user may not be writable
-    decisions = folder.relative_to(results).parts if folder.is_relative_to(results) else folder.parts
-    label = "/".join(decisions[-2:]).replace("%", "%%")
-    form = f"%(asctime)s {f'[{label}] ' if label else ''}%(message)s"
+    prefix = f"[{label}] ".replace("%", "%%") if label else ""
+    form = f"%(asctime)s {prefix}%(message)s"
     handlers: list[logging.Handler] = [logging.FileHandler(file, mode="w"), logging.StreamHandler()]
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=handlers)
     logging.captureWarnings(True)

@@ -11,7 +11,7 @@ from torch import nn
 import lpvit
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.trace import IMAGES
-from lpvit.models.architecture import Architecture, found_source, outline
+from lpvit.models.architecture import Architecture, classes_of, found_source, outline
 from lpvit.models.outputs import read
 from lpvit.models.settings import Model
 from lpvit.models.sources.dense import dense_model
@@ -21,6 +21,11 @@ from lpvit.models.sources.open_clip import OpenClip
 from lpvit.models.sources.timm import Timm
 from lpvit.models.sources.torchvision import Torchvision
 from lpvit.models.sources.transformers import Transformers
+
+
+def classes(count: int) -> list[str]:
+    return [f"class {number}" for number in range(count)]
+
 
 OF_LIBRARY = {"ViTForImageClassification": Transformers, "vit_b_16": Torchvision, "swin_v2_t": Torchvision}
 
@@ -46,15 +51,15 @@ def test_other_models_are_their_owners_to_build(name: str) -> None:
         source.build()
 
 
-def test_labels_and_preprocessing_of_transformers_are_kept() -> None:
+def test_labels_and_preprocessing_of_transformers_are_kept(tmp_path: Path) -> None:
     model = member("ViTForImageClassification")
     model.config.id2label = {0: "cat", 1: "dog", 2: "owl", 3: "fox", 4: "hen"}
-    source = found_source(model)
-    assert source.data_config["label_names"] == ["cat", "dog", "owl", "fox", "hen"]
-    built = source.build()
-    assert built.config.id2label == model.config.id2label
-    assert built.pretrained_cfg["label_names"] == ["cat", "dog", "owl", "fox", "hen"]
-    assert built.pretrained_cfg["input_size"] == (3, 32, 32)
+    pruned = lpvit.prune(model, [images(8)], budget=0.7, block_shape=(8, 8))
+    lpvit.save(pruned, tmp_path / "model.safetensors")
+    loaded = lpvit.load(tmp_path / "model.safetensors").model
+    assert loaded.config.id2label == model.config.id2label
+    assert classes_of(loaded) == ("cat", "dog", "owl", "fox", "hen")
+    assert loaded.pretrained_cfg["input_size"] == [3, 32, 32]
 
 
 @pytest.mark.parametrize(
@@ -100,19 +105,22 @@ def test_a_folder_of_transformers_is_a_dense_model(tmp_path: Path) -> None:
     (tmp_path / "vit/preprocessor_config.json").write_text(json.dumps(preprocessing | {"resample": 3}))
     settings = Model(transformers=str(tmp_path / "vit"))
     assert {file.name for file in settings.files} >= {"config.json", "model.safetensors.index.json"}
-    architecture, dense = dense_model(settings, num_classes=5)
+    architecture, dense = dense_model(settings, classes(5))
+    assert dense.config.id2label[1] == "class 1"
     assert torch.equal(dense(images(2)).logits, model(images(2)).logits)
     assert dense.pretrained_cfg["mean"] == [0.1, 0.2, 0.3]
     assert dense.pretrained_cfg["interpolation"] == "bicubic"
     assert str(tmp_path) not in architecture.model_dump_json()
-    other = dense_model(settings, num_classes=3)[1]  # a head of its own, the rest from the folder
+    other = dense_model(settings, classes(3))[1]  # a head of its own, the rest from the folder
     assert other(images(2)).logits.shape == (2, 3)
     assert torch.equal(other.vit.embeddings.cls_token, model.vit.embeddings.cls_token)
 
 
 def test_attention_is_unpacked_in_the_dense_model_of_the_config() -> None:
     options = found_source(member("vit_b_16")).options  # type: ignore[attr-defined]
-    architecture, dense = dense_model(Model(torchvision="VisionTransformer", options=options, weights="random"), 5)
+    architecture, dense = dense_model(
+        Model(torchvision="VisionTransformer", options=options, weights="random"), classes(5)
+    )
     assert [edit.kind for edit in architecture.edits] == ["unpacking"]
     again = architecture.build(dense.state_dict())
     assert torch.equal(again(images(2)), dense(images(2)))
@@ -139,7 +147,7 @@ def test_a_function_of_the_user_builds_the_dense_model_of_a_config_only(tmp_path
     source = Module(path="my_models:build", num_classes=4, options={"width": 24})
     with pytest.raises(LpvitError, match=r"code, 'my_models:build', which a file does not run"):
         source.build()
-    architecture, dense = dense_model(settings, num_classes=4)
+    architecture, dense = dense_model(settings, classes(4))
     assert dense(images(IMAGES)).shape == (IMAGES, 4)
     assert architecture.source.path == "my_models:build"
     for path, message in (
@@ -148,7 +156,7 @@ def test_a_function_of_the_user_builds_the_dense_model_of_a_config_only(tmp_path
         ("no:f", "no"),
     ):
         with pytest.raises(LpvitError, match=message):
-            dense_model(Model(module=path, weights="random"), num_classes=0)
+            dense_model(Model(module=path, weights="random"), classes(0))
 
 
 def test_a_source_that_is_named_is_checked_and_stands_in_the_file(tmp_path: Path) -> None:
@@ -173,7 +181,7 @@ def test_a_model_that_is_given_stays_as_it_is_and_must_fit(tmp_path: Path) -> No
 
 
 def test_tokens_before_images_are_refused_by_the_layer_with_the_remedy() -> None:
-    with pytest.raises(LpvitError, match=r"'encoder\.layers\.0\.linear1' cannot be pruned: .* give batch_first=True"):
+    with pytest.raises(LpvitError, match=r"'encoder\.layers\.0\.linear1' cannot be pruned: .*take batch_first=True"):
         lpvit.prune(Encoder(batch_first=False), [images(8)], budget=0.7, block_shape=(8, 8))
 
 

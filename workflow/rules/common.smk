@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 # The scripts import the package of this checkout, also in a conda environment that has only its dependencies. A
 # workflow without the package, as deployed by snakedeploy, imports the installed package.
@@ -24,9 +25,14 @@ from lpvit.config.config import Experiment, parse_config
 from lpvit.config.files import require_sound
 from lpvit.data.listing import stamps
 from lpvit.errors import LpvitError
-from lpvit.settings import Section
+from lpvit.settings import Section, local_path
+from lpvit.stages.console import VARIABLE, Console
 from lpvit.stages.gpus import own_nodes, visible_gpus
 from lpvit.store.provenance import source_digests
+
+if os.environ.get(VARIABLE) and workflow.is_main_process:  # `lpvit prune`, which has switched off Snakemake's lines
+    page = Path(local_path(config.get("results", "results")), "report", str(config.get("report", "main")), "index.html")
+    logger.addHandler(Console(config, str(page)))
 
 ENVIRONMENT = "../envs/lpvit.yaml"  # used with --software-deployment-method conda
 

@@ -185,3 +185,6 @@ def print_summary() -> None:
     if table.is_file():
         print(f"\n{table.read_text()}\nThe report: {REPORT}/index.html")
         print(f"With code and parameters of every file: {command_of_run('lpvit report')}")
+        for model in sorted({f"{final_of(experiment)}.pt" for experiment in experiments.values()}):
+            print(f"compressed model: {model}")
+        print("next: lpvit info FILE, lpvit bench FILE, lpvit predict FILE IMAGE, lpvit export FILE model.onnx")

@@ -16,7 +16,7 @@ from torch import nn
 
 from lpvit.errors import LpvitError
 
-DATA_CONFIG = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "label_names")  # what timm's options do not say
+DATA_CONFIG = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # of the preprocessing, besides the input size
 LARGEST = 2**16  # largest integer: layers, features, pixels of a side, ...
 
 
@@ -85,10 +85,6 @@ def require_data_config(data_config: Mapping[str, Any], known: Collection[str] =
 def _fits(key: str, value: Any) -> bool:
     if key in ("mean", "std", "input_size"):
         return isinstance(value, list | tuple) and all(map(_is_number, value))
-    if key == "label_names":
-        return (
-            isinstance(value, list | tuple) and len(value) <= LARGEST and all(isinstance(name, str) for name in value)
-        )
     return _is_number(value) if key == "crop_pct" else isinstance(value, str)
 
 

@@ -26,8 +26,8 @@ class Source(Section):
     Attributes:
         source: Name among `SOURCES`.
         num_classes: Outputs of the model; 0 for features.
-        data_config: Preprocessing in timm's words (``mean``, ``std``, ``interpolation``, ``input_size``, ...) and
-            ``label_names``, as far as it differs from what `build` finds by itself.
+        data_config: Preprocessing in timm's words (``mean``, ``std``, ``interpolation``, ``input_size``, ...), as far as
+            it differs from what `build` finds by itself.
         output: Keys or places of the tensors that count, of a model that returns several; empty for the default
             (`lpvit.models.outputs.Reading`).
     """

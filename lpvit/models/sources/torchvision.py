@@ -140,13 +140,12 @@ class Torchvision(Source):
         model.load_state_dict(
             {name: state[name] if state[name].shape == own[name].shape else own[name] for name in own}
         )
-        transforms, names = weights.transforms(), weights.meta["categories"]
+        transforms = weights.transforms()
         return {
             "mean": tuple(transforms.mean),
             "std": tuple(transforms.std),
             "interpolation": transforms.interpolation.value,
             "crop_pct": transforms.crop_size[0] / transforms.resize_size[0],
-            **({"label_names": names} if len(names) == self.num_classes else {}),
         }
 
     @property

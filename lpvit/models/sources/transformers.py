@@ -16,7 +16,7 @@ from lpvit.models.sources.source import Source, data_config_of
 if TYPE_CHECKING:
     from lpvit.models.settings import Model
 
-# What a config says besides shapes: code and weights from elsewhere, labels (in the data config), bookkeeping.
+# What a config says besides shapes: code and weights from elsewhere, labels, bookkeeping.
 _NOT_SHAPES = ("backbone", "pretrained", "auto_map", "quantization", "attn_implementation", "kernel", "name_or_path")
 _BOOKKEEPING = (
     *("transformers_version", "architectures", "model_type", "dtype", "torch_dtype", "id2label", "label2id"),
@@ -46,7 +46,7 @@ class Transformers(Source):
         if getattr(_package(), name, None) is not type(model):
             return None
         classes = model.config.num_labels if "Classification" in name else 0
-        return cls(name=name, num_classes=classes, options=_options(model.config), data_config=_labelled(model))
+        return cls(name=name, num_classes=classes, options=_options(model.config), data_config=data_config_of(model))
 
     @classmethod
     def configured(cls, settings: "Model", num_classes: int) -> Self:
@@ -73,9 +73,6 @@ class Transformers(Source):
             if "drop_path_rate" not in known:
                 raise LpvitError(f"models: transformers' '{self.name}' has no stochastic depth; omit 'drop_path'")
             options["drop_path_rate"] = drop_path
-        names = self.data_config.get("label_names")
-        if names and len(names) == self.num_classes:
-            options |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         torch.default_generator.manual_seed(seed)
         try:
             model = kind(kind.config_class(**options))
@@ -140,13 +137,6 @@ def _is_other(key: str) -> bool:
 def _options(config: Any) -> dict[str, Any]:
     found, default = config.to_dict(), type(config)().to_dict()
     return {key: found[key] for key, value in default.items() if not _is_other(key) and found.get(key, value) != value}
-
-
-def _labelled(model: Any) -> dict[str, Any]:
-    """Its preprocessing, and the names of its classes where they are names."""
-    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
-    own = "Classification" in type(model).__name__ and names != [f"LABEL_{i}" for i in range(len(names))]
-    return data_config_of(model) | ({"label_names": names} if own else {})
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def build_keep_masks(blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str
         One keep mask (R, C) per layer of the scores.
     """
     count, kept = blocks["layer"].value_counts(), allocation.set_index("layer")["blocks_kept"]
-    return keep_masks_without(blocks, (count - kept).to_dict())
+    return keep_masks_without(blocks, {str(layer): int(removed) for layer, removed in (count - kept).items()})
 
 
 def keep_masks_without(blocks: pd.DataFrame, removed: Mapping[str, int]) -> dict[str, Tensor]:

@@ -141,7 +141,7 @@ def test_empirical_agrees_with_naive_masking_of_a_dilated_convolution(case: Call
     model = deepcopy(model)
     model.patch_embed.proj = nn.Conv2d(3, 12, 3, stride=8, padding=1, dilation=3).double()
     layers = [layer for layer in matrix_layers(model) if layer.role == "patch_embed"]
-    statistics = collect_statistics(model, batches(images, 7), layers, BLOCK_SHAPE, "cpu")
+    statistics = statistics_of(model, batches(images, 7), layers, BLOCK_SHAPE)
     blocks = block_table(statistics, Saliency.registry["taylor"]())
     curve = masked_curves(measured(model, batches(images, 3), layers), blocks, 6)
     expected = [

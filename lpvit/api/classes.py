@@ -1,0 +1,40 @@
+"""Names of a model's classes, from the loader of a user."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from lpvit.errors import LpvitError
+from lpvit.models.architecture import classes_of
+
+
+def classes_by(loader: Iterable[Any], model: nn.Module) -> tuple[str, ...]:
+    """The names that a model carries already, or those of the loader's dataset; none if their number is another.
+
+    Args:
+        loader: A DataLoader, whose dataset may be a subset of one of torchvision or timm; or anything else.
+        model: Gives the number of classes.
+    """
+    if carried := classes_of(model):
+        return carried
+    dataset: Any = getattr(loader, "dataset", None)
+    while hasattr(dataset, "dataset"):  # a subset
+        dataset = dataset.dataset
+    by_rank = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    found = sorted(by_rank, key=by_rank.__getitem__) if isinstance(by_rank, dict) else getattr(dataset, "classes", ())
+    names = tuple(found) if isinstance(found, list | tuple) else ()
+    fits = len(names) == getattr(model, "num_classes", None) and all(isinstance(name, str) for name in names)
+    return names if fits else ()
+
+
+def require_names(classes: Sequence[str], model: nn.Module) -> tuple[str, ...]:
+    """Names as given.
+
+    Raises:
+        LpvitError: Their number is not that of the model's classes.
+    """
+    expected = getattr(model, "num_classes", len(classes))
+    if isinstance(classes, str) or len(classes) != expected:
+        raise LpvitError(f"classes: found {len(classes)} names, the model has {expected} classes")
+    return tuple(map(str, classes))
