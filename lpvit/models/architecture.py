@@ -16,12 +16,12 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from lpvit.errors import LpvitError, one_line
 from lpvit.models.analysis.trace import IMAGES, random_images
-from lpvit.models.edits import AnyEdit, Edit, apply_edit, edits_of, final_class
+from lpvit.models.edits import AnyEdit, Edit, apply_edit, edits_of
 from lpvit.models.format_1 import architecture_of_format_1
 from lpvit.models.outputs import plain_output, set_output
 from lpvit.models.sources.checkpoints import require_same_architecture
 from lpvit.models.sources.given import Given
-from lpvit.models.sources.source import SOURCES, AnySource, Source
+from lpvit.models.sources.source import AnySource, Source, source_class
 from lpvit.models.sources.timm import Timm
 from lpvit.moved import forwards
 from lpvit.settings import Section
@@ -103,7 +103,7 @@ def found_source(model: nn.Module) -> Source:
     library = type(model).__module__.partition(".")[0]
     found: Source | None = None
     if library in ("transformers", "torchvision"):
-        found = final_class(SOURCES[library], Source).of(model)
+        found = source_class(library).of(model)  # type: ignore[attr-defined]
     elif "architecture" in (getattr(model, "pretrained_cfg", None) or {}):
         found = Timm.of(model)
     return found or Given.of(model)

@@ -181,7 +181,7 @@ def test_a_model_that_is_given_stays_as_it_is_and_must_fit(tmp_path: Path) -> No
 
 
 def test_tokens_before_images_are_refused_by_the_layer_with_the_remedy() -> None:
-    with pytest.raises(LpvitError, match=r"'encoder\.layers\.0\.linear1' cannot be pruned: .*take batch_first=True"):
+    with pytest.raises(LpvitError, match=r"'encoder\.layers\.0\.linear1' cannot be pruned: .*batch_first=True"):
         lpvit.prune(Encoder(batch_first=False), [images(8)], budget=0.7, block_shape=(8, 8))
 
 

@@ -37,9 +37,7 @@ _PRODUCTS = (
     Tensor.__matmul__,
     Tensor.mm,
 )
-_MIXED = (
-    "its input does not begin with the images: the first is mixed with others (torch's modules take batch_first=True)"
-)
+_MIXED = "its input does not begin with the images: the first is mixed with others (modules of torch: batch_first=True)"
 _PRODUCTS_OF_LAYERS = ("mm", "addmm", "convolution", "_convolution")  # of the counter; attention is bmm
 
 

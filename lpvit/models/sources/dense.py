@@ -6,10 +6,10 @@ from torch import nn
 
 from lpvit.models.analysis.trace import IMAGES, random_images
 from lpvit.models.architecture import Architecture
-from lpvit.models.edits import edits_of, final_class
+from lpvit.models.edits import edits_of
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import load_weights, read_checkpoint
-from lpvit.models.sources.source import SOURCES, Source
+from lpvit.models.sources.source import Source, source_class
 from lpvit.models.unpacking.edit import unpack
 
 
@@ -37,5 +37,5 @@ def source_of(settings: Model, num_classes: int) -> Source:
     Raises:
         LpvitError: Its source has no such model.
     """
-    kind: type[Source] = final_class(SOURCES[settings.source], Source)
-    return kind.configured(settings, num_classes).model_copy(update={"output": settings.output})
+    source = source_class(settings.source).configured(settings, num_classes)
+    return source.model_copy(update={"output": settings.output})

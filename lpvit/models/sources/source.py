@@ -10,6 +10,7 @@ from torch import nn
 from lpvit.models.edits import tagged
 from lpvit.models.sources.arguments import DATA_CONFIG, require_data_config
 from lpvit.settings import Section
+from lpvit.strategies import class_in
 
 if TYPE_CHECKING:
     from lpvit.models.settings import Model
@@ -20,14 +21,19 @@ SOURCES = {  # name -> module that defines the class
 }
 
 
+def source_class(name: str) -> type["Source"]:
+    """The class of a source by its name."""
+    return class_in(SOURCES[name], Source, "source", name)
+
+
 class Source(Section):
     """How to build a model before any edit, as plain values.
 
     Attributes:
         source: Name among `SOURCES`.
         num_classes: Outputs of the model; 0 for features.
-        data_config: Preprocessing in timm's words (``mean``, ``std``, ``interpolation``, ``input_size``, ...), as far as
-            it differs from what `build` finds by itself.
+        data_config: Preprocessing in timm's words (``mean``, ``std``, ``interpolation``, ``input_size``, ...), as far
+            as it differs from what `build` finds by itself.
         output: Keys or places of the tensors that count, of a model that returns several; empty for the default
             (`lpvit.models.outputs.Reading`).
     """
