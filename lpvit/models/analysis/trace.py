@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import DisableTorchFunction
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -111,10 +110,20 @@ def trace(model: nn.Module) -> Trace:
         span.grows = span.numbers > numbers.get(name, 0)
         if span.grows and after.get(name) and not before[name]:
             span.mismatch = span.mismatch or _MIXED
-    counts = counter.get_flop_counts()["Global"]
     traced.macs = int(counter.get_total_flops()) // 2
-    traced.linear_macs = sum(count for product, count in counts.items() if _is_of_layers(product)) // 2
+    traced.linear_macs = _linear_flops(model, counter) // 2
     return traced
+
+
+def _linear_flops(model: nn.Module, counter: FlopCounterMode) -> int:
+    """Of linear products and convolutions; a layer with windows of tokens as input makes them as batched products."""
+    counts, root = counter.get_flop_counts(), type(model).__name__
+    flops = sum(count for product, count in counts["Global"].items() if _is_of_layers(product))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            own = counts.get(f"{root}.{name}", {})
+            flops += sum(count for product, count in own.items() if not _is_of_layers(product))
+    return int(flops)
 
 
 def random_images(model: nn.Module, count: int) -> Tensor:
@@ -192,16 +201,15 @@ def _watched(model: nn.Module, traced: Trace) -> Iterator[None]:
             traced.spans[name] = Span(next(clock))
 
     def end(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        stack.pop()
         span = traced.spans[name]
+        if isinstance(module, nn.Linear | nn.Conv2d) and isinstance(output, Tensor) and not output.is_meta:
+            span.mismatch = _mismatch(module, inputs[0], output)  # within the module, or it would count as a function's
+        stack.pop()
         span.end = next(clock)
         first = output[0] if isinstance(output, tuple) and output else output
         span.width = first.shape[-1] if isinstance(first, Tensor) and first.dim() else 0
         if isinstance(output, Tensor):
             span.numbers += output.numel()
-            if isinstance(module, nn.Linear | nn.Conv2d) and not output.is_meta:
-                with DisableTorchFunction():  # or the check would count as a product of the model
-                    span.mismatch = _mismatch(module, inputs[0], output)
 
     handles = []
     for name, module in model.named_modules():
