@@ -65,8 +65,10 @@ class Model(Section):
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
         found = [key for key in SOURCES if getattr(self, key) is not None]
-        if len(found) != 1:
-            raise ValueError(f"timm: found {' and '.join(found) or 'no model'}, expected one of {', '.join(SOURCES)}")
+        if not found:
+            raise ValueError(f"timm: missing; a model is named by one of {', '.join(SOURCES)}")
+        if len(found) > 1:
+            raise ValueError(f"{found[1]}: found beside {found[0]}; a model is named by one of {', '.join(SOURCES)}")
         return self
 
     @model_validator(mode="after")
