@@ -6,6 +6,8 @@ from torch import nn
 
 from lpvit.errors import LpvitError
 
+NAMES = ("drop_path", "stochastic_depth")  # of timm and transformers, of torchvision
+
 
 def drop_rates(model: nn.Module) -> dict[str, float]:
     """Name of a module that drops something -> its rate, above 0."""
@@ -28,8 +30,7 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
         LpvitError: The model has no place for it.
     """
     places = [
-        (module, [name for name, _ in module.named_children() if name.startswith("drop_path")])
-        for module in model.modules()
+        (module, [name for name, _ in module.named_children() if name.startswith(NAMES)]) for module in model.modules()
     ]
     blocks = [(module, names) for module, names in places if names]
     if not blocks:

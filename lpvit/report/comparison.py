@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lpvit import __version__
+from lpvit.measure.wilson import wilson
 from lpvit.report.formats import interval
 from lpvit.report.results import signed
 from lpvit.report.style import BLACK, COLORS, GREY, STYLE
-from lpvit.report.tables.summary import wilson
 
 TEMPLATE = Path(__file__).parent / "template"
 BINS, RESAMPLES, WORST = 15, 200, 15
@@ -167,7 +167,7 @@ def _classes_shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _robustness_shown(spoilt: pd.DataFrame) -> pd.DataFrame:
-    columns = {"images are": spoilt["how"]}
+    columns: dict[str, Any] = {"images are": spoilt["how"]}
     if spoilt["dense"].notna().all():
         columns |= {
             f"top-1, {name}": [*map(_share, spoilt[name], spoilt["images"])] for name in ("dense", "compressed")
@@ -176,8 +176,8 @@ def _robustness_shown(spoilt: pd.DataFrame) -> pd.DataFrame:
 
 
 def _share(count: float, images: int) -> str:
-    low, high = wilson(pd.Series([100 * count / images]), pd.Series([images]))
-    return f"{100 * count / images:.2f} % ({interval(low.item(), high.item())})"
+    low, high = wilson(100 * count / images, float(images))
+    return f"{100 * count / images:.2f} % ({interval(low, high)})"
 
 
 def _error_told(rows: pd.DataFrame, name: str) -> str:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from lpvit.data.labels import class_numbers
 from lpvit.errors import LpvitError
 from lpvit.measure.wilson import wilson
+from lpvit.models.outputs import read
 from lpvit.progress import bar
 
 _logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def evaluation_sums(
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, labels in bar(loader, "evaluation", "batch", leave=False, shown=progress):
         with torch.inference_mode():  # not around the loader, whose tensors may be reused in training
-            sums += _batch_sums(model(images.to(device=device, dtype=dtype)), labels.to(device))
+            sums += _batch_sums(read(model, model(images.to(device=device, dtype=dtype))), labels.to(device))
     return sums
 
 
@@ -139,7 +140,8 @@ def correct_images(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], de
     right = []
     for images, labels in bar(loader, "evaluation", "batch", leave=False):
         with torch.inference_mode():
-            right.append(model(images.to(device=device, dtype=dtype)).argmax(dim=1).cpu() == labels.cpu())
+            logits = read(model, model(images.to(device=device, dtype=dtype)))
+            right.append(logits.argmax(dim=1).cpu() == labels.cpu())
     if not right:
         raise LpvitError("evaluation: there are no images")
     return torch.cat(right)

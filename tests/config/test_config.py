@@ -131,7 +131,7 @@ def test_what_makes_sense_is_accepted(path, value):
         ("compute", {"thread": 2}, "compute.thread: unknown key; did you mean 'threads'?"),
         ("calibrations/c10/zzz", 1, "calibrations.c10.zzz: unknown key; known are images, seed"),
         ("datasets", ..., "datasets: missing"),
-        ("models/tiny/timm", ..., "models.tiny.timm: missing"),
+        ("models/tiny/timm", ..., "models.tiny: timm: missing"),
         ("experiments/main/budget", ..., "experiments.main.budget: missing"),
         # references
         ("experiments/main/budget", "hal", "experiments.main.budget: no 'hal' in budgets; did you mean 'half'?"),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
+from lpvit.models.outputs import read
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, channels, height, width), labels (N,)
 
@@ -160,7 +161,7 @@ class RecordedPass:
                 for layer in layers
             ]
             try:
-                logits = model(images)
+                logits = read(model, model(images))
             finally:
                 for hook in hooks:
                     hook.remove()

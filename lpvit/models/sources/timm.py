@@ -1,8 +1,7 @@
 """Models of timm."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Any, Literal, Self, final
+from typing import TYPE_CHECKING, Any, Literal, Self, final
 
 import timm
 import torch
@@ -11,11 +10,14 @@ from timm.layers import DropPath
 from timm.models import PretrainedCfg
 from torch import nn
 
-from lpvit.errors import LpvitError, one_line
+from lpvit.errors import LpvitError, one_line, similar
 from lpvit.models.drop_rates import drop_rates
 from lpvit.models.sources.arguments import DATA_CONFIG, require_plain
 from lpvit.models.sources.families import call_modules
 from lpvit.models.sources.source import Source
+
+if TYPE_CHECKING:
+    from lpvit.models.settings import Model
 
 
 @final
@@ -25,13 +27,12 @@ class Timm(Source):
     Attributes:
         name: Model name in timm.
         options: Further keyword arguments of ``timm.create_model``.
-        data_config: Overrides of the model's own data config (mean, std, ...).
     """
 
     source: Literal["timm"] = "timm"
     name: str
+    num_classes: int
     options: dict[str, Any] = Field(default_factory=dict)
-    data_config: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> Self:
@@ -51,11 +52,24 @@ class Timm(Source):
         name, default = _registered(found["architecture"], found.get("tag"))
         if options is None:
             options = _image_options(tuple(default["input_size"]), input_size(model)) | _drop_path(model)
+            options |= {
+                key: True for key in ("dynamic_img_size", "dynamic_img_pad") if getattr(model, key, False) is True
+            }
         data_config = {key: found[key] for key in DATA_CONFIG if found.get(key) != default.get(key)}
         return cls(name=name, num_classes=model.num_classes, options=dict(options), data_config=data_config)
 
+    @classmethod
+    def configured(cls, settings: "Model", num_classes: int) -> Self:
+        shared = {"options": settings.options, "data_config": settings.data_config}
+        return cls(name=str(settings.timm), num_classes=num_classes, **shared)
+
     def build(self, pretrained: bool = False, seed: int = 0) -> nn.Module:
         return create_model(self.name, self.num_classes, self.options, self.data_config, pretrained, seed)
+
+    @property
+    def known_classes(self) -> int | None:
+        found = timm.get_pretrained_cfg(self.name)
+        return None if found is None else found.num_classes
 
     def __str__(self) -> str:
         return f"timm's '{self.name}' with {self.options}"
@@ -127,8 +141,7 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
 
 def nearest_model(name: str) -> str:
     """A hint for a message about an unknown timm name."""
-    close = get_close_matches(name, timm.list_models(), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return similar(name, timm.list_models())
 
 
 def _input_size(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

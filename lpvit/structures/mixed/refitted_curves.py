@@ -19,6 +19,7 @@ from lpvit.allocation.ranking import in_pruning_order
 from lpvit.models.analysis.layers import MatrixLayer
 from lpvit.models.analysis.network import analyse, attention_branches
 from lpvit.models.analysis.passes import Batches, RecordedPass, evaluation_mode, replaced_forwards
+from lpvit.models.outputs import read
 from lpvit.refitting.layer_fits import LayerFit
 from lpvit.refitting.reconstruction import HELD_OUT, matrix_layer, sums_in_order
 from lpvit.structures.structure import Options
@@ -133,7 +134,7 @@ def _distortions(model: nn.Module, dense: RecordedPass, layer: str, weights: Seq
     module = matrix_layer(model, layer)
     for weight in weights:
         with replaced_forwards(model, forwards | {layer: _Changed(module, weight)}):
-            change = model(images) - dense.logits
+            change = read(model, model(images)) - dense.logits
         yield float(change.double().square().sum(dim=1).mean())
 
 
