@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from lpvit.measure.wilson import wilson
+from lpvit.measure.intervals import wilson
 from lpvit.report.formats import STAGES, human, interval, joules
 from lpvit.report.layers import kept_units
 from lpvit.report.tables.summary import difference

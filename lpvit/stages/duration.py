@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lpvit.config.config import Config, Experiment
-from lpvit.models.sources.dense import input_size, source_of
+from lpvit.models.sources.dense import source_of
+from lpvit.models.sources.timm import input_size
 
 BATCH = 4
 BACKWARD = 2  # passes that a backward pass costs

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lpvit.data.labels import class_numbers
 from lpvit.errors import LpvitError
-from lpvit.measure.wilson import wilson
+from lpvit.measure.intervals import paired, wilson
 from lpvit.models.outputs import read
 from lpvit.progress import bar
 
@@ -150,9 +150,6 @@ def correct_images(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], de
 def points_lost(before: Tensor, after: Tensor) -> tuple[float, float, float]:
     """Points of accuracy that a model has less than another on the same images, with a paired 95 % interval.
 
-    The interval is that of a mean of differences (Agresti and Min, 2005: half an image is added to each of the two
-    kinds of disagreement, so that it is not empty where models agree).
-
     Args:
         before: From `correct_images`, (N,).
         after: Likewise.
@@ -160,9 +157,5 @@ def points_lost(before: Tensor, after: Tensor) -> tuple[float, float, float]:
     Returns:
         Points lost, and the ends of the interval; negative where accuracy rose.
     """
-    count = len(before)
-    lost, won = (int((one & ~other).sum()) for one, other in ((before, after), (after, before)))
-    wide = count + 2
-    centre, disagreeing = (lost - won) / wide, (lost + won + 1) / wide
-    half = 1.96 * math.sqrt((disagreeing - centre**2) / wide)
-    return 100 * (lost - won) / count, 100 * (centre - half), 100 * (centre + half)
+    gained, low, high = paired(before.numpy(), after.numpy())
+    return -gained, -high, -low

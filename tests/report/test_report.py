@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lpvit.measure.wilson import wilson
+from lpvit.measure.intervals import wilson
 from lpvit.report import drawing, formats, layers, style
 from lpvit.report.catalogue import figure_files
 from lpvit.report.drawing import draw

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from test_report import drawn
 
-from lpvit.measure.wilson import wilson
+from lpvit.measure.intervals import wilson
 from lpvit.report.tables.speed import (
     break_even,
     energy_ranking,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lpvit.measure.wilson import wilson
+from lpvit.measure.intervals import wilson
 from lpvit.report.formats import interval, markdown
 
 GIGA = 1e9

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lpvit.measure.wilson import wilson
+from lpvit.measure.intervals import wilson
 from lpvit.report.formats import NAMES, markdown
 
 _FACTS = ["device_name", "threads", "dtype", "kernel", "torch"]

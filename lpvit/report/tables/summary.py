@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from lpvit.measure.wilson import wilson
+from lpvit.measure.intervals import wilson
 from lpvit.report.formats import NAMES, human, interval, markdown
 from lpvit.store.tables import Schema, read_parquet
 
