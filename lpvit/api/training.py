@@ -4,15 +4,15 @@ N = images of a batch.
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, accepted_by
@@ -21,14 +21,24 @@ from lpvit.data.loading import Loader
 from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.network import require_weights
+from lpvit.models.outputs import reading_of
 from lpvit.models.preparation import adopt_input_size
 from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
-from lpvit.training.evaluation import evaluate as measure
+from lpvit.training.features import Agreement
 from lpvit.training.job import Training
-from lpvit.training.loss import require_fit
+from lpvit.training.loss import Teacher, require_fit
+from lpvit.training.probing import Probe, probe_features
 from lpvit.training.settings import Recipe
+from lpvit.training.tasks import task_of
+from lpvit.training.tasks.classification import Classification
+from lpvit.training.tasks.following import Following
+from lpvit.training.tasks.outputs import outputs_of
+from lpvit.training.tasks.task import Score, Task
 from lpvit.training.train import train
+
+TaskName = Literal["classification", "multi_label", "regression"]
+OwnFunction = Callable[[Any, Any], Tensor]  # model output, batch -> loss
 
 _OF_SINGLE_IMAGES = (
     *("crop_scale", "crop_ratio", "horizontal_flip", "color_jitter", "rand_augment"),
@@ -36,25 +46,77 @@ _OF_SINGLE_IMAGES = (
 )
 
 
-def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
-    """Accuracy on labelled images, on the model's device.
+@overload
+def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy: ...
+@overload
+def evaluate(model: nn.Module | Pruned, loader: Iterable[Any], *, reference: nn.Module) -> Agreement: ...
+@overload
+def evaluate(model: nn.Module | Pruned, loader: Iterable[Any], *, task: TaskName | OwnFunction) -> Score: ...
+def evaluate(
+    model: nn.Module | Pruned,
+    loader: Iterable[Any],
+    *,
+    reference: nn.Module | None = None,
+    task: TaskName | OwnFunction = "classification",
+) -> Score:
+    """Accuracy on labelled images, what another task measures, or agreement with a reference; on the model's device.
 
     Args:
         model: Dense, pruned, sparsified or compiled; left in evaluation mode.
         loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,):
             integers from 0; (N, 1) is the same.
+        reference: Usually the dense model. Outputs, logits or features, are compared with its; no labels are needed.
+        task: ``multi_label`` (labels (N, classes) of 0 and 1), ``regression`` (numbers (N, K)), or your own function of
+            the model's output and the batch, which returns a loss.
+
+    Returns:
+        `lpvit.Accuracy`; with ``reference`` an `lpvit.Agreement`; else images, loss and a figure of the task.
 
     Raises:
-        LpvitError: The loader yields something else, no image, or images that the model does not accept; or logits are
-            not finite.
+        LpvitError: The loader yields something else, no image, or images that the model does not accept; the model
+            gives features and there is no reference; or outputs are not finite.
     """
-    module = require_pruned(model).model if isinstance(model, Pruned) else model
-    require_type("model", module, nn.Module, "a model, or the result of lpvit.prune")
-    require_weights(module)
+    module = _module("model", model)
     weight = next(module.parameters(), torch.empty(0))
-    batches = LabelledBatches(loader, weight.dtype)
+    if reference is None:
+        asked = task_of(task)
+    else:
+        if task != "classification":
+            raise LpvitError("task: has no meaning with a reference, whose outputs are all that is compared; omit one")
+        asked = Following(_module("reference", reference))
+    asked.require(module)
+    batches = LabelledBatches(loader, weight.dtype, task=asked)
     with accepted_by(module, batches):
-        return measure(module, batches, weight.device)
+        return asked.evaluate(module, batches, weight.device)
+
+
+@undisturbed_generators(on_gpus=True)
+def probe(model: nn.Module | Pruned, loader: Iterable[Any], validation: Iterable[Any]) -> Probe:
+    """How well features classify: nearest neighbours, and a linear classifier on the frozen model.
+
+    Args:
+        model: Whose pooled features, or whatever ``output=`` of `lpvit.prune` named, are used; left in evaluation mode.
+        loader: Images with labels, as for `evaluate`, that the classifiers learn from.
+        validation: Images with labels that are classified.
+
+    Raises:
+        LpvitError: A loader yields something else, or no image.
+    """
+    module = _module("model", model)
+    weight = next(module.parameters(), torch.empty(0))
+    parts = []
+    for given in (loader, validation):
+        batches = LabelledBatches(given, weight.dtype)
+        with accepted_by(module, batches):
+            parts.append(outputs_of(module, batches, weight.device))
+    return probe_features(*parts[0], *parts[1])
+
+
+def _module(name: str, model: nn.Module | Pruned) -> nn.Module:
+    module = require_pruned(model).model if isinstance(model, Pruned) else model
+    require_type(name, module, nn.Module, "a model, or the result of lpvit.prune")
+    require_weights(module)
+    return module
 
 
 @undisturbed_generators(on_gpus=True)
@@ -65,6 +127,7 @@ def finetune(
     *,
     recipe: Recipe,
     teacher: nn.Module | None = None,
+    task: TaskName | OwnFunction = "classification",
 ) -> Pruned:
     """Trains a pruned model with fixed masks, on its device.
 
@@ -76,7 +139,9 @@ def finetune(
         validation: Images with labels, evaluated after every epoch.
         recipe: Hyperparameters; its ``batch_size`` is that of the loader.
         teacher: For a recipe with ``distillation`` (and ``teacher="dense"``): the dense model, or another with the
-            same classes.
+            same classes. With ``distillation="features"`` the model follows its outputs: neither loader needs labels,
+            and after every epoch their agreement is measured.
+        task: What labels are, as for `evaluate`. Several processes, mixup and label smoothing are for classes only.
 
     Returns:
         With the weights of the last epoch, averaged if the recipe has an ``ema_decay``; pruned weights are still
@@ -88,7 +153,10 @@ def finetune(
     _check(pruned, recipe, teacher)
     weight = next(pruned.model.parameters())
     images = LabelledBatches(loader, weight.dtype, recipe.batch_size)
-    validated = LabelledBatches(validation, weight.dtype)
+    if teacher is not None:
+        teacher = _taught(teacher, images.first_images(), pruned.model)
+    images.task = asked = _asked(pruned.model, recipe, teacher, task)
+    validated = LabelledBatches(validation, weight.dtype, task=asked)
     loaders = cast(Loader, images), cast(Loader, validated)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
         job = Training(
@@ -102,7 +170,8 @@ def finetune(
             checkpoint_minutes=float("inf"),
             keep_masks=pruned.keep_masks,
             block_shape=pruned.block_shape,
-            teacher=None if teacher is None else _taught(teacher, loaders[0]),
+            teacher=teacher,
+            task=asked,
         )
         with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
             state = train(job).state
@@ -117,11 +186,10 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
     require_type("teacher", teacher, nn.Module | None, "a model or None")
     if teacher is not None:
         require_weights(teacher)
-        require_fit(pruned.model, teacher)
     if recipe.teacher not in (None, "dense") or (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
-            "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "
-            "and only then"
+            "teacher: give a model together with a recipe that has distillation='soft', 'hard' or 'features' "
+            "and teacher='dense', and only then"
         )
     for key in _OF_SINGLE_IMAGES:
         if getattr(recipe, key) != Recipe.model_fields[key].default:
@@ -132,10 +200,28 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
         raise LpvitError("model: is quantised, which has no gradients; fine-tune the pruned model and quantise that")
 
 
-def _taught(teacher: nn.Module, loader: Loader) -> nn.Module:
+def _asked(model: nn.Module, recipe: Recipe, teacher: nn.Module | None, task: TaskName | OwnFunction) -> Task:
+    """The task of a training, which model, recipe and teacher fit."""
+    asked = task_of(task)
+    if teacher is not None and recipe.distillation != "features":
+        require_fit(model, teacher)
+    elif teacher is not None:
+        if not isinstance(asked, Classification):
+            raise LpvitError("task: has no meaning with distillation 'features', which needs no labels; omit one")
+        asked = Following(Teacher(model, teacher, "outputs"))
+    asked.require(model)
+    asked.require_recipe(recipe)
+    return asked
+
+
+def _taught(teacher: nn.Module, images: Tensor, student: nn.Module) -> nn.Module:
     """A copy with the image size of the loader if it supports it; otherwise images are resized to its own size."""
-    copy = deepcopy(teacher)
+    copy = deepcopy(teacher).to(next(student.parameters()).device)
+    if not hasattr(copy, "lpvit_reading"):
+        copy.lpvit_reading = reading_of(student)  # type: ignore[assignment]
     with suppress(LpvitError):
-        adopt_input_size(copy, next(iter(loader))[0])
+        adopt_input_size(copy, images)
         return copy
+    if not hasattr(teacher, "pretrained_cfg"):
+        raise LpvitError(f"teacher: {type(teacher).__name__} does not accept the images of the loader")
     return teacher

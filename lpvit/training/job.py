@@ -11,6 +11,8 @@ from lpvit.data.loading import Loader
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.training.nodes import Nodes
 from lpvit.training.settings import Recipe
+from lpvit.training.tasks.classification import Classification
+from lpvit.training.tasks.task import Task
 
 # (rank, processes, device) -> this process's shard of the training split (the same number of batches on every rank,
 # each of batch_size / processes images) and of the validation split (of any size)
@@ -37,6 +39,7 @@ class Training:
         block_shape: (r, c) of the keep masks.
         teacher: For a recipe with distillation; not modified. It gets the student's images, converted to its own
             normalisation and size.
+        task: What is learnt from the labels, and what is measured after an epoch.
     """
 
     model: nn.Module
@@ -53,3 +56,4 @@ class Training:
     keep_masks: KeepMasks = field(default_factory=dict)
     block_shape: tuple[int, int] = (1, 1)
     teacher: nn.Module | None = None
+    task: Task = field(default_factory=Classification)

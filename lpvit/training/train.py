@@ -102,12 +102,12 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
                 seed_generators(job.recipe.seed, epoch, rank)
             training_loader.set_epoch(epoch)
             loss = trainer.train_epoch(training_loader, epoch, progress, shown=rank == 0)
-            accuracy = trainer.validate(validation_loader, epoch, shown=rank == 0)
+            score = trainer.validate(validation_loader, epoch, shown=rank == 0)
             measured = {
                 "learning_rate": trainer.learning_rate,
                 "train_loss": loss,
-                "validation_loss": accuracy.loss,
-                "top1": accuracy.top1,
+                "validation_loss": score.loss,
+                score.main: getattr(score, score.main),
                 "seconds": time.monotonic() - start,
             }
             progress.end_epoch({"epoch": epoch, **measured})
@@ -115,9 +115,9 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
             events.write(epoch, measured)
             if rank == 0:
                 logger.info(
-                    "epoch %d/%d, %s left: loss %.4f, validation loss %.4f, top-1 %.2f %%, %.1f s",
+                    "epoch %d/%d, %s left: loss %.4f, validation loss %.4f, %s, %.1f s",
                     *(epoch, job.recipe.epochs, _time_left(progress.history, job.recipe.epochs)),
-                    *(loss, accuracy.loss, accuracy.top1, measured["seconds"]),
+                    *(loss, score.loss, score, measured["seconds"]),
                 )
 
 
