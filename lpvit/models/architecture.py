@@ -105,8 +105,8 @@ def found_source(model: nn.Module) -> Source:
     found: Source | None = None
     if library in ("transformers", "torchvision"):
         found = source_class(library).of(model)  # type: ignore[attr-defined]
-    elif "architecture" in (getattr(model, "pretrained_cfg", None) or {}):
-        found = Timm.of(model)
+    elif "architecture" in (getattr(model, "pretrained_cfg", None) or {}) and hasattr(model, "num_classes"):
+        found = Timm.of(model)  # but for features only, which have no classes
     return found or Given.of(model)
 
 
