@@ -166,7 +166,7 @@ def test_all_problems_are_told_at_once_and_each_once(
 @pytest.mark.parametrize(
     ("loader", "files", "message"),
     [
-        ("dali", ["a/0.jpg", "b/0.png"], "loader 'dali': reads JPEG files, 2 of 4 are none, such as train/b/0.png"),
+        ("dali", ["a/0.jpg", "b/0.png"], "loader 'dali': reads JPEG files, train/b/0.png is none"),
         ("timm", ["a/0.png"], "has one class, 'a'; models need two"),
     ],
 )
