@@ -77,11 +77,21 @@ def prune_to_outcome(
         LpvitError: No share meets the budget, or something is not finite.
     """
     tables, statistics = _measured(model, images, structure, shapes, device)
+    by_share = compress_by_share(model, images, structure, tables, statistics, budget, device)
+    return search(budget, reachable_shares(tables, budget), by_share, measure_outcome)
 
-    def at(share: float) -> Compressed:
-        return compress(model, images, structure, tables, statistics, budget.at(share), device)
 
-    return search(budget, reachable_shares(tables, budget), at, measure_outcome)
+def compress_by_share(
+    model: nn.Module,
+    images: Batches,
+    structure: Structure,
+    tables: LayerTables,
+    statistics: Statistics | None,
+    budget: Budget,
+    device: torch.device | str,
+) -> Callable[[float], Compressed]:
+    """`compress` as a function of the share of the MACs, for a budget by outcome."""
+    return lambda share: compress(model, images, structure, tables, statistics, budget.at(share), device)
 
 
 def compress(

@@ -58,4 +58,6 @@ def add_scheme(model: nn.Module, scheme: Scheme) -> nn.Module:
     Raises:
         LpvitError: The scheme does not fit the model, or another one that it has.
     """
+    if not isinstance(scheme, Scheme):
+        raise LpvitError(f"scheme: found {type(scheme).__name__}, expected an lpvit.Scheme")
     return apply_edit(model, AddedScheme(scheme=scheme))

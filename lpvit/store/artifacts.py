@@ -23,6 +23,7 @@ _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no space
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),  # the path is occupied
+    errno.ENAMETOOLONG,
 )
 
 

@@ -2,24 +2,19 @@
 
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.pruning.outcome import outcome_table, reachable_shares, search
-from lpvit.pruning.prune import compress
+from lpvit.pruning.prune import compress_by_share
 from lpvit.stages.calibrated import read_calibrated
 from lpvit.stages.inputs import allocation_inputs, structure_asked
 from lpvit.stages.outcome import outcome_measure
 from lpvit.stages.stage import stage
 from lpvit.store.schemas import OUTCOMES
 from lpvit.store.tables import write_parquet
-from lpvit.structures.structure import Compressed
 
 with stage(snakemake) as compute:
     dense, structure = read_calibrated(snakemake, compute), structure_asked(snakemake)
     tables, budget = allocation_inputs(snakemake)
     statistics = structure.load_statistics(snakemake.input.statistics) if structure.compresses_by_statistics else None
-
-    def at(share: float) -> Compressed:
-        budget_of_share = budget.at(share)
-        return compress(dense.model, dense.images, structure, tables, statistics, budget_of_share, compute.device)
-
+    by_share = compress_by_share(dense.model, dense.images, structure, tables, statistics, budget, compute.device)
     measure = outcome_measure(snakemake, budget, dense, compute)
-    candidates = search(budget, reachable_shares(tables, budget), at, measure)
+    candidates = search(budget, reachable_shares(tables, budget), by_share, measure)
     write_parquet(outcome_table(candidates, budget), snakemake.output.outcomes, OUTCOMES)
