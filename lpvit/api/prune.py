@@ -87,14 +87,18 @@ def prune(
     names = classes_by(loader, model) if classes is None else require_names(classes, model)
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning, schemes)
-    if energy != HOROWITZ and budget.energy is None:
-        raise LpvitError("energy: its constants are for a budget of energy, lpvit.Budget(energy=...); leave it out")
+    _require_used(energy, budget)
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
         pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out)
         for scheme in schemes:
             add_scheme(pruned.model, scheme)
     name_classes(pruned.model, names)
     return pruned
+
+
+def _require_used(energy: Energy, budget: Budget) -> None:
+    if energy != HOROWITZ and budget.energy is None:
+        raise LpvitError("energy: its constants are for a budget of energy, lpvit.Budget(energy=...); leave it out")
 
 
 class _CostModel(NamedTuple):
