@@ -89,8 +89,7 @@ def prune(
     _require_types(pruning, schemes, energy)
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning, schemes)
-    if energy != HOROWITZ and budget.energy is None:
-        raise LpvitError("energy: its constants are for a budget of energy, lpvit.Budget(energy=...); leave it out")
+    _require_used(energy, budget)
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
         pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out, output)
         for scheme in schemes:
@@ -105,6 +104,11 @@ def _require_types(pruning: Any, schemes: Any, energy: Any) -> None:
     for scheme in schemes:
         require_type("schemes", scheme, Scheme, "a list of lpvit.Scheme")
     require_type("energy", energy, Energy, "an lpvit.costs.settings.Energy")
+
+
+def _require_used(energy: Energy, budget: Budget) -> None:
+    if energy != HOROWITZ and budget.energy is None:
+        raise LpvitError("energy: its constants are for a budget of energy, lpvit.Budget(energy=...); leave it out")
 
 
 class _CostModel(NamedTuple):

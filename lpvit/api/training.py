@@ -71,8 +71,7 @@ def finetune(
     Args:
         pruned: Not modified, a copy is trained.
         loader: Training images with labels, as for `evaluate`; with any shuffling and augmentation of single
-            images; a recipe with keys for these (crops, flips, RandAugment) is refused. Those for batches (mixup,
-            cutmix, erasing) are applied here.
+            images, whose keys in a recipe are refused; mixup, cutmix and erasing are applied here.
         validation: Images with labels, evaluated after every epoch.
         recipe: Hyperparameters; its ``batch_size`` is that of the loader.
         teacher: For a recipe with ``distillation`` (and ``teacher="dense"``): the dense model, or another with the
