@@ -102,7 +102,8 @@ def _blur(share: float) -> Spoil:
     def blurred(images: Tensor) -> Tensor:
         sigma = share * min(images.shape[-2:])
         size = 2 * max(1, round(3 * sigma)) + 1
-        return gaussian_blur(images, [size, size], [sigma, sigma])
+        worse: Tensor = gaussian_blur(images, [size, size], [sigma, sigma])
+        return worse
 
     return blurred
 

@@ -167,7 +167,7 @@ def _classes_shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _robustness_shown(spoilt: pd.DataFrame) -> pd.DataFrame:
-    columns = {"images are": spoilt["how"]}
+    columns: dict[str, Any] = {"images are": spoilt["how"]}
     if spoilt["dense"].notna().all():
         columns |= {
             f"top-1, {name}": [*map(_share, spoilt[name], spoilt["images"])] for name in ("dense", "compressed")

@@ -34,12 +34,12 @@ def tree(workflow: Workflow) -> Workflow:
         target.write_text((REPOSITORY / file).read_text())
         raw = yaml.safe_load(target.read_text())
         for dataset in raw.get("datasets", {}).values():
-            for name in ("train/a", "train/b", "val/a", "val/b") if "root" in dataset else ():
+            for name in ("train/a", "train/b", "val/a", "val/b") if dataset.get("root") else ():
                 folder = workflow.folder / dataset["root"] / name
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "1.jpg")
         for model in raw.get("models", {}).values():
-            if "checkpoint" in model:
+            if model.get("checkpoint"):
                 (workflow.folder / model["checkpoint"]).touch()
     return workflow
 
