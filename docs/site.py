@@ -19,6 +19,7 @@ PAGES = {  # in the repository -> on the site
     "config/README.md": "configs.md",
 }
 FILES = ["CITATION.cff", "LICENSE", *(str(file.relative_to(ROOT)) for file in ROOT.glob("benchmarks/results/*"))]
+_OTHER_HOSTS = re.compile(r"https://(?:unpkg\.com|api\.github\.com|gitlab\.com|fonts\.[a-z]+\.com)/[^\"'`?]*")
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)|^(\[[^]]+\]: )(?!https?:)(\S+)$", re.MULTILINE)
 
 
@@ -41,6 +42,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"]({os.path.relpath(_on_site(os.path.normpath(source.parent / target)), here)}{anchor})"
 
     return _LINK.sub(replaced, markdown)
+
+
+def on_post_build(config: Any) -> None:
+    """Removes the addresses of other hosts that the theme's scripts would load more scripts from."""
+    for script in Path(config["site_dir"], "assets", "javascripts").rglob("*.js*"):  # and maps
+        text = script.read_text(encoding="utf-8")
+        script.write_text(_OTHER_HOSTS.sub("", text), encoding="utf-8")
 
 
 def _on_site(file: str) -> str:

@@ -23,18 +23,20 @@ def mistakes(error: ValidationError, raw: Any, section: type[BaseModel]) -> Iter
     """
     places: dict[str, list[str]] = {}  # a value that fits no type of a union gives one error for each of them
     for problem in error.errors():
-        places.setdefault(_place(problem["loc"], raw), []).append(_explain(problem, section))
+        places.setdefault(_place(problem["loc"], raw, problem["type"] == "missing"), []).append(
+            _explain(problem, section)
+        )
     return (f"{place}{line}" for place, texts in places.items() for line in " or ".join(texts).splitlines())
 
 
-def _place(location: Location, raw: Any) -> str:
+def _place(location: Location, raw: Any, missing: bool = False) -> str:
     """Dotted path to a problem and a colon, without pydantic's names for branches of a union and for keys."""
     parts, node = [], raw
     for depth, part in enumerate(location, start=1):
         if part == "[key]" or not isinstance(node, Mapping | list | tuple):
             break
         keys = node if isinstance(node, Mapping) else dict(enumerate(node))
-        if part in keys or depth == len(location):  # otherwise the branch of a tagged union
+        if part in keys or (missing and depth == len(location)):  # otherwise the branch of a tagged union
             parts.append(str(part))
             node = keys.get(part)
     return ".".join(parts) + ": " * bool(parts)
@@ -50,7 +52,50 @@ def _explain(problem: ErrorDetails, section: type[BaseModel]) -> str:
         return str(problem["ctx"]["error"])
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"expected keys with values, found {problem['input']!r}"
-    return f"{problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+    return _plainly(problem)
+
+
+_BOUNDS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "text",
+    "bool": "true or false",
+    "tuple": "a list",
+    "list": "a list",
+    "path": "a path",
+}
+
+
+def _plainly(problem: ErrorDetails) -> str:
+    """What was expected and found, in words without pydantic's terms."""
+    kind, found, context = problem["type"], problem["input"], problem.get("ctx", {})
+    expected = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        expected = f"expected {words} {context[key]:g}"
+        if context[key] == 1 and isinstance(found, int | float) and 1 < found <= 100:
+            return f"{expected}, found {found!r}; it is a share: {found:g} % is {found / 100:g}"
+    elif kind == "literal_error":
+        expected = f"expected {context['expected']}"
+    elif kind == "finite_number":
+        expected = "expected a finite number"
+    elif kind == "string_pattern_mismatch":
+        expected = "expected letters, digits and _ . + -, a letter or digit first"
+    elif kind in ("too_short", "too_long"):
+        least = kind == "too_short"
+        count = context["min_length" if least else "max_length"]
+        expected = f"expected {'at least' if least else 'at most'} {count} of them"
+    elif (name := kind.partition("_")[0]) in _TYPES:
+        expected = f"expected {_TYPES[name]}"
+    share = isinstance(found, str) and found.rstrip().endswith("%") and found.rstrip(" %").replace(".", "", 1)
+    hint = f"; write {float(found.rstrip(' %')) / 100:g}" if share and share.isdigit() else ""
+    return f"{expected}, found {found!r}{hint}"
 
 
 def _unknown_key(key: str, section: type[BaseModel]) -> str:

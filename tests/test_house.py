@@ -64,5 +64,10 @@ def functions(file: Path) -> Iterator[ast.FunctionDef]:
 
 
 def parameters(function: ast.FunctionDef) -> int:
-    names = [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
+    """Those that every call gives, or could give by position: not options that a call names."""
+    arguments = function.args
+    required = [
+        name for name, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None
+    ]
+    names = [argument.arg for argument in (*arguments.args, *required)]
     return len([name for name in names if name not in ("self", "cls")])

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
-from lpvit.models.architecture import classes_of
+from lpvit.models.architecture import classes_of, record_classes
 
 
 def classes_by(loader: Iterable[Any], model: nn.Module) -> tuple[str, ...]:
@@ -28,13 +29,18 @@ def classes_by(loader: Iterable[Any], model: nn.Module) -> tuple[str, ...]:
     return names if fits else ()
 
 
-def require_names(classes: Sequence[str], model: nn.Module) -> tuple[str, ...]:
-    """Names as given.
+def name_classes(model: nn.Module | Pruned, classes: Sequence[str]) -> None:
+    """Names the classes of a model; its files and exports carry them.
+
+    Args:
+        model: Dense or compressed.
+        classes: In the order of the logits.
 
     Raises:
         LpvitError: Their number is not that of the model's classes.
     """
-    expected = getattr(model, "num_classes", len(classes))
+    module = model.model if isinstance(model, Pruned) else model
+    expected = getattr(module, "num_classes", len(classes))
     if isinstance(classes, str) or len(classes) != expected:
         raise LpvitError(f"classes: found {len(classes)} names, the model has {expected} classes")
-    return tuple(map(str, classes))
+    record_classes(module, tuple(map(str, classes)))

@@ -10,6 +10,7 @@ from lpvit.allocation.settings import Budget
 from lpvit.api.arguments import require_type
 from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.errors import LpvitError
+from lpvit.models.analysis.network import require_plain_module
 from lpvit.models.architecture import Architecture
 from lpvit.models.edits import edits_of
 from lpvit.structures.blocks.edit import record_keep_masks
@@ -126,6 +127,7 @@ def require_pruned(pruned: object) -> Pruned:
     """
     require_type("pruned", pruned, Pruned, "the result of lpvit.prune or lpvit.load")
     assert isinstance(pruned, Pruned)
+    require_plain_module(pruned.model)
     try:
         expanded = expand_keep_masks(pruned.model, pruned.keep_masks, pruned.block_shape)
         verify_pruned(pruned.model.state_dict(), expanded)

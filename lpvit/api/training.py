@@ -16,12 +16,12 @@ from torch import nn
 
 from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, accepted_by
-from lpvit.api.prune import adopt_input_size
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.data.loading import Loader
 from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.network import require_weights
+from lpvit.models.preparation import adopt_input_size
 from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
@@ -29,6 +29,11 @@ from lpvit.training.job import Training
 from lpvit.training.loss import require_fit
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
+
+_OF_SINGLE_IMAGES = (
+    *("crop_scale", "crop_ratio", "horizontal_flip", "color_jitter", "rand_augment"),
+    "repeated_augmentation",
+)
 
 
 def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
@@ -65,9 +70,9 @@ def finetune(
 
     Args:
         pruned: Not modified, a copy is trained.
-        loader: Training images with labels, as for `evaluate`; with any shuffling and augmentation. The keys of a
-            recipe for single images (crops, flips, RandAugment) are up to the loader, those for batches (mixup, cutmix,
-            erasing) are applied here.
+        loader: Training images with labels, as for `evaluate`; with any shuffling and augmentation of single
+            images; a recipe with keys for these (crops, flips, RandAugment) is refused. Those for batches (mixup,
+            cutmix, erasing) are applied here.
         validation: Images with labels, evaluated after every epoch.
         recipe: Hyperparameters; its ``batch_size`` is that of the loader.
         teacher: For a recipe with ``distillation`` (and ``teacher="dense"``): the dense model, or another with the
@@ -82,7 +87,8 @@ def finetune(
     """
     _check(pruned, recipe, teacher)
     weight = next(pruned.model.parameters())
-    images, validated = (LabelledBatches(each, weight.dtype) for each in (loader, validation))
+    images = LabelledBatches(loader, weight.dtype, recipe.batch_size)
+    validated = LabelledBatches(validation, weight.dtype)
     loaders = cast(Loader, images), cast(Loader, validated)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
         job = Training(
@@ -112,11 +118,14 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
     if teacher is not None:
         require_weights(teacher)
         require_fit(pruned.model, teacher)
-    if (recipe.teacher is None) != (teacher is None):
+    if recipe.teacher not in (None, "dense") or (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "
             "and only then"
         )
+    for key in _OF_SINGLE_IMAGES:
+        if getattr(recipe, key) != Recipe.model_fields[key].default:
+            raise LpvitError(f"recipe: {key} acts on single images, which your loader makes; do it there, omit the key")
     if recipe.pruned_over:
         raise LpvitError("recipe: pruned_over starts with the dense model, this one is pruned; omit it")
     if int8_layers(pruned.model):

@@ -181,19 +181,23 @@ def require_equal(setup: str, logits: Tensor, expected: Tensor, precision: str) 
         )
 
 
-def speed_table(times: Mapping[str, NDArray[np.float64]], batch_size: int) -> pd.DataFrame:
+def speed_table(
+    times: Mapping[str, NDArray[np.float64]], batch_size: int, reference: str | None = None
+) -> pd.DataFrame:
     """Medians and ratios of interleaved configurations.
 
     Args:
-        times: Configuration -> seconds of every round; includes ``dense``.
+        times: Configuration -> seconds of every round.
         batch_size: Images of a pass.
+        reference: What the others are compared with; by default the fastest whose name starts with ``dense``.
 
     Returns:
-        Schema ``SPEED`` without ``stage`` and the columns of the machine; the speed-up is over the faster dense
-        configuration, computed round by round, so that load on the machine cancels.
+        Schema ``SPEED`` without ``stage`` and the columns of the machine; the speed-up is over the reference, computed
+        round by round, so that load on the machine cancels.
     """
-    dense = [setup for setup in times if setup.startswith("dense")]
-    reference = min(dense, key=lambda setup: median_interval(times[setup]).median)
+    if reference is None:
+        dense = [setup for setup in times if setup.startswith("dense")]
+        reference = min(dense, key=lambda setup: median_interval(times[setup]).median)
     rows = []
     for setup, seconds in times.items():
         milliseconds, speed_up = median_interval(1e3 * seconds), median_interval(times[reference] / seconds)
@@ -203,6 +207,8 @@ def speed_table(times: Mapping[str, NDArray[np.float64]], batch_size: int) -> pd
                 "batch_size": batch_size,
                 "rounds": len(seconds),
                 **_columns("milliseconds", milliseconds),
+                "milliseconds_min": 1e3 * seconds.min(),
+                "milliseconds_max": 1e3 * seconds.max(),
                 "images_per_second": 1e3 * batch_size / milliseconds.median,
                 "reference": reference,
                 **_columns("speed_up", speed_up),

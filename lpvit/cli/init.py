@@ -92,6 +92,10 @@ def write_config(folder: Path, output: Path, model: str | None, epochs: int | No
     """
     if output.exists() and not force:
         raise LpvitError(f"{output}: exists; give another name by --output, or overwrite it with --force")
+    if epochs is not None and epochs < 1:
+        raise LpvitError(f"--epochs: found {epochs}, expected 1 or more")
+    if model is not None:
+        _require_model(model)
     images = survey(folder)
     formats = ", ".join(f"{count} {suffix}" for suffix, count in images.suffixes.most_common())
     dataset = images.dataset
@@ -113,6 +117,25 @@ def write_config(folder: Path, output: Path, model: str | None, epochs: int | No
     write_text(_config(images, choice), output)
     argument = "" if str(output) == "lpvit.yaml" else f" {output}"
     yield f"wrote {output}; next: lpvit check{argument}, then lpvit prune{argument}"
+
+
+def _require_model(name: str) -> None:
+    """Refuses a model that cannot be compressed, before any image is read.
+
+    Raises:
+        LpvitError: timm does not know it, or it is no Vision Transformer.
+    """
+    import torch  # takes seconds, so only where a model is named
+
+    from lpvit.models.analysis.layers import matrix_layers, prunable_layers
+    from lpvit.models.sources.timm import create_model
+    from lpvit.structures.factors.settings import Factors
+
+    try:
+        with torch.device("meta"):
+            prunable_layers(matrix_layers(create_model(name, 2)), Factors().layers)
+    except LpvitError as error:
+        raise LpvitError(f"--model: {str(error).removeprefix('models: ').removeprefix('model: ')}") from None
 
 
 def survey(folder: Path) -> Images:

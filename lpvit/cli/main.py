@@ -81,22 +81,33 @@ def _add_config_commands(commands: "argparse._SubParsersAction[argparse.Argument
 
 def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     info = _command(commands, "info", _info, "describe a file: a saved model or any output of a run")
-    bench = _command(commands, "bench", _bench, "time a pruned model and its dense form on this machine")
+    bench = _command(commands, "bench", _bench, "time a model on this machine, beside its dense form or other files")
     export = _command(commands, "export", _export, "convert a pruned model for other engines")
-    info.add_argument("file", type=Path, help="model.safetensors, pruned.pt, finetuned.pt, curves.parquet, ...")
-    for command in (bench, export):
-        command.add_argument("file", type=Path, help="model.safetensors, pruned.pt or finetuned.pt")
+    info.add_argument("file", type=Path, help="a model (.safetensors, .pt, .onnx, .xml), a table, a log, a figure")
+    export.add_argument("file", type=Path, help="model.safetensors, pruned.pt or finetuned.pt")
+    what = "a compressed model, timed beside its dense form; or several of .safetensors, .pt, .onnx, .xml, in turns"
+    bench.add_argument("files", type=Path, nargs="+", metavar="FILE", help=what)
     bench.add_argument("--batch-size", type=int, nargs="+", default=[1, 8], help="images per pass (default: 1 8)")
     bench.add_argument("--dtype", default="float32", choices=FLOATING, help="of the weights")
     bench.add_argument("--threads", type=int, help="CPU threads (default: as torch does)")
     bench.add_argument(
         "--seconds", type=float, default=3.0, help="per configuration, batch size (default: %(default)g)"
     )
+    rivals = "further engines for one compressed model, such as openvino_float32 or onnxruntime_float32"
+    bench.add_argument("--engines", nargs="+", default=[], metavar="ENGINE", help=rivals)
+    bench.add_argument("--json", type=Path, help="also write the numbers to this file")
+    bench.add_argument("--csv", type=Path, help="likewise")
     kinds = ".safetensors for lpvit.load, .onnx for other engines, .xml for OpenVINO with our kernels"
     predict = _command(commands, "predict", _predict, "print the most likely classes of images")
     predict.add_argument("file", type=Path, help="a model: .safetensors, .pt, .onnx or .xml")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files of images")
     predict.add_argument("--top", type=int, default=3, help="classes to print (default: %(default)s)")
+    compare = _command(commands, "compare", _compare, "compare two models on images, as a page")
+    compare.add_argument("dense", type=Path, help="a model: .safetensors, .pt, .onnx or .xml")
+    compare.add_argument("compressed", type=Path, help="the other")
+    compare.add_argument("images", type=Path, help="folder of images, in class folders if their classes are known")
+    compare.add_argument("--output", type=Path, default=Path("compare.html"), help="the page (default: %(default)s)")
+    compare.add_argument("--limit", type=int, default=2000, help="most images, spread evenly (default: %(default)s)")
     export.add_argument("target", type=Path, help=f"file to write: {kinds}")
     export.add_argument("--precision", choices=SPARSE, help="of the products in OpenVINO (default: float32)")
 
@@ -120,7 +131,7 @@ def _init(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from lpvit.cli.run import planned
+    from lpvit.cli.check import planned
 
     for line in planned(_configs(options)):
         print(line)
@@ -154,18 +165,34 @@ def _predict(options: argparse.Namespace) -> None:
         print(line)
 
 
-def _bench(options: argparse.Namespace) -> None:
-    from lpvit.cli.models import timed
+def _compare(options: argparse.Namespace) -> None:
+    from lpvit.cli.compare import compared
 
-    for line in timed(options.file, options.batch_size, options.dtype, options.threads, options.seconds):
+    for line in compared(options.dense, options.compressed, options.images, options.output, options.limit):
+        print(line)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from lpvit.cli.bench import Bench, timed
+
+    how = Bench(
+        options.batch_size,
+        options.dtype,
+        options.threads,
+        options.seconds,
+        options.engines,
+        options.json,
+        options.csv,
+    )
+    for line in timed(options.files, how):
         print(line)
 
 
 def _export(options: argparse.Namespace) -> None:
     from lpvit.cli.models import export
 
-    export(options.file, options.target, options.precision)
-    print(f"wrote {options.target}")
+    for line in export(options.file, options.target, options.precision):
+        print(line)
 
 
 def _configs(options: argparse.Namespace) -> list[Path]:

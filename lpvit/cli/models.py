@@ -1,24 +1,29 @@
-"""Describes, times and converts files of models and results."""
+"""Describes and converts files of models and results."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-
-import pandas as pd
-import torch
 
 from lpvit.api.artifact import KINDS, read_artifact
 from lpvit.api.checkpoint import load, save
 from lpvit.api.export import export_onnx, export_openvino
 from lpvit.api.pruned import Pruned
-from lpvit.benchmark.settings import Benchmark
-from lpvit.benchmark.speed import benchmark
+from lpvit.cli.opened import open_model
 from lpvit.errors import LpvitError, some_of
+from lpvit.export.description import Description
 from lpvit.models.architecture import Architecture, load_model
-from lpvit.report.formats import markdown
+from lpvit.sparse.build import build_obstacle
 from lpvit.store.artifacts import header
 from lpvit.store.schemas import ALL
 from lpvit.store.tables import read_parquet
+
+LINES = 40  # of a text that are shown
+PICTURES = {
+    ".svg": "a figure of the report, for papers",
+    ".png": "a figure of the report",
+    ".html": "a page of the report; open it in a browser",
+}
 
 
 def described(path: Path) -> Iterator[str]:
@@ -30,12 +35,49 @@ def described(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise LpvitError(f"{path}: file not found")
     yield f"{path}: {path.stat().st_size / 1e6:,.1f} MB"
-    if path.suffix == ".parquet":
-        yield from _described_table(path)
-    elif path.suffix == ".pt":
-        yield from _described_artifact(path)
+    described_as = {
+        ".parquet": _described_table,
+        ".pt": _described_artifact,
+        ".safetensors": _described_file,
+        ".onnx": _described_export,
+        ".xml": _described_export,
+        ".csv": _described_text,
+        ".json": _described_text,
+        ".md": _described_text,
+        ".log": _described_text,
+    }
+    if path.suffix in PICTURES:
+        yield PICTURES[path.suffix]
+    elif path.suffix in described_as:
+        yield from described_as[path.suffix](path)
     else:
-        yield from _described_pruned(load(path))
+        raise LpvitError(f"{path}: not written by lpvit; it reads {', '.join((*described_as, *PICTURES))}")
+
+
+def _described_file(path: Path) -> Iterator[str]:
+    yield from _described_pruned(load(path))
+
+
+def _described_export(path: Path) -> Iterator[str]:
+    description = open_model(path).description
+    if description is None:
+        yield "a model, without names of classes and preprocessing: of another program, or of an older lpvit"
+        return
+    yield from _described_classes(description)
+
+
+def _described_classes(description: Description) -> Iterator[str]:
+    preprocessing, names = description.preprocessing, description.classes
+    size = "x".join(map(str, preprocessing.input_size))
+    yield f"images: {size} (channels, height, width), mean {preprocessing.mean}, std {preprocessing.std}"
+    yield f"classes: {len(names)}: {some_of(names)}" if names else "classes: their names are not known"
+
+
+def _described_text(path: Path) -> Iterator[str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    yield from lines[:LINES]
+    if len(lines) > LINES:
+        yield f"... {len(lines) - LINES} more lines"
 
 
 def _described_table(path: Path) -> Iterator[str]:
@@ -62,8 +104,12 @@ def _described_artifact(path: Path) -> Iterator[str]:
 
 def _described_pruned(pruned: Pruned) -> Iterator[str]:
     yield _described_architecture(pruned.architecture)
+    with suppress(LpvitError):  # of images that are neither grey nor RGB
+        yield from _described_classes(Description.of(pruned.model))
     yield repr(pruned)
     yield pruned.report.to_string(formatters={"keep_ratio": "{:.3f}".format}, float_format="{:,.0f}".format)
+    if pruned.keep_masks and (reason := build_obstacle()):
+        yield f"no CPU kernel on this machine, pruned layers run dense here: {reason}"
 
 
 def _described_architecture(architecture: Architecture) -> str:
@@ -72,36 +118,8 @@ def _described_architecture(architecture: Architecture) -> str:
     return f"model: {architecture.source}, {architecture.source.num_classes} classes{names}{edits}"
 
 
-def timed(path: Path, batch_sizes: Sequence[int], dtype: str, threads: int | None, seconds: float) -> Iterator[str]:
-    """Times a pruned model, block-sparse and with zeros, and the dense one; yields lines.
-
-    Raises:
-        LpvitError: It is not a pruned model, or a configuration gives wrong logits.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    pruned = read_pruned(path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = Benchmark(batch_sizes=tuple(batch_sizes), dtype=dtype, seconds=seconds, energy_seconds=0.01)
-    dense = read_pruned(path).model  # zeros do not change the time of a dense layer
-    speed = benchmark(dense, pruned.model, pruned.keep_masks, pruned.block_shape, settings, device).speed
-    about = speed.iloc[0]
-    yield f"{about['device_name']}, {about['threads']} threads, {about['dtype']}, kernel: {about['kernel']}"
-    shown = pd.DataFrame(
-        {
-            "configuration": speed["configuration"],
-            "batch size": speed["batch_size"].astype(str),
-            "ms per pass": speed["milliseconds"].map("{:.2f}".format),
-            "95 % interval": [*map("{:.2f} to {:.2f}".format, speed["milliseconds_low"], speed["milliseconds_high"])],
-            "images/s": speed["images_per_second"].map("{:.0f}".format),
-            "speed-up": speed["speed_up"].map("{:.2f}".format),
-        }
-    )
-    yield markdown(shown, text_columns=1).rstrip()
-
-
-def export(path: Path, target: Path, precision: str | None = None) -> None:
-    """Writes a pruned model as a file for `lpvit.load`, as ONNX or for OpenVINO, by suffix.
+def export(path: Path, target: Path, precision: str | None = None) -> Iterator[str]:
+    """Writes a pruned model as a file for `lpvit.load`, as ONNX or for OpenVINO, by suffix; says how to use it.
 
     Args:
         path: Of the model.
@@ -118,7 +136,31 @@ def export(path: Path, target: Path, precision: str | None = None) -> None:
         raise LpvitError(f"{target}: found suffix '{target.suffix}', expected one of {', '.join(writers)}")
     if precision is not None and target.suffix != ".xml":
         raise LpvitError(f"{target}: --precision is for .xml files only; this one keeps that of the model")
-    writers[target.suffix](read_pruned(path), target)
+    pruned = read_pruned(path)
+    writers[target.suffix](pruned, target)
+    yield from _exported(pruned, target, path)
+
+
+def _exported(pruned: Pruned, target: Path, source: Path) -> Iterator[str]:
+    """Files with sizes, what reads them, what they need, and what is gained."""
+    beside = [target.with_suffix(".bin"), target.with_name("lpvit_openvino.so")] if target.suffix == ".xml" else []
+    for file in (target, *beside):
+        yield f"wrote {file} ({file.stat().st_size / 1e6:,.1f} MB; {source}: {source.stat().st_size / 1e6:,.1f} MB)"
+    name, folder = target.name, "" if target.parent == Path() else f" (in {target.parent})"
+    if target.suffix == ".safetensors":
+        yield f"load it{folder}: pruned = lpvit.load('{name}'); needs lpvit and timm; pruned blocks are not stored"
+    elif target.suffix == ".onnx":
+        yield f"load it{folder}: onnxruntime.InferenceSession('{name}'); needs onnxruntime, or any other ONNX engine"
+        if pruned.keep_masks:
+            yield "pruned blocks are zeros there, of dense size and speed; .xml comes with kernels that skip them"
+        else:
+            yield "smaller layers: every engine stores and computes less"
+    else:
+        yield (
+            f"load it{folder}: core = openvino.Core(); core.add_extension('lpvit_openvino.so'); "
+            f"core.read_model('{name}'); needs the installed release of OpenVINO, neither torch nor lpvit"
+        )
+    yield f"time it: lpvit bench {target}; try it: lpvit predict {target} IMAGE"
 
 
 def read_pruned(path: Path) -> Pruned:

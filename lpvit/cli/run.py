@@ -1,39 +1,20 @@
-"""Checks a config, and runs it as the workflow."""
+"""Runs a config as the workflow."""
 
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import lpvit
-from lpvit.config.files import read_config
+from lpvit.config.files import read_config, read_yaml
 from lpvit.errors import LpvitError
 from lpvit.stages.console import VARIABLE
 
+PROFILE = "profiles/default/config.yaml"  # beside the Snakefile
 _PACKAGE = Path(lpvit.__file__).parent
-
-
-def planned(configs: Sequence[Path]) -> Iterator[str]:
-    """Describes what every experiment of a config will prune.
-
-    Raises:
-        LpvitError: The config is invalid; one line per problem.
-    """
-    settings = read_config(*configs)
-    from lpvit.stages.plan import plan_experiments  # imports torch, so errors of the config are reported first
-
-    for row in plan_experiments(settings).to_dict("records"):
-        experiment = settings.experiments[row["experiment"]]
-        asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].stated.items())
-        yield (
-            f"{row['experiment']}: {settings.models[experiment.model].timm} on {row['classes']} classes of "
-            f"'{experiment.dataset}'; {row['dense_macs'] / 1e6:,.1f} M multiply-adds per image, "
-            f"of which {row['prunable_macs'] / row['dense_macs']:.0%} can be pruned; budget: {asked}"
-        )
-    yield f"{', '.join(map(str, configs))}: no errors found"
 
 
 def run_workflow(
@@ -52,11 +33,14 @@ def run_workflow(
         LpvitError: The config has errors that do not depend on images and models, Snakemake is missing, or it cannot
             write where it must.
     """
-    arguments = ["--cores", cores, *(["benchmark"] if benchmark else [])]
+    arguments = ["--cores", cores, *(["all", "benchmark"] if benchmark else [])]
     if dry_run:
         return snakemake(configs, [*arguments, "--dry-run"])
-    plain = [] if verbose else ["--quiet", "all"]
-    code = snakemake(configs, [*arguments, *plain], {} if verbose else {VARIABLE: "1"})
+    if verbose:
+        code = snakemake(configs, arguments)
+    else:  # the profile by hand, as Snakemake tells of every profile that it reads
+        plain = ["--quiet", "all", "--workflow-profile", "none", *_profile(snakefile().parent / PROFILE)]
+        code = snakemake(configs, [*arguments, *plain], {VARIABLE: "1"})
     if code:
         print("not finished; run the same command again to resume", file=sys.stderr)
     return code
@@ -76,7 +60,7 @@ def write_report(configs: Sequence[Path], output: Path) -> None:
     Raises:
         LpvitError: The run is not finished, or as `run_workflow`.
     """
-    if snakemake(configs, ["--report", str(output), "--quiet", "all"]):
+    if snakemake(configs, ["--report", str(output), "--quiet", "all", "--workflow-profile", "none"]):
         names = " ".join(map(str, configs))
         raise LpvitError(f"{output}: not written; finish the run first: lpvit prune {names}")
 
@@ -101,6 +85,15 @@ def snakemake(configs: Sequence[Path], arguments: Sequence[str], environment: Ma
             return process.wait()
         except KeyboardInterrupt:  # Snakemake receives it as well and ends its jobs first
             continue
+
+
+def _profile(file: Path) -> list[str]:
+    """The settings of a profile as arguments."""
+    arguments: list[str] = []
+    for key, value in read_yaml(file).items():
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        arguments += [f"--{key}", *map(str, values)]
+    return arguments
 
 
 def snakefile() -> Path:

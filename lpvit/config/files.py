@@ -1,12 +1,13 @@
 """Config files: YAML with errors by file and line, and without duplicate keys."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lpvit.config.config import Config, parse_config
+from lpvit.config.places import loose_mistakes, placed, places_of
 from lpvit.errors import LpvitError, one_line
 
 
@@ -22,7 +23,18 @@ def read_config(*files: str | Path) -> Config:
         if not isinstance(content, dict):
             raise LpvitError(f"{file}: expected keys with values, found {content!r}")
         raw = _laid_over(raw, content)
-    return parse_config(raw)
+    try:
+        return parse_config(raw)
+    except LpvitError as error:
+        found = [line.removeprefix("config: ") for line in str(error).splitlines()]
+        also = [line for line in loose_mistakes(raw) if line not in found]
+        raise LpvitError(located([*found, *also], files)) from None
+
+
+def located(lines: Iterable[str], files: Sequence[str | Path]) -> str:
+    """Messages that start with a dotted key, each after its file and line."""
+    places, names = places_of(*files), ", ".join(map(str, files))
+    return "\n".join(placed(line, places, names) for line in lines)
 
 
 def read_yaml(file: str | Path) -> Any:

@@ -21,6 +21,8 @@ from lpvit.store.tables import Schema
 
 JsonSchema = Mapping[str, Any]
 
+PUBLIC = ("Budget", "Blocks", "Factors", "Mixed", "Width", "Recipe", "Quantisation", "Energy")  # settings in Python
+
 _BOUNDS = {"exclusiveMinimum": "> {}", "minimum": "≥ {}", "exclusiveMaximum": "< {}", "maximum": "≤ {}"}
 _TYPES = {"string": "text", "path": "path", "object": "keys with values", "null": "`null`"}
 
@@ -34,6 +36,13 @@ def config_reference() -> str:
 def artifact_reference() -> str:
     """Every parquet table with its columns, their types, units and meaning: one markdown table for each."""
     return "\n\n".join(_artifact(schema) for schema in ALL)
+
+
+def api_reference() -> str:
+    """The fields of the settings that are public names: one markdown table for each."""
+    schema = Config.model_json_schema()
+    names = [name for name in PUBLIC if name in schema["$defs"]]
+    return "\n\n".join(_section(f"lpvit.{name}", f"`lpvit.{name}`", f"#/$defs/{name}", schema) for name in names)
 
 
 def update(text: str, references: Mapping[str, str], source: str | Path) -> str:
@@ -75,7 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _SCHEMA = Path("config", "schema.json")
-_FILES = {"config": ("configuration.md", config_reference), "artifacts": ("artifacts.md", artifact_reference)}
+_FILES = {
+    "config": ("configuration.md", config_reference),
+    "artifacts": ("artifacts.md", artifact_reference),
+    "api": ("api.md", api_reference),
+}
 
 
 def _bring_up_to_date(file: Path, references: Mapping[str, str], check: bool) -> None:

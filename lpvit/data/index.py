@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from lpvit.data.classes import ordered_classes, plain_name
+from lpvit.data.decoding import in_eight_bits
 from lpvit.data.encoded import name_of, read_encoded
 from lpvit.data.layouts import Split
 from lpvit.data.settings import ImageSet
@@ -179,6 +180,9 @@ def find_problem(file: str | Path) -> str | None:
         with Image.open(io.BytesIO(content)) as image:
             image.draft(None, (1, 1))
             image.load()
+            in_eight_bits(image)
+    except LpvitError as error:
+        return str(error)
     except UnidentifiedImageError:
         return "no image, or of a format that Pillow does not know"
     except Exception as error:  # Pillow raises different types for different damage

@@ -1,6 +1,6 @@
 """Reads the inputs of figures, by the parameter names of their functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,8 +8,8 @@ import pandas as pd
 
 from lpvit.report.tables.paper import read_paper
 from lpvit.report.tables.speed import read_speed
-from lpvit.report.tables.summary import read_summary
-from lpvit.store.schemas import ACCURACY, ALL, HISTORY
+from lpvit.report.tables.summary import most_frequent, read_summary
+from lpvit.store.schemas import ACCURACY, ALL, ALLOCATION, HISTORY, IMAGES, LAYERS
 from lpvit.store.tables import read_parquet
 
 
@@ -43,3 +43,19 @@ def read_artifact(name: str, path: str) -> Any:
         LpvitError: The file is missing, damaged or of another version.
     """
     return _READERS[name](path)
+
+
+def with_frames(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment of the page, whose ``layers`` and ``allocation`` (or None) are files, with their frames instead."""
+    file = experiment["allocation"]
+    allocation = None if file is None else read_parquet(file, ALLOCATION)
+    return {**experiment, "layers": read_parquet(experiment["layers"], LAYERS), "allocation": allocation}
+
+
+def read_chance(images: Mapping[str, str]) -> dict[str, float]:
+    """Dataset -> top-1 in % of always guessing its most frequent class.
+
+    Args:
+        images: Dataset -> its ``images.parquet``.
+    """
+    return {name: 100 * most_frequent(read_parquet(file, IMAGES)) for name, file in images.items()}

@@ -59,8 +59,10 @@ def kept_units(row: Mapping[Any, Any] | pd.Series, rank_multiple: int | None) ->
 
     Args:
         row: Of schema ``ALLOCATION``.
-        rank_multiple: Of layers that are kept by ranks; None for blocks.
+        rank_multiple: Of layers that are kept by ranks; None for blocks, 0 where layers differ in that.
     """
+    if rank_multiple == 0:
+        return f"{row['macs_kept'] / row['macs_dense']:.0%} of its multiply-adds"
     if rank_multiple is None:
         return f"{row['blocks_kept']} of {row['blocks']} blocks"
     return "dense" if row["blocks_kept"] == row["blocks"] else f"rank {rank_multiple * row['blocks_kept']}"

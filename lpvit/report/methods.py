@@ -29,9 +29,7 @@ def methods(
     name: str,
     dataset: tuple[str, Dataset],
     model: Model,
-    calibration: Calibration,
-    pruning: StructureSettings,
-    budget: Budget,
+    compression: tuple[Calibration, StructureSettings, Budget],
     recipes: tuple[Recipe | None, Recipe | None],
     schemes: tuple[str, ...] = (),
     quantisation: Quantisation | None = None,
@@ -42,17 +40,15 @@ def methods(
         name: Of the experiment.
         dataset: Its name and settings.
         model: Dense model.
-        calibration: Calibration set.
-        pruning: Structure.
-        budget: How much is kept.
+        compression: Calibration set, structure, and how much is kept.
         recipes: Of the dense model and of the compressed one.
         schemes: Names of token and attention schemes.
         quantisation: Of the compressed model.
     """
-    dense, tuned = recipes
+    (calibration, pruning, budget), (dense, tuned) = compression, recipes
     sentences = [
-        f"{name}: the dense model is timm's {model.timm}{_options(model.options)}, {_weights(model, dense)}, on "
-        f"{_dataset(*dataset)}.",
+        f"{name}: the dense model is {model.source}'s {model.name}{_options(model.options)}, "
+        f"{_weights(model, dense)}, on {_dataset(*dataset)}.",
         f"{_structure(pruning)} {_budget(budget)}, measured on {calibration.images} training images "
         f"(class-balanced, seed {calibration.seed}).",
         _refit(budget),
@@ -69,7 +65,9 @@ def _options(options: Mapping[str, Any]) -> str:
 
 
 def _weights(model: Model, recipe: Recipe | None) -> str:
-    start = {"pretrained": "with timm's weights", "checkpoint": "with weights of a checkpoint"}.get(model.weights, "")
+    start = {"pretrained": f"with {model.source}'s weights", "checkpoint": "with weights of a checkpoint"}.get(
+        model.weights, ""
+    )
     if recipe is None:
         return start or "with random weights"
     return f"{start + ', ' if start else ''}trained {_training(recipe)}"

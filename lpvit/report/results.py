@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from lpvit.measure.wilson import wilson
 from lpvit.report.formats import STAGES, human, interval, joules
 from lpvit.report.layers import kept_units
-from lpvit.report.tables.summary import difference, wilson
+from lpvit.report.tables.summary import difference
 
 DENSE = "dense"
 MINUS, DASH = "\u2212", "\u2013"
@@ -91,12 +92,13 @@ def structure_cell(structure: str, allocation: pd.DataFrame | None, rank_multipl
     Args:
         structure: As text: ``blocks 16x16``, ``factors``, ``width``.
         allocation: Schema ``ALLOCATION``; None of a structure without layers to allocate to.
-        rank_multiple: Of layers that are kept by ranks; None for blocks.
+        rank_multiple: Of layers that are kept by ranks; None for blocks, 0 where layers differ in that.
     """
     if allocation is None:
         return Cell(structure, structure)
-    if rank_multiple is None:
-        ends = 100 * allocation["keep_ratio"].min(), 100 * allocation["keep_ratio"].max()
+    if not rank_multiple:
+        kept = 100 * allocation["macs_kept"] / allocation["macs_dense"]
+        ends = kept.min(), kept.max()
         return Cell(structure, structure, f"keep {ends[0]:.0f} to {ends[1]:.0f} %")
     reduced = allocation[allocation["blocks_kept"] < allocation["blocks"]]
     ranks = rank_multiple * reduced["blocks_kept"]

@@ -42,7 +42,7 @@ def take_gpus(count: int, folder: Path | None = None) -> list[str]:
         return []
     free = _lock_free(gpus, count, folder or Path(tempfile.gettempdir(), f"lpvit-gpus-{getpass.getuser()}"))
     taken = [*free, *(gpu for gpu in gpus if gpu not in free)][:count]
-    if len(free) < len(taken):
+    if len(free) < len(taken) < len(gpus):
         logger.info("GPU %s is shared with another run", ", ".join(taken[len(free) :]))
     os.environ[VISIBLE] = ",".join(taken)
     return taken

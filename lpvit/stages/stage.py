@@ -5,7 +5,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def stage(snakemake: Any) -> Iterator[Compute]:
     end_with_the_run()
     _log_to(snakemake.log[0], label_of(snakemake.log[0], snakemake.config))
     started = time.monotonic()
+    _allow_modules(snakemake.config)
     try:
         drop_record(snakemake.log[0])
         yield _compute(snakemake)
@@ -57,6 +58,15 @@ def stage(snakemake: Any) -> Iterator[Compute]:
         logger.exception("%s: a bug, or an unsupported case", snakemake.rule)
         sys.exit(1)
     logger.info("%s: done in %.1f s", snakemake.rule, time.monotonic() - started)
+
+
+def _allow_modules(config: Mapping[str, Any]) -> None:
+    """Functions that build models may run if the config names them."""
+    for model in (config.get("models") or {}).values():
+        if model.get("module") is not None:
+            from lpvit.models.sources.module import allow  # imports torch
+
+            allow(model["module"])
 
 
 def _largest_memory() -> float:

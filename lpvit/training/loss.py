@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lpvit.errors import LpvitError
+from lpvit.models.outputs import read
+from lpvit.models.preparation import width_of
 
 Output = Tensor | tuple[Tensor, Tensor]
 
@@ -66,7 +68,7 @@ class TrainingLoss(nn.Module):
         if self.teacher is None:
             return loss
         with torch.no_grad():
-            opinion = self.teacher(self.conversion(images)).float()
+            opinion = read(self.teacher, self.teacher(self.conversion(images))).float()
         if self.kind == "soft":
             distillation = soft_distillation_loss(distilled.float(), opinion, self.temperature)
         else:
@@ -146,7 +148,7 @@ def require_fit(student: nn.Module, teacher: nn.Module) -> None:
     if not hasattr(teacher, "num_classes") or not hasattr(teacher, "pretrained_cfg"):
         raise LpvitError(f"teacher: found {type(teacher).__name__}, expected a model of timm")
     for what, of_student, of_teacher in (
-        ("classes", student.num_classes, teacher.num_classes),
+        ("classes", width_of(student), width_of(teacher)),
         ("channels", _channels(student), _channels(teacher)),
     ):
         if of_student != of_teacher:

@@ -1,9 +1,11 @@
 """The command `lpvit`, from a folder of images to files of models."""
 
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +14,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, Run, Workflow
+from conftest import REPOSITORY, TINY, Run, Workflow
 from PIL import Image
 from tiny import VIT, dense_model, photographs
 
 import lpvit
+from lpvit.cli.check import told_time
 from lpvit.cli.init import Images, choose
 from lpvit.cli.main import main
 from lpvit.config.files import read_config
+from lpvit.data.index import index_images
 from lpvit.data.settings import ImageSet
 from lpvit.stages.plan import plan_experiments
+
+PHOTOGRAPHS = REPOSITORY.parent / "shared" / "data" / "imagenet-sample.tar"
 
 
 @pytest.fixture(autouse=True)
@@ -164,8 +170,75 @@ def test_a_config_is_checked_without_a_run(capsys: pytest.CaptureFixture[str]) -
     Path("more.yaml").write_text("budgets: {half: {macs: 0.001}}\ncalibrations: {c64: {images: 9999}}\n")
     assert main(["check", "config.yaml", "more.yaml"]) == 1
     told = capsys.readouterr().err
-    assert told.count("lpvit check: experiments.main: ") == told.count("\n") == 2
+    assert told.count("experiments.main: ") == told.count("\n") == 2
+    assert told.count("lpvit check: config.yaml, line ") == 2
     assert not Path("results").exists()
+
+
+def test_all_mistakes_of_a_config_are_told_at_once_in_plain_words_with_their_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    Path("more.yaml").write_text(
+        "budgets:\n  half: {macs: 50}\n"
+        "recipes:\n  short: {epochs: 2, batch_size: 64, learning_rate: fast}\n"
+        "datasets:\n  photos: {root: absent}\n"
+        "experiments:\n  main: {pruning: b9}\n"
+    )
+    assert main(["check", "config.yaml", "more.yaml"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "lpvit check: more.yaml, line 2: budgets.half.macs: expected at most 1, found 50; it is a share: 50 % is 0.5",
+        "lpvit check: more.yaml, line 4: recipes.short.learning_rate: expected a number, found 'fast'",
+        "lpvit check: more.yaml, line 8: experiments.main.pruning: no 'b9' in prunings; did you mean 'b8'?",
+        "lpvit check: more.yaml, line 6: datasets.photos.root: absent not found; correct the path",
+    ]
+
+
+def test_images_are_looked_at_where_a_bad_one_would_stop_the_run_and_the_time_is_told(
+    change: Callable[..., dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        for name in "ab":
+            make_images(Path("photos", split, name), 8, side=8)
+    config = change(TINY, "datasets.digits", {"root": "photos", "loader": "memory"})
+    config = change(config, "calibrations.c64.images", 8)
+    Path("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert main(["check", "config.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert "digits: 32 of 32 images decoded" in told
+    assert re.search(r"about \d+ (seconds|minutes) on this machine", told)
+    Path("photos/train/a/3.png").write_bytes(b"no image")
+    assert main(["check", "config.yaml"]) == 1
+    told = capsys.readouterr().err
+    assert "datasets.digits: 1 of 32 images looked at cannot be decoded (train/a/3.png: no image" in told
+    assert "on_bad_image: skip" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs: found 0, expected 1 or more"),
+        (["--model", "resnet18"], "--model: is not a ViT, DeiT or Swin"),
+        (["--model", "vit_tiny_patch16_22"], "--model: timm knows no model 'vit_tiny_patch16_22'; did you mean"),
+    ],
+)
+def test_a_model_or_training_that_cannot_work_is_refused_before_images_are_read(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unsplit(Path("photos"))
+    assert main(["init", "photos", *arguments]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"lpvit init: {message}")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3, "10 seconds"), (84, "80 seconds"), (600, "10 minutes"), (12_000, "3 h 20 min"), (200_000, "2 days")],
+)
+def test_a_time_has_no_more_digits_than_an_estimate(seconds: float, text: str) -> None:
+    assert told_time(seconds) == text
 
 
 def test_without_a_config_a_command_says_how_to_make_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,6 +272,13 @@ def test_a_run_is_that_of_the_workflow(finished: tuple[Workflow, Run], monkeypat
     run = subprocess.run(command, cwd=workflow.folder, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0
     assert "Nothing to be done" in run.stdout + run.stderr
+    again = subprocess.run(
+        command[:4], cwd=workflow.folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0
+    assert again.stdout + again.stderr == (
+        "nothing to do, every result is up to date: results/report/tiny/index.html\n"
+    )
 
 
 def test_files_of_a_run_say_what_they_are(finished: tuple[Workflow, Run], capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +332,9 @@ def test_a_model_for_openvino_comes_with_its_library_or_one_line_says_what_is_mi
     assert told.count("\n") == 1
     assert not list(Path("out").iterdir())
     assert main(arguments) == 0
-    assert capsys.readouterr().out == "wrote out/model.xml\n"
+    told = capsys.readouterr().out
+    assert all(f"wrote out/{name} (" in told for name in ("model.xml", "model.bin", "lpvit_openvino.so"))
+    assert "core.add_extension('lpvit_openvino.so')" in told
     assert {path.name for path in Path("out").iterdir()} == {"model.xml", "model.bin", "lpvit_openvino.so"}
 
 
@@ -303,3 +385,29 @@ def test_init_needs_no_torch() -> None:
     unsplit(Path("photos"))
     code = "import sys; from lpvit.cli.main import main; main(['init', 'photos']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs the sample of ImageNet")
+def test_photographs_of_imagenet_go_through_init_and_check_as_kaggle_has_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images, solution = Path("imagenet/ILSVRC/Data/CLS-LOC"), ["ImageId,PredictionString"]
+    with tarfile.open(PHOTOGRAPHS) as archive:
+        for number, member in enumerate([member for member in archive if member.isfile()][:30:2], start=1):
+            content, synset = archive.extractfile(member).read(), member.name.split("/")[-2]  # type: ignore[union-attr]
+            solution.append(f"ILSVRC2012_val_{number:08},{synset} 1 2 3 4")
+            for file in (f"train/{synset}/{synset}_{number}.JPEG", f"val/ILSVRC2012_val_{number:08}.JPEG"):
+                (images / file).parent.mkdir(parents=True, exist_ok=True)
+                (images / file).write_bytes(content)
+    Path("imagenet/LOC_val_solution.csv").write_text("\n".join(solution))
+    assert main(["init", "imagenet"]) == 0
+    assert "15 classes, 30 images (30 .jpeg), stored as 'kaggle_imagenet'" in capsys.readouterr().out
+    assert main(["check"]) == 0
+    (dataset,) = read_config("lpvit.yaml").datasets.values()
+    listed = index_images(dataset)
+    assert listed["problem"].isna().all()
+    first, second = (listed[listed["split"] == split] for split in ("train", "validation"))
+    assert first["class_name"].tolist() == sorted(first["class_name"]) == sorted(second["class_name"])
+    assert {line.split()[0] for line in solution[1:]} == {
+        f"{Path(path).stem},{name}" for path, name in zip(second["path"], second["class_name"], strict=True)
+    }

@@ -28,7 +28,9 @@ def pruned() -> lpvit.Pruned:
     model.pretrained_cfg |= {"mean": [0.4], "std": [0.3]}
     classes = [*CLASSES, *map(str, range(model.num_classes - len(CLASSES)))]
     batches = photographs("vit").split(8)
-    return lpvit.prune(model, batches, budget=0.5, block_shape=(8, 4), classes=classes)
+    pruned = lpvit.prune(model, batches, budget=0.5, block_shape=(8, 4))
+    lpvit.name_classes(pruned, classes)
+    return pruned
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_names_come_from_the_dataset_of_the_loader_if_their_number_fits() -> Non
     assert classes_by(torchvisions, SimpleNamespace(num_classes=3)) == ()  # type: ignore[arg-type]
     assert classes_by([1, 2], model) == ()  # type: ignore[arg-type]
     with pytest.raises(lpvit.LpvitError, match="classes: found 1 names, the model has"):
-        lpvit.prune(dense_model("vit"), photographs("vit").split(8), budget=0.9, classes=["a"])
+        lpvit.name_classes(dense_model("vit"), ["a"])
 
 
 def test_what_cannot_be_predicted_is_told_in_a_line(

@@ -80,7 +80,8 @@ def tables_of(name: str, block_shape: tuple[int, int]) -> LayerTables:
         totals = {name: np.concatenate([[0], values.cumsum()])[pruned] for name, values in sums.items()}
         curves.append({"layer": layer.name, "sparsity": sparsity, "blocks_pruned": pruned, **totals})
     tables = [pd.concat(map(pd.DataFrame, rows), ignore_index=True) for rows in (curves, blocks)]
-    return LayerTables(tables[0], tables[1].assign(squared_norm=tables[1]["saliency"], structure="blocks"), measure_costs(model))
+    scores = tables[1].assign(squared_norm=tables[1]["saliency"], structure="blocks", bytes=4 * tables[1]["weights"])
+    return LayerTables(tables[0], scores, measure_costs(model))
 
 
 @pytest.mark.parametrize(("name", "experiment"), BLOCK_ROWS.items(), ids=BLOCK_ROWS)

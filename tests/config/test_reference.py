@@ -33,6 +33,8 @@ between
 <!-- reference:artifacts -->
 stale
 <!-- /reference:artifacts -->
+<!-- reference:api -->
+<!-- /reference:api -->
 the end
 """
 
@@ -44,7 +46,7 @@ def row(markdown: str, key: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("configuration.md", "artifacts.md"):
+    for name in ("configuration.md", "artifacts.md", "api.md"):
         (tmp_path / name).write_text(README)
     return tmp_path
 
@@ -199,7 +201,7 @@ def test_editors_find_the_configs_that_are_shipped_right_and_a_misspelt_key_wron
 def test_the_schema_is_written_beside_the_configs_and_checked_for_drift(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
-    for name in ("configuration.md", "artifacts.md"):
+    for name in ("configuration.md", "artifacts.md", "api.md"):
         (docs / name).write_text(README)
     assert reference.main([str(docs)]) == 0
     schema = tmp_path / "config/schema.json"

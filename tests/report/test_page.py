@@ -104,7 +104,8 @@ def test_a_dense_model_at_chance_is_said_to_be_at_chance_and_nothing_is_praised(
 
 
 def test_the_page_says_what_the_layers_keep_and_what_each_column_is(table: pd.DataFrame, speed: pd.DataFrame) -> None:
-    kept = pd.DataFrame({"layer": list("abc"), "blocks": 4, "blocks_kept": [1, 4, 3], "keep_ratio": [0.25, 1, 0.75]})
+    kept = pd.DataFrame({"layer": list("abc"), "blocks": 4, "blocks_kept": [1, 4, 3], "macs_dense": 100})
+    kept["macs_kept"] = 25 * kept["blocks_kept"]
     assert structure_cell("blocks 8x8", kept, None).note == "keep 25 to 100 %"
     assert structure_cell("factors", kept, 8).note == "ranks 8 to 24, 1 dense"
     text = page(table, speed)

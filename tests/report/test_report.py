@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lpvit.measure.wilson import wilson
 from lpvit.report import drawing, formats, layers, style
 from lpvit.report.catalogue import figure_files
 from lpvit.report.drawing import draw
@@ -402,7 +403,7 @@ def test_a_sweep_is_one_line_and_has_its_intervals() -> None:
 
 
 def test_the_interval_of_an_accuracy_is_wilsons() -> None:
-    low, high = tables.wilson(pd.Series([38.0, 100.0]), pd.Series([50, 50]))
+    low, high = wilson(pd.Series([38.0, 100.0]), pd.Series([50, 50]))
     for share, ends in ((0.38, (low[0], high[0])), (1.0, (low[1], high[1]))):
         for end in ends:  # a share p that differs from what was counted by exactly 1.96 of its own deviations
             p = end / 100

@@ -77,7 +77,9 @@ if workflow.is_main_process and workflow.local_exec and not workflow.dryrun and 
 
 RESULTS = str(settings.results)
 if workflow.modifier.path_modifier.replace_prefix(RESULTS) != RESULTS:  # of a module; params hold paths as well
-    raise WorkflowError(f"module: 'prefix' is not followed; leave it out and set 'results: PREFIX/{RESULTS}' in its config")
+    raise WorkflowError(
+        f"module: 'prefix' is not followed; leave it out and set 'results: PREFIX/{RESULTS}' in its config"
+    )
 DATASET = f"{RESULTS}/{{dataset}}"
 MODEL = f"{DATASET}/{{model}}"
 CALIBRATION = f"{MODEL}/{{calibration}}"
@@ -192,6 +194,7 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     blocks = parts.get("blocks")
     schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
     return figures | {
+        "lpvit.models.sources": [settings.models[names["model"]].source] if "model" in names else [],
         "lpvit.data.layouts": [settings.datasets[names["dataset"]].source.name],
         "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
         "lpvit.structures": sorted({pruning.structure, *parts}) if pruning else [],
@@ -219,10 +222,9 @@ def recipe_of(name: str | None) -> dict | None:
     return None if name is None else chosen(settings.recipes[name])
 
 
-def checkpoint_of(wildcards) -> str | list:
-    """The file of a dense model's weights: an input, so that replacing it is detected."""
-    file = settings.models[wildcards.model].checkpoint
-    return [] if file is None else existing(file, f"models.{wildcards.model}.checkpoint")
+def checkpoint_of(wildcards) -> list[str]:
+    """The files of a dense model's weights: inputs, so that replacing them is detected."""
+    return [existing(file, f"models.{wildcards.model}") for file in settings.models[wildcards.model].files]
 
 
 def teacher_of(recipe: str | None) -> str | list:

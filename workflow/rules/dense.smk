@@ -27,7 +27,7 @@ rule fetch_dense:
         costs=f"{MODEL}/costs.parquet",
     params:
         model=lambda wildcards: chosen(settings.models[wildcards.model]),
-        given=lambda wildcards: stamps_of(checkpoint_of(wildcards)),
+        given=lambda wildcards: stamps_of(*checkpoint_of(wildcards)),
         sources=sources("fetch_dense.py"),
     log:
         f"{MODEL}/dense.log",
@@ -58,7 +58,7 @@ rule train_dense:
         dataset=images_of,
         model=lambda wildcards: chosen(settings.models[wildcards.model]),
         recipe=lambda wildcards: recipe_of(settings.models[wildcards.model].recipe),
-        given=lambda wildcards: stamps_of(checkpoint_of(wildcards), teacher_of(settings.models[wildcards.model].recipe)),
+        given=lambda wildcards: stamps_of(*checkpoint_of(wildcards), teacher_of(settings.models[wildcards.model].recipe)),
         resume=f"{MODEL}/dense_resume.pt",
         sources=sources("train_dense.py"),
     log:

@@ -77,8 +77,13 @@ def facts_of(wildcards) -> dict:
     if "pruning" in names:
         pruning = settings.prunings[names["pruning"]]
         facts["unit"] = pruning.distortion_unit
-        facts["rank_multiple"] = pruning.rank_multiple if pruning.structure == "factors" else None
+        facts["rank_multiple"] = rank_multiple_of(pruning)
     return {name: value for name, value in facts.items() if name in (*figure.needs, *figure.takes)}
+
+
+def rank_multiple_of(pruning) -> int | None:
+    """Of layers that are kept by ranks; None for blocks, 0 where layers differ in that."""
+    return {"factors": getattr(pruning, "rank_multiple", None), "mixed": 0}.get(pruning.structure)
 
 
 def caption_of(figure: str, names: dict[str, str]) -> str:

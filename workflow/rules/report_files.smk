@@ -78,7 +78,7 @@ def page_params() -> dict:
                 "name": name,
                 "structure": structure_told(settings.prunings[experiment.pruning]),
                 "allocation": allocation_of(experiment),
-                "rank_multiple": getattr(settings.prunings[experiment.pruning], "rank_multiple", None),
+                "rank_multiple": rank_multiple_of(settings.prunings[experiment.pruning]),
                 "methods": methods_of(name, experiment),
                 "decisions": decisions_of(experiment),
                 "figures": [
@@ -109,20 +109,18 @@ def images_by_dataset() -> dict[str, str]:
 
 
 def structure_told(pruning) -> str:
-    shape = getattr(pruning, "block_shape", None)
-    return f"blocks {shape[0]}x{shape[1]}" if shape else pruning.structure
+    return f"blocks {'x'.join(map(str, pruning.block_shape))}" if pruning.structure == "blocks" else pruning.structure
 
 
 def methods_of(name: str, experiment: Experiment) -> str:
     """The paragraph of an experiment's methods."""
     model, recipes = settings.models[experiment.model], settings.recipes
+    calibration, pruning = settings.calibrations[experiment.calibration], settings.prunings[experiment.pruning]
     return methods(
         name,
         (experiment.dataset, settings.datasets[experiment.dataset]),
         model,
-        settings.calibrations[experiment.calibration],
-        settings.prunings[experiment.pruning],
-        settings.budgets[experiment.budget],
+        (calibration, pruning, settings.budgets[experiment.budget]),
         (recipes.get(model.recipe), recipes.get(experiment.recipe)),
         experiment.schemes,
         settings.quantisations.get(experiment.quantisation),

@@ -2,7 +2,7 @@ rule finetune:
     """Trains the pruned model with fixed masks, or prunes the dense one during training."""
     input:
         images=f"{DATASET}/images.parquet",
-        dense=f"{MODEL}/dense.pt",
+        dense=basis_of,
         pruned=f"{BUDGET}/pruned.pt",
         masks=f"{BUDGET}/masks.pt",
         teacher=lambda wildcards: teacher_of(wildcards.recipe),

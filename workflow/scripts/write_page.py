@@ -5,21 +5,14 @@ from datetime import datetime
 import yaml
 
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
+from lpvit.report.artifacts import read_chance, with_frames
 from lpvit.report.environment import commit, durations, machine, versions
 from lpvit.report.page import Report, render
 from lpvit.report.tables.paper import paper_of
 from lpvit.report.tables.speed import read_speed
-from lpvit.report.tables.summary import most_frequent, read_summary
+from lpvit.report.tables.summary import read_summary
 from lpvit.stages.stage import stage
 from lpvit.store.artifacts import write_text
-from lpvit.store.schemas import ALLOCATION, IMAGES, LAYERS
-from lpvit.store.tables import read_parquet
-
-
-def frames_of(entry):
-    allocation = entry["allocation"] and read_parquet(entry["allocation"], ALLOCATION)
-    return {"layers": read_parquet(entry["layers"], LAYERS), "allocation": allocation}
-
 
 with stage(snakemake):
     params = snakemake.params
@@ -28,8 +21,8 @@ with stage(snakemake):
         summary=read_summary(snakemake.input.summary),
         speed=read_speed(params.speed),
         series=params.series,
-        experiments=[entry | frames_of(entry) for entry in params.experiments],
-        chance={name: 100 * most_frequent(read_parquet(file, IMAGES)) for name, file in params.images.items()},
+        experiments=[with_frames(entry) for entry in params.experiments],
+        chance=read_chance(params.images),
         command=params.command,
         tradeoff=snakemake.input.tradeoff,
         paper=paper_of(*snakemake.input.paper, params.proxy) if snakemake.input.paper else None,

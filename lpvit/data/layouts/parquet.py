@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from pydantic import Field
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 class Parquet(Layout):
     """Shards of images, bytes or a struct with `bytes`, and labels, numbers or text (Hugging Face)."""
-
-    rank: ClassVar[int] = 1
 
     name: Literal["parquet"] = "parquet"
     image_column: str | None = Field(None, description="null is the only column of images, or `image`, or `img`")

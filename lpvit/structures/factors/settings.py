@@ -63,5 +63,7 @@ class Factors(StructureSettings):
     def require_budget(self, budget: "Budget") -> None:
         if budget.steps > 1:
             raise ValueError(f"structure 'factors' takes one round, found steps {budget.steps}; leave 'steps' out")
+        if not budget.refits:
+            self.without("refine_steps", because="refines what 'reconstruction: least_squares' has refitted")
         if budget.latency is not None and self.form == "pivoted":
             raise ValueError("latency: only plain factors are timed; use 'form: plain', or a budget of 'macs'")
