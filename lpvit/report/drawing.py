@@ -31,7 +31,7 @@ def draw(name: str, inputs: Mapping[str, Any]) -> Figure:
 def save_figure(figure: Figure, *paths: str | Path) -> None:
     """Writes a figure in the formats that the names end with (svg, png, pdf), each atomically.
 
-    It is laid out once: every pass of matplotlib's layout moves the axes of the last one a little, so a file would depend
+    It is laid out once: every pass of the layout moves the axes of the last one a little, so a file would depend
     on what was drawn before it.
 
     Raises:
