@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, accepted_by
@@ -26,7 +26,6 @@ from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
 from lpvit.training.job import Training
-from lpvit.training.loss import require_fit
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
 
@@ -106,9 +105,13 @@ def finetune(
         )
         with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
             state = train(job).state
-    model = deepcopy(pruned.model)
+    return replace(pruned, model=_with_state(pruned.model, state))
+
+
+def _with_state(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    model = deepcopy(model)
     model.load_state_dict(state)
-    return replace(pruned, model=model.eval())
+    return model.eval()
 
 
 def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
@@ -117,7 +120,8 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
     require_type("teacher", teacher, nn.Module | None, "a model or None")
     if teacher is not None:
         require_weights(teacher)
-        require_fit(pruned.model, teacher)
+        if not hasattr(teacher, "num_classes") or not hasattr(teacher, "pretrained_cfg"):
+            raise LpvitError(f"teacher: found {type(teacher).__name__}, expected a model of timm")
     if recipe.teacher not in (None, "dense") or (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "

@@ -1,4 +1,4 @@
-"""Blocks of a plain ViT in four rounds with least squares, by laws, on a model and images that determine its weights."""
+"""Blocks in four rounds with least squares, by laws, on a plain ViT and images that determine its weights."""
 
 from copy import deepcopy
 
