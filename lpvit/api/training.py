@@ -26,7 +26,6 @@ from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
 from lpvit.training.job import Training
-from lpvit.training.loss import require_fit
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
 
@@ -123,7 +122,8 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
     require_type("teacher", teacher, nn.Module | None, "a model or None")
     if teacher is not None:
         require_weights(teacher)
-        require_fit(pruned.model, teacher)
+        if not hasattr(teacher, "num_classes") or not hasattr(teacher, "pretrained_cfg"):
+            raise LpvitError(f"teacher: found {type(teacher).__name__}, expected a model of timm")
     if recipe.teacher not in (None, "dense") or (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "
