@@ -145,10 +145,8 @@ def require_fit(student: nn.Module, teacher: nn.Module) -> None:
     Raises:
         LpvitError: The teacher has other classes or another number of channels than the student.
     """
-    for what, of_student, of_teacher in (
-        ("channels", _channels(student), _channels(teacher)),
-        ("classes", width_of(student), width_of(teacher)),
-    ):
+    for what, number in (("channels", _channels), ("classes", width_of)):
+        of_student, of_teacher = number(student), number(teacher)
         if of_student != of_teacher:
             raise LpvitError(
                 f"recipe: the teacher has {of_teacher} {what}, the model {of_student}; choose a 'teacher' that fits"
