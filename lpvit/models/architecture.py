@@ -224,7 +224,7 @@ def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Ten
         model = outline(architecture, state)
         require_same_architecture(model, state, "its weights")
     except LpvitError as error:
-        raise LpvitError(f"{path}: {error}; delete it and rerun") from None
+        raise LpvitError(f"{path}: {one_line(error)}; delete it and rerun") from None
     return architecture, state
 
 
