@@ -107,11 +107,12 @@ class _Pair:
         with recorded_outputs(self.compressed, self.targets) as found:
             change = self.compressed(images) - logits
         of_blocks = [target.error(found[block], wanted[block]) for block, target in self.targets.items()]
-        return change.square().sum(dim=-1).mean() + torch.stack(of_blocks).sum()
+        of_logits: Tensor = change.square().sum(dim=-1).mean()
+        return of_logits + torch.stack(of_blocks).sum()
 
     @torch.no_grad()
     def mean_error(self, images: Tensor) -> float:
-        return sum(float(self.error(part)) * len(part) for part in images.split(BATCH)) / len(images)
+        return sum(float(self.error(part)) * len(part) for part in torch.split(images, BATCH)) / len(images)
 
 
 def _descend(pair: _Pair, parameters: Sequence[nn.Parameter], batches: Iterator[Tensor], steps: int) -> None:
@@ -136,6 +137,6 @@ def _drawn(images: Tensor, seed: int) -> Iterator[Tensor]:
     """Batches in random order, epoch after epoch, each image mirrored or not."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        for chosen in torch.randperm(len(images), generator=generator).split(BATCH):
+        for chosen in torch.split(torch.randperm(len(images), generator=generator), BATCH):
             mirrored = torch.rand(len(chosen), 1, 1, 1, generator=generator) < 0.5
             yield torch.where(mirrored, images[chosen].flip(-1), images[chosen])
