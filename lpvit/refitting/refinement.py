@@ -107,8 +107,8 @@ class _Pair:
         with recorded_outputs(self.compressed, self.targets) as found:
             change = self.compressed(images) - logits
         of_blocks = [target.error(found[block], wanted[block]) for block, target in self.targets.items()]
-        of_logits: Tensor = change.square().sum(dim=-1).mean()
-        return of_logits + torch.stack(of_blocks).sum()
+        total: Tensor = change.square().sum(dim=-1).mean() + torch.stack(of_blocks).sum()
+        return total
 
     @torch.no_grad()
     def mean_error(self, images: Tensor) -> float:

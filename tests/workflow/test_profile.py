@@ -117,6 +117,6 @@ def test_every_job_asks_for_memory_and_time_and_the_command_line_has_the_last_wo
     assert {"index_images", "train_dense", "collect_statistics", "finetune", "summarize"} <= asked.keys()
     assert all({"mem_mb", "runtime"} <= resources.keys() for rule, resources in asked.items() if rule != "all")
     for rule in ("train_dense", "finetune"):
-        assert (asked[rule]["nodes"], asked[rule]["gpu"], asked[rule]["slurm_extra"]) == ("2", "4", "--gpus-per-node=2")
+        assert (asked[rule]["nodes"], asked[rule]["gpu"], asked[rule]["gres"]) == ("2", "0", "gpu:2")
     assert (asked["evaluate"]["gpu"], asked["index_images"]["gpu"]) == ("1", "0")
     assert (asked["build_masks"]["mem_mb"], asked["build_masks"]["gpu"]) == ("123", "0")
