@@ -127,6 +127,7 @@ def finetune(
     *,
     recipe: Recipe,
     teacher: nn.Module | None = None,
+    held_out: Iterable[Any] | None = None,
     task: TaskName | OwnFunction = "classification",
 ) -> Pruned:
     """Trains a pruned model with fixed masks, on its device.
@@ -134,18 +135,17 @@ def finetune(
     Args:
         pruned: Not modified, a copy is trained.
         loader: Training images with labels, as for `evaluate`; with any shuffling and augmentation of single
-            images; a recipe with keys for these (crops, flips, RandAugment) is refused. Those for batches (mixup,
-            cutmix, erasing) are applied here.
+            images, whose keys in a recipe are refused; mixup, cutmix and erasing are applied here.
         validation: Images with labels, evaluated after every epoch.
         recipe: Hyperparameters; its ``batch_size`` is that of the loader.
-        teacher: For a recipe with ``distillation`` (and ``teacher="dense"``): the dense model, or another with the
-            same classes. With ``distillation="features"`` the model follows its outputs: neither loader needs labels,
-            and after every epoch their agreement is measured.
-        task: What labels are, as for `evaluate`. Several processes, mixup and label smoothing are for classes only.
+        teacher: For a recipe with ``distillation``: the dense model, or another with the same classes. With
+            ``distillation="features"`` its outputs are followed: no loader needs labels, and agreement is measured.
+        held_out: Images with labels, in neither of the loaders, that choose the epoch.
+        task: What labels are, as for `evaluate`.
 
     Returns:
-        With the weights of the last epoch, averaged if the recipe has an ``ema_decay``; pruned weights are still
-        exactly zero.
+        With the weights of the last epoch, or of the best one on ``held_out``, averaged if the recipe has an
+        ``ema_decay``; pruned weights are still exactly zero.
 
     Raises:
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
@@ -158,26 +158,32 @@ def finetune(
     images.task = asked = _asked(pruned.model, recipe, teacher, task)
     validated = LabelledBatches(validation, weight.dtype, task=asked)
     loaders = cast(Loader, images), cast(Loader, validated)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
-        job = Training(
-            pruned.model,
-            recipe,
-            lambda *_: loaders,
-            resume_file=Path(folder, "resume.pt"),
-            fingerprint="",
-            device=weight.device,
-            threads=torch.get_num_threads(),
-            checkpoint_minutes=float("inf"),
-            keep_masks=pruned.keep_masks,
-            block_shape=pruned.block_shape,
-            teacher=teacher,
-            task=asked,
-        )
-        with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
-            state = train(job).state
+    chosen_by = None if held_out is None else cast(Loader, LabelledBatches(held_out, weight.dtype, task=asked))
+    job = Training(
+        pruned.model,
+        recipe,
+        lambda *_: loaders,
+        resume_file=Path("resume.pt"),
+        fingerprint="",
+        device=weight.device,
+        threads=torch.get_num_threads(),
+        checkpoint_minutes=float("inf"),
+        keep_masks=pruned.keep_masks,
+        block_shape=pruned.block_shape,
+        make_held_out=None if chosen_by is None else lambda *_: chosen_by,
+        teacher=teacher,
+        task=asked,
+    )
     model = deepcopy(pruned.model)
-    model.load_state_dict(state)
+    with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
+        model.load_state_dict(_trained(job))
     return replace(pruned, model=model.eval())
+
+
+def _trained(job: Training) -> dict[str, Tensor]:
+    """The weights after a training that keeps its checkpoints in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
+        return train(replace(job, resume_file=Path(folder, "resume.pt"))).state
 
 
 def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
@@ -194,6 +200,8 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
     for key in _OF_SINGLE_IMAGES:
         if getattr(recipe, key) != Recipe.model_fields[key].default:
             raise LpvitError(f"recipe: {key} acts on single images, which your loader makes; do it there, omit the key")
+    if recipe.choose_by:
+        raise LpvitError("recipe: choose_by splits the images of a config; give other images as held_out instead")
     if recipe.pruned_over:
         raise LpvitError("recipe: pruned_over starts with the dense model, this one is pruned; omit it")
     if int8_layers(pruned.model):

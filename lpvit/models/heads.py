@@ -30,26 +30,34 @@ def require_classifier(model: nn.Module) -> None:
         LpvitError: It gives features.
     """
     if is_classifier(model) is False:
-        raise _no_logits(model)
+        raise _no_logits(type(model).__name__)
 
 
-def logits_of(model: nn.Module, found: Any) -> Tensor:
-    """The logits in what a model returned, (N, K).
+class Logits:
+    """Reads the logits in what a model returns.
 
-    Raises:
-        LpvitError: It returned features: several tensors, tokens or maps, or one with the name of a feature.
+    Args:
+        model: Says which output counts (`lpvit.models.outputs.set_output`).
     """
-    reading = reading_of(model)
-    tensors = named_tensors(found, reading.output)
-    (name, tensor), *others = tensors.items()
-    by_name = reading.output is None and name not in ("logits", "output", "0")
-    if others or tensor.dim() != 2 or by_name:
-        raise _no_logits(model)
-    return tensor
+
+    def __init__(self, model: nn.Module) -> None:
+        self.reading, self.name = reading_of(model), type(model).__name__
+
+    def __call__(self, found: Any) -> Tensor:
+        """The logits, (N, K).
+
+        Raises:
+            LpvitError: It returned features: several tensors, tokens or maps, or one with the name of a feature.
+        """
+        (name, tensor), *others = named_tensors(found, self.reading.output).items()
+        is_feature = self.reading.output is None and name not in ("logits", "output", "0")
+        if others or tensor.dim() != 2 or is_feature:
+            raise _no_logits(self.name)
+        return tensor
 
 
-def _no_logits(model: nn.Module) -> LpvitError:
+def _no_logits(name: str) -> LpvitError:
     return LpvitError(
-        f"model: {type(model).__name__} gives features, not logits of classes; lpvit.evaluate(..., reference=dense) "
-        "compares them with those of the dense model, lpvit.probe classifies by them"
+        f"model: {name} gives features, not logits of classes; lpvit.evaluate(..., reference=dense) compares them with "
+        "those of the dense model, lpvit.probe classifies by them"
     )

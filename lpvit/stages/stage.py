@@ -12,7 +12,7 @@ from typing import Any
 
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute
-from lpvit.stages.gpus import take_gpus
+from lpvit.stages.gpus import gpus_asked, take_gpus
 from lpvit.stages.labels import label_of
 from lpvit.store.holding import end_with_the_run, require_held
 from lpvit.store.records import drop_record, write_record
@@ -83,7 +83,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _compute(snakemake: Any) -> Compute:
     asked = Compute.model_validate(snakemake.config.get("compute", {}))
-    gpus = int(snakemake.resources.get("gpu", 0))
+    gpus = gpus_asked(snakemake.resources)
     take_gpus(gpus)
     if "torch" not in sys.modules:
         return asked

@@ -17,7 +17,7 @@ from torch.nn import functional
 from lpvit.data.labels import class_numbers
 from lpvit.errors import LpvitError
 from lpvit.measure.intervals import paired, wilson
-from lpvit.models.heads import logits_of, require_classifier
+from lpvit.models.heads import Logits, require_classifier
 from lpvit.progress import bar
 
 _logger = logging.getLogger(__name__)
@@ -113,11 +113,11 @@ def evaluation_sums(
     """
     require_classifier(model)
     dtype = next((weight.dtype for weight in model.to(device).eval().parameters()), None)
+    logits = Logits(model)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, labels in bar(loader, "evaluation", "batch", leave=False, shown=progress):
         with torch.inference_mode():  # not around the loader, whose tensors may be reused in training
-            found = logits_of(model, model(images.to(device=device, dtype=dtype)))
-            sums += _batch_sums(found, labels.to(device))
+            sums += _batch_sums(logits(model(images.to(device=device, dtype=dtype))), labels.to(device))
     return sums
 
 
@@ -149,11 +149,11 @@ def correct_images(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], de
     """
     require_classifier(model)
     dtype = next((weight.dtype for weight in model.to(device).eval().parameters()), None)
-    right = []
+    logits, right = Logits(model), []
     for images, labels in bar(loader, "evaluation", "batch", leave=False):
         with torch.inference_mode():
-            logits = logits_of(model, model(images.to(device=device, dtype=dtype)))
-            right.append(logits.argmax(dim=1).cpu() == labels.cpu())
+            found = logits(model(images.to(device=device, dtype=dtype)))
+            right.append(found.argmax(dim=1).cpu() == labels.cpu())
     if not right:
         raise LpvitError("evaluation: there are no images")
     return torch.cat(right)

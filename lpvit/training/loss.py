@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lpvit.errors import LpvitError
-from lpvit.models.outputs import reading_of
+from lpvit.models.heads import Logits
 from lpvit.models.preparation import width_of
 
 
@@ -46,7 +46,7 @@ class TrainingLoss(nn.Module):
         if (teacher is None) != (kind == "none"):
             raise ValueError(f"distillation '{kind}' {'needs a' if teacher is None else 'takes no'} teacher")
         self.kind, self.alpha, self.temperature = kind, alpha, temperature
-        self.reading = reading_of(student)
+        self.logits = Logits(student)
         self.teacher = None if teacher is None else Teacher(student, teacher)
         self.two_heads = teacher is not None and isinstance(student, VisionTransformerDistilled)
         if self.two_heads:
@@ -60,11 +60,11 @@ class TrainingLoss(nn.Module):
             output: Of the student in training mode: logits (N, K), or what they are read from; two if it has two heads.
             targets: Probabilities of the classes, (N, K).
         """
-        logits, distilled = output if self.two_heads else (self.reading(output),) * 2
+        logits, distilled = output if self.two_heads else (self.logits(output),) * 2
         loss = functional.cross_entropy(logits.float(), targets)
         if self.teacher is None:
             return loss
-        opinion = self.teacher.reading(self.teacher(images)).float()
+        opinion = self.teacher.logits(self.teacher(images)).float()
         if self.kind == "soft":
             distillation = soft_distillation_loss(distilled.float(), opinion, self.temperature)
         else:
@@ -116,7 +116,7 @@ class Teacher(nn.Module):
     def __init__(self, student: nn.Module, teacher: nn.Module, what: str = "classes") -> None:
         super().__init__()
         require_fit(student, teacher, what)
-        self.model, self.reading = teacher.eval().requires_grad_(False), reading_of(teacher)
+        self.model, self.logits = teacher.eval().requires_grad_(False), Logits(teacher)
         self.conversion = InputConversion(resolve_model_data_config(student), resolve_model_data_config(teacher))
 
     @torch.no_grad()
@@ -170,10 +170,8 @@ def require_fit(student: nn.Module, teacher: nn.Module, what: str = "classes") -
     Raises:
         LpvitError: The teacher has other classes or another number of channels than the student.
     """
-    for name, of_student, of_teacher in (
-        (what, width_of(student), width_of(teacher)),
-        ("channels", _channels(student), _channels(teacher)),
-    ):
+    for name, number in (("channels", _channels), (what, width_of)):
+        of_student, of_teacher = number(student), number(teacher)
         if of_student != of_teacher:
             raise LpvitError(
                 f"recipe: the teacher has {of_teacher} {name}, the model {of_student}; choose a 'teacher' that fits"

@@ -65,7 +65,7 @@ if workflow.storage_settings.default_storage_provider is not None:  # records an
 
 CACHED = workflow.workflow_settings.cache is not None  # --cache: expensive results are shared between folders
 NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training, from a scheduler
-# The resource `gpu` of every rule: its GPUs, of all nodes that a scheduler gives it. Profiles translate it.
+# The resource `gpu` of every rule, which profiles translate. Jobs of several nodes, which SLURM alone gives, have `gres`.
 GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
 GPUS_OF_TRAINING = GPUS * settings.compute.processes // own_nodes(settings.compute.nodes)
 FOUND = len(visible_gpus())

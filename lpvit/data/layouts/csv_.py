@@ -78,7 +78,7 @@ class Csv(Layout):
         try:
             table = self._read_table(root / _table_of(split))
             folder, suffix = self._place(root, split, table.images, root / split)
-        except LpvitError:  # told when it is read
+        except LpvitError:  # reported when it is read
             return
         yield from (str(Path(folder, f"{name}{suffix}")) for name in table.images)
 

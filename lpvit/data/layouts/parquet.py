@@ -31,7 +31,7 @@ class Parquet(Layout):
             part = self._read_shard(root, shard)
             if number and part.names != names:
                 raise LpvitError(
-                    f"{root / shard}: names of classes differ from those of the shard before; write them anew"
+                    f"{root / shard}: names of classes differ from those of the shard before; write them again"
                 )
             paths.extend(part.paths)
             classes.extend(part.classes)
