@@ -86,7 +86,7 @@ def evaluate(
         asked = Following(_module("reference", reference))
     asked.require(module)
     batches = LabelledBatches(loader, weight.dtype, task=asked)
-    with accepted_by(module, batches):
+    with accepted_by(module, batches), accepted_by(reference or module, batches):
         return asked.evaluate(module, batches, weight.device)
 
 
@@ -151,33 +151,40 @@ def finetune(
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
     """
     _check(pruned, recipe, teacher)
-    weight = next(pruned.model.parameters())
-    images = LabelledBatches(loader, weight.dtype, recipe.batch_size)
-    if teacher is not None:
-        teacher = _taught(teacher, images.first_images(), pruned.model)
-    images.task = asked = _asked(pruned.model, recipe, teacher, task)
-    validated = LabelledBatches(validation, weight.dtype, task=asked)
+    dtype = next(pruned.model.parameters()).dtype
+    images = LabelledBatches(loader, dtype, recipe.batch_size)
+    taught = None if teacher is None else _taught(teacher, images.first_images(), pruned.model)
+    images.task = asked = _asked(pruned.model, recipe, taught, task)
+    validated = LabelledBatches(validation, dtype, task=asked)
+    chosen_by = None if held_out is None else LabelledBatches(held_out, dtype, task=asked)
+    job = replace(_job(pruned, recipe, images, validated, chosen_by), teacher=taught, task=asked)
+    model = deepcopy(pruned.model)
+    with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
+        model.load_state_dict(_trained(job))
+    return replace(pruned, model=model.eval())
+
+
+def _job(
+    pruned: Pruned,
+    recipe: Recipe,
+    images: LabelledBatches,
+    validated: LabelledBatches,
+    chosen_by: LabelledBatches | None,
+) -> Training:
     loaders = cast(Loader, images), cast(Loader, validated)
-    chosen_by = None if held_out is None else cast(Loader, LabelledBatches(held_out, weight.dtype, task=asked))
-    job = Training(
+    return Training(
         pruned.model,
         recipe,
         lambda *_: loaders,
         resume_file=Path("resume.pt"),
         fingerprint="",
-        device=weight.device,
+        device=next(pruned.model.parameters()).device,
         threads=torch.get_num_threads(),
         checkpoint_minutes=float("inf"),
         keep_masks=pruned.keep_masks,
         block_shape=pruned.block_shape,
-        make_held_out=None if chosen_by is None else lambda *_: chosen_by,
-        teacher=teacher,
-        task=asked,
+        make_held_out=None if chosen_by is None else lambda *_: cast(Loader, chosen_by),
     )
-    model = deepcopy(pruned.model)
-    with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
-        model.load_state_dict(_trained(job))
-    return replace(pruned, model=model.eval())
 
 
 def _trained(job: Training) -> dict[str, Tensor]:
@@ -192,6 +199,8 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
     require_type("teacher", teacher, nn.Module | None, "a model or None")
     if teacher is not None:
         require_weights(teacher)
+        if not any(True for _ in teacher.parameters()):
+            raise LpvitError(f"teacher: found {type(teacher).__name__}, which has no weights; give the dense model")
     if recipe.teacher not in (None, "dense") or (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft', 'hard' or 'features' "

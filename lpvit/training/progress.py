@@ -60,7 +60,7 @@ class TrainingProgress:
                 _logger.info("epoch %d/%d, step %d/%d: loss %.4f so far, saved", *place, self.sums[0] / self.sums[1])
 
     def offer(self, epoch: int, score: Score, state: Mapping[str, Tensor]) -> None:
-        """Keeps the weights of an epoch if they are better on the held-out images: by the main figure, then the loss."""
+        """Keeps the weights of an epoch if they are better on the held-out images: main figure, then loss."""
         merit = -score.loss if score.main == "loss" else getattr(score, score.main)
         if self.best is None or (merit, -score.loss) > (self.best["merit"], -self.best["loss"]):
             kept = {name: value.detach().cpu().clone() for name, value in state.items()}

@@ -39,7 +39,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "path": PATHS,
     "precision": (*NUMBERS[1:], "fp8", "", torch.int8),
     **dict.fromkeys(("teacher", "reference"), (*MODELS[1:], dense_model("swin"))),
-    "task": (None, 3, "classify", "multi_label", "regression", lambda output, batch: output, nn.Linear(3, 3), object()),
+    "task": (None, 3, "classify", "multi_label", "regression", lambda output, batch: output, object()),
     "keep_masks": (None, 3, [], {"absent": torch.ones(2, 2) > 0}, {"blocks.0.mlp.fc1": None}, {3: 4}),
     "output": (3.5, {}, [], object(), "absent", 99, -99, [None], lambda output: None),
     "classes": (None, 3, "abcde", [], ["a"], {}, [None] * 5, list("aabcd"), object()),
