@@ -33,7 +33,10 @@ from lpvit.training.settings import Recipe
 from lpvit.training.tasks import task_of
 from lpvit.training.tasks.classification import Classification
 from lpvit.training.tasks.following import Following
+from lpvit.training.tasks.multi_label import MultiLabelScore
 from lpvit.training.tasks.outputs import outputs_of
+from lpvit.training.tasks.own import MeanLoss
+from lpvit.training.tasks.regression import RegressionScore
 from lpvit.training.tasks.task import Score, Task
 from lpvit.training.train import train
 
@@ -51,7 +54,11 @@ def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy: ...
 @overload
 def evaluate(model: nn.Module | Pruned, loader: Iterable[Any], *, reference: nn.Module) -> Agreement: ...
 @overload
-def evaluate(model: nn.Module | Pruned, loader: Iterable[Any], *, task: TaskName | OwnFunction) -> Score: ...
+def evaluate(model: nn.Module | Pruned, loader: Iterable[Any], *, task: Literal["multi_label"]) -> MultiLabelScore: ...
+@overload
+def evaluate(model: nn.Module | Pruned, loader: Iterable[Any], *, task: Literal["regression"]) -> RegressionScore: ...
+@overload
+def evaluate(model: nn.Module | Pruned, loader: Iterable[Any], *, task: OwnFunction) -> MeanLoss: ...
 def evaluate(
     model: nn.Module | Pruned,
     loader: Iterable[Any],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import source_of
 from lpvit.models.outputs import named_tensors, reading_of
+from lpvit.models.preparation import width_of
 from lpvit.models.sources.given import Given
 
 
@@ -21,6 +22,12 @@ def is_classifier(model: nn.Module) -> bool | None:
     if source.num_classes:
         return True
     return None if isinstance(source, Given) or reading_of(model).output is not None else False
+
+
+def class_count(model: nn.Module) -> int:
+    """Logits of a classifier: outputs of its head where it can be found, else of a pass over an image."""
+    found = source_of(model).classes_in(model)
+    return width_of(model) if found is None else found
 
 
 def require_classifier(model: nn.Module) -> None:

@@ -81,9 +81,10 @@ def _training(recipe: Recipe) -> str:
     ]
     if recipe.distillation != "none":
         teacher = "the dense model" if recipe.teacher == "dense" else f"timm's {recipe.teacher}"
-        parts.append(
-            f"with {recipe.distillation} distillation from {teacher} (share {recipe.distillation_alpha:g} of the loss)"
-        )
+        loss = f"{recipe.distillation} distillation from {teacher} (share {recipe.distillation_alpha:g} of the loss)"
+        if recipe.distillation == "features":
+            loss = f"the {recipe.features_loss} distance from the outputs of {teacher} as the loss, without labels"
+        parts.append(f"with {loss}")
     if recipe.pruned_over:
         parts.append(f"with blocks pruned by magnitude over the first {100 * recipe.pruned_over:g} % of the steps")
     return ", ".join(parts)

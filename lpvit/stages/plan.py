@@ -25,6 +25,7 @@ from lpvit.errors import LpvitError
 from lpvit.lazy import is_installed
 from lpvit.models.analysis.trace import IMAGES, random_images
 from lpvit.models.architecture import Architecture
+from lpvit.models.heads import is_classifier
 from lpvit.models.labels import require_labels_of_weights
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
@@ -179,6 +180,11 @@ def _check_model(model: Model, classes: int | None) -> nn.Module:
             raise LpvitError(
                 f"models: {model.source}'s '{model.name}' knows {known} classes, the dataset has {classes}, so its "
                 "head is random; give the model a 'recipe' to train it"
+            )
+        if is_classifier(built) is False:
+            raise LpvitError(
+                f"models: {model.source}'s '{model.name}' has no classes, by which a run is evaluated; compress it in "
+                "Python, where labels are not needed"
             )
         if classes and model.checkpoint is not None:
             require_same(built, read_checkpoint(model.checkpoint, built), model.checkpoint)

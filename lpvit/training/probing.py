@@ -64,7 +64,7 @@ def nearest_votes(features: Tensor, labels: Tensor, others: Tensor, classes: int
     """
     known, asked = (functional.normalize(each, dim=1) for each in (features, others))
     votes = []
-    for part in asked.split(1024):
+    for part in torch.split(asked, 1024):
         cosines, nearest = (part @ known.T).topk(min(NEIGHBOURS, len(known)), dim=1)
         each = functional.one_hot(labels[nearest], classes) * ((cosines - 1) / TEMPERATURE).exp()[..., None]
         votes.append(each.sum(dim=1))
@@ -101,10 +101,10 @@ def _logistic_regression(features: Tensor, labels: Tensor, classes: int, decay: 
         def closure() -> Tensor:
             optimizer.zero_grad()
             loss = functional.cross_entropy(inputs @ weight, targets) + decay / 2 * weight[:-1].square().sum()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     return weight.detach()
 
 

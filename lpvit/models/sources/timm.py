@@ -62,7 +62,7 @@ class Timm(Source):
 
     @staticmethod
     def classes_in(model: nn.Module) -> int | None:
-        head = model.get_classifier() if hasattr(model, "get_classifier") else None
+        head: Any = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
         return outputs_of_head(head[0] if isinstance(head, tuple | list) else head)
 
     @classmethod

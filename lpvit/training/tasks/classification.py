@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from lpvit.models.heads import require_classifier
-from lpvit.models.preparation import width_of
+from lpvit.models.heads import class_count, require_classifier
 from lpvit.training import evaluation
 from lpvit.training.evaluation import Accuracy, evaluation_sums, over_processes
 from lpvit.training.features import FeatureLoss
@@ -19,7 +18,7 @@ class Classification(Task):
     unfit = ()
 
     def classes(self, model: nn.Module) -> int | None:
-        return width_of(model)
+        return class_count(model)
 
     def require(self, model: nn.Module) -> None:
         require_classifier(model)
