@@ -1,7 +1,7 @@
 """Effect of aligned bases: blocks of one dense model in its given basis, in aligned bases, and with single freedoms.
 
-    snakemake --cores all results/cifar10/given/dense.pt --configfile config/cifar10.yaml
-    python benchmarks/bases.py --config config/cifar10.yaml --dataset cifar10 --model given
+    snakemake --cores all results/cifar10/given/dense.pt --configfile benchmarks/configs/cifar10.yaml
+    python benchmarks/bases.py --config benchmarks/configs/cifar10.yaml --dataset cifar10 --model given
 
 Blocks are selected in one round by Gauss-Newton products and one Lagrange multiplier, and the remaining weights are
 refitted by least squares. Appends a line for every configuration, block shape and budget to

@@ -1,6 +1,6 @@
 """Accuracy of rate-distortion curves: predicted against measured by masking, on the same images.
 
-    python benchmarks/fidelity.py --config config/cifar10.yaml --dataset cifar10 --model given
+    python benchmarks/fidelity.py --config benchmarks/configs/cifar10.yaml --dataset cifar10 --model given
 
 Prints a table and draws ``fidelity.png`` to ``results/benchmarks/<dataset>/<model>``. Seconds are of processor time.
 """

@@ -1,7 +1,7 @@
 """Compares all pruning methods of `pruning.yaml` on one dense model.
 
-    snakemake --cores all results/cifar10/given/dense.pt --configfile config/cifar10.yaml
-    python benchmarks/pruning.py --config config/cifar10.yaml --dataset cifar10 --model given
+    snakemake --cores all results/cifar10/given/dense.pt --configfile benchmarks/configs/cifar10.yaml
+    python benchmarks/pruning.py --config benchmarks/configs/cifar10.yaml --dataset cifar10 --model given
 
 Writes ``runs.csv`` (a line per method, budget, block shape and calibration seed), ``finetuned.csv``, ``table.md``,
 ``accuracy.png`` and ``speed_up.png`` to ``results/benchmarks/<dataset>/<model>``. An interrupted benchmark

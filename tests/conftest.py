@@ -96,7 +96,9 @@ class Workflow:
         return [*command, *arguments], environment
 
     def run(self, config: dict[str, Any], *arguments: str) -> Run:
-        command, environment = self.command(config, *arguments)
+        return self.run_command(*self.command(config, *arguments))
+
+    def run_command(self, command: list[str], environment: dict[str, str]) -> Run:
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
         return Run(done.returncode, done.stdout + done.stderr)
 

@@ -116,7 +116,7 @@ MODELS: dict[str, tuple[str, Callable[[], nn.Module]]] = {  # class -> library, 
         lambda: open_clip_model(attentional_pool=True, attn_pooler_heads=2, attn_pooler_queries=4),
     ),
     "nn.TransformerEncoder": ("torch", Encoder),
-    "backbone with `features_only`": ("timm", backbone),
+    "backbone with features_only": ("timm", backbone),
 }
 QUICK = ("ViTForImageClassification", "vit_b_16", "swin_v2_t", "image tower", "nn.TransformerEncoder")
 

@@ -69,8 +69,7 @@ def prune(
             Gauss-Newton saliencies and curves.
         pruning: What is removed and how that is measured: `lpvit.Factors` (the default), `lpvit.Blocks`,
             `lpvit.Mixed` or `lpvit.Width`. Its ``batch_size`` is ignored.
-        schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
-            them.
+        schemes: Added to the pruned model, in this order; the budget is then a share of the dense costs with them.
         energy: Constants of the energy model, for a budget in energy.
         output: What counts of the model's output, if it is not one tensor: a key or a place, several of them, or a
             function that returns tensors. By default logits, else pooled features, else the last hidden state; of a
@@ -86,11 +85,10 @@ def prune(
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
             budget cannot be met, or something is not finite.
     """
-    _require_types(pruning, schemes, energy)
+    _require_types(pruning, schemes, output)
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning, schemes)
-    if energy != HOROWITZ and budget.energy is None:
-        raise LpvitError("energy: its constants are for a budget of energy, lpvit.Budget(energy=...); leave it out")
+    _require_energy(energy, budget)
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
         pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out, output)
         for scheme in schemes:
@@ -99,12 +97,22 @@ def prune(
     return pruned
 
 
-def _require_types(pruning: Any, schemes: Any, energy: Any) -> None:
+def _require_energy(energy: Any, budget: Budget) -> None:
+    require_type("energy", energy, Energy, "an lpvit.costs.settings.Energy")
+    if energy != HOROWITZ and budget.energy is None:
+        raise LpvitError("energy: its constants are for a budget of energy, lpvit.Budget(energy=...); leave it out")
+
+
+def _require_types(pruning: Any, schemes: Any, output: Any) -> None:
+    if output is not None and not callable(output):
+        for place in output if isinstance(output, list | tuple) and output else [output]:
+            require_type(
+                "output", place, str | int, "a key or a place of the model's output, several of them, or a function"
+            )
     require_type("pruning", pruning, StructureSettings | None, "lpvit.Factors(), lpvit.Blocks(...) or another")
     require_type("schemes", schemes, Sequence, "a list of lpvit.Scheme")
     for scheme in schemes:
         require_type("schemes", scheme, Scheme, "a list of lpvit.Scheme")
-    require_type("energy", energy, Energy, "an lpvit.costs.settings.Energy")
 
 
 class _CostModel(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, accepted_by
@@ -26,7 +26,6 @@ from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
 from lpvit.training.job import Training
-from lpvit.training.loss import require_fit
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
 
@@ -65,22 +64,22 @@ def finetune(
     *,
     recipe: Recipe,
     teacher: nn.Module | None = None,
+    held_out: Iterable[Any] | None = None,
 ) -> Pruned:
     """Trains a pruned model with fixed masks, on its device.
 
     Args:
         pruned: Not modified, a copy is trained.
         loader: Training images with labels, as for `evaluate`; with any shuffling and augmentation of single
-            images; a recipe with keys for these (crops, flips, RandAugment) is refused. Those for batches (mixup,
-            cutmix, erasing) are applied here.
+            images, whose keys in a recipe are refused; mixup, cutmix and erasing are applied here.
         validation: Images with labels, evaluated after every epoch.
         recipe: Hyperparameters; its ``batch_size`` is that of the loader.
-        teacher: For a recipe with ``distillation`` (and ``teacher="dense"``): the dense model, or another with the
-            same classes.
+        teacher: For a recipe with ``distillation``: the dense model, or another with the same classes.
+        held_out: Images with labels, in neither of the loaders, that choose the epoch.
 
     Returns:
-        With the weights of the last epoch, averaged if the recipe has an ``ema_decay``; pruned weights are still
-        exactly zero.
+        With the weights of the last epoch, or of the best one on ``held_out``, averaged if the recipe has an
+        ``ema_decay``; pruned weights are still exactly zero.
 
     Raises:
         LpvitError: Recipe, loader, teacher and model do not fit each other, or the loss is not finite.
@@ -90,25 +89,31 @@ def finetune(
     images = LabelledBatches(loader, weight.dtype, recipe.batch_size)
     validated = LabelledBatches(validation, weight.dtype)
     loaders = cast(Loader, images), cast(Loader, validated)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
-        job = Training(
-            pruned.model,
-            recipe,
-            lambda *_: loaders,
-            resume_file=Path(folder, "resume.pt"),
-            fingerprint="",
-            device=weight.device,
-            threads=torch.get_num_threads(),
-            checkpoint_minutes=float("inf"),
-            keep_masks=pruned.keep_masks,
-            block_shape=pruned.block_shape,
-            teacher=None if teacher is None else _taught(teacher, loaders[0]),
-        )
-        with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
-            state = train(job).state
+    chosen_by = None if held_out is None else cast(Loader, LabelledBatches(held_out, weight.dtype))
+    job = Training(
+        pruned.model,
+        recipe,
+        lambda *_: loaders,
+        resume_file=Path("resume.pt"),
+        fingerprint="",
+        device=weight.device,
+        threads=torch.get_num_threads(),
+        checkpoint_minutes=float("inf"),
+        keep_masks=pruned.keep_masks,
+        block_shape=pruned.block_shape,
+        make_held_out=None if chosen_by is None else lambda *_: chosen_by,
+        teacher=None if teacher is None else _taught(teacher, loaders[0]),
+    )
     model = deepcopy(pruned.model)
-    model.load_state_dict(state)
+    with accepted_by(pruned.model, images), accepted_by(pruned.model, validated):
+        model.load_state_dict(_trained(job))
     return replace(pruned, model=model.eval())
+
+
+def _trained(job: Training) -> dict[str, Tensor]:
+    """The weights after a training that keeps its checkpoints in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
+        return train(replace(job, resume_file=Path(folder, "resume.pt"))).state
 
 
 def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
@@ -117,7 +122,8 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
     require_type("teacher", teacher, nn.Module | None, "a model or None")
     if teacher is not None:
         require_weights(teacher)
-        require_fit(pruned.model, teacher)
+        if not hasattr(teacher, "num_classes") or not hasattr(teacher, "pretrained_cfg"):
+            raise LpvitError(f"teacher: found {type(teacher).__name__}, expected a model of timm")
     if recipe.teacher not in (None, "dense") or (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "
@@ -126,6 +132,8 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
     for key in _OF_SINGLE_IMAGES:
         if getattr(recipe, key) != Recipe.model_fields[key].default:
             raise LpvitError(f"recipe: {key} acts on single images, which your loader makes; do it there, omit the key")
+    if recipe.choose_by:
+        raise LpvitError("recipe: choose_by splits the images of a config; give other images as held_out instead")
     if recipe.pruned_over:
         raise LpvitError("recipe: pruned_over starts with the dense model, this one is pruned; omit it")
     if int8_layers(pruned.model):

@@ -56,8 +56,10 @@ def timed(files: Sequence[Path], how: Bench) -> Iterator[str]:
         how: Batch sizes, durations, engines.
 
     Raises:
-        LpvitError: A file is no model, or a configuration gives wrong logits.
+        LpvitError: A file is no model, a number is not positive, or a configuration gives wrong logits.
     """
+    if how.threads is not None and how.threads < 1:
+        raise LpvitError(f"--threads: found {how.threads}, expected a positive number")
     if how.threads is not None:
         torch.set_num_threads(how.threads)
     opened = {str(path): open_model(path, how.threads) for path in files}
@@ -93,7 +95,7 @@ def _of_pruned(pruned: Pruned, how: Bench) -> pd.DataFrame:
     )
     images = torch.randn(CALIBRATION, *input_size(pruned.model), generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(CALIBRATION, dtype=torch.int64)
-    rivals = Rivals(how.engines, list(images[:, None]), [(images, labels)])
+    rivals = Rivals(how.engines, [image[None] for image in images], [(images, labels)])
     logging.getLogger("lpvit.measure.power").setLevel(logging.ERROR)  # energy is no part of it
     dense = _dense_form(pruned)
     masks, shape = pruned.keep_masks, pruned.block_shape

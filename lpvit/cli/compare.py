@@ -102,8 +102,8 @@ def _blur(share: float) -> Spoil:
     def blurred(images: Tensor) -> Tensor:
         sigma = share * min(images.shape[-2:])
         size = 2 * max(1, round(3 * sigma)) + 1
-        spoilt: Tensor = gaussian_blur(images, [size, size], [sigma, sigma])
-        return spoilt
+        worse: Tensor = gaussian_blur(images, [size, size], [sigma, sigma])
+        return worse
 
     return blurred
 

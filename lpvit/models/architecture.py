@@ -105,8 +105,8 @@ def found_source(model: nn.Module) -> Source:
     found: Source | None = None
     if library in ("transformers", "torchvision"):
         found = source_class(library).of(model)  # type: ignore[attr-defined]
-    elif "architecture" in (getattr(model, "pretrained_cfg", None) or {}):
-        found = Timm.of(model)
+    elif "architecture" in (getattr(model, "pretrained_cfg", None) or {}) and hasattr(model, "num_classes"):
+        found = Timm.of(model)  # but for features only, which have no classes
     return found or Given.of(model)
 
 
@@ -224,7 +224,7 @@ def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Ten
         model = outline(architecture, state)
         require_same_architecture(model, state, "its weights")
     except LpvitError as error:
-        raise LpvitError(f"{path}: {error}; delete it and rerun") from None
+        raise LpvitError(f"{path}: {one_line(error)}; delete it and rerun") from None
     return architecture, state
 
 

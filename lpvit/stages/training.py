@@ -41,10 +41,11 @@ def read_training(
     model: nn.Module = architecture.build(state)
     images = read_parquet(snakemake.input.images, IMAGES)
     require_same_order(architecture.classes, class_names(images), "the model")
+    loaders = SplitLoaders(images, snakemake.params.dataset, Preprocessing.from_model(model), recipe, compute)
     return Training(
         model,
         recipe,
-        SplitLoaders(images, snakemake.params.dataset, Preprocessing.from_model(model), recipe, compute),
+        loaders,
         resume_file=Path(snakemake.params.resume),
         fingerprint=fingerprint(dict(snakemake.params.items()), *snakemake.input),
         device=torch.device(compute.device),
@@ -53,5 +54,6 @@ def read_training(
         nodes=nodes_of(compute.nodes, compute.node_command),
         checkpoint_minutes=compute.checkpoint_minutes,
         events=None if compute.tensorboard is None else compute.tensorboard / Path(snakemake.output[0]).with_suffix(""),
+        make_held_out=loaders.held_out if recipe.choose_by else None,
         teacher=load_teacher(recipe, architecture.source.num_classes, snakemake.input.get("dense")),
     )

@@ -69,7 +69,7 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
         require_held()
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        if not _is_about_the_disk(error):
+        if not _is_about_the_disk(error) and getattr(error, "filename", None) != str(partial):
             raise
         raise LpvitError(
             f"{path}: cannot be written ({_reason(error)}); free some space or choose another folder"

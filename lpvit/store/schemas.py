@@ -204,6 +204,13 @@ HISTORY = Schema(
         Column("train_loss", pa.float64(), "nat", "mean over the images of the epoch, distillation included"),
         Column("validation_loss", pa.float64(), "nat", "cross-entropy on the validation split"),
         Column("top1", pa.float64(), "%", "top-1 accuracy on the validation split"),
+        Column(
+            "held_out_top1",
+            pa.float64(),
+            "%",
+            "top-1 accuracy on the held-out training images that choose the epoch; null without `choose_by`",
+            nullable=True,
+        ),
         Column("seconds", pa.float64(), "s", "wall time of training and validation"),
     ),
 )

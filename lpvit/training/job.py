@@ -15,6 +15,7 @@ from lpvit.training.settings import Recipe
 # (rank, processes, device) -> this process's shard of the training split (the same number of batches on every rank,
 # each of batch_size / processes images) and of the validation split (of any size)
 MakeLoaders = Callable[[int, int, torch.device], tuple[Loader, Loader]]
+MakeHeldOut = Callable[[int, int, torch.device], Loader]  # likewise, a shard of images that choose the epoch
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Training:
         events: Folder for TensorBoard's events of this training, if any.
         keep_masks: Kept blocks; all other weights are and remain exactly zero.
         block_shape: (r, c) of the keep masks.
+        make_held_out: Images that are in neither split, by which the epoch is chosen; None keeps the last epoch.
         teacher: For a recipe with distillation; not modified. It gets the student's images, converted to its own
             normalisation and size.
     """
@@ -52,4 +54,5 @@ class Training:
     events: Path | None = None
     keep_masks: KeepMasks = field(default_factory=dict)
     block_shape: tuple[int, int] = (1, 1)
+    make_held_out: MakeHeldOut | None = None
     teacher: nn.Module | None = None

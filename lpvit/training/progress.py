@@ -3,11 +3,12 @@
 import logging
 import random
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from lpvit.errors import LpvitError, one_line
 from lpvit.store.artifacts import load, save
@@ -35,12 +36,14 @@ class TrainingProgress:
 
     Attributes:
         history: One row for every finished epoch, as in ``HISTORY``.
+        best: Epoch, accuracy on the held-out images and weights of the best epoch, if there are such images.
         steps_done: Optimiser steps of the current epoch.
         sums: Loss and images of those steps, in this process.
     """
 
     def __init__(self, job: Training, history: list[dict[str, float]]) -> None:
         self.history, self.steps_done, self.sums = history, 0, [0.0, 0.0]
+        self.best: dict[str, Any] | None = None
         self._file, self._fingerprint, self._interval = job.resume_file, job.fingerprint, 60 * job.checkpoint_minutes
         self._saved = time.monotonic()
 
@@ -55,6 +58,12 @@ class TrainingProgress:
                 place = (len(self.history) + 1, epochs, self.steps_done, steps)
                 _logger.info("epoch %d/%d, step %d/%d: loss %.4f so far, saved", *place, self.sums[0] / self.sums[1])
 
+    def offer(self, epoch: int, top1: float, loss: float, state: Mapping[str, Tensor]) -> None:
+        """Keeps the weights of an epoch if they are better on the held-out images: top-1, then cross-entropy."""
+        if self.best is None or (top1, -loss) > (self.best["top1"], -self.best["loss"]):
+            kept = {name: value.detach().cpu().clone() for name, value in state.items()}
+            self.best = {"epoch": epoch, "top1": top1, "loss": loss, "state": kept}
+
     def end_epoch(self, row: dict[str, float]) -> None:
         self.history.append(row)
         self.steps_done, self.sums = 0, [0.0, 0.0]
@@ -64,7 +73,9 @@ class TrainingProgress:
         place = {"steps_done": self.steps_done, "processes": _of_all_processes((self.sums, _generators()))}
         if _rank() == 0:
             save(
-                trainer.state() | place | {"fingerprint": self._fingerprint, "history": self.history},
+                trainer.state()
+                | place
+                | {"fingerprint": self._fingerprint, "history": self.history, "best": self.best},
                 self._file,
                 "training",
             )
@@ -72,7 +83,7 @@ class TrainingProgress:
 
     def resume(self, saved: dict[str, Any]) -> None:
         """Restores a position within an epoch."""
-        self.steps_done = saved["steps_done"]
+        self.steps_done, self.best = saved["steps_done"], saved.get("best")
         self.sums, generators = saved["processes"][_rank()]
         if self.steps_done:
             _set_generators(generators)

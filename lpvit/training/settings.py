@@ -47,6 +47,11 @@ class Recipe(Section):
     random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle")
     repeated_augmentation: int = Field(1, gt=0, description="repetitions of an image in an epoch of the same length")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null is off")
+    choose_by: Share = Field(
+        0.0,
+        description="share of the training images of every class that is held out to choose the epoch with the best "
+        "accuracy on them; 0 keeps the last epoch. The validation split chooses nothing",
+    )
     pruned_over: Share = Field(
         0.0,
         description="share of the training during which blocks are pruned by magnitude (gradual magnitude pruning; as "
@@ -81,6 +86,8 @@ class Recipe(Section):
             self.without(
                 "distillation_temperature", because=f"belongs to distillation 'soft', not '{self.distillation}'"
             )
+        if self.choose_by and self.pruned_over:
+            raise ValueError("choose_by: only the last epoch of 'pruned_over' has all masks; leave one of them out")
         if self.teacher_checkpoint is not None and self.teacher in (None, "dense"):
             raise ValueError("teacher_checkpoint: only a timm teacher takes a checkpoint")
         return self

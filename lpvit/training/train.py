@@ -5,6 +5,7 @@ The recipe is DeiT's (Touvron et al., ICML 2021, section 6 and table 9) built fr
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -68,7 +69,11 @@ def train(training: Training) -> Trained:
     else:
         launch(_train, job, job.processes, "nccl" if job.device.type == "cuda" else "gloo", job.nodes)
     result = load(job.resume_file, "training")
-    return Trained(result["ema"] or result["model"], pd.DataFrame(result["history"]), result["keep_masks"])
+    history, best = pd.DataFrame(result["history"]), result["best"]
+    if best is not None:
+        logger.info("epoch %d is kept: top-1 %.2f %% on the held-out training images", best["epoch"], best["top1"])
+        return Trained(best["state"], history, result["keep_masks"])
+    return Trained(result["ema"] or result["model"], history, result["keep_masks"])
 
 
 def _check(training: Training) -> None:
@@ -92,6 +97,7 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
     training_loader, validation_loader = job.make_loaders(rank, processes, device)
     if len(training_loader) == 0:
         raise LpvitError("recipe: the training split yields no batch; lower 'batch_size' or check the dataset")
+    held_out = None if job.make_held_out is None else job.make_held_out(rank, processes, device)
     trainer = Trainer(job, device, len(training_loader), processes)
     progress = resumed_progress(job, trainer)
     first_epoch = len(progress.history) + 1
@@ -103,11 +109,15 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
             training_loader.set_epoch(epoch)
             loss = trainer.train_epoch(training_loader, epoch, progress, shown=rank == 0)
             accuracy = trainer.validate(validation_loader, epoch, shown=rank == 0)
+            chosen_by = None if held_out is None else trainer.validate(held_out, epoch, shown=rank == 0)
+            if chosen_by is not None:
+                progress.offer(epoch, chosen_by.top1, chosen_by.loss, trainer.evaluated.state_dict())
             measured = {
                 "learning_rate": trainer.learning_rate,
                 "train_loss": loss,
                 "validation_loss": accuracy.loss,
                 "top1": accuracy.top1,
+                "held_out_top1": math.nan if chosen_by is None else chosen_by.top1,
                 "seconds": time.monotonic() - start,
             }
             progress.end_epoch({"epoch": epoch, **measured})

@@ -40,7 +40,8 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "precision": (*NUMBERS[1:], "fp8", "", torch.int8),
     "teacher": (*MODELS[1:], dense_model("swin")),
     "keep_masks": (None, 3, [], {"absent": torch.ones(2, 2) > 0}, {"blocks.0.mlp.fc1": None}, {3: 4}),
-    "classes": (3, "abcde", [], ["a"], {}, [None] * 5, list("aabcd"), object()),
+    "output": (3.5, {}, [], object(), "absent", 99, -99, [None], lambda output: None),
+    "classes": (None, 3, "abcde", [], ["a"], {}, [None] * 5, list("aabcd"), object()),
     "dense_costs": (3, "costs", {}),
     "outcomes": (3, "outcomes", {}),
 }
@@ -66,6 +67,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         "export_openvino": {"pruned": pruned, "path": folder / "model.xml"},
         "add_scheme": {"model": dense_model("vit"), "scheme": lpvit.Scheme(scheme="token_merging", merged_tokens=1)},
         "transform": {"model": pruned},
+        "name_classes": {"model": model, "classes": list("abcde")},
         "show_progress": {"shown": True},
         "Pruned": {"model": pruned.model, "keep_masks": pruned.keep_masks, "block_shape": BLOCK_SHAPE},
     }

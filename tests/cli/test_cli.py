@@ -369,6 +369,29 @@ def test_files_that_are_none_of_ours_are_told_in_one_line(capsys: pytest.Capture
         assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize("path", ["", "..", "a_folder", "absent", "binary", "a" * 300])
+@pytest.mark.parametrize(
+    "command", ["info PATH", "bench PATH", "export PATH o.onnx", "check PATH", "prune PATH", "init PATH"]
+)
+def test_a_path_that_is_none_of_a_file_for_a_command_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], command: str, path: str
+) -> None:
+    Path("a_folder").mkdir()
+    Path("binary").write_bytes(bytes(range(256)))
+    assert main([path if word == "PATH" else word for word in command.split()]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_and_a_number_of_threads_below_one_are_told_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pruned = lpvit.prune(dense_model("vit"), photographs("vit").split(8), budget=0.5, block_shape=(8, 4))
+    lpvit.save(pruned, "model.safetensors", options=VIT)
+    for rest in (["export", "/proc/model.safetensors"], ["bench", "--threads", "0"]):
+        assert main([rest[0], "model.safetensors", *rest[1:]]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_help_is_there_at_once_and_names_every_command() -> None:
     code = (
         "import sys; from lpvit.cli.main import main\n"

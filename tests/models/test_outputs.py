@@ -112,7 +112,7 @@ def test_a_model_is_pruned_by_what_is_named_as_if_it_were_all() -> None:
 
 
 def test_a_feature_pyramid_is_pruned_by_all_its_levels() -> None:
-    model, some = member("backbone with `features_only`"), images(8)
+    model, some = member("backbone with features_only"), images(8)
     pruned = lpvit.prune(model, [some], budget=0.6)
     levels = pruned.model(some)
     assert [level.shape for level in levels] == [level.shape for level in model(some)]

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,14 @@ from lpvit.store.tables import write_parquet
 from lpvit.strategies import module_names
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.training.augmentation import BatchAugmentation
+from lpvit.training.evaluation import Accuracy
 from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
 from lpvit.training.nodes import Nodes
 from lpvit.training.settings import Recipe
-from lpvit.training.splits import SplitLoaders
+from lpvit.training.splits import SplitLoaders, held_out_of
 from lpvit.training.train import train
-from lpvit.training.trainer import learning_rate_schedule
+from lpvit.training.trainer import Trainer, learning_rate_schedule
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -149,6 +150,60 @@ def test_training_learns_a_learnable_problem(tmp_path: Path) -> None:
     assert history["top1"].iloc[-1] > 90
     assert history["epoch"].tolist() == list(range(1, 9))
     write_parquet(history, tmp_path / "history.parquet", HISTORY)
+
+
+def held_out() -> Callable[..., ToyLoader]:
+    """Makes the loader of other images of the same patterns."""
+
+    def make(rank: int, world_size: int, device: torch.device) -> ToyLoader:
+        loader = ToyData(images=24)(rank, world_size, device)[1]
+        loader.images = loader.images.flip(0)
+        loader.labels = loader.labels.flip(0)
+        return loader
+
+    return make
+
+
+def test_the_best_epoch_on_held_out_images_is_kept_and_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([(50, 1.0), (20, 9.0), (90, 1.0), (90, 0.5), (10, 9.0), (30, 1.0)])  # validation, held out, ...
+    states: list[dict[str, Tensor]] = []
+
+    def validate(trainer: Trainer, loader: object, epoch: int, shown: bool) -> Accuracy:
+        states.append({name: value.clone() for name, value in trainer.evaluated.state_dict().items()})
+        top1, loss = next(accuracies)
+        return Accuracy(24, top1, 100.0, loss)
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    state, history = fit(tmp_path, recipe(epochs=3), make_held_out=held_out())
+    assert history["held_out_top1"].tolist() == [20, 90, 30]
+    assert history["top1"].tolist() == [50, 90, 10]
+    assert_same(state, states[3])
+    with pytest.raises(AssertionError):
+        assert_same(state, states[-1])
+
+
+def test_the_epoch_that_was_best_survives_an_interruption(tmp_path: Path) -> None:
+    settings = recipe(epochs=4, learning_rate=1e-2)
+    undisturbed, expected = fit(tmp_path / "one", settings, make_held_out=held_out())
+    with pytest.raises(KilledError):
+        fit(tmp_path / "two", settings, ToyData(fault="exception"), make_held_out=held_out())
+    state, history = fit(tmp_path / "two", settings, make_held_out=held_out())
+    assert_same(state, undisturbed)
+    assert history["held_out_top1"].tolist() == expected["held_out_top1"].tolist()
+
+
+def test_images_that_choose_the_epoch_are_of_every_class_and_not_trained_on() -> None:
+    images = pd.DataFrame({"path": [f"{number}.png" for number in range(40)], "label": [0, 1] * 20})
+    trained, chosen = held_out_of(images, 0.2)
+    assert set(trained["path"]) & set(chosen["path"]) == set()
+    assert len(trained) + len(chosen) == len(images)
+    assert chosen["label"].value_counts().to_dict() == {0: 4, 1: 4}
+    assert held_out_of(images.iloc[::-1], 0.2)[1]["path"].tolist()[::-1] == chosen["path"].tolist()
+    assert len(held_out_of(images, 0)[1]) == 0
+    with pytest.raises(LpvitError, match="choose_by: only the last epoch"):
+        recipe(choose_by=0.1, pruned_over=0.5)
 
 
 def test_the_model_that_is_passed_in_stays_as_it_is(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class UnpackedAttention(nn.Module):
     _qkv_same_embed_dim = False
 
     def __init__(self, packed: nn.MultiheadAttention, joint: bool) -> None:
-        """Takes over the weights.
+        """Has the weights of another module.
 
         Args:
             packed: Without ``bias_k`` and ``add_zero_attn``; stays as it is.
@@ -53,10 +53,12 @@ class UnpackedAttention(nn.Module):
         key_padding_mask: Tensor | None = None,
         need_weights: bool = True,
         attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
+        **options: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention.forward`: query (N, L, E), key and value (N, S, E), or as ``batch_first`` says."""
+        """As `nn.MultiheadAttention.forward`: query (N, L, E), key and value (N, S, E), or as ``batch_first`` says.
+
+        Of the ``options`` only ``average_attn_weights`` counts: ``is_causal`` repeats what the mask says.
+        """
         swapped = not self.batch_first and query.dim() == 3
         if self.joint:
             parts = self.qkv(query.transpose(0, 1) if swapped else query).chunk(3, dim=-1)
@@ -74,7 +76,7 @@ class UnpackedAttention(nn.Module):
             dropout = self.dropout if self.training else 0.0
             attended = functional.scaled_dot_product_attention(q, k, v, mask, dropout)
         output = self.proj(attended.transpose(-2, -3).flatten(-2))
-        if weights is not None and average_attn_weights:
+        if weights is not None and options.get("average_attn_weights", True):
             weights = weights.mean(dim=-3)
         return output.transpose(0, 1) if swapped else output, weights
 

@@ -26,7 +26,7 @@ class CalledWindowAttention(nn.Module):
     relative_coords_table: Tensor
 
     def __init__(self, original: Any) -> None:
-        """Takes over modules, parameters and buffers.
+        """Has the modules, parameters and buffers of another module.
 
         Args:
             original: One of torchvision; stays as it is.
