@@ -86,8 +86,10 @@ def finetune(
     """
     _check(pruned, recipe, teacher)
     weight = next(pruned.model.parameters())
-    images = LabelledBatches(loader, weight.dtype, recipe.batch_size)
-    validated = LabelledBatches(validation, weight.dtype)
+    images, validated = (
+        LabelledBatches(loader, weight.dtype, recipe.batch_size),
+        LabelledBatches(validation, weight.dtype),
+    )
     loaders = cast(Loader, images), cast(Loader, validated)
     chosen_by = None if held_out is None else cast(Loader, LabelledBatches(held_out, weight.dtype))
     job = Training(
