@@ -4,9 +4,10 @@
     python benchmarks/factors.py --config benchmarks/configs/cifar10.yaml --dataset cifar10 --model given --output rows.csv
 
 Writes a line per method and budget as it is measured; what was stopped goes on after the last line. ``macs`` and
-``achieved`` are shares of the dense MACs in matrix layers, ``distortion`` is the mean squared change of the logits of a
-test image and ``predicted`` the sum of the layers' curves, before a refit; ``seconds`` are those of measuring and of
-making the model.
+``achieved`` are shares of the dense MACs in matrix layers; ``lost`` are the points of top-1 below the dense model, plus
+or minus ``interval`` (95 %, paired by image); ``distortion`` is the mean squared change of the logits of a test image
+and ``predicted`` the sum of the layers' curves, before a refit; ``seconds`` are those of measuring and of making the
+model.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from subject import add_arguments, logits_of, read_subject, squared_change, top1
+from subject import add_arguments, logits_of, points_lost, read_subject, squared_change, top1
 from torch import nn
 
 from lpvit.allocation.allocate import allocate
@@ -41,14 +42,18 @@ METHODS: dict[str, tuple[StructureSettings, bool]] = {  # settings, and whether 
     "factors": (Factors(), True),
     "pivoted": (Factors(form="pivoted"), True),
     "mixed": (Mixed(), True),
+    "factors, refined": (Factors(refine_steps=150), True),
     "blocks": (Blocks(block_shape=(16, 16), basis="aligned", **GAUSS_NEWTON), True),
+    "32x32 blocks": (Blocks(block_shape=(32, 32), basis="aligned", **GAUSS_NEWTON), True),
+    "blocks, bases as given": (Blocks(block_shape=(16, 16), **GAUSS_NEWTON), True),
     "factors, not refitted": (Factors(), False),
     "activation-aware SVD (AAFM)": (Factors(metric="activations"), False),
     "Fisher-weighted SVD (FWSVD)": (Factors(metric="fisher"), False),
     "SVD of the weights": (Factors(metric="weights"), False),
 }
 Measured = tuple[Options, Statistics | None]
-COLUMNS = ["model", "images", "method", "macs", "achieved", "dense_top1", "top1", "distortion", "predicted", "seconds"]
+KEY = ["model", "images", "seed", "tests", "method", "macs"]
+COLUMNS = [*KEY, "achieved", "dense_top1", "top1", "lost", "interval", "distortion", "predicted", "seconds"]
 
 
 def main() -> None:
@@ -56,17 +61,18 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="CSV of the rows")
     parser.add_argument("--calibration", type=int, default=512, help="calibration images")
+    parser.add_argument("--seed", type=int, default=0, help="of the calibration images")
     parser.add_argument("--validation", type=int, default=2000, help="test images")
     parser.add_argument("--methods", "--structures", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--macs", nargs="+", type=float, default=[0.7, 0.5, 0.35, 0.25, 0.15])
     arguments = parser.parse_args()
     if not arguments.output.exists():
         arguments.output.write_text(",".join(COLUMNS) + "\n")
-    done = set(pd.read_csv(arguments.output)[COLUMNS[:4]].itertuples(index=False, name=None))
+    done = set(pd.read_csv(arguments.output)[KEY].itertuples(index=False, name=None))
     judge = Judge(arguments)
     for method in arguments.methods:
         for macs in arguments.macs:
-            key = (arguments.model, arguments.calibration, method, macs)
+            key = (arguments.model, arguments.calibration, arguments.seed, arguments.validation, method, macs)
             if key not in done:
                 row = dict(zip(COLUMNS, key, strict=False)) | judge.measure(method, macs)
                 with arguments.output.open("a", newline="") as file:
@@ -83,7 +89,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         self.subject = read_subject(self.arguments)
-        self.images = self.subject.calibration(self.arguments.calibration, seed=0)
+        self.images = self.subject.calibration(self.arguments.calibration, self.arguments.seed)
         self.tests = self.subject.validation(self.arguments.validation)
         self.dense = logits_of(self.subject.model, self.tests)
         self.macs = measure_costs(self.subject.model)["macs"].sum()
@@ -100,10 +106,13 @@ class Judge:
         seconds += time.perf_counter() - started
         logits, costs = logits_of(compressed.model, self.tests), measure_costs(compressed.model)
         kept = kept_blocks(costs, compressed.keep_masks, compressed.block_shape)
+        lost, interval = points_lost(logits, self.dense, self.tests)
         numbers = {
             "achieved": layer_table("pruned", costs, kept)["macs"].sum() / self.macs,
             "dense_top1": top1(self.dense, self.tests),
             "top1": top1(logits, self.tests),
+            "lost": lost,
+            "interval": interval,
             "distortion": squared_change(logits, self.dense),
             "predicted": sum(predictions(options.curves, allocation)),
             "seconds": seconds,
@@ -115,7 +124,7 @@ class Judge:
 
         Shared by the methods that differ in their refit alone.
         """
-        key = str(settings)
+        key = str(settings.model_dump() | {"refine_steps": 0})
         if key not in self.measured:
             started, device, model = time.perf_counter(), self.subject.compute.device, self.subject.model
             if settings.freedoms:

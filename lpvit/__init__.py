@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lpvit.api.sparsify import sparsify
     from lpvit.api.training import evaluate, finetune
     from lpvit.api.transform import transform
+    from lpvit.api.weights import library_state, load_weights
     from lpvit.errors import LpvitError
     from lpvit.progress import show_progress
     from lpvit.quantisation.settings import Quantisation
@@ -55,7 +56,9 @@ __all__ = [
     "export_onnx",
     "export_openvino",
     "finetune",
+    "library_state",
     "load",
+    "load_weights",
     "name_classes",
     "prune",
     "quantise",
@@ -82,7 +85,9 @@ _MODULES = {
     "export_onnx": "api.export",
     "export_openvino": "api.export",
     "finetune": "api.training",
+    "library_state": "api.weights",
     "load": "api.checkpoint",
+    "load_weights": "api.weights",
     "name_classes": "api.classes",
     "prune": "api.prune",
     "quantise": "api.quantise",

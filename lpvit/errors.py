@@ -16,6 +16,12 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())[:300]
 
 
+def similar(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not among very many known ones."""
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
 def some_of(names: Sequence[str]) -> str:
     """The first three of some names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

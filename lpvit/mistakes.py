@@ -23,18 +23,20 @@ def mistakes(error: ValidationError, raw: Any, section: type[BaseModel]) -> Iter
     """
     places: dict[str, list[str]] = {}  # a value that fits no type of a union gives one error for each of them
     for problem in error.errors():
-        places.setdefault(_place(problem["loc"], raw), []).append(_explain(problem, section))
+        places.setdefault(_place(problem["loc"], raw, problem["type"] == "missing"), []).append(
+            _explain(problem, section)
+        )
     return (f"{place}{line}" for place, texts in places.items() for line in " or ".join(texts).splitlines())
 
 
-def _place(location: Location, raw: Any) -> str:
+def _place(location: Location, raw: Any, missing: bool = False) -> str:
     """Dotted path to a problem and a colon, without pydantic's names for branches of a union and for keys."""
     parts, node = [], raw
     for depth, part in enumerate(location, start=1):
         if part == "[key]" or not isinstance(node, Mapping | list | tuple):
             break
         keys = node if isinstance(node, Mapping) else dict(enumerate(node))
-        if part in keys or depth == len(location):  # otherwise the branch of a tagged union
+        if part in keys or (missing and depth == len(location)):  # otherwise the branch of a tagged union
             parts.append(str(part))
             node = keys.get(part)
     return ".".join(parts) + ": " * bool(parts)

@@ -80,6 +80,16 @@ class Section(BaseModel):
                 raise ValueError(f"{key}: found {str(value).lower()}, expected a value; no key takes yes or no")
         return data
 
+    def without(self, *keys: str, because: str) -> None:
+        """Refuses keys that would do nothing beside the others.
+
+        Raises:
+            ValueError: One of them is not its default.
+        """
+        for key in keys:
+            if getattr(self, key) != type(self).model_fields[key].get_default():
+                raise ValueError(f"{key}: {because}; leave it out")
+
 
 class Compute(Section):
     """Device, threads and processes. Changes rerun nothing."""
@@ -108,6 +118,8 @@ class Compute(Section):
         nodes = self.nodes if isinstance(self.nodes, int) else len(self.nodes) * (self.nodes != "slurm")
         if nodes and self.processes % nodes:
             raise ValueError(f"processes: {self.processes} do not divide over {nodes} nodes")
+        if not isinstance(self.nodes, tuple) or not self.nodes:
+            self.without("node_command", because="is for addresses in 'nodes'; SLURM has its own")
         return self
 
 

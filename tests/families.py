@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from libraries import MODELS
 from torch import Tensor, nn
 
 from lpvit.bases.align import FREEDOMS, align
@@ -126,7 +127,9 @@ def tables() -> dict[str, str]:
     others = [f"| {family} | `{name}` | {outcome(name)} |" for family, name in OTHERS.items()]
     heading = ["family", *FREEDOMS, "last block computes", "why not"]
     aligned = ["| " + " | ".join(heading) + " |", "| --- " * len(heading) + "|", *map(bases, FAMILIES)]
+    libraries = [f"| `{name}` | {library} |" for name, (library, _) in MODELS.items()]
     return {
+        "libraries": "\n".join(["| class | library |", "| --- | --- |", *libraries]),
         "bases": "\n".join(aligned),
         "families": "\n".join(["| family | member tested |", "| --- | --- |", *tested]),
         "others": "\n".join(["| family | member | outcome |", "| --- | --- | --- |", *others]),

@@ -16,7 +16,7 @@ import pandas as pd
 from lpvit.allocation import allocators
 from lpvit.allocation.problem import Requirement
 from lpvit.allocation.settings import Budget
-from lpvit.allocation.tables import LayerTables, problem_of
+from lpvit.allocation.tables import LayerTables, problem_of, replaced_by_faster
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def allocate(tables: LayerTables, budget: Budget) -> pd.DataFrame:
     """
     layers, requirements = problem_of(tables, budget)
     allocator: allocators.Allocator = budget.allocator
-    pruned = allocator.blocks_pruned(layers, requirements)
+    pruned = replaced_by_faster(layers, requirements, allocator.blocks_pruned(layers, requirements))
     reached = _reached(requirements, pruned)
     rows = [
         {

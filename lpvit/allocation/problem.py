@@ -68,7 +68,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A budget as costs, in whole MACs, weights, bytes, femtojoules or femtoseconds; of two combined, as a share.
+    """A budget as costs, in whole units; of two combined, as a share.
 
     Attributes:
         quantity: Key of the budget in the config.
@@ -77,6 +77,7 @@ class Requirement:
         required: Cost to remove.
         removed: For every layer, the cost removed when its first 0 .. B blocks are pruned, shape (B + 1,),
             strictly rising from 0.
+        padding: What the layers cost beyond ``total`` when nothing is pruned.
     """
 
     quantity: str
@@ -84,6 +85,7 @@ class Requirement:
     total: int
     required: float
     removed: tuple[NDArray[Any], ...]
+    padding: int = 0
 
     def gone(self, pruned: Iterable[int]) -> float:
         """Cost removed, given the blocks pruned in every layer."""
@@ -94,7 +96,7 @@ class Requirement:
 
     def as_stated(self, gone: float) -> float:
         """In the terms of the budget: share kept, or share removed of a sparsity."""
-        return gone / self.total if self.quantity == "sparsity" else (self.total - gone) / self.total
+        return gone / self.total if self.quantity == "sparsity" else (self.total + self.padding - gone) / self.total
 
 
 def as_fraction(share: float) -> Fraction:

@@ -142,6 +142,8 @@ class Budget(Section):
                 f"allocator: '{self.allocator.name}' meets one budget, found {' and '.join(targets)}; "
                 "use 'lagrangian' or 'exact'"
             )
+        if self.points_lost is None:
+            self.without("held_out", because="is for a budget in 'points_lost'")
         if self.latency_table is not None and self.latency is None:
             raise ValueError("latency_table: give the table of measured milliseconds together with 'latency'")
         if self.sparsity is not None and self.sparsity + self.min_keep_ratio > 1 + 1e-9:

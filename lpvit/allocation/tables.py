@@ -22,6 +22,7 @@ from lpvit.costs.settings import Energy
 from lpvit.errors import LpvitError
 
 FLOAT32 = 4  # bytes
+MILLIONTHS = 10**6  # of a byte: blocks without effect on the bytes are ordered by one each
 FEMTO = 1e15  # femtojoules in a joule
 FEMTOSECONDS = 1e12  # in a millisecond
 
@@ -172,6 +173,7 @@ def requirement(
     Raises:
         LpvitError: A layer has not been timed.
     """
+    padding = 0
     if quantity == "macs":
         removed, total = [layer.weights_removed * layer.tokens for layer in layers], int(costs["macs"].sum())
     elif quantity == "sparsity":
@@ -180,7 +182,10 @@ def requirement(
     elif quantity == "parameters":
         removed, total = [layer.weights_removed for layer in layers], int(costs["parameters"].sum())
     elif quantity == "bytes":
-        removed, total = [_bytes_removed(layer) for layer in layers], FLOAT32 * int(costs["parameters"].sum())
+        saved = [_bytes_saved(layer) for layer in layers]
+        removed = [MILLIONTHS * (of_layer - of_layer[0]) + np.arange(len(of_layer)) for of_layer in saved]
+        padding = -MILLIONTHS * sum(int(of_layer[0]) for of_layer in saved)
+        total = MILLIONTHS * FLOAT32 * int(costs["parameters"].sum())
     elif quantity == "energy":
         removed = [layer.weights_removed * _femtojoules_per_weight(layer.tokens, energy) for layer in layers]
         total = _dense_femtojoules(costs, energy)
@@ -191,8 +196,8 @@ def requirement(
         removed = [time[0] - time + np.arange(len(time)) for time in times]
         total = sum(int(time[0]) for time in times)
     share = as_fraction(target)
-    required = math.ceil(share * total) if quantity == "sparsity" else total - math.floor(share * total)
-    return Requirement(quantity, target, total, required, tuple(removed))
+    required = math.ceil(share * total) if quantity == "sparsity" else total + padding - math.floor(share * total)
+    return Requirement(quantity, target, total, required, tuple(removed), padding)
 
 
 def _femtojoules_per_weight(tokens: int, energy: Energy) -> int:
@@ -208,19 +213,21 @@ def _dense_femtojoules(costs: pd.DataFrame, energy: Energy) -> int:
     )
 
 
-def _bytes_removed(layer: Layer) -> Integers:
-    """Bytes that a saved model loses when the first 0 .. B blocks are pruned, shape (B + 1,), strictly rising."""
-    kept = np.append(layer.bytes[::-1].cumsum()[::-1], 0)
-    removed = FLOAT32 * int(layer.weights_removed[-1]) - kept
-    removed[0] = 0  # a dense layer has no padding
-    rising: Integers = np.maximum.accumulate(removed) + np.arange(len(removed))
+def _bytes_saved(layer: Layer) -> Integers:
+    """Bytes that a saved layer saves at least when its first 0 .. B blocks are pruned, shape (B + 1,), rising.
+
+    They are negative where padding costs more than the pruned blocks save.
+    """
+    stored = np.append(layer.bytes[::-1].cumsum()[::-1], 0)
+    saved = FLOAT32 * int(layer.weights_removed[-1]) - stored
+    rising: Integers = np.minimum.accumulate(saved[::-1])[::-1]
     return rising
 
 
 def _femtoseconds(layer: Layer, latency: pd.DataFrame) -> Integers:
     """Time of a layer when its first 0 .. B blocks are pruned, shape (B + 1,), non-increasing.
 
-    Where structures alternate, an option counts with the longest time of those behind it.
+    A slower option counts with the time of a faster one before it, which replaces it (`replaced_by_faster`).
     """
     sparsity = layer.weights_removed / layer.weights_removed[-1]
     shape, time = (layer.out_features, layer.in_features, layer.tokens), np.empty(len(sparsity))
@@ -228,6 +235,25 @@ def _femtoseconds(layer: Layer, latency: pd.DataFrame) -> Integers:
     for structure in dict.fromkeys(layer.structures):
         is_there = behind == structure
         time[is_there] = milliseconds(of_structure(latency, structure), *shape, sparsity[is_there])
-    longest = np.minimum(np.maximum.accumulate(time[::-1])[::-1], time[0])
-    femtoseconds: Integers = np.rint(FEMTOSECONDS * longest).astype(np.int64)
+    femtoseconds: Integers = np.rint(FEMTOSECONDS * np.minimum.accumulate(time)).astype(np.int64)
     return femtoseconds
+
+
+def replaced_by_faster(
+    layers: Sequence[Layer], requirements: Sequence[Requirement], pruned: Sequence[int]
+) -> list[int]:
+    """An allocation without options that are no faster than one before them, in layers of several structures.
+
+    Args:
+        layers: Prunable layers.
+        requirements: Only a budget in latency, alone, changes anything.
+        pruned: Blocks pruned in every layer.
+    """
+    (first, *others), settled = requirements, list(pruned)
+    if first.quantity != "latency" or others:
+        return settled
+    for number, (layer, removed) in enumerate(zip(layers, first.removed, strict=True)):
+        if len(set(layer.structures)) > 1:
+            while settled[number] and removed[settled[number]] - removed[settled[number] - 1] == 1:
+                settled[number] -= 1
+    return settled

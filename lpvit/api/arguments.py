@@ -1,5 +1,7 @@
 """Checks of the arguments of the public functions, before any work."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from lpvit.errors import LpvitError
@@ -19,6 +21,34 @@ def require_type(name: str, value: object, kind: Any, expected: str) -> None:
     """
     if not isinstance(value, kind):
         raise LpvitError(f"{name}: found {described(value)}, expected {expected}")
+
+
+def require_path(path: object) -> Path:
+    """The path of a file, read or written.
+
+    Raises:
+        LpvitError: It is no path, or of no file.
+    """
+    require_type("path", path, str | os.PathLike, "the path of a file")
+    text = os.fspath(path)  # type: ignore[call-overload]  # checked above
+    if (
+        not isinstance(text, str)
+        or "\0" in text
+        or not 0 < len(os.fsencode(Path(text).name)) < 256
+        or Path(text).is_dir()
+    ):
+        raise LpvitError(f"path: found {text!r:.200}, expected the path of a file")
+    return Path(text)
+
+
+def require_count(name: str, value: object) -> None:
+    """Checks that an argument is a positive whole number.
+
+    Raises:
+        LpvitError: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise LpvitError(f"{name}: found {described(value)}, expected a positive whole number")
 
 
 def described(value: object) -> str:

@@ -120,11 +120,13 @@ class LabelledBatches:
     Attributes:
         loader: The user's.
         dtype: Of the model; images are converted to it.
+        batch_size: Images of every batch but the last, or None for any.
         size: Of the images seen last, (channels, height, width).
     """
 
     loader: Iterable[Any]
     dtype: torch.dtype
+    batch_size: int | None = None
     size: Size | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -150,10 +152,16 @@ class LabelledBatches:
             if not isinstance(labels, Tensor):
                 found = "a batch without labels" if labels is None else f"labels as a {type(labels).__name__}"
                 raise LpvitError(f"loader: found {found}, expected images (N, C, H, W) and labels (N,), a tensor")
+            self._require_batch_size(len(images), is_last=batches == len(self))
             self.size = tuple(images.shape[1:])
             yield images.to(self.dtype), labels
         if batches < len(self):
             raise LpvitError(f"loader: has the length {len(self)} and yields {batches} batches in a pass{_REMEDY}")
+
+    def _require_batch_size(self, found: int, is_last: bool) -> None:
+        expected = self.batch_size or found
+        if found > expected or (found < expected and not is_last):
+            raise LpvitError(f"recipe: batch_size {expected}, the loader gives a batch of {found}; make them equal")
 
 
 def images_of(batch: Any) -> Tensor:
@@ -163,7 +171,7 @@ def images_of(batch: Any) -> Tensor:
         LpvitError: It has none, or they are not normalised.
     """
     images = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or images.is_meta:
         raise LpvitError(
             f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width), alone or with "
             "labels"
@@ -176,5 +184,6 @@ def images_of(batch: Any) -> Tensor:
 def _describe(batch: Any) -> str:
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if isinstance(first, Tensor):
-        return f"a tensor of shape {tuple(first.shape)} and dtype {first.dtype}"
+        place = " on the meta device" * first.is_meta
+        return f"a tensor of shape {tuple(first.shape)} and dtype {first.dtype}{place}"
     return f"a {type(first).__name__}"

@@ -10,12 +10,14 @@ K = kept blocks; r, c = rows and columns of a block.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zipfile import is_zipfile
 
+import pandas as pd
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt
 from safetensors import safe_open
@@ -24,16 +26,23 @@ from torch import Tensor, nn
 
 from lpvit import __version__
 from lpvit.allocation.settings import Budget, budget_of_format_1
+from lpvit.api.arguments import require_path, require_type
 from lpvit.api.format_1 import without_indices
 from lpvit.api.pruned import Pruned, require_pruned
+from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError, one_line
 from lpvit.export.description import metadata_of
 from lpvit.models.analysis.layers import weight_matrix
 from lpvit.models.architecture import Architecture, outline
+from lpvit.models.drop_rates import drop_rates
 from lpvit.models.format_1 import architecture_of_format_1
-from lpvit.models.sources.checkpoints import load_weights, require_one_type, require_same_architecture
+from lpvit.models.outputs import read
+from lpvit.models.preparation import plain_copy
+from lpvit.models.sources.checkpoints import load_weights, require_same_architecture
 from lpvit.models.sources.families import call_modules
-from lpvit.models.sources.timm import input_size
+from lpvit.models.sources.given import Given
+from lpvit.models.sources.source import Source
+from lpvit.models.sources.timm import Timm, input_size
 from lpvit.sparse.storage import block_indices, compress, decompress
 from lpvit.store.artifacts import replace_atomically
 from lpvit.store.digest import BLANK, seal, verify
@@ -63,19 +72,33 @@ class Header(BaseModel):
     budget: Annotated[Budget | None, BeforeValidator(budget_of_format_1)]
 
 
-def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = None) -> None:
+def save(
+    pruned: Pruned,
+    path: str | Path,
+    options: Mapping[str, Any] | None = None,
+    source: Source | Literal["given"] | None = None,
+) -> None:
     """Writes a pruned model, fine-tuned or not, without its pruned blocks.
+
+    The file says how to build the model, if that is known: models of timm, transformers and torchvision tell it. Of
+    others it has weights and edits, and `load` is given the model.
 
     Args:
         pruned: From `lpvit.prune` or `lpvit.load`; its model may have been trained since, with fixed masks.
         path: Target, ``.safetensors``.
         options: Arguments of ``timm.create_model`` besides name, ``pretrained`` and ``num_classes``, if there are
-            others than image size and number of channels.
+            others than image size, number of channels and stochastic depth.
+        source: What builds the model, such as `lpvit.models.sources.open_clip.OpenClip`; ``given`` leaves that to
+            whoever loads the file.
 
     Raises:
-        LpvitError: A pruned weight is not zero, or name and options build another model than this one.
+        LpvitError: A pruned weight is not zero, or source, name and options build another model than this one.
     """
-    architecture = Architecture.of(require_pruned(pruned).model, options)
+    require_type("options", options, Mapping | None, "arguments of timm.create_model, by name")
+    path, architecture = require_path(path), Architecture.of(require_pruned(pruned).model, options)
+    if source is not None:
+        built = Given.of(pruned.model) if source == "given" else source
+        architecture = architecture.model_copy(update={"source": built})
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
     metadata = {"lpvit": header.model_dump_json(), "digest": BLANK, **metadata_of(pruned.model)}
@@ -87,22 +110,26 @@ def save(pruned: Pruned, path: str | Path, options: Mapping[str, Any] | None = N
         seal(partial)
 
 
-def load(path: str | Path) -> Pruned:
+def load(path: str | Path, model: nn.Module | None = None) -> Pruned:
     """Reads a file of `save`, on the CPU, with zeros for the pruned weights.
+
+    Args:
+        path: Of the file.
+        model: The dense model, with any weights, if the file does not say how to build it; left as it is.
 
     Raises:
         LpvitError: The file is missing, damaged, not from `save`, of another format, or does not fit its architecture.
     """
-    header, tensors = _read(Path(path))
+    header, tensors = _read(require_path(path))
     try:
-        return _restored(header, tensors)
+        return _restored(header, tensors, None if model is None else plain_copy(model).cpu())
     except LpvitError as error:
-        raise LpvitError(f"{path}: {error}") from None
+        raise LpvitError(f"{path}: {one_line(error)}") from None
 
 
-def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
+def _restored(header: Header, tensors: dict[str, Tensor], given: nn.Module | None) -> Pruned:
     """Builds the model after checking that the content of the file is consistent; until then it uses no memory."""
-    model = outline(header.architecture, tensors)
+    model = outline(header.architecture, tensors, given)
     architecture = header.architecture
     if header.format == 1:
         tensors, keep_masks = without_indices(model, tensors, header.block_shape)
@@ -122,25 +149,39 @@ def _restored(header: Header, tensors: dict[str, Tensor]) -> Pruned:
         except (IndexError, RuntimeError, TypeError, ValueError, LpvitError) as error:
             raise LpvitError(f"'{layer}' does not fit its model ({one_line(error)}); save it again") from None
     require_same_architecture(model, tensors, "its weights")
-    require_one_type(model, tensors, "its weights")
-    model = architecture.build()
+    dense_costs = None if given is None else _dense_costs(architecture, given)
+    model = architecture.build(given=given)
     model.load_state_dict(tensors, assign=True)  # in the saved dtype
-    return Pruned(model, keep_masks, header.block_shape, header.budget)
+    return Pruned(model, keep_masks, header.block_shape, header.budget, dense_costs)
+
+
+def _dense_costs(architecture: Architecture, given: nn.Module) -> pd.DataFrame:
+    """Costs of the model without the edits that removed something."""
+    others = [edit for edit in architecture.edits if not edit.removes]
+    return measure_costs(architecture.with_edits(others).build(given=deepcopy(given)))
 
 
 @torch.no_grad()
 def _require_rebuilt(architecture: Architecture, model: nn.Module) -> None:
     """Checks that an architecture builds the model: same weights, and same logits of a random image."""
-    hint = f"model: is not what builds {architecture.source}; pass all its arguments as 'options'"
+    if isinstance(architecture.source, Given):
+        return
+    way = "all its arguments as 'options'" if isinstance(architecture.source, Timm) else "another 'source'"
+    hint = f"model: is not what builds {architecture.source}; pass {way}, or source='given'"
     try:
         rebuilt = architecture.build()
         load_weights(rebuilt, model.state_dict(), "model")
     except LpvitError as error:
         raise LpvitError(f"{hint} ({error})") from None
+    rates, again = drop_rates(model), drop_rates(rebuilt)
+    for name in rates | again:
+        found, saved = rates.get(name, 0.0), again.get(name, 0.0)
+        if not math.isclose(found, saved, rel_tol=1e-4):
+            raise LpvitError(f"{hint} ('{name}' drops at the rate {found:g}, not {saved:g})")
     given = call_modules(deepcopy(model).cpu().float().eval())
     image = torch.rand(1, *input_size(model), generator=torch.Generator().manual_seed(0))
-    if not torch.allclose(rebuilt(image), given(image), rtol=1e-3, atol=1e-4):
-        raise LpvitError(f"{hint} (same weights, other logits)")
+    if not torch.allclose(read(given, rebuilt(image)), read(given, given(image)), rtol=1e-3, atol=1e-4):
+        raise LpvitError(f"{hint} (same weights, other outputs)")
 
 
 def _compressed(pruned: Pruned) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from lpvit.api.arguments import require_type
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import classes_of, record_classes
@@ -40,6 +41,8 @@ def name_classes(model: nn.Module | Pruned, classes: Sequence[str]) -> None:
         LpvitError: Their number is not that of the model's classes.
     """
     module = model.model if isinstance(model, Pruned) else model
+    require_type("model", module, nn.Module, "a model, or the result of lpvit.prune")
+    require_type("classes", classes, Sequence, "a list of names")
     expected = getattr(module, "num_classes", len(classes))
     if isinstance(classes, str) or len(classes) != expected:
         raise LpvitError(f"classes: found {len(classes)} names, the model has {expected} classes")

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lpvit.api.arguments import require_path
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.api.sparsify import in_precision
 from lpvit.errors import LpvitError
@@ -36,7 +37,7 @@ def export_onnx(pruned: Pruned, path: str | Path) -> None:
     Raises:
         LpvitError: The packages that write ONNX are not installed.
     """
-    model = require_pruned(pruned).model
+    path, model = require_path(path), require_pruned(pruned).model
     with replace_atomically(path) as partial:
         write_onnx(model, partial)
 
@@ -62,7 +63,7 @@ def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32"
             the library cannot be built.
     """
     require_pruned(pruned)
-    path = Path(path)
+    path = require_path(path)
     if path.suffix != ".xml" or precision not in SPARSE:
         raise LpvitError(f"{path}: expected a file .xml, and a precision of {', '.join(SPARSE)}, not '{precision}'")
     dense = pruned.model

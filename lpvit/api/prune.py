@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lpvit.allocation.feasibility import Shapes
 from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
+from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, UserBatches
 from lpvit.api.classes import classes_by
 from lpvit.api.pruned import Pruned
@@ -26,10 +27,10 @@ from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
 from lpvit.inference.model_latency import milliseconds_per_image
-from lpvit.models.analysis.layers import matrix_layers
 from lpvit.models.analysis.network import analyse, require_plain_module
 from lpvit.models.architecture import record_classes
-from lpvit.models.sources.families import call_modules
+from lpvit.models.outputs import Output
+from lpvit.models.preparation import prepared
 from lpvit.pruning.outcome import Estimate, best, outcome_table
 from lpvit.pruning.prune import prune as prune_to_budget
 from lpvit.pruning.prune import prune_to_outcome
@@ -53,24 +54,26 @@ def prune(
     pruning: StructureSettings | None = None,
     schemes: Sequence[Scheme] = (),
     energy: Energy = HOROWITZ,
+    output: Output | None = None,
     held_out: Iterable[Any] | None = None,
 ) -> Pruned:
-    """Compresses a timm model (ViT, DeiT, Swin) to a budget, on its device: by default with low-rank factors.
+    """Compresses a vision transformer to a budget, on its device: by default with low-rank factors.
 
     Args:
-        model: Dense; not modified, a copy is pruned.
+        model: Dense, of timm, transformers, torchvision, open_clip or your own; not modified, a copy is pruned.
         loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
-            width), or tuples that start with one. Read several times; order and
-            batches may change, the images must not.
+            width), or tuples that start with one. Read several times; order may change, the images must not.
         budget: Share of MACs to keep, with the remaining weights refitted by least squares, blocks in four rounds; or
             an `lpvit.Budget`.
         block_shape: Prunes blocks of so many rows (output features) and columns (input features) instead, with
             Gauss-Newton saliencies and curves.
         pruning: What is removed and how that is measured: `lpvit.Factors` (the default), `lpvit.Blocks`,
             `lpvit.Mixed` or `lpvit.Width`. Its ``batch_size`` is ignored.
-        schemes: Added to the pruned model, in this order; the budget is then a share of what the dense model costs with
-            them.
+        schemes: Added to the pruned model, in this order; the budget is then a share of the dense costs with them.
         energy: Constants of the energy model, for a budget in energy.
+        output: What counts of the model's output, if it is not one tensor: a key or a place, several of them, or a
+            function that returns tensors. By default logits, else pooled features, else the last hidden state; of a
+            list, such as the features of a backbone, all tensors, each scaled to unit energy.
         held_out: For a budget in ``points_lost``: images with labels that are not among the calibration images, in the
             same order at every reading.
 
@@ -82,14 +85,34 @@ def prune(
         LpvitError: The loader cannot be read twice or does not fit the model, a block is larger than a layer, the
             budget cannot be met, or something is not finite.
     """
+    _require_types(pruning, schemes, output)
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning, schemes)
+    _require_energy(energy, budget)
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
-        pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out)
+        pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out, output)
         for scheme in schemes:
             add_scheme(pruned.model, scheme)
     record_classes(pruned.model, classes_by(loader, model))
     return pruned
+
+
+def _require_energy(energy: Any, budget: Budget) -> None:
+    require_type("energy", energy, Energy, "an lpvit.costs.settings.Energy")
+    if energy != HOROWITZ and budget.energy is None:
+        raise LpvitError("energy: its constants are for a budget of energy, lpvit.Budget(energy=...); leave it out")
+
+
+def _require_types(pruning: Any, schemes: Any, output: Any) -> None:
+    if output is not None and not callable(output):
+        for place in output if isinstance(output, list | tuple) and output else [output]:
+            require_type(
+                "output", place, str | int, "a key or a place of the model's output, several of them, or a function"
+            )
+    require_type("pruning", pruning, StructureSettings | None, "lpvit.Factors(), lpvit.Blocks(...) or another")
+    require_type("schemes", schemes, Sequence, "a list of lpvit.Scheme")
+    for scheme in schemes:
+        require_type("schemes", scheme, Scheme, "a list of lpvit.Scheme")
 
 
 class _CostModel(NamedTuple):
@@ -116,15 +139,15 @@ def _prune(
     pruning: StructureSettings,
     cost_model: _CostModel,
     held_out: Iterable[Any] | None,
+    output: Output | None,
 ) -> Pruned:
     require_plain_module(model)
     if int8_layers(model):
         raise LpvitError("model: is quantised, and its rounded weights cannot be refitted; prune first, then quantise")
-    model = call_modules(deepcopy(model).eval())
-    device = next(model.parameters()).device
-    batches = UserBatches(loader, next(model.parameters()).dtype)
-    adopt_input_size(model, batches.first())
-    analyse(model.to(device))
+    parameter = next(model.parameters())
+    device, batches = parameter.device, UserBatches(loader, parameter.dtype)
+    model = prepared(model, batches.first().to(device), output)
+    analyse(model)
     if pruning.freedoms:
         model, _ = align(model, batches, pruning.freedoms, device)
     structure = structure_of(pruning)
@@ -172,24 +195,6 @@ def _latency(budget: Budget, costs: pd.DataFrame, pruning: StructureSettings, mo
         for shape in pruning.timed_shapes
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def adopt_input_size(model: nn.Module, images: Tensor) -> None:
-    """Sets the size of the given images in the model's data config, which timm leaves at the default.
-
-    Raises:
-        LpvitError: The model does not accept images of this size.
-    """
-    size = tuple(images.shape[1:])
-    config = getattr(model, "pretrained_cfg", None) or {}
-    model.pretrained_cfg = {**config, "input_size": size}  # type: ignore[assignment]
-    try:
-        matrix_layers(model)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise LpvitError(
-            f"loader: the model does not accept its images of {'x'.join(map(str, size))} ({reason})"
-        ) from None
 
 
 def _as_budget(budget: float | Budget, pruning: StructureSettings, schemes: Sequence[Scheme]) -> Budget:

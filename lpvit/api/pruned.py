@@ -10,6 +10,7 @@ from lpvit.allocation.settings import Budget
 from lpvit.api.arguments import require_type
 from lpvit.costs.cost import layer_table, measure_costs
 from lpvit.errors import LpvitError
+from lpvit.models.analysis.network import require_plain_module
 from lpvit.models.architecture import Architecture
 from lpvit.models.edits import edits_of
 from lpvit.structures.blocks.edit import record_keep_masks
@@ -37,7 +38,18 @@ class Pruned:
     outcomes: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """The model remembers its masks among its edits, in the order in which they were made."""
+        """The model remembers its masks among its edits, in the order in which they were made.
+
+        Raises:
+            LpvitError: An argument is of another type.
+        """
+        require_type("model", self.model, nn.Module, "a model")
+        require_type("keep_masks", self.keep_masks, dict, "a dict of layers and their masks")
+        for layer, mask in self.keep_masks.items():
+            if not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 2):
+                raise LpvitError(f"keep_masks: '{layer}' has no mask of rows and columns of blocks, bool")
+        for name in ("dense_costs", "outcomes"):
+            require_type(name, getattr(self, name), pd.DataFrame | None, "a DataFrame or None")
         record_keep_masks(self.model, self.keep_masks, self.block_shape)
 
     def __repr__(self) -> str:
@@ -115,6 +127,7 @@ def require_pruned(pruned: object) -> Pruned:
     """
     require_type("pruned", pruned, Pruned, "the result of lpvit.prune or lpvit.load")
     assert isinstance(pruned, Pruned)
+    require_plain_module(pruned.model)
     try:
         expanded = expand_keep_masks(pruned.model, pruned.keep_masks, pruned.block_shape)
         verify_pruned(pruned.model.state_dict(), expanded)

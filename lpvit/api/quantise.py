@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lpvit.api.arguments import require_type
 from lpvit.api.batches import UserBatches, accepted_by
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.data.transforms import undisturbed_generators
@@ -32,6 +33,7 @@ def quantise(pruned: Pruned, loader: Iterable[Any] | None = None, quantisation: 
             already quantised.
     """
     model = require_pruned(pruned).model
+    require_type("quantisation", quantisation, Quantisation | None, "an lpvit.Quantisation")
     parameter = next(model.parameters())
     batches = None if loader is None else UserBatches(loader, parameter.dtype)
     arguments = (model, pruned.keep_masks, pruned.block_shape, batches, quantisation or Quantisation())

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpvit.api.arguments import require_count
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.errors import LpvitError
 from lpvit.inference.sparsify import sparsify_layers
+from lpvit.measure.precision import warn_if_slower
 from lpvit.models.sources.families import call_modules
 from lpvit.precisions import PRECISIONS, SPARSE, dtype_of
 from lpvit.sparse.operator import path_for
@@ -20,8 +22,10 @@ _logger = logging.getLogger(__name__)
 def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) -> nn.Module:
     """Returns a copy of a pruned model for inference on its device, with block-sparse layers where they are faster.
 
-    All forms of every layer are timed, with torch's number of threads. Layers that stay dense are logged with the
-    reason; the ``repr`` of the model names the kernels.
+    All forms of every layer are timed, with torch's number of threads. The attribute ``lpvit_choices`` of the
+    model has what was chosen for each and why (`lpvit.inference.choice.Choice`); its ``repr`` names the kernels.
+    Without a kernel on this machine all layers stay dense, and a warning says why; likewise of a precision that is
+    slower here.
 
     Args:
         pruned: From `lpvit.prune` or `lpvit.load`; not modified.
@@ -35,20 +39,24 @@ def sparsify(pruned: Pruned, batch_size: int = 8, precision: str | None = None) 
         In evaluation mode, without gradients.
 
     Raises:
-        LpvitError: The precision is unknown.
+        LpvitError: The precision is unknown, or the batch size no positive number.
     """
+    require_count("batch_size", batch_size)
     model = call_modules(deepcopy(require_pruned(pruned).model).eval().requires_grad_(False))
     if precision is not None:
         if precision not in SPARSE:
             raise LpvitError(f"precision: no '{precision}'; there are {', '.join(SPARSE)}")
         model = in_precision(model, precision)
-    sparsify_layers(model, pruned.keep_masks, pruned.block_shape, batch_size, precision=precision)
+    choices = sparsify_layers(model, pruned.keep_masks, pruned.block_shape, batch_size, precision=precision)
+    model.lpvit_choices = tuple(choices)  # type: ignore[assignment]
     return model
 
 
 def in_precision(model: nn.Module, precision: str) -> nn.Module:
     """The model, cast to the dtype of its other layers; it accepts any floating dtype and returns float32."""
-    model = model.to(_dtype_of_others(precision, next(model.parameters()).device))
+    device = next(model.parameters()).device
+    model = model.to(dtype := _dtype_of_others(precision, device))
+    warn_if_slower(dtype, device, f"precision '{precision}'")
     model.register_forward_pre_hook(_take_any_dtype)
     model.register_forward_hook(_give_float32)
     return model

@@ -16,18 +16,23 @@ from torch import Tensor, nn
 
 from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, accepted_by
-from lpvit.api.prune import adopt_input_size
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.data.loading import Loader
 from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.network import require_weights
+from lpvit.models.preparation import adopt_input_size
 from lpvit.quantisation.layers import int8_layers
 from lpvit.training.evaluation import Accuracy
 from lpvit.training.evaluation import evaluate as measure
 from lpvit.training.job import Training
 from lpvit.training.settings import Recipe
 from lpvit.training.train import train
+
+_OF_SINGLE_IMAGES = (
+    *("crop_scale", "crop_ratio", "horizontal_flip", "color_jitter", "rand_augment"),
+    "repeated_augmentation",
+)
 
 
 def evaluate(model: nn.Module | Pruned, loader: Iterable[Any]) -> Accuracy:
@@ -65,8 +70,8 @@ def finetune(
 
     Args:
         pruned: Not modified, a copy is trained.
-        loader: Training images with labels, as for `evaluate`, shuffled and augmented: of the recipe, what is done to
-            batches (mixup, cutmix, erasing) is done here, what is done to single images is up to the loader.
+        loader: Training images with labels, as for `evaluate`; with any shuffling and augmentation of single
+            images, whose keys in a recipe are refused; mixup, cutmix and erasing are applied here.
         validation: Images with labels, evaluated after every epoch.
         recipe: Hyperparameters; its ``batch_size`` is that of the loader.
         teacher: For a recipe with ``distillation``: the dense model, or another with the same classes.
@@ -81,7 +86,8 @@ def finetune(
     """
     _check(pruned, recipe, teacher)
     weight = next(pruned.model.parameters())
-    images, validated = (LabelledBatches(each, weight.dtype) for each in (loader, validation))
+    images = LabelledBatches(loader, weight.dtype, recipe.batch_size)
+    validated = LabelledBatches(validation, weight.dtype)
     loaders = cast(Loader, images), cast(Loader, validated)
     chosen_by = None if held_out is None else cast(Loader, LabelledBatches(held_out, weight.dtype))
     job = Training(
@@ -114,11 +120,18 @@ def _check(pruned: Pruned, recipe: Recipe, teacher: nn.Module | None) -> None:
     require_pruned(pruned)
     require_type("recipe", recipe, Recipe, "an lpvit.Recipe")
     require_type("teacher", teacher, nn.Module | None, "a model or None")
-    if (recipe.teacher is None) != (teacher is None):
+    if teacher is not None:
+        require_weights(teacher)
+        if not hasattr(teacher, "num_classes") or not hasattr(teacher, "pretrained_cfg"):
+            raise LpvitError(f"teacher: found {type(teacher).__name__}, expected a model of timm")
+    if recipe.teacher not in (None, "dense") or (recipe.teacher is None) != (teacher is None):
         raise LpvitError(
             "teacher: give a model together with a recipe that has distillation='soft' or 'hard' and teacher='dense', "
             "and only then"
         )
+    for key in _OF_SINGLE_IMAGES:
+        if getattr(recipe, key) != Recipe.model_fields[key].default:
+            raise LpvitError(f"recipe: {key} acts on single images, which your loader makes; do it there, omit the key")
     if recipe.choose_by:
         raise LpvitError("recipe: choose_by splits the images of a config; give other images as held_out instead")
     if recipe.pruned_over:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.models.analysis.trace import IMAGES, random_images
+from lpvit.models.outputs import read
 from lpvit.precisions import PRECISIONS, dtype_of
 
 TOLERANCES = {torch.float64: 1e-10} | {
@@ -60,8 +61,7 @@ class Proof:
 
 def _logits(model: nn.Module, dtype: torch.dtype) -> Tensor:
     used = model if next(model.parameters()).dtype == dtype else deepcopy(model).to(dtype)
-    logits: Tensor = used(random_images(used, IMAGES))
-    return logits
+    return read(used, used(random_images(used, IMAGES)))
 
 
 def make_proved(model: nn.Module, changes: Sequence[Change], proof: Proof) -> list[str]:

@@ -57,4 +57,6 @@ class Benchmark(Section):
     def _dense_is_timed(self) -> "Benchmark":
         if "dense" not in self.configurations or len(set(self.configurations)) < len(self.configurations):
             raise ValueError("configurations: list 'dense', the baseline of the others, and each configuration once")
+        if not any("int8" in engine for engine in self.engines):
+            self.without("engine_images", because="is for 'engines' in int8")
         return self

@@ -17,7 +17,9 @@ from lpvit.cli.opened import Opened, open_model
 from lpvit.errors import LpvitError, nearest
 from lpvit.measure.timing import time_in_turns
 from lpvit.models.sources.timm import input_size
+from lpvit.precisions import dtype_of
 from lpvit.report.formats import markdown
+from lpvit.sparse.operator import path_for
 from lpvit.store.artifacts import write_text
 
 CALIBRATION = 8  # random images for the scales of engines that quantise; no accuracy is measured
@@ -54,8 +56,10 @@ def timed(files: Sequence[Path], how: Bench) -> Iterator[str]:
         how: Batch sizes, durations, engines.
 
     Raises:
-        LpvitError: A file is no model, or a configuration gives wrong logits.
+        LpvitError: A file is no model, a number is not positive, or a configuration gives wrong logits.
     """
+    if how.threads is not None and how.threads < 1:
+        raise LpvitError(f"--threads: found {how.threads}, expected a positive number")
     if how.threads is not None:
         torch.set_num_threads(how.threads)
     opened = {str(path): open_model(path, how.threads) for path in files}
@@ -67,6 +71,10 @@ def timed(files: Sequence[Path], how: Bench) -> Iterator[str]:
             write_text(text, target)
     about = speed.iloc[0]
     yield f"{about['device_name']}, {about['threads']} threads, {about['dtype']}, torch {about['torch']}"
+    if not beside and first.pruned is not None and first.pruned.keep_masks:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if reason := path_for(device, dtype_of(how.dtype), first.pruned.block_shape[1]).reason:
+            yield f"no kernel, pruned layers take as long as dense ones: {reason}"
     yield markdown(_shown(speed), text_columns=1).rstrip()
     yield f"speed-up: over '{about['reference']}'; times of '{about['reference']}' and the others are interleaved"
 

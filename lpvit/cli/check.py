@@ -32,7 +32,7 @@ def planned(configs: Sequence[Path]) -> Iterator[str]:
         experiment = settings.experiments[row["experiment"]]
         asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].stated.items())
         yield (
-            f"{row['experiment']}: {settings.models[experiment.model].timm} on {row['classes']} classes of "
+            f"{row['experiment']}: {settings.models[experiment.model].name} on {row['classes']} classes of "
             f"'{experiment.dataset}'; {row['dense_macs'] / 1e6:,.1f} M multiply-adds per image, "
             f"of which {row['prunable_macs'] / row['dense_macs']:.0%} can be pruned; budget: {asked}"
         )

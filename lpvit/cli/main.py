@@ -1,6 +1,7 @@
 """The command ``lpvit``. Each command imports the packages that it needs."""
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -35,12 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"lpvit {options.command}: {line}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"lpvit {options.command}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader, such as `head`, has stopped; the rest of the output is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
+            raise
+        print(f"lpvit {options.command}: {str(error.filename)[:200]}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"lpvit {options.command}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from lpvit.cli.opened import open_model
 from lpvit.errors import LpvitError, some_of
 from lpvit.export.description import Description
 from lpvit.models.architecture import Architecture, load_model
+from lpvit.sparse.build import build_obstacle
 from lpvit.store.artifacts import header
 from lpvit.store.schemas import ALL
 from lpvit.store.tables import read_parquet
@@ -107,6 +108,8 @@ def _described_pruned(pruned: Pruned) -> Iterator[str]:
         yield from _described_classes(Description.of(pruned.model))
     yield repr(pruned)
     yield pruned.report.to_string(formatters={"keep_ratio": "{:.3f}".format}, float_format="{:,.0f}".format)
+    if pruned.keep_masks and (reason := build_obstacle()):
+        yield f"no CPU kernel on this machine, pruned layers run dense here: {reason}"
 
 
 def _described_architecture(architecture: Architecture) -> str:

@@ -99,6 +99,11 @@ class Config(Section):
             if model.recipe in self.recipes and self.recipes[model.recipe].teacher == "dense"
         ]
         problems += [
+            f"models.{key}.recipe: '{model.recipe}' has 'pruned_over', but a dense model has no blocks to prune"
+            for key, model in self.models.items()
+            if model.recipe in self.recipes and self.recipes[model.recipe].pruned_over
+        ]
+        problems += [
             f"recipes.{key}.batch_size: {recipe.batch_size} does not divide over compute.processes {processes}"
             for key, recipe in self.recipes.items()
             if recipe.batch_size % (processes := self.compute.processes)
@@ -108,8 +113,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _budgets_suit_their_structures(self) -> "Config":
+    def _structures_suit_budgets_and_recipes(self) -> "Config":
         for key, experiment in self.experiments.items():
+            recipe = None if experiment.recipe is None else self.recipes[experiment.recipe]
+            if recipe is not None and recipe.pruned_over and self.prunings[experiment.pruning].structure != "blocks":
+                raise ValueError(
+                    f"experiments.{key}.recipe: '{experiment.recipe}' has 'pruned_over', which prunes blocks"
+                )
             try:
                 self.prunings[experiment.pruning].require_budget(self.budgets[experiment.budget])
             except ValueError as error:

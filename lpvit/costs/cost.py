@@ -12,6 +12,7 @@ from lpvit.costs.energy import HOROWITZ, layer_energy, power_term
 from lpvit.costs.settings import Energy
 from lpvit.models.analysis.layers import MatrixLayer, matrix_layers
 from lpvit.models.analysis.trace import trace
+from lpvit.models.edits import edits_of
 from lpvit.precisions import name_of
 
 
@@ -138,7 +139,7 @@ def model_metrics(layers: pd.DataFrame, costs: pd.DataFrame, model: nn.Module) -
         "macs_all": count_macs(model) - int(costs["macs"].sum()) + macs,
         "parameters": dense_parameters - pruned,
         "sparsity": pruned / int((prunable["out_features"] * prunable["in_features"]).sum()) if pruned else 0.0,
-        "power_term": _relative_power(layers, costs),
+        "power_term": None if any(edit.removes for edit in edits_of(model)) else _relative_power(layers, costs),
         "energy": layers["energy"].sum(),
     }
     return pd.DataFrame([row])

@@ -10,9 +10,12 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lpvit.data.layouts import Split
 from lpvit.errors import LpvitError, one_line, some_of
+
+if TYPE_CHECKING:
+    from lpvit.data.layouts import Split
 
 _logger = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ def plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def ordered_classes(splits: Mapping[str, Split], order: Order, numbered: bool, place: str) -> dict[str, str]:
+def ordered_classes(splits: Mapping[str, "Split"], order: Order, numbered: bool, place: str) -> dict[str, str]:
     """All classes as the splits have them, in the order of their labels, each with its name.
 
     Args:
@@ -51,7 +54,7 @@ def ordered_classes(splits: Mapping[str, Split], order: Order, numbered: bool, p
     return dict(zip(names, names, strict=True))
 
 
-def _unasked(splits: Mapping[str, Split], names: list[str], numbered: bool, place: str) -> list[str]:
+def _unasked(splits: Mapping[str, "Split"], names: list[str], numbered: bool, place: str) -> list[str]:
     """The order where ``class_order`` is not set."""
     given = {split: [plain_name(name) for name in images.names] for split, images in splits.items() if images.names}
     if given:
@@ -101,7 +104,7 @@ def _as_numbered(given: Mapping[str, Sequence[str]], names: Sequence[str], place
         for label, (mine, theirs) in enumerate(zip(order, others, strict=False)):
             if mine != theirs:
                 raise LpvitError(
-                    f"{place}: class {label} is '{mine}' in train, '{theirs}' in {split}; write both anew, "
+                    f"{place}: class {label} is '{mine}' in train, '{theirs}' in {split}; write both again, "
                     "or go by names: 'class_order: name'"
                 )
     last = max(order.index(name) for name in names)

@@ -8,21 +8,25 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from lpvit.data.classes import ordered_classes, plain_name
+from lpvit.data.decoding import in_eight_bits
 from lpvit.data.encoded import name_of, read_encoded
-from lpvit.data.layouts import Split
-from lpvit.data.settings import ImageSet
 from lpvit.errors import LpvitError, one_line, printable
 from lpvit.progress import bar
+
+if TYPE_CHECKING:
+    from lpvit.data.layouts import Split
+    from lpvit.data.settings import ImageSet
 
 _logger = logging.getLogger(__name__)
 
 
-def index_images(dataset: ImageSet, threads: int = 1) -> pd.DataFrame:
+def index_images(dataset: "ImageSet", threads: int = 1) -> pd.DataFrame:
     """Lists the images of both splits and decodes every file once.
 
     Args:
@@ -41,7 +45,7 @@ def index_images(dataset: ImageSet, threads: int = 1) -> pd.DataFrame:
     return images
 
 
-def list_images(dataset: ImageSet) -> pd.DataFrame:
+def list_images(dataset: "ImageSet") -> pd.DataFrame:
     """The same without decoding files: no image has a problem yet.
 
     Raises:
@@ -64,7 +68,7 @@ def list_images(dataset: ImageSet) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["split", "path", "label", "class_name", "problem"])
 
 
-def _read(dataset: ImageSet, name: str) -> Split:
+def _read(dataset: "ImageSet", name: str) -> "Split":
     """A split with class names in one Unicode form.
 
     Raises:
@@ -82,7 +86,7 @@ def _read(dataset: ImageSet, name: str) -> Split:
     return split._replace(classes=[plain_name(of_class) for of_class in split.classes])
 
 
-def _parted(images: Split, share: float) -> dict[str, Split]:
+def _parted(images: "Split", share: float) -> dict[str, "Split"]:
     """Training and validation split of images without splits."""
     of_class: dict[str, list[str]] = {}
     for path, name in zip(images.paths, images.classes, strict=True):
@@ -93,7 +97,10 @@ def _parted(images: Split, share: float) -> dict[str, Split]:
         "train": [row for row in rows if row[0] not in validating],
         "validation": [row for row in rows if row[0] in validating],
     }
-    return {name: Split([p for p, _ in part], [c for _, c in part], images.names) for name, part in parts.items()}
+    return {
+        name: images._replace(paths=[path for path, _ in part], classes=[of_class for _, of_class in part])
+        for name, part in parts.items()
+    }
 
 
 def part_for_validation(paths: Sequence[str], share: float, name: str) -> set[str]:
@@ -179,6 +186,9 @@ def find_problem(file: str | Path) -> str | None:
         with Image.open(io.BytesIO(content)) as image:
             image.draft(None, (1, 1))
             image.load()
+            in_eight_bits(image)
+    except LpvitError as error:
+        return str(error)
     except UnidentifiedImageError:
         return "no image, or of a format that Pillow does not know"
     except Exception as error:  # Pillow raises different types for different damage

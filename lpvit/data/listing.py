@@ -58,16 +58,18 @@ def list_files(root: str | Path, watched: Iterable[str]) -> Listing:
     return Listing(len(sizes), sum(sizes), digest.hexdigest()[:16])
 
 
-def images_below(folder: str | Path) -> tuple[list[str], list[str]]:
-    """Files below a folder that are named like images, and those that are not; hidden ones are left out."""
-    images: list[str] = []
-    others: list[str] = []
-    for below in _walk(Path(folder), ["."]):
-        for name, _, _ in below.files:
-            (images if name.lower().endswith(IMAGE_SUFFIXES) else others).append(
-                os.path.normpath(f"{below.path}/{name}")
-            )
-    return sorted(images), sorted(others)
+def files_below(root: str | Path, folders: Iterable[str]) -> dict[str, list[str]]:
+    """Name of a folder -> paths of the files below it, in lexical order, without hidden ones. Links are followed."""
+    found: dict[str, list[str]] = {folder: [] for folder in folders}
+    for below in _walk(Path(root), list(found), stamped=False):
+        folder, slash, rest = below.path.partition("/")
+        found[folder] += [f"{rest}{slash}{name}" for name, _, _ in below.files]
+    return {folder: sorted(files) for folder, files in found.items()}
+
+
+def is_image(file: str) -> bool:
+    """Whether a file is named like an image."""
+    return file.lower().endswith(IMAGE_SUFFIXES)
 
 
 def stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
@@ -75,25 +77,25 @@ def stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
     return {str(file): [(status := Path(file).stat()).st_size, status.st_mtime_ns] for file in files}
 
 
-def _walk(root: Path, folders: list[str]) -> list[_Folder]:
-    """Folders with all folders below them, level by level."""
+def _walk(root: Path, folders: list[str], stamped: bool = True) -> list[_Folder]:
+    """Folders with all folders below them, level by level; stamps of their files cost a call each."""
     found: list[_Folder] = []
     with ThreadPool(THREADS) as pool:
         while folders:
-            level = pool.map(partial(_list_folder, root), folders)
+            level = pool.map(partial(_list_folder, root, stamped), folders)
             found += level
             folders = [path for folder in level for path in folder.folders]
     return found
 
 
-def _list_folder(root: Path, path: str) -> _Folder:
+def _list_folder(root: Path, stamped: bool, path: str) -> _Folder:
     files, folders = [], []
     with os.scandir(root / path) as entries:
         for entry in entries:
             if entry.name[0] == ".":
                 continue
             if not entry.is_dir():
-                files.append(_stamped(entry.name, entry.stat))
+                files.append(_stamped(entry.name, entry.stat) if stamped else (entry.name, 0, ""))
             elif not (entry.is_symlink() and _leads_back(entry.path)):
                 folders.append(f"{path}/{entry.name}")
     return _Folder(path, sorted(files), sorted(folders))

@@ -47,6 +47,11 @@ class ImageSet(Section):
             )
         if self.source.name == "digits" and self.root is not None:
             raise ValueError("source 'digits' takes no root")
+        if self.source.name == "digits":
+            fixed = ("train", "validation", "validation_share", "on_bad_image")
+            self.without(*fixed, because="source 'digits' has its own splits of good images")
+        if self.validation_share:
+            self.without("validation", because="'validation_share' of 'train' is used instead")
         return self
 
     @property

@@ -16,7 +16,7 @@ def shards_of(root: Path, split: str, suffix: str) -> list[str]:
         suffix: ``.tar``.
     """
     start = glob.escape(split)
-    patterns = [f"{start}/*{suffix}", *(f"{start}{between}{suffix}" for between in ("-*", "_*", ""))]
+    patterns = [f"{start}/*{suffix}", *(f"{start}{between}{suffix}" for between in ("-*", "_*", ".*", ""))]
     found = (sorted(root.glob(pattern)) for pattern in patterns)
     return [shard.relative_to(root).as_posix() for shard in next(filter(None, found), []) if shard.name[0] != "."]
 

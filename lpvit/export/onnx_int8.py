@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lpvit.models.additions import replace_module
 from lpvit.quantisation.layers import LEVELS, SMALLEST_RANGE, QuantisedLinear, integer_product, quantise_tokens
 
 
@@ -63,7 +64,7 @@ def replace_for_export(model: nn.Module) -> None:
     """Replaces every int8 layer by its form for export."""
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantisedLinear):
-            model.set_submodule(name, ExportedLinear(module))
+            replace_module(model, name, ExportedLinear(module))
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from lpvit.inference.choice import Choice, slower
 from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
+from lpvit.models.additions import addition
 from lpvit.precisions import name_of
 from lpvit.sparse.attention import attention, attention_path
 
@@ -141,8 +142,9 @@ def _choice(name: str, module: Attention | WindowAttention, shape: tuple[int, in
     """Chooses between timm's product and ours; without a shape to time them, ours in the lowest precision."""
     parameter = next(p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point())
     precision = name_of(parameter.dtype)
-    if module._forward_pre_hooks or module._forward_hooks:
-        return Choice(name, "attention", False, precision, reason="a scheme replaced its product")
+    if added := addition(module, module.attn_drop):
+        reason = f"it has {added}" + " (such as those of a scheme)" * (added == "hooks")
+        return Choice(name, "attention", False, precision, reason=reason)
     if reason := attention_path(parameter.device, parameter.dtype).reason:
         return Choice(name, "attention", False, precision, reason=reason)
     int8 = int8 and not attention_path(parameter.device, parameter.dtype, int8=True).reason

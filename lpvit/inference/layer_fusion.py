@@ -9,6 +9,7 @@ from timm.models.vision_transformer import Block, LayerScale
 from torch import Tensor, nn
 
 from lpvit.inference.attention_fusion import FusedAttention
+from lpvit.models.additions import addition
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_of
 
@@ -51,7 +52,7 @@ def fuse_prologues_and_epilogues(model: nn.Module) -> None:
     """Fuses prologues and epilogues into the block-sparse layers of a timm model, in place, for inference on a CPU.
 
     Prologues are LayerNorm before ``qkv`` and ``fc1``; epilogues, where attention is fused, are LayerScale and the
-    residual add after ``proj`` and ``fc2``. Modules with hooks are not changed.
+    residual add after ``proj`` and ``fc2``. Modules with hooks or a forward of their own are not changed.
 
     Args:
         model: Its layers are block-sparse already, and its attention fused.
@@ -71,7 +72,7 @@ def _fuse_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
     if type(module) not in _READ_ONCE or getattr(module, "gate", None) is not None:  # a gate has the same inputs
         return
     first = module.get_submodule(layer)
-    if _is_norm(before) and _can_fuse(first) and not _has_hooks(before, module, first):
+    if _is_norm(before) and _can_fuse(first) and not addition(before, module, first):
         first.take_norm(before)
         block.set_submodule(norm, nn.Identity())
 
@@ -79,12 +80,13 @@ def _fuse_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
 def _can_fuse_epilogues(block: Block) -> bool:
     scales = [block.ls1, block.ls2]
     layers = [block.get_submodule(layer) for layer, _ in _ADDED] if type(block.mlp) is Mlp else [block.mlp]
+    dropouts = [block.mlp.drop1, block.mlp.drop2] if type(block.mlp) is Mlp else []
     around = (block, block.attn, block.mlp, block.drop_path1, block.drop_path2)
     return (
         isinstance(block.attn, FusedAttention)
         and all(_can_fuse(layer) for layer in layers)
         and all(isinstance(scale, nn.Identity | LayerScale) for scale in scales)
-        and not _has_hooks(*around, *layers, *scales)
+        and not addition(*around, *layers, *scales, *dropouts)
     )
 
 
@@ -96,7 +98,3 @@ def _can_fuse(layer: nn.Module) -> TypeGuard[BlockSparseLinear]:
     return (
         isinstance(layer, BlockSparseLinear) and layer.values.device.type == "cpu" and not path_of(layer.values).reason
     )
-
-
-def _has_hooks(*modules: nn.Module) -> bool:
-    return any(module._forward_pre_hooks or module._forward_hooks for module in modules)

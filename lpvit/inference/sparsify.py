@@ -13,11 +13,12 @@ from lpvit.inference.attention_fusion import fuse_attention
 from lpvit.inference.choice import Choice, slower
 from lpvit.inference.layer_fusion import fuse_prologues_and_epilogues
 from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
+from lpvit.models.additions import addition
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.precisions import name_of
 from lpvit.quantisation.layers import QuantisedLinear
 from lpvit.sparse.linear import BlockSparseLinear
-from lpvit.sparse.operator import path_of
+from lpvit.sparse.operator import log_once, path_of
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 
@@ -78,7 +79,7 @@ def _forms(
 ) -> list[BlockSparseLinear]:
     """The block-sparse forms that a layer may take, the requested one first; empty for a convolution."""
     dense = model.get_submodule(layer)
-    if not isinstance(dense, nn.Linear):
+    if not isinstance(dense, nn.Linear) or addition(dense):
         return []
     gelu = _gelu_after(model, layer) is not None
     if isinstance(dense, QuantisedLinear):  # with the integers of a quantised model
@@ -94,13 +95,16 @@ def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], token
     weight: Tensor = dense.weight  # type: ignore[assignment]
     if not forms:
         sparsity = 1 - weight.count_nonzero().item() / weight.numel()
-        reason = f"{type(dense).__name__} has no block-sparse form"
+        added = addition(dense)
+        reason = f"it has {added}" if added else f"{type(dense).__name__} has no block-sparse form"
         return Choice(layer, "layer", False, name_of(weight.dtype), sparsity, reason=reason)
     activation, sparse = _gelu_after(model, layer), forms[0]
     seconds = kernel_seconds = None
     if only_faster:
         with_kernel = [form for form in forms if not path_of(form.values).reason]
         reason = path_of(sparse.values).reason
+        if not with_kernel:
+            log_once(reason, "no kernel, pruned layers stay dense and take as long as before")
         if with_kernel:
             times = _timed(nn.Sequential(dense, *([activation] if activation else [])), with_kernel, tokens)
             sparse = min(with_kernel, key=lambda form: times[_form(form)])
@@ -121,7 +125,9 @@ def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:
     if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1":
         return None
     activation = parent.act
-    return activation if isinstance(activation, nn.GELU) and activation.approximate == "none" else None
+    if not isinstance(activation, nn.GELU) or activation.approximate != "none" or addition(parent, activation):
+        return None
+    return activation
 
 
 def _parent(layer: str) -> str:

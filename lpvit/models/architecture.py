@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -14,10 +15,13 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from lpvit.errors import LpvitError, one_line
+from lpvit.models.analysis.trace import IMAGES, random_images
 from lpvit.models.edits import AnyEdit, Edit, apply_edit, edits_of
 from lpvit.models.format_1 import architecture_of_format_1
-from lpvit.models.sources.checkpoints import require_one_type, require_same_architecture
-from lpvit.models.sources.source import AnySource
+from lpvit.models.outputs import plain_output, set_output
+from lpvit.models.sources.checkpoints import require_same_architecture
+from lpvit.models.sources.given import Given
+from lpvit.models.sources.source import AnySource, Source, source_class
 from lpvit.models.sources.timm import Timm
 from lpvit.moved import forwards
 from lpvit.settings import Section
@@ -47,57 +51,93 @@ class Architecture(Section):
         """The architecture of a model, as far as it is recorded.
 
         Args:
-            model: From `build` or ``timm.create_model``.
+            model: From `build`, or from a library.
             options: Arguments of timm besides name, ``num_classes`` and ``pretrained``. Without them they are read from
-                the model: all if `build` created it, else only image size and number of channels.
+                the model: all if `build` created it, else only image size, number of channels and stochastic
+                depth.
 
         Raises:
-            LpvitError: The model has no name in timm.
+            LpvitError: There are options, but the model has no name in timm.
         """
-        source = getattr(model, "lpvit_source", None) if options is None else None
-        return cls(source=source or Timm.of(model, options), edits=edits_of(model), classes=classes_of(model))
+        if options is not None:
+            source: Source = Timm.of(model, options)
+        else:
+            source = getattr(model, "lpvit_source", None) or found_source(model)
+            source = source.model_copy(update={"output": plain_output(model)})
+        return cls(source=source, edits=edits_of(model), classes=classes_of(model))
 
     def with_edits(self, edits: Sequence[Edit]) -> Self:
         """The same source with these edits and no others."""
         return self.model_copy(update={"edits": tuple(edits)})
 
-    def build(self, state: Mapping[str, Tensor] | None = None, **arguments: Any) -> nn.Module:
+    def build(
+        self, state: Mapping[str, Tensor] | None = None, given: nn.Module | None = None, **arguments: Any
+    ) -> nn.Module:
         """Builds the model, with its source and edits recorded.
 
         Args:
             state: Its weights; their dtype is kept.
-            arguments: Further ones of the source: ``pretrained``, ``drop_path``, ``seed``.
+            given: The bare model, changed in place, instead of one that the source builds.
+            arguments: Further ones of the source: ``pretrained``, ``seed``.
 
         Raises:
             LpvitError: The source cannot build it, or an edit does not fit.
         """
         with torch.random.fork_rng(devices=[]):  # the seed is of this model alone
-            model = self.source.build(**arguments)
+            if given is None:
+                model = self.source.build(**arguments)
+            else:
+                model = self.source.described(given, getattr(given, "pretrained_cfg", None) or {})
             model.lpvit_source = self.source  # type: ignore[assignment]
             record_classes(model, self.classes)
             for edit in self.edits:
                 apply_edit(model, edit)
         if state is not None:
             model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
+        if self.source.output:
+            set_output(model, random_images(model, IMAGES), self.source.output)
         return model
+
+
+def found_source(model: nn.Module) -> Source:
+    """Where a model comes from by its class and what its library notes; `Given` if that does not say it."""
+    library = type(model).__module__.partition(".")[0]
+    found: Source | None = None
+    if library in ("transformers", "torchvision"):
+        found = source_class(library).of(model)  # type: ignore[attr-defined]
+    elif "architecture" in (getattr(model, "pretrained_cfg", None) or {}) and hasattr(model, "num_classes"):
+        found = Timm.of(model)  # but for features only, which have no classes
+    return found or Given.of(model)
 
 
 def classes_of(model: nn.Module) -> tuple[str, ...]:
     """The names of a model's classes in the order of its logits, or none; copies of a model keep them."""
-    return getattr(model, "lpvit_classes", ())
+    return getattr(model, "lpvit_classes", ()) or _named_by_transformers(model)
 
 
 def record_classes(model: nn.Module, classes: Sequence[str]) -> None:
-    """Records the names of a model's classes."""
+    """Records the names of a model's classes; in the config of one of transformers as well."""
     model.lpvit_classes = tuple(classes)  # type: ignore[assignment]
+    config: Any = getattr(model, "config", None)
+    if classes and getattr(config, "num_labels", None) == len(classes):
+        config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
 
 
-def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
+def _named_by_transformers(model: nn.Module) -> tuple[str, ...]:
+    found = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(found, dict) or "Classification" not in type(model).__name__:
+        return ()
+    names = tuple(str(found[place]) for place in sorted(found))
+    return () if names == tuple(f"LABEL_{place}" for place in range(len(names))) else names
+
+
+def outline(architecture: Architecture, state: Mapping[str, Tensor], given: nn.Module | None = None) -> nn.Module:
     """The model on the meta device, where it needs no memory, to check an architecture from a file.
 
     Args:
         architecture: From the file.
         state: The tensors of the file. Building stops as soon as there are many more parameters than these.
+        given: The bare model, instead of one that the source builds; stays as it is.
 
     Raises:
         LpvitError: The architecture cannot be built, or is far larger than the file.
@@ -105,7 +145,7 @@ def outline(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Modul
     numbers = sum(tensor.numel() for tensor in state.values())
     with torch.device("meta"), _at_most(3 * len(state) + 100):
         try:
-            model = architecture.build()
+            model = architecture.build(given=None if given is None else deepcopy(given).to("meta"))
         except LpvitError:
             raise
         except Exception as error:  # edits that do not fit the model
@@ -183,9 +223,8 @@ def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Ten
     try:
         model = outline(architecture, state)
         require_same_architecture(model, state, "its weights")
-        require_one_type(model, state, "its weights")
     except LpvitError as error:
-        raise LpvitError(f"{path}: {error}; delete it and rerun") from None
+        raise LpvitError(f"{path}: {one_line(error)}; delete it and rerun") from None
     return architecture, state
 
 

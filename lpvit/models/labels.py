@@ -21,6 +21,11 @@ def require_labels_of_weights(settings: Model, classes: Sequence[str]) -> None:
     Raises:
         LpvitError: A label means another class.
     """
-    fixed = settings.weights == "pretrained" and settings.recipe is None and len(classes) == IMAGENET_1K
+    fixed = (
+        settings.timm is not None
+        and settings.weights == "pretrained"
+        and settings.recipe is None
+        and len(classes) == IMAGENET_1K
+    )
     if fixed and all(re.fullmatch(r"n\d{8}", name) for name in classes):
         require_same_order(ImageNetInfo().label_names(), classes, f"models: timm's weights of '{settings.timm}'")

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.passes import Batches, evaluation_mode, require_finite_logits
 from lpvit.models.analysis.trace import hooks
+from lpvit.models.outputs import read
 from lpvit.progress import bar
 
 GRADIENT_NUMBERS = 2**24  # of per-image weight gradients held at once: 64 MiB in float32
@@ -61,7 +62,7 @@ def layer_gradients(
     """Layer, its input tokens (N, T, I) and the gradients of its output tokens (N, T, O), probe after probe."""
     constants = {name: parameter.detach() for name, parameter in model.named_parameters()}
     with recorded_layers(model, layers) as (inputs, outputs):
-        logits = functional_call(model, constants, (images,))
+        logits = read(model, functional_call(model, constants, (images,)))
     require_finite_logits(logits, model, images)
     for i, projection in enumerate(draw_probes(logits, probes, generator)):
         gradients = torch.autograd.grad(

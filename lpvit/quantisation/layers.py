@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from lpvit.models.additions import replace_module
 from lpvit.quantisation.rounding import LARGEST, round_weight
 
 LEVELS = 255  # of an input
@@ -139,7 +140,7 @@ def make_int8(model: nn.Module, layers: Iterable[str]) -> nn.Module:
         if not isinstance(module, nn.Linear):
             raise TypeError(f"'{name}' is a {type(module).__name__}; only linear layers multiply in int8")
         if not isinstance(module, QuantisedLinear):
-            model.set_submodule(name, QuantisedLinear.like(module))
+            replace_module(model, name, QuantisedLinear.like(module))
     return model
 
 

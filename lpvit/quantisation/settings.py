@@ -29,9 +29,8 @@ class Quantisation(Section):
 
     @model_validator(mode="after")
     def _keys_fit(self) -> "Quantisation":
-        for name in ("layers", "rounding"):
-            if self.precision != "int8" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: belongs to precision 'int8', not to '{self.precision}'; leave it out")
+        if self.precision != "int8":
+            self.without("layers", "rounding", because=f"belongs to precision 'int8', not to '{self.precision}'")
         return self
 
     @property

@@ -1,26 +1,29 @@
-"""Refinement: gradient steps on all refitted parameters of a transformer block at once, towards the dense one's output.
+"""Refinement: gradient steps on everything that was refitted, at once, towards the outputs of the dense network.
 
-A closed form fits one layer for fixed others; what layers of a block can do for each other is left to gradients
-(BRECQ, arXiv 2102.05426, has the same order for quantised weights). No labels; the inputs of a block are those that
-reach it in the compressed network as refined up to there, so a block also makes up for what those before it lost.
+A closed form fits one layer for fixed others; what layers can do for each other is left to gradients. No labels: the
+loss is the distortion of the logits plus that of the output of every transformer block. The logits of a few thousand
+images alone are soon learnt by heart; the tokens of all blocks hold far more numbers (as in the distillation of
+features; FitNets, arXiv 1412.6550). The dense network runs along, so that images may be mirrored at random.
 
 N = images of a batch; T = tokens of an image; D = features of the residual stream.
 """
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
 
-from lpvit.models.analysis.network import analyse
-from lpvit.models.analysis.passes import Batches, CachedPass, evaluation_mode, run_through
+from lpvit.models.analysis.passes import Batches, evaluation_mode, recorded_outputs
 from lpvit.progress import bar
 from lpvit.refitting.reconstruction import HELD_OUT
 
-LEARNING_RATE = 3e-4  # of Adam, relative to the root mean square of a parameter; falls to 0 by a cosine
+BATCH = 32  # images of a step
+LEARNING_RATE = 1e-3  # of Adam, relative to the root mean square of a parameter; falls to 0 by a cosine
+WARM_UP = 5  # steps
 
 _logger = logging.getLogger(__name__)
 
@@ -52,85 +55,88 @@ def refine(
     loader: Batches,
     steps: int,
     device: torch.device | str,
+    seed: int = 0,
 ) -> None:
-    """Moves the parameters of transformer blocks of a compressed model, one block after the other.
+    """Moves the parameters of the transformer blocks of a compressed model, all at once.
 
-    Held-out images judge: a block that gets no better on them keeps the parameters that it had.
+    Held-out images judge: a model that gets no better on them keeps the parameters that it had.
 
     Args:
         model: Dense, on the device.
         compressed: On the device; changed in place.
         targets: Name of a transformer block -> what is trained of it; others are left alone.
         loader: Calibration images.
-        steps: Of a batch each, for every block.
+        steps: Of `BATCH` images each.
         device: Where to compute.
+        seed: Of the order of the images, and of which are mirrored.
     """
-    resume_points, shares = analyse(model).resume_points, []
-    with evaluation_mode(model), evaluation_mode(compressed), torch.enable_grad():
-        dense = [CachedPass(images.cpu()) for images, _ in bar(loader, "calibration images", "batch")]
-        passes = list(dense)
-        for point in bar(resume_points, "refinement", "transformer block"):
-            outputs = []
-            for number, cached in enumerate(dense):
-                with torch.no_grad():
-                    output, dense[number] = run_through(model, resume_points, cached, point, device)
-                outputs.append(output.cpu())
-            if point in targets and steps:
-                block = _Refined(compressed, resume_points, point, targets[point], device)
-                shares.append(block.train(list(zip(passes, outputs, strict=True)), steps))
-            with torch.no_grad():
-                passes = [run_through(compressed, resume_points, cached, point, device)[1] for cached in passes]
-    if shares:
-        _logger.info("refinement: error on held-out images falls to %.1f %% (mean of %d blocks)", *_mean(shares))
-
-
-def _mean(shares: Sequence[float]) -> tuple[float, int]:
-    return 100 * sum(shares) / len(shares), len(shares)
-
-
-@dataclass(frozen=True)
-class _Refined:
-    """A transformer block in training."""
-
-    model: nn.Module
-    resume_points: Sequence[str]
-    point: str
-    target: BlockTarget
-    device: torch.device | str
-
-    def train(self, batches: Sequence[tuple[CachedPass, Tensor]], steps: int) -> float:
-        """Takes the steps; the error on held-out images that is left, as a share of that of before, at most 1."""
-        parameters = self.target.parameters
-        start = [parameter.detach().clone() for parameter in parameters]
-        optimizer = torch.optim.Adam(
-            [
-                {"params": [each], "lr": LEARNING_RATE * float(each.detach().square().mean().sqrt())}
-                for each in parameters
-            ]
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
-        before = self._held_out(batches)
-        for step in range(steps):
-            error = self._error(*batches[step % len(batches)], held_out=False)
-            gradients = torch.autograd.grad(error, parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            schedule.step()
-        optimizer.zero_grad()
-        after = self._held_out(batches)
-        if after < before:
-            return after / before
+    if not (targets and steps):
+        return
+    images = torch.cat([batch.cpu() for batch, _ in loader])
+    judges = torch.arange(len(images)) % HELD_OUT == 0
+    pair = _Pair(model, compressed, targets, device)
+    parameters = list(chain.from_iterable(target.parameters for target in targets.values()))
+    start = [parameter.detach().clone() for parameter in parameters]
+    with evaluation_mode(model), evaluation_mode(compressed):
+        before = pair.mean_error(images[judges])
+        with torch.enable_grad():
+            _descend(pair, parameters, islice(_drawn(images[~judges], seed), steps), steps)
+        after = pair.mean_error(images[judges])
+    _logger.info("refinement: error on held-out images %.4g -> %.4g after %d steps", before, after, steps)
+    if not after < before:
+        _logger.warning("refinement: no better on held-out images; the model stays as refitted")
         with torch.no_grad():
             for parameter, value in zip(parameters, start, strict=True):
                 parameter.copy_(value)
-        return 1.0
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A dense and a compressed network that see the same images."""
+
+    model: nn.Module
+    compressed: nn.Module
+    targets: Mapping[str, BlockTarget]
+    device: torch.device | str
+
+    def error(self, images: Tensor) -> Tensor:
+        """Distortion of the logits, and of the outputs of the blocks, for images (N, channels, height, width)."""
+        images = images.to(self.device)
+        with torch.no_grad(), recorded_outputs(self.model, self.targets) as wanted:
+            logits = self.model(images)
+        with recorded_outputs(self.compressed, self.targets) as found:
+            change = self.compressed(images) - logits
+        of_blocks = [target.error(found[block], wanted[block]) for block, target in self.targets.items()]
+        total: Tensor = change.square().sum(dim=-1).mean() + torch.stack(of_blocks).sum()
+        return total
 
     @torch.no_grad()
-    def _held_out(self, batches: Sequence[tuple[CachedPass, Tensor]]) -> float:
-        return sum(float(self._error(*batch, held_out=True)) * len(batch[1]) for batch in batches)
+    def mean_error(self, images: Tensor) -> float:
+        return sum(float(self.error(part)) * len(part) for part in torch.split(images, BATCH)) / len(images)
 
-    def _error(self, cached: CachedPass, target: Tensor, *, held_out: bool) -> Tensor:
-        output, _ = run_through(self.model, self.resume_points, cached, self.point, self.device)
-        chosen = (torch.arange(len(target)) % HELD_OUT == 0) == held_out
-        return self.target.error(output[chosen.to(output.device)], target[chosen].to(output.device))
+
+def _descend(pair: _Pair, parameters: Sequence[nn.Parameter], batches: Iterator[Tensor], steps: int) -> None:
+    optimizer = torch.optim.Adam(
+        [{"params": [each], "lr": LEARNING_RATE * float(each.detach().square().mean().sqrt())} for each in parameters]
+    )
+
+    def share(step: int) -> float:
+        return min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    for images in bar(batches, "refinement", "step", total=steps):
+        gradients = torch.autograd.grad(pair.error(images), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        schedule.step()
+    optimizer.zero_grad()
+
+
+def _drawn(images: Tensor, seed: int) -> Iterator[Tensor]:
+    """Batches in random order, epoch after epoch, each image mirrored or not."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for chosen in torch.split(torch.randperm(len(images), generator=generator), BATCH):
+            mirrored = torch.rand(len(chosen), 1, 1, 1, generator=generator) < 0.5
+            yield torch.where(mirrored, images[chosen].flip(-1), images[chosen])

@@ -5,7 +5,6 @@ Frames in, HTML out. n = images; K = classes.
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,10 +19,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lpvit import __version__
+from lpvit.measure.intervals import paired, wilson
 from lpvit.report.formats import interval
 from lpvit.report.results import signed
 from lpvit.report.style import BLACK, COLORS, GREY, STYLE
-from lpvit.report.tables.summary import wilson
 
 TEMPLATE = Path(__file__).parent / "template"
 BINS, RESAMPLES, WORST = 15, 200, 15
@@ -78,22 +77,6 @@ def verdict(comparison: Comparison) -> list[str]:
     significant = "not significant" if low <= 0 <= high else "significant"
     lines.append(f"Difference: {signed(lost)} points ({signed(low)} to {signed(high)}), {significant}.")
     return lines
-
-
-def paired(before: pd.Series, after: pd.Series) -> tuple[float, float, float]:
-    """Difference of two accuracies on the same images, with its 95 % interval, in points.
-
-    Agresti and Min (Simple improved confidence intervals for comparing matched proportions, 2005): the Wald interval
-    after adding half an image to each of the four cells.
-
-    Args:
-        before: Whether each image was right, (n,), bool.
-        after: Likewise, of the other model.
-    """
-    gained, lost, n = int((~before & after).sum()), int((before & ~after).sum()), len(before)
-    b, c, m = gained + 0.5, lost + 0.5, n + 2
-    half = 1.96 * math.sqrt(b + c - (b - c) ** 2 / m) / m
-    return 100 * (gained - lost) / n, 100 * ((b - c) / m - half), 100 * ((b - c) / m + half)
 
 
 def calibration_error(right: NDArray[np.bool_], shares: NDArray[np.float64]) -> float:
@@ -176,8 +159,8 @@ def _robustness_shown(spoilt: pd.DataFrame) -> pd.DataFrame:
 
 
 def _share(count: float, images: int) -> str:
-    low, high = wilson(pd.Series([100 * count / images]), pd.Series([images]))
-    return f"{100 * count / images:.2f} % ({interval(low.item(), high.item())})"
+    low, high = wilson(100 * count / images, float(images))
+    return f"{100 * count / images:.2f} % ({interval(low, high)})"
 
 
 def _error_told(rows: pd.DataFrame, name: str) -> str:

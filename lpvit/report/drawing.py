@@ -31,9 +31,16 @@ def draw(name: str, inputs: Mapping[str, Any]) -> Figure:
 def save_figure(figure: Figure, *paths: str | Path) -> None:
     """Writes a figure in the formats that the names end with (svg, png, pdf), each atomically.
 
+    It is laid out once: every pass of the layout moves the axes of the last one a little, so a file would depend
+    on what was drawn before it.
+
     Raises:
         LpvitError: The disk is full or the folder cannot be written.
     """
+    if figure.get_layout_engine() is not None:
+        figure.set_dpi(DOTS_PER_INCH)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
     for path in map(Path, paths):
         kind = path.suffix.removeprefix(".")
         undated = {"Date": None} if kind == "svg" else None

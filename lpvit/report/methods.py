@@ -47,8 +47,8 @@ def methods(
     """
     (calibration, pruning, budget), (dense, tuned) = compression, recipes
     sentences = [
-        f"{name}: the dense model is timm's {model.timm}{_options(model.options)}, {_weights(model, dense)}, on "
-        f"{_dataset(*dataset)}.",
+        f"{name}: the dense model is {model.source}'s {model.name}{_options(model.options)}, "
+        f"{_weights(model, dense)}, on {_dataset(*dataset)}.",
         f"{_structure(pruning)} {_budget(budget)}, measured on {calibration.images} training images "
         f"(class-balanced, seed {calibration.seed}).",
         _refit(budget),
@@ -65,7 +65,9 @@ def _options(options: Mapping[str, Any]) -> str:
 
 
 def _weights(model: Model, recipe: Recipe | None) -> str:
-    start = {"pretrained": "with timm's weights", "checkpoint": "with weights of a checkpoint"}.get(model.weights, "")
+    start = {"pretrained": f"with {model.source}'s weights", "checkpoint": "with weights of a checkpoint"}.get(
+        model.weights, ""
+    )
     if recipe is None:
         return start or "with random weights"
     return f"{start + ', ' if start else ''}trained {_training(recipe)}"

@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from lpvit.measure.intervals import wilson
 from lpvit.report.formats import STAGES, human, interval, joules
 from lpvit.report.layers import kept_units
-from lpvit.report.tables.summary import difference, wilson
+from lpvit.report.tables.summary import difference
 
 DENSE = "dense"
 MINUS, DASH = "\u2212", "\u2013"

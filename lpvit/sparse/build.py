@@ -161,6 +161,15 @@ def cpu_kernel() -> CpuKernel:
     return CpuKernel(*names, int8_attention=library.lpvit_has_int8_attention())
 
 
+def build_obstacle() -> str:
+    """Why no kernel can be built and kept on this machine; empty if one can. Builds none."""
+    try:
+        _places(_compiler(), _BY_TORCH)
+    except (_BuildError, OSError, RuntimeError) as error:
+        return str(error)
+    return ""
+
+
 def openvino_library() -> Path:
     """The library with the kernels for the installed OpenVINO, without torch; built unless it is cached.
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lpvit.config.config import Config, Experiment
-from lpvit.models.sources.timm import create_model, input_size
+from lpvit.models.sources.dense import source_of
+from lpvit.models.sources.timm import input_size
 
 BATCH = 4
 BACKWARD = 2  # passes that a backward pass costs
@@ -101,4 +102,4 @@ def _seconds(run: Callable[[], None], device: str) -> float:
 
 def _built(settings: Config, experiment: Experiment, images: pd.DataFrame) -> nn.Module:
     model = settings.models[experiment.model]
-    return create_model(model.timm, images["label"].nunique(), model.options, model.data_config)
+    return source_of(model, images["label"].nunique()).build(seed=model.seed)

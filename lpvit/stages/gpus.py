@@ -4,11 +4,12 @@ import fcntl
 import getpass
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -23,6 +24,16 @@ def visible_gpus() -> list[str]:
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
     return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def gpus_asked(resources: Any) -> int:
+    """The GPUs of a job on this machine.
+
+    Args:
+        resources: Of Snakemake: ``gpu``, or of SLURM ``gres``, such as ``gpu:2`` or ``gpu:a100:2``.
+    """
+    gres = re.match(r"gpu(?::\w+)*?:(\d+)", str(resources.get("gres") or ""))
+    return int(gres[1]) if gres else int(resources.get("gpu") or 0)
 
 
 def take_gpus(count: int, folder: Path | None = None) -> list[str]:
@@ -42,7 +53,7 @@ def take_gpus(count: int, folder: Path | None = None) -> list[str]:
         return []
     free = _lock_free(gpus, count, folder or Path(tempfile.gettempdir(), f"lpvit-gpus-{getpass.getuser()}"))
     taken = [*free, *(gpu for gpu in gpus if gpu not in free)][:count]
-    if len(free) < len(taken):
+    if len(free) < len(taken) < len(gpus):
         logger.info("GPU %s is shared with another run", ", ".join(taken[len(free) :]))
     os.environ[VISIBLE] = ",".join(taken)
     return taken

@@ -17,23 +17,29 @@ from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import Budget
 from lpvit.config.config import Config, Experiment
 from lpvit.costs.cost import measure_costs
+from lpvit.data.decoding import unknown_range
 from lpvit.data.encoded import first_without_jpeg
 from lpvit.data.index import class_names, list_images, usable_images
 from lpvit.data.settings import Dataset
 from lpvit.errors import LpvitError
 from lpvit.lazy import is_installed
+from lpvit.models.analysis.trace import IMAGES, random_images
+from lpvit.models.architecture import Architecture
 from lpvit.models.labels import require_labels_of_weights
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
+from lpvit.models.sources.dense import source_of
 from lpvit.models.sources.pretrained import require_fetchable
 from lpvit.models.sources.timm import create_model, nearest_model
+from lpvit.models.unpacking.edit import unpack
 from lpvit.schemes.edit import add_scheme
 from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.structure import ModelStructure, structure_of
 from lpvit.training.loss import require_fit
 from lpvit.training.settings import Recipe
 
+LOOKED_AT = 100  # images whose kind of pixels is checked, evenly spaced
 LARGEST_BLOCK_PRODUCTS = 8 * 2**30  # bytes
 
 
@@ -103,6 +109,9 @@ def _list_dataset(dataset: Dataset) -> pd.DataFrame:
     images = list_images(dataset)
     if dataset.loader == "dali" and (other := first_without_jpeg(dataset.folder, images["path"].tolist())):
         raise LpvitError(f"loader 'dali': reads JPEG files, {other} is none; use 'loader: timm' or 'memory'")
+    for path in images["path"][:: max(1, len(images) // LOOKED_AT)] if dataset.on_bad_image == "error" else ():
+        if problem := unknown_range(dataset.folder / path):
+            raise LpvitError(f"{dataset.folder / path}: {problem}; replace such images, or set 'on_bad_image: skip'")
     if images["label"].nunique() < 2:
         raise LpvitError(f"dataset: {dataset.root} has one class, '{images['class_name'].iloc[0]}'; models need two")
     return images
@@ -120,7 +129,7 @@ def _check_calibration(count: int, budget: Budget, images: pd.DataFrame | None) 
 
 
 def _check_weights(model: Model) -> None:
-    if model.weights == "pretrained" and timm.is_model(model.timm.partition(".")[0]):
+    if model.weights == "pretrained" and model.timm is not None and timm.is_model(model.timm.partition(".")[0]):
         try:
             require_fetchable(model.timm)
         except LpvitError as error:
@@ -152,7 +161,7 @@ def _check_what_it_teaches(teacher: str, checkpoint: Path | None, student: nn.Mo
         return
     known = timm.get_pretrained_cfg(teacher).num_classes
     if checkpoint is not None:
-        require_same(built, read_checkpoint(checkpoint), checkpoint)
+        require_same(built, read_checkpoint(checkpoint, built), checkpoint)
     elif known != classes:
         raise LpvitError(
             f"teacher: timm's '{teacher}' knows {known} classes, the dataset has {classes}, so its head is random; "
@@ -162,17 +171,18 @@ def _check_what_it_teaches(teacher: str, checkpoint: Path | None, student: nn.Mo
 
 def _check_model(model: Model, classes: int | None) -> nn.Module:
     """The model, on the meta device; without images, the number of classes is not checked."""
+    source = source_of(model, classes or 1000)
     with torch.device("meta"):
-        built = create_model(model.timm, classes or 1000, model.options, model.data_config)
-    known = built.pretrained_cfg.get("num_classes")  # type: ignore[union-attr, operator]
-    if classes and model.weights == "pretrained" and model.recipe is None and known != classes:
-        raise LpvitError(
-            f"models: timm's '{model.timm}' knows {known} classes, the dataset has {classes}, so its head is random; "
-            "give the model a 'recipe' to train it"
-        )
-    if classes and model.checkpoint is not None:
-        require_same(built, read_checkpoint(model.checkpoint), model.checkpoint)
-    return built
+        built = Architecture(source=source).build()
+        known = source.known_classes
+        if classes and model.weights == "pretrained" and model.recipe is None and known not in (classes, None):
+            raise LpvitError(
+                f"models: {model.source}'s '{model.name}' knows {known} classes, the dataset has {classes}, so its "
+                "head is random; give the model a 'recipe' to train it"
+            )
+        if classes and model.checkpoint is not None:
+            require_same(built, read_checkpoint(model.checkpoint, built), model.checkpoint)
+        return unpack(built, random_images(built, IMAGES))
 
 
 def _check_pruning(model: nn.Module, experiment: Experiment, settings: Config) -> dict[str, Any]:

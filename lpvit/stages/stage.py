@@ -5,14 +5,14 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute
-from lpvit.stages.gpus import take_gpus
+from lpvit.stages.gpus import gpus_asked, take_gpus
 from lpvit.stages.labels import label_of
 from lpvit.store.holding import end_with_the_run, require_held
 from lpvit.store.records import drop_record, write_record
@@ -41,6 +41,7 @@ def stage(snakemake: Any) -> Iterator[Compute]:
     end_with_the_run()
     _log_to(snakemake.log[0], label_of(snakemake.log[0], snakemake.config))
     started = time.monotonic()
+    _allow_modules(snakemake.config)
     try:
         drop_record(snakemake.log[0])
         yield _compute(snakemake)
@@ -59,6 +60,15 @@ def stage(snakemake: Any) -> Iterator[Compute]:
     logger.info("%s: done in %.1f s", snakemake.rule, time.monotonic() - started)
 
 
+def _allow_modules(config: Mapping[str, Any]) -> None:
+    """Functions that build models may run if the config names them."""
+    for model in (config.get("models") or {}).values():
+        if model.get("module") is not None:
+            from lpvit.models.sources.module import allow  # imports torch
+
+            allow(model["module"])
+
+
 def _largest_memory() -> float:
     """Mebibytes of the largest process of this job at its peak."""
     peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -73,7 +83,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _compute(snakemake: Any) -> Compute:
     asked = Compute.model_validate(snakemake.config.get("compute", {}))
-    gpus = int(snakemake.resources.get("gpu", 0))
+    gpus = gpus_asked(snakemake.resources)
     take_gpus(gpus)
     if "torch" not in sys.modules:
         return asked

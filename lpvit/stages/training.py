@@ -38,7 +38,7 @@ def read_training(
             `lpvit.training.teacher.load_teacher`.
     """
     recipe = Recipe.model_validate(snakemake.params.recipe)
-    model: nn.Module = architecture.build(state, drop_path=recipe.drop_path)
+    model: nn.Module = architecture.build(state)
     images = read_parquet(snakemake.input.images, IMAGES)
     require_same_order(architecture.classes, class_names(images), "the model")
     loaders = SplitLoaders(images, snakemake.params.dataset, Preprocessing.from_model(model), recipe, compute)

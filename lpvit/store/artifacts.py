@@ -23,6 +23,7 @@ _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no space
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),  # the path is occupied
+    errno.ENAMETOOLONG,
 )
 
 
@@ -68,7 +69,7 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
         require_held()
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        if not _is_about_the_disk(error):
+        if not _is_about_the_disk(error) and getattr(error, "filename", None) != str(partial):
             raise
         raise LpvitError(
             f"{path}: cannot be written ({_reason(error)}); free some space or choose another folder"

@@ -243,7 +243,7 @@ METRICS = Schema(
             "power_term",
             pa.float64(),
             "",
-            "sum of the layers' power terms, as a share of that with all blocks kept; null of a narrower model",
+            "sum of the layers' power terms, as a share of that with all blocks kept; null with factors or narrower",
             nullable=True,
         ),
         Column("energy", pa.float64(), "J/image", "modelled energy of the layers that `macs` counts"),

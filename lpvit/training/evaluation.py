@@ -5,7 +5,8 @@ N = images of a batch; K = classes.
 
 import logging
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from lpvit.data.labels import class_numbers
 from lpvit.errors import LpvitError
+from lpvit.measure.intervals import paired, wilson
+from lpvit.models.outputs import read
 from lpvit.progress import bar
 
 _logger = logging.getLogger(__name__)
@@ -59,11 +62,34 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: 
     Raises:
         LpvitError: The loader yields no image, or other labels (`lpvit.data.labels`), or a logit is not finite.
     """
-    accuracy = Accuracy.from_sums(evaluation_sums(model, loader, device))
+    counted = _Counted(loader)
+    accuracy = Accuracy.from_sums(evaluation_sums(model, counted, device))
     if not math.isfinite(accuracy.loss):
         raise LpvitError("evaluation: logits are NaN or infinite; check the weights and the mean and std of the images")
     _logger.info("top-1 %.2f %% of %d images", accuracy.top1, accuracy.images)
+    low, high = wilson(accuracy.top1, accuracy.images)
+    if low <= (guess := 100 * max(counted.labels.values()) / accuracy.images):
+        _logger.warning(
+            "top-1 %.1f %% of %d images (95 %% interval %.1f to %.1f) is no better than a guess of the most frequent "
+            "class (%.1f %%): the model knows nothing of these classes, or their order is another",
+            *(accuracy.top1, accuracy.images, low, high, guess),
+        )
     return accuracy
+
+
+class _Counted:
+    """Batches of a loader, with the labels counted that have been read."""
+
+    def __init__(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
+        self.loader, self.labels = loader, Counter[int]()
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # a TypeError if it has no length, as for any object
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader:
+            self.labels.update(labels.flatten().tolist())
+            yield images, labels
 
 
 def evaluation_sums(
@@ -84,12 +110,15 @@ def evaluation_sums(
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, labels in bar(loader, "evaluation", "batch", leave=False, shown=progress):
         with torch.inference_mode():  # not around the loader, whose tensors may be reused in training
-            sums += _batch_sums(model(images.to(device=device, dtype=dtype)), labels.to(device))
+            sums += _batch_sums(read(model, model(images.to(device=device, dtype=dtype))), labels.to(device))
     return sums
 
 
 def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
     """The four sums over a batch; logits (N, K), labels (N,)."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise LpvitError(f"model: returns {found} for a batch of {len(labels)} images, expected logits (N, classes)")
     labels = class_numbers(labels, len(logits), logits.shape[-1])
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = functional.cross_entropy(logits.double(), labels, reduction="sum")
@@ -111,7 +140,8 @@ def correct_images(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], de
     right = []
     for images, labels in bar(loader, "evaluation", "batch", leave=False):
         with torch.inference_mode():
-            right.append(model(images.to(device=device, dtype=dtype)).argmax(dim=1).cpu() == labels.cpu())
+            logits = read(model, model(images.to(device=device, dtype=dtype)))
+            right.append(logits.argmax(dim=1).cpu() == labels.cpu())
     if not right:
         raise LpvitError("evaluation: there are no images")
     return torch.cat(right)
@@ -120,9 +150,6 @@ def correct_images(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], de
 def points_lost(before: Tensor, after: Tensor) -> tuple[float, float, float]:
     """Points of accuracy that a model has less than another on the same images, with a paired 95 % interval.
 
-    The interval is that of a mean of differences (Agresti and Min, 2005: half an image is added to each of the two
-    kinds of disagreement, so that it is not empty where models agree).
-
     Args:
         before: From `correct_images`, (N,).
         after: Likewise.
@@ -130,9 +157,5 @@ def points_lost(before: Tensor, after: Tensor) -> tuple[float, float, float]:
     Returns:
         Points lost, and the ends of the interval; negative where accuracy rose.
     """
-    count = len(before)
-    lost, won = (int((one & ~other).sum()) for one, other in ((before, after), (after, before)))
-    wide = count + 2
-    centre, disagreeing = (lost - won) / wide, (lost + won + 1) / wide
-    half = 1.96 * math.sqrt((disagreeing - centre**2) / wide)
-    return 100 * (lost - won) / count, 100 * (centre - half), 100 * (centre + half)
+    gained, low, high = paired(before.numpy(), after.numpy())
+    return -gained, -high, -low

@@ -23,7 +23,7 @@ class Training:
     """A model, its recipe, data and devices. Can be pickled, so that every process gets its own copy.
 
     Attributes:
-        model: Initial weights; not modified. Stochastic depth is what it was created with.
+        model: Initial weights; not modified. A recipe without ``drop_path`` keeps its own stochastic depth.
         recipe: Hyperparameters; the augmentation of single images is done by the loaders.
         make_loaders: Called once in every process. With several, it must be picklable, from an importable module.
         resume_file: Checkpoint of each epoch. It is not deleted; do so once the result is saved.

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lpvit.errors import LpvitError
+from lpvit.models.outputs import read
+from lpvit.models.preparation import width_of
 
 Output = Tensor | tuple[Tensor, Tensor]
 
@@ -66,7 +68,7 @@ class TrainingLoss(nn.Module):
         if self.teacher is None:
             return loss
         with torch.no_grad():
-            opinion = self.teacher(self.conversion(images)).float()
+            opinion = read(self.teacher, self.teacher(self.conversion(images))).float()
         if self.kind == "soft":
             distillation = soft_distillation_loss(distilled.float(), opinion, self.temperature)
         else:
@@ -143,10 +145,8 @@ def require_fit(student: nn.Module, teacher: nn.Module) -> None:
     Raises:
         LpvitError: The teacher has other classes or another number of channels than the student.
     """
-    for what, of_student, of_teacher in (
-        ("classes", student.num_classes, teacher.num_classes),
-        ("channels", _channels(student), _channels(teacher)),
-    ):
+    for what, number in (("channels", _channels), ("classes", width_of)):
+        of_student, of_teacher = number(student), number(teacher)
         if of_student != of_teacher:
             raise LpvitError(
                 f"recipe: the teacher has {of_teacher} {what}, the model {of_student}; choose a 'teacher' that fits"

@@ -34,13 +34,15 @@ class Recipe(Section):
     weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay; not for biases and norms")
     clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
     label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
-    drop_path: Share = Field(0.0, description="stochastic depth rate")
+    drop_path: Share = Field(
+        0.0, description="stochastic depth rate of the last transformer block, rising from 0; 0 keeps the model's own"
+    )
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0 is off")
     crop_scale: Range = Field((0.08, 1.0), description="range of the area of a random crop")
     crop_ratio: Range = Field((3 / 4, 4 / 3), description="range of the aspect ratio of a random crop")
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    color_jitter: float = Field(0.0, ge=0, description="strength of colour jitter; timm uses it without RandAugment")
+    color_jitter: float = Field(0.0, ge=0, description="strength of colour jitter; not with `rand_augment`")
     rand_augment: str | None = Field(None, description="timm's policy string, for example `rand-m9-mstd0.5-inc1`")
     random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle")
     repeated_augmentation: int = Field(1, gt=0, description="repetitions of an image in an epoch of the same length")
@@ -76,6 +78,14 @@ class Recipe(Section):
             raise ValueError("teacher: give a teacher together with 'distillation: soft' or 'hard', and only then")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; lower it")
+        if self.rand_augment is not None:
+            self.without("color_jitter", because="does nothing with 'rand_augment', as in timm")
+        if self.distillation == "none":
+            self.without("distillation_alpha", because="belongs to distillation 'soft' or 'hard', not to 'none'")
+        if self.distillation != "soft":
+            self.without(
+                "distillation_temperature", because=f"belongs to distillation 'soft', not '{self.distillation}'"
+            )
         if self.choose_by and self.pruned_over:
             raise ValueError("choose_by: only the last epoch of 'pruned_over' has all masks; leave one of them out")
         if self.teacher_checkpoint is not None and self.teacher in (None, "dense"):

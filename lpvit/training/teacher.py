@@ -31,5 +31,5 @@ def load_teacher(recipe: Recipe, num_classes: int, dense: str | Path | None) -> 
         return architecture.build(state)
     teacher = create_model(recipe.teacher, num_classes, pretrained=recipe.teacher_checkpoint is None)
     if recipe.teacher_checkpoint is not None:
-        load_weights(teacher, read_checkpoint(recipe.teacher_checkpoint), recipe.teacher_checkpoint)
+        load_weights(teacher, read_checkpoint(recipe.teacher_checkpoint, teacher), recipe.teacher_checkpoint)
     return teacher

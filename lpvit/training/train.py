@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from lpvit.errors import LpvitError
+from lpvit.measure.precision import warn_if_slower
+from lpvit.models.drop_rates import set_drop_path
 from lpvit.store.artifacts import load
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.training.events import Events, require_tensorboard
@@ -54,10 +56,13 @@ def train(training: Training) -> Trained:
     """
     _check(training)
     require_tensorboard(training.events)
+    warn_if_slower(getattr(torch, training.recipe.precision), training.device, "recipe: precision")
     model, teacher = (
         copy.deepcopy(training.model),
         copy.deepcopy(training.teacher),
     )  # may be one object
+    if training.recipe.drop_path:
+        set_drop_path(model, training.recipe.drop_path)
     job = replace(training, model=model, teacher=teacher)
     if job.processes == 1:
         _train(job)

@@ -3,6 +3,7 @@
 N = images of a batch; K = classes.
 """
 
+import logging
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
+from lpvit.models.outputs import read
+from lpvit.models.preparation import width_of
 from lpvit.precisions import dtype_of
 from lpvit.progress import bar
 from lpvit.schemes.scheme import anneal
@@ -29,6 +32,8 @@ from lpvit.training.loss import TrainingLoss
 from lpvit.training.progress import TrainingProgress
 from lpvit.training.settings import Recipe
 
+_logger = logging.getLogger(__name__)
+
 
 class Trainer:
     """A model with its optimiser, schedule and averaged weights."""
@@ -37,6 +42,7 @@ class Trainer:
         recipe = job.recipe
         self.recipe, self.device = recipe, device
         self.model = job.model.to(device)
+        _require_trainable(self.model)
         self.total_steps, self.steps = recipe.epochs * steps_per_epoch, 0
         self.gradual: GradualPruning | None = None
         self.block_shape = job.block_shape
@@ -55,7 +61,7 @@ class Trainer:
         )
         self.schedule = learning_rate_schedule(self.optimizer, recipe, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-        self.augment = BatchAugmentation(recipe, self.model.num_classes, device)  # type: ignore[arg-type]
+        self.augment = BatchAugmentation(recipe, width_of(self.model), device)
         self.network: nn.Module = self.model
         if processes > 1:
             self.network = DistributedDataParallel(self.model, [device] if device.type == "cuda" else None)
@@ -121,7 +127,9 @@ class Trainer:
             waits = number < len(parts) and isinstance(self.network, DistributedDataParallel)
             with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with self._autocast():
-                    loss = self.loss(some_images, self.network(some_images), some_targets)
+                    output = self.network(some_images)
+                    logits = output if isinstance(output, tuple) else read(self.model, output)
+                    loss = self.loss(some_images, logits, some_targets)
                 loss = loss * (len(some_images) / len(images))
                 self.scaler.scale(loss).backward()
             value += float(loss.detach())
@@ -189,6 +197,20 @@ def learning_rate_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, ste
         warmup_prefix=True,
         t_in_epochs=False,
     )
+
+
+def _require_trainable(model: nn.Module) -> None:
+    """Says what trains, where something does not.
+
+    Raises:
+        LpvitError: Nothing does.
+    """
+    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    if not any(trained.values()):
+        raise LpvitError("model: all its parameters are frozen, so nothing trains; model.requires_grad_(True)")
+    if not all(trained.values()):
+        frozen = [name for name, asked in trained.items() if not asked]
+        _logger.info("%d of %d parameters are frozen, such as '%s'", len(frozen), len(trained), frozen[0])
 
 
 def _over_processes(sums: Tensor) -> Tensor:

@@ -255,7 +255,7 @@ def test_training_with_frozen_masks_can_be_saved_and_without_cannot(pruned: lpvi
     [
         (None, "is not what builds timm's 'vit_tiny_patch16_224.*options.*blocks in the mask"),
         ({**VIT, "depth": 3}, "blocks.2.* is missing"),
-        ({**VIT, "num_heads": 4}, "same weights, other logits"),
+        ({**VIT, "num_heads": 4}, "same weights, other outputs"),
         ({**VIT, "norm_layer": nn.LayerNorm}, "options: norm_layer .* is no number"),
     ],
 )
@@ -577,11 +577,11 @@ def test_what_is_no_model_to_prune_is_refused_in_its_own_words() -> None:
     on_meta = dense_model("vit").to("meta")
     network = timm.create_model("resnet18", num_classes=5, in_chans=1)
     for model, message in (
-        ("deit_small_patch16_224", "model: found str, expected a model of timm"),
+        ("deit_small_patch16_224", "model: found str, expected a model: an nn.Module"),
         (on_meta, "model: is on the meta device"),
         (torch.compile(dense_model("vit")), "model: is compiled; give the model before torch.compile"),
         (nn.DataParallel(dense_model("vit")), "model: is wrapped in DataParallel; give its 'module'"),
-        (network, "model: is not a ViT, DeiT or Swin: no attention to prune, only layers such as conv1"),
+        (network, "model: no repeated module with attention is found, only layers such as conv1"),
     ):
         images = [torch.rand(2, 1, 64, 64)] if model is network else batches
         with pytest.raises(LpvitError, match=message):

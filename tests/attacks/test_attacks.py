@@ -28,6 +28,8 @@ from safetensors.torch import load_file, save_file
 from tiny import VIT
 
 import lpvit
+from lpvit.bases.edit import AlignedBases
+from lpvit.bases.last_block.edit import FewTokens
 from lpvit.models.architecture import Architecture, load_model, save_model
 from lpvit.models.edits import apply_edit
 from lpvit.models.sources.timm import create_model
@@ -40,6 +42,8 @@ from lpvit.store.tables import read_parquet, write_parquet
 from lpvit.structures.blocks.calibration import load_statistics
 from lpvit.structures.blocks.edit import with_keep_masks
 from lpvit.structures.blocks.masks import load_masks, save_masks
+from lpvit.structures.factors.edit import LowRankLayers
+from lpvit.structures.factors.structure import FactorStructure
 from lpvit.structures.width.edit import NarrowerShapes
 
 ATTACKS = int(os.environ.get("LPVIT_ATTACKS", "0"))
@@ -125,6 +129,34 @@ def write_edited(path: Path) -> None:
     save_model(Architecture.of(model, VIT), model.state_dict(), path, "pruned_quantised")
 
 
+def write_factors(path: Path) -> None:
+    """Low-rank layers of every form, a convolution among them."""
+    model = vit()
+    apply_edit(model, LowRankLayers(form="plain", ranks={"blocks.0.mlp.fc1": 5, "patch_embed.proj": 3}))
+    apply_edit(model, LowRankLayers(form="pivoted", ranks={"blocks.1.attn.qkv": 7}))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    save_model(Architecture.of(model, VIT), model.state_dict(), path, "pruned")
+
+
+def write_aligned(path: Path) -> None:
+    """In other bases, with a last block that gives one token."""
+    options = VIT | {"qkv_bias": False}
+    model = create_model("vit_tiny_patch16_224", 5, options)
+    apply_edit(model, AlignedBases(freedoms=("residual",), biases=("blocks.0.attn.qkv",)))
+    apply_edit(model, FewTokens(block="blocks.1", tokens=1))
+    save_model(Architecture.of(model, options), model.state_dict(), path, "dense")
+
+
+def write_moments(path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = {"generator": generator, "dtype": torch.float64}
+    numbers = {"images": torch.tensor(8), "tokens": torch.tensor(136)}
+    inputs = {"input_mean": torch.rand(20, **wide), "input_covariance": torch.rand(20, 20, **wide)}
+    outputs = {"output_sensitivity": torch.rand(60, 60, **wide), "token_sensitivity": torch.rand(17, **wide)}
+    save({"blocks.0.attn.qkv": numbers | inputs | outputs}, path, "statistics")
+
+
 def of_format_1(file: str) -> Callable[[Path], None]:
     return lambda path: path.write_bytes((REPOSITORY / "tests/format_1" / file).read_bytes())
 
@@ -134,6 +166,9 @@ KINDS = {
     for kind in (
         Kind("dense.pt", write_dense, lambda path: load_model(path, "dense")),
         Kind("edited.pt", write_edited, lambda path: load_model(path, "pruned_quantised")),
+        Kind("factors.pt", write_factors, lambda path: load_model(path, "pruned")),
+        Kind("aligned.pt", write_aligned, lambda path: load_model(path, "dense")),
+        Kind("moments.pt", write_moments, FactorStructure.load_statistics),
         Kind("old.pt", of_format_1("pruned.pt"), lambda path: load_model(path, "pruned")),
         Kind("masks.pt", write_masks, load_masks),
         Kind("statistics.pt", write_statistics, load_statistics),
@@ -420,6 +455,14 @@ def test_a_hostile_header_is_refused_before_anything_is_built(file, hostile, ori
         save_file(tensors, path, {"lpvit": json.dumps(header), "digest": BLANK})
         seal(path)
     assert outcome(KINDS[file], path) is None
+
+
+def test_every_kind_of_edit_is_attacked(originals, tmp_path):
+    found = set()
+    for file in ("edited.pt", "factors.pt", "aligned.pt"):
+        (tmp_path / file).write_bytes(originals[file])
+        found |= {edit.kind for edit in KINDS[file].read(tmp_path / file)[0].edits}
+    assert found == {file.parent.name for file in (REPOSITORY / "lpvit").rglob("edit.py")}
 
 
 def test_an_unsealed_original_reads_as_what_was_saved(originals, tmp_path):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.allocation.latency import milliseconds
+from lpvit.allocation.settings import FACTORS
 from lpvit.api.pruned import Pruned
 from lpvit.api.quantise import quantise
 from lpvit.benchmark import speed as benchmarks
@@ -274,3 +275,21 @@ def test_a_gpu_is_benchmarked_in_bfloat16_at_the_largest_batch() -> None:
     assert set(measured.speed["kernel"]) == {"triton"}
     assert measured.speed["batch_size"].max() == benchmarks.LARGEST_BATCH["cuda"]
     assert len(measured.speed) == 10
+
+
+def test_factors_are_timed_at_ranks_that_save_something_and_layers_without_any_alone() -> None:
+    rows = [("fc1", 64, 48), ("scorer", 1, 48)]
+    costs = pd.DataFrame(
+        [
+            {"layer": name, "role": name, "out_features": height, "in_features": width, "tokens": 3}
+            for name, height, width in rows
+        ]
+    )
+    table = measure_latency(costs, FACTORS, batch_size=2, dtype=torch.float32, device="cpu", seconds=0.001)
+    assert (table[["block_rows", "block_columns"]] == 0).all(axis=None)
+    assert (table["milliseconds"] > 0).all()
+    of_layer = table[table["out_features"] == 64]
+    ranks = (1 - of_layer["sparsity"].iloc[1:]) * 64 * 48 / (64 + 48)
+    assert of_layer["sparsity"].iloc[0] == 0
+    assert sorted({round(rank) for rank in ranks if rank > 7}) == [8, 16, 24]
+    assert table.loc[table["out_features"] == 1, "sparsity"].tolist() == [0]

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, Run, Workflow
+from conftest import REPOSITORY, TINY, Run, Workflow
 from PIL import Image
 from tiny import VIT, dense_model, photographs
 
@@ -22,8 +23,11 @@ from lpvit.cli.check import told_time
 from lpvit.cli.init import Images, choose
 from lpvit.cli.main import main
 from lpvit.config.files import read_config
+from lpvit.data.index import index_images
 from lpvit.data.settings import ImageSet
 from lpvit.stages.plan import plan_experiments
+
+PHOTOGRAPHS = REPOSITORY.parent / "shared" / "data" / "imagenet-sample.tar"
 
 
 @pytest.fixture(autouse=True)
@@ -365,6 +369,29 @@ def test_files_that_are_none_of_ours_are_told_in_one_line(capsys: pytest.Capture
         assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize("path", ["", "..", "a_folder", "absent", "binary", "a" * 300])
+@pytest.mark.parametrize(
+    "command", ["info PATH", "bench PATH", "export PATH o.onnx", "check PATH", "prune PATH", "init PATH"]
+)
+def test_a_path_that_is_none_of_a_file_for_a_command_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], command: str, path: str
+) -> None:
+    Path("a_folder").mkdir()
+    Path("binary").write_bytes(bytes(range(256)))
+    assert main([path if word == "PATH" else word for word in command.split()]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_and_a_number_of_threads_below_one_are_told_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pruned = lpvit.prune(dense_model("vit"), photographs("vit").split(8), budget=0.5, block_shape=(8, 4))
+    lpvit.save(pruned, "model.safetensors", options=VIT)
+    for rest in (["export", "/proc/model.safetensors"], ["bench", "--threads", "0"]):
+        assert main([rest[0], "model.safetensors", *rest[1:]]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_help_is_there_at_once_and_names_every_command() -> None:
     code = (
         "import sys; from lpvit.cli.main import main\n"
@@ -381,3 +408,29 @@ def test_init_needs_no_torch() -> None:
     unsplit(Path("photos"))
     code = "import sys; from lpvit.cli.main import main; main(['init', 'photos']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs the sample of ImageNet")
+def test_photographs_of_imagenet_go_through_init_and_check_as_kaggle_has_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images, solution = Path("imagenet/ILSVRC/Data/CLS-LOC"), ["ImageId,PredictionString"]
+    with tarfile.open(PHOTOGRAPHS) as archive:
+        for number, member in enumerate([member for member in archive if member.isfile()][:30:2], start=1):
+            content, synset = archive.extractfile(member).read(), member.name.split("/")[-2]  # type: ignore[union-attr]
+            solution.append(f"ILSVRC2012_val_{number:08},{synset} 1 2 3 4")
+            for file in (f"train/{synset}/{synset}_{number}.JPEG", f"val/ILSVRC2012_val_{number:08}.JPEG"):
+                (images / file).parent.mkdir(parents=True, exist_ok=True)
+                (images / file).write_bytes(content)
+    Path("imagenet/LOC_val_solution.csv").write_text("\n".join(solution))
+    assert main(["init", "imagenet"]) == 0
+    assert "15 classes, 30 images (30 .jpeg), stored as 'kaggle_imagenet'" in capsys.readouterr().out
+    assert main(["check"]) == 0
+    (dataset,) = read_config("lpvit.yaml").datasets.values()
+    listed = index_images(dataset)
+    assert listed["problem"].isna().all()
+    first, second = (listed[listed["split"] == split] for split in ("train", "validation"))
+    assert first["class_name"].tolist() == sorted(first["class_name"]) == sorted(second["class_name"])
+    assert {line.split()[0] for line in solution[1:]} == {
+        f"{Path(path).stem},{name}" for path, name in zip(second["path"], second["class_name"], strict=True)
+    }

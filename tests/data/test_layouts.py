@@ -136,6 +136,15 @@ def test_of_several_layouts_in_a_folder_the_one_with_splits_is_meant(tmp_path: P
     assert (found.source.name, found.train, found.validation_share) == ("csv", "birds", 0.2)
 
 
+@pytest.mark.parametrize("name", ["photos.tar", "embeddings.parquet"])
+def test_class_folders_are_meant_where_an_archive_lies_beside_them(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {**LAYOUTS["folder"].files(samples()), name: b"?"})
+    assert survey(tmp_path).dataset.source.name == "folder"
+    unsplit = {f"{sample.of_class}/{sample.name}.jpg": sample.content for sample in samples()}
+    write(tmp_path / "unsplit", {**unsplit, name: b"?"})
+    assert survey(tmp_path / "unsplit").dataset.source.name == "folder"
+
+
 def test_kaggles_imagenet_is_found_from_any_folder_within_and_asks_for_its_solution_file(tmp_path: Path) -> None:
     stored(tmp_path, "Kaggle's ImageNet")
     for within in ("", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC"):
@@ -245,6 +254,14 @@ def test_what_a_tar_holds_besides_is_left_out_or_told(
     with pytest.raises(LpvitError, match=message) as error:
         list_images(dataset)
     assert "\n" not in str(error.value)
+
+
+def test_a_table_may_hold_absolute_paths(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, "csv, numbers")
+    for split in SPLITS:
+        table = (tmp_path / f"{split}.csv").read_text().replace(f"\n{split}", f"\n{tmp_path}/images/{split}")
+        (tmp_path / f"{split}.csv").write_text(table)
+    assert index_images(dataset)["problem"].isna().all()
 
 
 @pytest.mark.parametrize(

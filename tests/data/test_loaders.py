@@ -1,6 +1,7 @@
 """Order, shards, seeds and preprocessing of the three loaders."""
 
 import random
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from lpvit.data.epochs import EpochPlan
-from lpvit.data.index import index_images, usable_images
+from lpvit.data.index import find_problem, index_images, usable_images
 from lpvit.data.loading import ImageFiles, Loader, make_loader
 from lpvit.data.preprocessing import Augmentation, Preprocessing
 from lpvit.data.settings import ImageSet
@@ -235,6 +236,79 @@ def test_a_broken_image_is_named_and_no_other_takes_its_place(
     (tmp_path / "6.jpg").write_bytes(b"garbage" * 100)
     with pytest.raises(LpvitError, match=rf"^{tmp_path / '6.jpg'}: cannot be decoded \(.*\); replace or remove it$"):
         load(images, tmp_path, loader)
+
+
+GRADIENT = np.linspace(0, 1, 64).reshape(8, 8)
+COLOURS = (255 * np.stack([GRADIENT, GRADIENT.T, GRADIENT[::-1]], axis=-1)).round().astype(np.uint8)
+GREY = (255 * GRADIENT).round().astype(np.uint8)
+EIGHT_BITS = {mode: Image.fromarray(COLOURS).convert(mode) for mode in ("RGB", "L", "1", "P", "CMYK", "RGBA")}
+EIGHT_BITS["LA"] = Image.fromarray(np.stack([GREY, GREY[::-1]], axis=-1))  # half transparent
+DEEP = {  # file -> image whose pixels are those of GREY
+    "16 bits.png": Image.fromarray((65535 * GRADIENT).round().astype(np.uint16)),
+    "16 bits.tif": Image.fromarray((65535 * GRADIENT).round().astype(np.uint16)),
+    "16 bits, big-endian.tif": Image.fromarray((65535 * GRADIENT).round().astype(">u2")),
+    "floats.tif": Image.fromarray(GRADIENT.astype(np.float32)),
+}
+
+
+def pixels(folder: Path, file: str, loader: str, channels: int = 3) -> torch.Tensor:
+    """An image as a model gets it, 0 to 1."""
+    preprocessing = Preprocessing((channels, 8, 8), (0.0,) * channels, (1.0,) * channels, "bilinear", 1.0)
+    table = pd.DataFrame({"path": [file], "label": [0]})
+    ((images, _),) = load(table, folder, loader, preprocessing=preprocessing)
+    return images[0]
+
+
+@pytest.mark.parametrize("loader", ["memory", "timm"])
+@pytest.mark.parametrize("mode", EIGHT_BITS)
+def test_images_of_eight_bits_are_read_as_timm_reads_them(tmp_path: Path, mode: str, loader: str) -> None:
+    (tmp_path / "class").mkdir()
+    file = f"class/image{'.jpg' if mode == 'CMYK' else '.png'}"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    EIGHT_BITS[mode].save(tmp_path / file, exif=exif)
+    expected, _ = timm.data.ImageDataset(str(tmp_path), transform=np.asarray)[0]
+    found = pixels(tmp_path, file, loader)
+    assert torch.equal((255 * found).round().byte().permute(1, 2, 0), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("loader", ["memory", "timm"])
+@pytest.mark.parametrize("file", DEEP)
+def test_deeper_images_are_scaled_to_eight_bits(tmp_path: Path, file: str, loader: str) -> None:
+    DEEP[file].save(tmp_path / file)
+    for channels in (1, 3):
+        found = (255 * pixels(tmp_path, file, loader, channels)).round().byte()
+        assert (found.int() - torch.tensor(GREY).int()).abs().max() <= 1
+    assert find_problem(tmp_path / file) is None
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_every_loader_reads_every_kind_of_jpeg_alike_and_ignores_its_orientation(tmp_path: Path, mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    EIGHT_BITS[mode].save(tmp_path / "image.jpg", quality=100, subsampling=0, exif=exif)
+    found = {loader: pixels(tmp_path, "image.jpg", loader) for loader in LOADERS}
+    assert torch.equal(found["memory"], found["timm"])
+    assert (found["dali"] - found["timm"]).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.fromarray(100 * GRADIENT.astype(np.float32)), "holds floating-point numbers from 0 to 100, expected 8"),
+        (Image.fromarray((GRADIENT - 0.5).astype(np.float32)), "holds floating-point numbers from -0.5 to 0.5, exp"),
+        (Image.fromarray(np.full((8, 8), np.nan, np.float32)), "holds floating-point numbers from nan to nan, expec"),
+        (Image.fromarray((70000 * GRADIENT).astype(np.int32)), "holds 32-bit integers from 0 to 70000, expected 8 "),
+    ],
+)
+def test_pixels_of_no_known_range_are_refused_by_loaders_and_by_the_index(
+    tmp_path: Path, image: Image.Image, message: str
+) -> None:
+    image.save(tmp_path / "image.tif")
+    for loader in ("memory", "timm"):
+        with pytest.raises(LpvitError, match=f"^{re.escape(f'{tmp_path}/image.tif: {message}')}"):
+            pixels(tmp_path, "image.tif", loader)
+    assert str(find_problem(tmp_path / "image.tif")).startswith(message)
 
 
 @pytest.mark.parametrize("loader", ["memory", "timm"])

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lpvit.report.comparison import KINDS, Comparison, by_class, calibration_error, changed, paired, render, verdict
+from lpvit.measure.intervals import paired
+from lpvit.report.comparison import KINDS, Comparison, by_class, calibration_error, changed, render, verdict
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lpvit.measure.intervals import wilson
 from lpvit.report import drawing, formats, layers, style
 from lpvit.report.catalogue import figure_files
 from lpvit.report.drawing import draw
@@ -403,7 +404,7 @@ def test_a_sweep_is_one_line_and_has_its_intervals() -> None:
 
 
 def test_the_interval_of_an_accuracy_is_wilsons() -> None:
-    low, high = tables.wilson(pd.Series([38.0, 100.0]), pd.Series([50, 50]))
+    low, high = wilson(pd.Series([38.0, 100.0]), pd.Series([50, 50]))
     for share, ends in ((0.38, (low[0], high[0])), (1.0, (low[1], high[1]))):
         for end in ends:  # a share p that differs from what was counted by exactly 1.96 of its own deviations
             p = end / 100
@@ -480,6 +481,18 @@ def test_history_begins_with_the_model_before_training_where_that_was_evaluated(
     for axes, value in ((loss, before["loss"].iloc[0]), (accuracy, before["top1"].iloc[0])):
         (point,) = [line for line in axes.lines if line.get_label() == "before training"]
         assert point.get_xydata().tolist() == [[0, value]]
+
+
+def test_a_file_of_a_figure_does_not_depend_on_what_was_drawn_before_it(tmp_path: Path) -> None:
+    for name, inputs in (("curves", (curves(costs()), costs(), "arbitrary units")), ("history", (history(),))):
+        files: dict[str, set[bytes]] = {"png": set(), "svg": set()}
+        for order in (["svg", "png"], ["png", "svg"], ["png", "png", "svg", "svg"]):
+            figure = drawn(name, *inputs)
+            for number, kind in enumerate(order):
+                path = tmp_path / f"{number}.{kind}"
+                drawing.save_figure(figure, path)
+                files[kind].add(path.read_bytes())
+        assert {kind: len(found) for kind, found in files.items()} == {"png": 1, "svg": 1}
 
 
 def test_figures_are_written_whole_alike_and_leave_matplotlib_as_it_was(tmp_path: Path) -> None:

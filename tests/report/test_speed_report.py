@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from test_report import drawn
 
+from lpvit.measure.intervals import wilson
 from lpvit.report.tables.speed import (
     break_even,
     energy_ranking,
@@ -13,7 +14,6 @@ from lpvit.report.tables.speed import (
     speed_summary,
     speed_up_by_sparsity,
 )
-from lpvit.report.tables.summary import wilson
 from lpvit.store.schemas import ENERGY, METRICS, SPEED
 
 FACTS = {"device": "cpu", "device_name": "Abacus", "threads": 2, "dtype": "float32", "kernel": "avx2", "torch": "2.15"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lpvit.stages.gpus import VISIBLE, own_nodes, take_gpus, visible_gpus
+from lpvit.stages.gpus import VISIBLE, gpus_asked, own_nodes, take_gpus, visible_gpus
 
 TAKE = """
 import sys
@@ -52,6 +52,11 @@ def test_a_job_sees_the_gpus_that_it_asked_for_and_no_others(tmp_path: Path, mon
     assert take_gpus(0, tmp_path) == []
     assert os.environ[VISIBLE] == ""
     assert visible_gpus() == []
+
+
+def test_gpus_are_asked_for_by_their_resource_or_by_that_of_slurm() -> None:
+    asked = [{}, {"gpu": 0}, {"gpu": 2}, {"gpu": 0, "gres": "gpu:3"}, {"gres": "gpu:a100:4"}, {"gres": None, "gpu": 1}]
+    assert [gpus_asked(resources) for resources in asked] == [0, 0, 2, 3, 4, 1]
 
 
 def test_without_gpus_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from lpvit.cli.init import survey
 from lpvit.config.config import parse_config
 from lpvit.errors import LpvitError
 from lpvit.models.sources.pretrained import require_fetchable
 from lpvit.stages.plan import plan_experiments
+from lpvit.store.schemas import LATENCY
+from lpvit.store.tables import write_parquet
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +45,33 @@ def test_a_narrower_model_gives_up_any_part_of_it(
     plan = plan_experiments(parse_config(change(tiny_config, "prunings.b8", {"structure": "width"}))).iloc[0]
     assert plan["dense_macs"] == plan["prunable_macs"] == blocks["dense_macs"]
     assert plan[["least_macs", "target"]].tolist() == [0, 0.6]
+
+
+def test_mixed_structures_may_ask_for_as_little_as_the_better_of_their_parts(
+    tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]]
+) -> None:
+    def least(**pruning: Any) -> int:
+        config = change(change(tiny_config, "prunings.b8", pruning), "budgets.half", {"parameters": 0.6})
+        return int(plan_experiments(parse_config(config))["least_macs"].iloc[0])
+
+    blocks, factors = {"block_shape": [8, 8]}, {"rank_multiple": 2}
+    both = least(structure="mixed", **blocks, **factors)
+    assert both <= min(least(**blocks), least(structure="factors", **factors))
+
+
+def test_a_latency_table_without_the_tokens_that_a_scheme_leaves_is_refused_before_the_run(
+    tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    table = tmp_path / "latency.parquet"
+    shapes = [(96, 32), (32, 32), (128, 32), (32, 128)]
+    rows = [(*shape, 5, 8, 8, share, 1.0 - share) for shape in shapes for share in (0.0, 0.9)]
+    write_parquet(pd.DataFrame(rows, columns=[column.name for column in LATENCY.columns]), table, LATENCY)
+    config = change(tiny_config, "budgets.half", {"latency": 0.6, "latency_table": str(table)})
+    assert plan_experiments(parse_config(config))["target"].tolist() == [0.6]
+    tokens = {"scheme": "token_selection", "keep_tokens": 0.5, "before_blocks": [1]}
+    config = change(change(config, "schemes", {"tokens": tokens}), "experiments.main.schemes", ["tokens"])
+    with pytest.raises(LpvitError, match=r"latency_table: layer of \d+x\d+ with 3 tokens: not measured"):
+        plan_experiments(parse_config(config))
 
 
 def test_a_budget_in_milliseconds_that_are_yet_to_be_measured_is_left_to_the_allocation(
@@ -166,7 +199,7 @@ def test_all_problems_are_told_at_once_and_each_once(
 @pytest.mark.parametrize(
     ("loader", "files", "message"),
     [
-        ("dali", ["a/0.jpg", "b/0.png"], "loader 'dali': reads JPEG files, 2 of 4 are none, such as train/b/0.png"),
+        ("dali", ["a/0.jpg", "b/0.png"], "loader 'dali': reads JPEG files, train/b/0.png is none"),
         ("timm", ["a/0.png"], "has one class, 'a'; models need two"),
     ],
 )
@@ -186,6 +219,21 @@ def test_images_that_a_loader_or_model_cannot_take_are_found_without_decoding_th
     config = change(tiny_config, "datasets.digits", {"root": str(tmp_path), "loader": loader})
     with pytest.raises(LpvitError, match=message):
         plan_experiments(parse_config(change(config, "calibrations.c64.images", 1)))
+
+
+def test_images_whose_pixels_have_no_known_range_are_found_by_the_plan_and_by_init(
+    tiny_config: dict[str, Any], change: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    for number, split in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        (tmp_path / split).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 300.0 * number, np.float32)).save(tmp_path / split / "0.tif")
+    config = change(tiny_config, "datasets.digits", {"root": str(tmp_path), "loader": "timm"})
+    message = (
+        r"train/b/0\.tif: holds floating-point numbers from 300 to 300, expected 8 or 16 bits, or floats from 0 to 1"
+    )
+    with pytest.raises(LpvitError, match=message):
+        plan_experiments(parse_config(change(config, "calibrations.c64.images", 1)))
+    assert len(survey(tmp_path).bad) == 3
 
 
 @pytest.mark.parametrize(

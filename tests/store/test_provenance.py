@@ -115,6 +115,7 @@ def test_a_stage_depends_on_the_edits_that_it_makes_and_so_does_what_reads_its_r
 
 REGISTRIES = {
     "lpvit.allocation.allocators": "allocation/settings.py",
+    "lpvit.data.layouts": "data/settings.py",
     "lpvit.data.loaders": "data/settings.py",
     "lpvit.report.figures": "report/drawing.py",
     "lpvit.schemes.kinds": "schemes/settings.py",

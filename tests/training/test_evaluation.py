@@ -79,3 +79,21 @@ def test_tensors_that_the_loader_keeps_can_be_trained_on_afterwards() -> None:
     evaluate(nn.Identity(), loader(), CPU)
     (kept[0] * weight).sum().backward()
     assert weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("hits", "images", "warned"),
+    [(29, 100, True), (18, 62, True), (40, 100, False), (290, 1000, True), (340, 1000, False)],
+)
+def test_an_accuracy_that_a_guess_could_have_is_a_warning(
+    hits: int, images: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four classes, of which a guess of the most frequent one is right in a share of 30 %."""
+    labels = torch.tensor([0] * (3 * images // 10) + [1 + n % 3 for n in range(images - 3 * images // 10)])
+    right = torch.arange(images) < hits
+    logits = nn.functional.one_hot(torch.where(right, labels, (labels + 1) % 4), 4).float()
+    accuracy = evaluate(nn.Identity(), batches(logits, labels, 50), CPU)
+    assert accuracy.top1 == pytest.approx(100 * hits / images)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == warned
+    assert all("no better than a guess of the most frequent class" in message for message in warnings)

@@ -6,7 +6,7 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
-from conftest import Workflow
+from conftest import REPOSITORY, Workflow
 
 
 @pytest.fixture
@@ -117,6 +117,17 @@ def test_every_job_asks_for_memory_and_time_and_the_command_line_has_the_last_wo
     assert {"index_images", "train_dense", "collect_statistics", "finetune", "summarize"} <= asked.keys()
     assert all({"mem_mb", "runtime"} <= resources.keys() for rule, resources in asked.items() if rule != "all")
     for rule in ("train_dense", "finetune"):
-        assert (asked[rule]["nodes"], asked[rule]["gpu"], asked[rule]["slurm_extra"]) == ("2", "4", "--gpus-per-node=2")
+        assert (asked[rule]["nodes"], asked[rule]["gpu"], asked[rule]["gres"]) == ("2", "0", "gpu:2")
     assert (asked["evaluate"]["gpu"], asked["index_images"]["gpu"]) == ("1", "0")
     assert (asked["build_masks"]["mem_mb"], asked["build_masks"]["gpu"]) == ("123", "0")
+
+
+def test_every_rule_but_the_local_ones_asks_for_memory_time_and_gpus() -> None:
+    local = re.search(r"localrules:\n((?: +\w+,\n)+)", (REPOSITORY / "workflow/Snakefile").read_text())
+    assert local
+    rules = "\n".join(file.read_text() for file in sorted((REPOSITORY / "workflow/rules").glob("*.smk")))
+    asking = {}
+    for name, body in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)+)", rules, re.MULTILINE):
+        asking[name] = set(re.findall(r"^        (mem_mb|runtime|gpu)=", body, re.MULTILINE))
+    submitted = asking.keys() - set(re.findall(r"\w+", local[1]))
+    assert {name: asking[name] for name in submitted if len(asking[name]) < 3} == {}

@@ -65,7 +65,7 @@ if workflow.storage_settings.default_storage_provider is not None:  # records an
 
 CACHED = workflow.workflow_settings.cache is not None  # --cache: expensive results are shared between folders
 NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training, from a scheduler
-# The resource `gpu` of every rule: its GPUs, of all nodes that a scheduler gives it. Profiles translate it.
+# The resource `gpu` of every rule, which profiles translate. Jobs of several nodes, which SLURM alone gives, have `gres`.
 GPUS = int(settings.compute.device != "cpu")  # of a job that computes on one
 GPUS_OF_TRAINING = GPUS * settings.compute.processes // own_nodes(settings.compute.nodes)
 FOUND = len(visible_gpus())
@@ -194,6 +194,7 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     blocks = parts.get("blocks")
     schemes = names["schemes"].split("@") if "schemes" in names else names.get("budget", "").split("@")[1:]
     return figures | {
+        "lpvit.models.sources": [settings.models[names["model"]].source] if "model" in names else [],
         "lpvit.data.layouts": [settings.datasets[names["dataset"]].source.name],
         "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
         "lpvit.structures": sorted({pruning.structure, *parts}) if pruning else [],
@@ -221,10 +222,9 @@ def recipe_of(name: str | None) -> dict | None:
     return None if name is None else chosen(settings.recipes[name])
 
 
-def checkpoint_of(wildcards) -> str | list:
-    """The file of a dense model's weights: an input, so that replacing it is detected."""
-    file = settings.models[wildcards.model].checkpoint
-    return [] if file is None else existing(file, f"models.{wildcards.model}.checkpoint")
+def checkpoint_of(wildcards) -> list[str]:
+    """The files of a dense model's weights: inputs, so that replacing them is detected."""
+    return [existing(file, f"models.{wildcards.model}") for file in settings.models[wildcards.model].files]
 
 
 def teacher_of(recipe: str | None) -> str | list:

@@ -27,7 +27,7 @@ rule sample_calibration:
         samples=f"{CALIBRATION}/samples.parquet",
     params:
         calibration=lambda wildcards: chosen(settings.calibrations[wildcards.calibration]),
-        sources=sources("sample_calibration.py", "lpvit.data.loaders"),
+        sources=sources("sample_calibration.py", "lpvit.data.layouts", "lpvit.data.loaders"),
     log:
         f"{CALIBRATION}/samples.log",
     conda:

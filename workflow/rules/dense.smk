@@ -27,7 +27,7 @@ rule fetch_dense:
         costs=f"{MODEL}/costs.parquet",
     params:
         model=lambda wildcards: chosen(settings.models[wildcards.model]),
-        given=lambda wildcards: stamps_of(checkpoint_of(wildcards)),
+        given=lambda wildcards: stamps_of(*checkpoint_of(wildcards)),
         sources=sources("fetch_dense.py"),
     log:
         f"{MODEL}/dense.log",
@@ -58,7 +58,7 @@ rule train_dense:
         dataset=images_of,
         model=lambda wildcards: chosen(settings.models[wildcards.model]),
         recipe=lambda wildcards: recipe_of(settings.models[wildcards.model].recipe),
-        given=lambda wildcards: stamps_of(checkpoint_of(wildcards), teacher_of(settings.models[wildcards.model].recipe)),
+        given=lambda wildcards: stamps_of(*checkpoint_of(wildcards), teacher_of(settings.models[wildcards.model].recipe)),
         resume=f"{MODEL}/dense_resume.pt",
         sources=sources("train_dense.py"),
     log:
@@ -70,10 +70,10 @@ rule train_dense:
     resources:
         mem_mb=scaled(64_000),
         runtime=scaled(24 * 60),
-        gpu=GPUS_OF_TRAINING,
+        gpu=GPUS_OF_TRAINING if NODES == 1 else 0,
         nodes=NODES,
         tasks=None if GPUS else NODES,  # otherwise SLURM gives one node to one task
-        slurm_extra=f"--gpus-per-node={GPUS_OF_TRAINING // NODES}" if GPUS and NODES > 1 else None,
+        gres=f"gpu:{GPUS_OF_TRAINING // NODES}" if GPUS and NODES > 1 else None,  # SLURM's, of each node
     conda:
         ENVIRONMENT
     script:

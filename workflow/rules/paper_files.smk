@@ -26,5 +26,5 @@ def row_of(name: str) -> dict:
         "experiment": name,
         **chosen(experiment.published),
         "recipe": recipe_of(experiment.recipe) if trained else None,
-        "window_tokens": model.options.get("window_size", 7) ** 2 if "swin" in model.timm else None,
+        "window_tokens": model.options.get("window_size", 7) ** 2 if "swin" in model.name else None,
     }

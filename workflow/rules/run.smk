@@ -20,7 +20,8 @@ def hold_folder() -> None:
     except LpvitError as error:
         raise WorkflowError(str(error)) from None
     remove_leftovers(RESULTS)
-    preloaded.start(settings.compute.threads)
+    of_digits = ["sklearn.datasets" for dataset in settings.datasets.values() if dataset.source.name == "digits"]
+    preloaded.start(settings.compute.threads, [*preloaded.MODULES, *of_digits])
 
 
 def write_records() -> None:

@@ -2,7 +2,7 @@ rule finetune:
     """Trains the pruned model with fixed masks, or prunes the dense one during training."""
     input:
         images=f"{DATASET}/images.parquet",
-        dense=f"{MODEL}/dense.pt",
+        dense=basis_of,
         pruned=f"{BUDGET}/pruned.pt",
         masks=f"{BUDGET}/masks.pt",
         teacher=lambda wildcards: teacher_of(wildcards.recipe),
@@ -22,10 +22,10 @@ rule finetune:
     resources:
         mem_mb=scaled(64_000),
         runtime=scaled(24 * 60),
-        gpu=GPUS_OF_TRAINING,
+        gpu=GPUS_OF_TRAINING if NODES == 1 else 0,
         nodes=NODES,
         tasks=None if GPUS else NODES,  # otherwise SLURM gives one node to one task
-        slurm_extra=f"--gpus-per-node={GPUS_OF_TRAINING // NODES}" if GPUS and NODES > 1 else None,
+        gres=f"gpu:{GPUS_OF_TRAINING // NODES}" if GPUS and NODES > 1 else None,  # SLURM's, of each node
     conda:
         ENVIRONMENT
     script:

@@ -17,7 +17,8 @@ with stage(snakemake) as compute:
     architecture, pruned = load_model(snakemake.input.pruned, "pruned")
     keep_masks, block_shape = load_masks(snakemake.input.masks)
     if Recipe.model_validate(snakemake.params.recipe).pruned_over:  # blocks are pruned during training
-        pruned |= load_model(snakemake.input.dense, "dense")[1]
+        dense = load_model(snakemake.input.dense, "dense")[1]
+        pruned |= {name: value for name, value in dense.items() if name in pruned}  # not of layers as factors
     training = read_training(snakemake, compute, architecture, pruned)
     trained = train(replace(training, keep_masks=keep_masks, block_shape=block_shape))
     edits = with_keep_masks(architecture.edits, trained.keep_masks, block_shape)

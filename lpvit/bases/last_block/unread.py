@@ -16,6 +16,7 @@ from lpvit.models.analysis.layers import transformer_blocks
 from lpvit.models.analysis.passes import evaluation_mode
 from lpvit.models.analysis.trace import IMAGES, hooks, random_images
 from lpvit.models.edits import apply_edit
+from lpvit.models.outputs import read
 from lpvit.models.sources.families import call_modules
 
 _logger = logging.getLogger(__name__)
@@ -59,10 +60,10 @@ def tokens_read(model: nn.Module, block: str) -> tuple[int, int]:
         return outputs[0]
 
     with evaluation_mode(model), torch.enable_grad(), hooks([model.get_submodule(block).register_forward_hook(keep)]):
-        logits = model(random_images(model, IMAGES))
+        logits = read(model, model(random_images(model, IMAGES)))
         probe = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
         (gradient,) = torch.autograd.grad((logits * probe.to(logits)).sum(), outputs[:1])
     if gradient.dim() != 3:
         return 1, 1
-    read = gradient.abs().sum(dim=(0, 2)).nonzero()
-    return int(read.max()) + 1, gradient.shape[1]
+    tokens = gradient.abs().sum(dim=(0, 2)).nonzero()
+    return int(tokens.max()) + 1, gradient.shape[1]

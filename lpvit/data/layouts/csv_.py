@@ -1,7 +1,6 @@
 """Layout `csv`."""
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -66,7 +65,7 @@ class Csv(Layout):
         file = root / _table_of(split)
         table = self._read_table(file)
         folder, suffix = self._place(root, split, table.images, file)
-        paths = [os.path.normpath(f"{folder}/{name}{suffix}") for name in table.images]
+        paths = [str(Path(folder, f"{name}{suffix}")) for name in table.images]
         missing = [path for path in paths if not (root / path).is_file()]
         if missing:
             raise LpvitError(
@@ -79,9 +78,9 @@ class Csv(Layout):
         try:
             table = self._read_table(root / _table_of(split))
             folder, suffix = self._place(root, split, table.images, root / split)
-        except LpvitError:  # told when it is read
+        except LpvitError:  # reported when it is read
             return
-        yield from (os.path.normpath(f"{folder}/{name}{suffix}") for name in table.images)
+        yield from (str(Path(folder, f"{name}{suffix}")) for name in table.images)
 
     @classmethod
     def recognise(cls, folder: Path) -> Found | None:
@@ -135,7 +134,7 @@ class Csv(Layout):
         for folder in [self.images] if self.images is not None else ["", *near]:
             for suffix in ("", *IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES), ".JPEG"):
                 if (root / folder / f"{images[0]}{suffix}").is_file():
-                    return folder or ".", suffix
+                    return folder, suffix
         raise LpvitError(
             f"{file}: its first image, '{printable(images[0])}', is not found below {root}; choose the folder by "
             "'source: {name: csv, images: ...}'"

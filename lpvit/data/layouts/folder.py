@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from lpvit.data.layouts import Found, Layout, Split, split_names, subfolders
-from lpvit.data.listing import IMAGE_SUFFIXES, images_below
+from lpvit.data.listing import IMAGE_SUFFIXES, files_below, is_image
 from lpvit.errors import LpvitError, some_of
 
 _logger = logging.getLogger(__name__)
@@ -15,6 +15,7 @@ class Folder(Layout):
     """One folder of images for each class, `<split>/<class>/*.jpg`; folders within it belong to the class."""
 
     numbered: ClassVar[bool] = False
+    rank: ClassVar[int] = 1  # archives often lie beside what was unpacked from them
 
     name: Literal["folder"] = "folder"
 
@@ -39,7 +40,7 @@ class Folder(Layout):
 
 def holds_classes(split: Path) -> bool:
     """Whether a folder has folders of images."""
-    return split.is_dir() and any(images_below(split / name)[0] for name in subfolders(split))
+    return split.is_dir() and any(any(map(is_image, files_below(split, [name])[name])) for name in subfolders(split))
 
 
 def read_classes(root: Path, split: str) -> Split:
@@ -48,25 +49,23 @@ def read_classes(root: Path, split: str) -> Split:
     Raises:
         LpvitError: There are no class folders, or one of them holds no images.
     """
-    if not (root / split).is_dir():
-        raise LpvitError(f"{root / split}: folder not found; correct 'root', 'train' or 'validation' of the dataset")
-    names = subfolders(root / split)
+    place = root / split
+    if not place.is_dir():
+        raise LpvitError(f"{place}: folder not found; correct 'root', 'train' or 'validation' of the dataset")
+    names = subfolders(place)
     if not names:
-        raise LpvitError(f"{root / split}: holds no class folders; expected one folder of images per class")
-    prefix = "" if split == "." else f"{split}/"
-    paths: list[str] = []
-    classes: list[str] = []
+        raise LpvitError(f"{place}: holds no class folders; expected one folder of images per class")
+    found = Split([], [])
     ignored: list[str] = []
-    for name in names:
-        images, others = images_below(root / split / name)
+    for name, files in files_below(place, names).items():
+        images = [file for file in files if is_image(file)]
         if not images:
-            instead = f", but {some_of(others)}" if others else ""
+            instead = f", but {some_of(files)}" if files else ""
             kinds = ", ".join(IMAGE_SUFFIXES)
-            place = root / split / name
-            raise LpvitError(f"{place}: holds no images ({kinds}){instead}; fill or remove this class folder")
-        paths += [f"{prefix}{name}/{file}" for file in images]
-        classes += [name] * len(images)
-        ignored += [f"{name}/{file}" for file in others]
+            raise LpvitError(f"{place / name}: holds no images ({kinds}){instead}; fill or remove this class folder")
+        found.paths.extend(f"{name}/{file}" if split == "." else f"{split}/{name}/{file}" for file in images)
+        found.classes.extend([name] * len(images))
+        ignored += [f"{name}/{file}" for file in files if not is_image(file)]
     if ignored:
-        _logger.warning("%s: ignored, as not named like images: %s", root / split, some_of(ignored))
-    return Split(paths, classes)
+        _logger.warning("%s: ignored, as not named like images: %s", place, some_of(ignored))
+    return found

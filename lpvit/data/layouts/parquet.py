@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from pydantic import Field
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 class Parquet(Layout):
     """Shards of images, bytes or a struct with `bytes`, and labels, numbers or text (Hugging Face)."""
 
-    rank: ClassVar[int] = 1
-
     name: Literal["parquet"] = "parquet"
     image_column: str | None = Field(None, description="null is the only column of images, or `image`, or `img`")
     label_column: str | None = Field(None, description="null is `label`, or the only column of numbers with names")
@@ -33,7 +31,7 @@ class Parquet(Layout):
             part = self._read_shard(root, shard)
             if number and part.names != names:
                 raise LpvitError(
-                    f"{root / shard}: names of classes differ from those of the shard before; write them anew"
+                    f"{root / shard}: names of classes differ from those of the shard before; write them again"
                 )
             paths.extend(part.paths)
             classes.extend(part.classes)

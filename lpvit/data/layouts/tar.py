@@ -4,7 +4,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -23,8 +23,6 @@ class Tar(Layout):
 
     The key ends at the first dot of the name, as WebDataset has it, or at the last if only then a known suffix follows.
     """
-
-    rank: ClassVar[int] = 1
 
     name: Literal["tar"] = "tar"
     image_suffix: str | None = Field(None, description="suffix of the images, where keys have several: `.jpg`")

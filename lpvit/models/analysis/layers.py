@@ -5,7 +5,7 @@ one are the head, and within a transformer block the role depends on the positio
 output and input features of a layer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ def prunable_layers(layers: Iterable[LayerSpec], roles: Iterable[str]) -> list[L
     if missing := sorted(roles - known.keys()):
         if not known.keys() & {"qkv", "proj"}:
             some = ", ".join(list(known)[:5])
-            raise LpvitError(f"model: is not a ViT, DeiT or Swin: no attention to prune, only layers such as {some}")
+            raise LpvitError(f"model: no repeated module with attention is found, only layers such as {some}")
         raise LpvitError(f"layers: the model has no layer '{missing[0]}'; it has {', '.join(known)}")
     chosen = [layer for layer in layers if layer.role in roles]
     for layer in chosen:
@@ -127,22 +127,25 @@ class Body:
         spans: Outermost members -> when they ran: the transformer blocks of a ViT, the stages of a Swin.
         blocks: Innermost members -> when they ran: the transformer blocks.
         attention: Times at which a softmax or attention product ran, each with its enclosing module.
+        projections: Linear layers that take the output of the attention of their block.
     """
 
     spans: dict[str, Span]
     blocks: dict[str, Span]
     attention: tuple[tuple[int, str], ...]
+    projections: frozenset[str]
 
     @classmethod
     def of(cls, model: nn.Module, traced: Trace) -> "Body":
         members = _repeated_members(model, {name for _, stack in traced.attention for name in stack})
         outermost = [name for name in members if not any(_is_inside(name, other) for other in members)]
         innermost = [name for name in members if not any(_is_inside(other, name) for other in members)]
-        return cls(
-            {name: traced.spans[name] for name in outermost},
-            {name: traced.spans[name] for name in innermost},
-            tuple((moment, stack[-1] if stack else "") for moment, stack in traced.attention),
-        )
+        attention = tuple((moment, stack[-1] if stack else "") for moment, stack in traced.attention)
+        blocks = {name: traced.spans[name] for name in innermost}
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        found = (_projection(block, traced.spans, linear, attention) for block in blocks)
+        projections = frozenset(name for name in found if name is not None)
+        return cls({name: traced.spans[name] for name in outermost}, blocks, attention, projections)
 
     def role(self, name: str, span: Span, module: MatrixLayer) -> str:
         """The role of a layer."""
@@ -167,15 +170,35 @@ class Body:
         """Role by position: before, at and after the attention; None between heads, and for a score."""
         if block.width not in (module.in_features, module.out_features) or module.out_features == 1:
             return None
-        moment, place = [(moment, place) for moment, place in self.attention if block.start < moment < block.end][-1]
+        if name in self.projections:
+            return "proj"
+        moment, place = _last_attention(block, self.attention)
         if span.start < moment or (_is_inside(name, place) and place not in self.blocks):
             return "qkv"  # within the attention module also after the softmax, such as ConViT's values
         return "fc2" if module.out_features == block.width else "fc1"
 
 
+def _last_attention(block: Span, attention: Iterable[tuple[int, str]]) -> tuple[int, str]:
+    return [(moment, place) for moment, place in attention if block.start < moment < block.end][-1]
+
+
+def _projection(
+    block: str, spans: Mapping[str, Span], linear: Iterable[str], attention: Iterable[tuple[int, str]]
+) -> str | None:
+    """The layer that takes the attention's output: the last within its module, or the first after it."""
+    moment, place = _last_attention(spans[block], attention)
+    after = sorted(
+        (name for name in linear if _is_inside(name, block) and name in spans and spans[name].start > moment),
+        key=lambda name: spans[name].start,
+    )
+    if place != block and (within := [name for name in after if _is_inside(name, place)]):
+        after = within[-1:]
+    return next((name for name in after[:1] if spans[name].width == spans[block].width), None)
+
+
 def _repeated_members(model: nn.Module, with_attention: set[str]) -> list[str]:
     """Members of lists whose members with attention are of one's class; a single member must contain no such list."""
-    members = [name for name in with_attention if name.rpartition(".")[2].isdigit()]
+    members = [name for name in with_attention if name[-1].isdigit()]  # 'blocks.0', 'layers.encoder_layer_0'
     repeated = []
     for name in members:
         folder, _, _ = name.rpartition(".")

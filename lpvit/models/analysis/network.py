@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
+from lpvit.models.additions import require_bound_forwards
 from lpvit.models.analysis.layers import Body, LayerSpec, traced_layers
 from lpvit.models.analysis.passes import constant, recorded_outputs, replaced_forwards
 from lpvit.models.analysis.trace import IMAGES, Trace, quiet, random_images, trace
+from lpvit.models.outputs import read
 
 _logger = logging.getLogger(__name__)
 
+MOST_OTHERS = 0.01  # of the linear products may be made by functions, such as the projection of a CLIP tower
 _OTHER_RESUME_POINTS = ("patch_embed", "downsample")  # in addition to transformer blocks and stages
 
 
@@ -61,15 +64,16 @@ class Network:
 def analyse(model: nn.Module) -> Network:
     """Analyses a model, and proves on two random images the assumptions that pruning and refitting make.
 
-    All linear products are made by layers that are known. A pass that resumes after a resume point gives the logits of
-    a full pass; a module after which it does not is left out, and passes resume earlier. The output of the last layer
-    of a transformer block is added to the rest of it, scaled by one number a feature, or it is not listed as a branch.
+    Linear products are made by layers that are known, but for a few. A pass that resumes after a resume point gives the
+    output of a full pass; a module after which it does not is left out, and passes resume earlier. The output of the
+    last layer of a transformer block is added to the rest of it, scaled by one number a feature, or it is not listed as
+    a branch.
 
     Args:
         model: Not on the meta device; not modified.
 
     Raises:
-        LpvitError: The model returns no logits, or computes products that belong to no layer.
+        LpvitError: It is not clear what counts of the model's output, or many of its products belong to no layer.
     """
     require_plain_module(model)
     require_weights(model)
@@ -87,14 +91,17 @@ def require_plain_module(model: object) -> None:
     """Checks that an object is a model that can be copied and traced.
 
     Raises:
-        LpvitError: It is not a module, is compiled, or is on several devices.
+        LpvitError: It is not a module, is compiled, is on several devices, or has a forward that does not belong to it.
     """
     if not isinstance(model, nn.Module):
-        raise LpvitError(f"model: found {type(model).__name__}, expected a model of timm")
+        raise LpvitError(f"model: found {type(model).__name__}, expected a model: an nn.Module")
+    if next(model.parameters(), None) is None:
+        raise LpvitError(f"model: {type(model).__name__} has no weights")
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
         raise LpvitError("model: is compiled; give the model before torch.compile, and compile the result")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise LpvitError(f"model: is wrapped in {type(model).__name__}; give its 'module'")
+    require_bound_forwards(model)
 
 
 def require_weights(model: nn.Module) -> None:
@@ -113,14 +120,20 @@ def _require_all_products(model: nn.Module, traced: Trace, layers: Sequence[Laye
         module = model.get_submodule(name)
         if isinstance(module, nn.Linear | nn.Conv2d) and not span.grows:
             known += span.numbers * module.weight[0].numel()
-    missing = traced.linear_macs - known
-    if missing:
-        places = ", ".join(f"'{owner}' in '{place}'" for owner, place in list(traced.by_function.items())[:2])
-        reason = f"functions use the weights of {places}" if places else "no module computes them"
-        raise LpvitError(
-            f"model: {type(model).__name__}: {missing:,} of its {traced.linear_macs:,} multiply-adds in linear "
-            f"products are not those of a layer ({reason}), so it cannot be pruned to a budget"
-        )
+    others = traced.linear_macs - known
+    if not others:
+        return
+    places = ", ".join(f"'{name}' in '{place}'" for name, place in list(traced.by_function.items())[:2])
+    reason = f"functions multiply by {places}" if places else "no layer makes them"
+    told = (
+        f"{others:,} of its {traced.linear_macs:,} multiply-adds in linear products are not those of a layer ({reason})"
+    )
+    if 0 < others <= MOST_OTHERS * traced.linear_macs:
+        _logger.info("model: %s; they stay as they are, and no budget counts them", told)
+        return
+    if others < 0:
+        told = f"layers with {-others:,} more multiply-adds than its {traced.linear_macs:,} are found ({reason})"
+    raise LpvitError(f"model: {type(model).__name__}: {told}, so it cannot be pruned to a budget")
 
 
 def _resume_points(model: nn.Module, traced: Trace, body: Body) -> list[str]:
@@ -136,8 +149,9 @@ def _resume_points(model: nn.Module, traced: Trace, body: Body) -> list[str]:
     )
     images = random_images(model, IMAGES)
     with recorded_outputs(model, ended) as outputs:
-        logits = model(images)
-    _require_logits(logits)
+        whole = read(model, model(images))
+    if len(whole) != IMAGES:
+        raise LpvitError(f"model: returns {len(whole)} rows for {IMAGES} images; say with output= what counts")
     outputs = {point: output for point, output in outputs.items() if output.shape[0] == IMAGES}
     ended = [point for point in ended if point in outputs]
     proved: list[str] = []
@@ -146,7 +160,7 @@ def _resume_points(model: nn.Module, traced: Trace, body: Body) -> list[str]:
         forwards[point] = constant(outputs[point])
         goal = proved[0] if proved else None
         found = _run_to(model, forwards, torch.full_like(images, torch.nan), goal)
-        if _equal(found, logits if goal is None else outputs[goal]):
+        if _equal(found, whole if goal is None else outputs[goal]):
             proved.insert(0, point)
         else:
             _logger.info("%s: passes do not resume after it, because later modules use more than its output", point)
@@ -165,18 +179,12 @@ def _run_to(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]], ima
     hook = None if goal is None else model.get_submodule(goal).register_forward_hook(reached)
     try:
         with replaced_forwards(model, forwards):
-            return model(images)
+            return read(model, model(images))
     except _GoalError as stopped:
         return stopped.output
     finally:
         if hook is not None:
             hook.remove()
-
-
-def _require_logits(logits: Any) -> None:
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != IMAGES:
-        found = f"a tensor of {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise LpvitError(f"model: returns {found} for {IMAGES} images, expected logits ({IMAGES}, classes)")
 
 
 def _branches(model: nn.Module, traced: Trace, body: Body, layers: Sequence[LayerSpec]) -> dict[str, Branch]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
+from lpvit.models.outputs import read
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, channels, height, width), labels (N,)
 
@@ -94,8 +95,9 @@ def recorded_outputs(model: nn.Module, resume_points: Iterable[str]) -> Iterator
 
 @contextmanager
 def replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
-    """Replaces the forward of modules; on exit that of their class is restored."""
+    """Replaces the forward of modules; on exit that of their class, or their own, is restored."""
     modules = {model.get_submodule(name): forward for name, forward in forwards.items()}
+    own = {module: vars(module)["forward"] for module in modules if "forward" in vars(module)}
     try:
         for module, forward in modules.items():
             module.__dict__["forward"] = forward
@@ -103,6 +105,8 @@ def replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Ten
     finally:
         for module in modules:
             module.__dict__.pop("forward", None)
+        for module, forward in own.items():
+            module.__dict__["forward"] = forward
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ class RecordedPass:
                 for layer in layers
             ]
             try:
-                logits = model(images)
+                logits = read(model, model(images))
             finally:
                 for hook in hooks:
                     hook.remove()

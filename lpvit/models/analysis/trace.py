@@ -4,7 +4,7 @@ N = images of the pass.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,18 @@ _ATTENTION = (
     Tensor.softmax,
     functional.multi_head_attention_forward,
 )
+_PRODUCTS = (
+    functional.linear,
+    functional.conv2d,
+    functional.multi_head_attention_forward,
+    torch.matmul,
+    torch.mm,
+    torch.einsum,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    Tensor.mm,
+)
+_MIXED = "its input does not begin with the images: the first is mixed with others (modules of torch: batch_first=True)"
 _PRODUCTS_OF_LAYERS = ("mm", "addmm", "convolution", "_convolution")  # of the counter; attention is bmm
 
 
@@ -37,7 +49,7 @@ class Span:
         end: Time at which it ended.
         calls: How often it ran.
         numbers: Elements of its outputs, summed over all calls, with N images.
-        width: Size of the last dimension of its output; 0 if the output is not a tensor.
+        width: Size of the last dimension of its output, or of the first tensor of a tuple; 0 without a tensor.
         grows: Whether its output is larger for N images than for one.
         mismatch: How the output of a linear layer or convolution is wrong; empty if it is input times weight.
     """
@@ -61,7 +73,7 @@ class Trace:
         attention: Time and enclosing modules, outermost first, of every softmax or attention product.
         macs: Multiply-accumulates of all products for one image.
         linear_macs: Those of linear products and convolutions only.
-        by_function: Module whose weight a function used -> the module in which it was called.
+        by_function: Parameter that a function multiplied by -> the module in which it was called.
     """
 
     images: int
@@ -97,11 +109,21 @@ def trace(model: nn.Module) -> Trace:
     for name, span in traced.spans.items():
         span.grows = span.numbers > numbers.get(name, 0)
         if span.grows and after.get(name) and not before[name]:
-            span.mismatch = span.mismatch or "its input does not begin with the images: the first is mixed with others"
-    counts = counter.get_flop_counts()["Global"]
+            span.mismatch = span.mismatch or _MIXED
     traced.macs = int(counter.get_total_flops()) // 2
-    traced.linear_macs = sum(count for product, count in counts.items() if _is_of_layers(product)) // 2
+    traced.linear_macs = _linear_flops(model, counter) // 2
     return traced
+
+
+def _linear_flops(model: nn.Module, counter: FlopCounterMode) -> int:
+    """Of linear products and convolutions; a layer with windows of tokens as input makes them as batched products."""
+    counts, root = counter.get_flop_counts(), type(model).__name__
+    flops = sum(count for product, count in counts["Global"].items() if _is_of_layers(product))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            own = counts.get(f"{root}.{name}", {})
+            flops += sum(count for product, count in own.items() if not _is_of_layers(product))
+    return int(flops)
 
 
 def random_images(model: nn.Module, count: int) -> Tensor:
@@ -141,11 +163,13 @@ def hooks(handles: Iterator[Any] | list[Any]) -> Iterator[None]:
 
 
 class _Functions(TorchFunctionMode):
-    """Records attention, and linear products with the weight of a module that is not running."""
+    """Records attention, and products with a parameter that are not made by its layer."""
 
-    def __init__(self, traced: Trace, stack: list[str], clock: Iterator[int], owners: Mapping[int, str]) -> None:
+    def __init__(
+        self, traced: Trace, stack: list[str], clock: Iterator[int], names: Mapping[int, str], layers: Collection[str]
+    ) -> None:
         super().__init__()
-        self.traced, self.stack, self.clock, self.owners = traced, stack, clock, owners
+        self.traced, self.stack, self.clock, self.names, self.layers = traced, stack, clock, names, layers
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -153,11 +177,12 @@ class _Functions(TorchFunctionMode):
         arguments = dict(kwargs or {})
         if function in _ATTENTION:
             self.traced.attention.append((next(self.clock), tuple(self.stack)))
-        elif function in (functional.linear, functional.conv2d):
-            weight = arguments.get("weight", args[1] if len(args) > 1 else None)
-            owner = self.owners.get(id(weight))
-            if owner is not None and owner not in self.stack:
-                self.traced.by_function[owner] = self.stack[-1] if self.stack else "the model"
+        if function in _PRODUCTS:
+            place = self.stack[-1] if self.stack else "the model"
+            for factor in (*args, *arguments.values()):
+                name = self.names.get(id(factor)) if isinstance(factor, Tensor) and factor.dim() > 1 else None
+                if name is not None and not (place in self.layers and name == f"{place}.weight"):
+                    self.traced.by_function[name] = place
         return function(*args, **arguments)
 
 
@@ -165,9 +190,8 @@ class _Functions(TorchFunctionMode):
 def _watched(model: nn.Module, traced: Trace) -> Iterator[None]:
     stack: list[str] = []
     clock = itertools.count()
-    owners = {
-        id(module.weight): name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+    names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
 
     def begin(name: str) -> None:
         stack.append(name)
@@ -177,21 +201,22 @@ def _watched(model: nn.Module, traced: Trace) -> Iterator[None]:
             traced.spans[name] = Span(next(clock))
 
     def end(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        stack.pop()
         span = traced.spans[name]
+        if isinstance(module, nn.Linear | nn.Conv2d) and isinstance(output, Tensor) and not output.is_meta:
+            span.mismatch = _mismatch(module, inputs[0], output)  # within the module, or it would count as a function's
+        stack.pop()
         span.end = next(clock)
+        first = output[0] if isinstance(output, tuple) and output else output
+        span.width = first.shape[-1] if isinstance(first, Tensor) and first.dim() else 0
         if isinstance(output, Tensor):
             span.numbers += output.numel()
-            span.width = output.shape[-1] if output.dim() else 0
-            if isinstance(module, nn.Linear | nn.Conv2d) and not output.is_meta:
-                span.mismatch = _mismatch(module, inputs[0], output)
 
     handles = []
     for name, module in model.named_modules():
         if name:
             handles.append(module.register_forward_pre_hook(lambda _, __, name=name: begin(name)))
             handles.append(module.register_forward_hook(lambda *call, name=name: end(name, *call)))
-    with hooks(handles), _Functions(traced, stack, clock, owners):
+    with hooks(handles), _Functions(traced, stack, clock, names, layers):
         yield
 
 

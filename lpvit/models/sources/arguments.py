@@ -1,14 +1,14 @@
-"""Checks the arguments of timm in a config or file: only those that shape a model, as plain values.
+"""Checks the arguments of models in a config or file: only those that shape a model, as plain values.
 
-Other arguments (``checkpoint_path``, ``pretrained_cfg_overlay``, ``cache_dir``, ...) belong to no class of models and
-are never passed to timm.
+Other arguments of timm (``checkpoint_path``, ``pretrained_cfg_overlay``, ``cache_dir``, ...) belong to no class of
+models and are never passed to it.
 """
 
 import functools
 import inspect
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import timm
@@ -32,22 +32,50 @@ def require_plain(name: str, options: Mapping[str, Any], data_config: Mapping[st
         LpvitError: A name or a value is not allowed.
     """
     known = _arguments(timm.model_entrypoint(name.partition(".")[0]).__module__)
-    for key, value in options.items():
-        if key not in known:
-            raise LpvitError(f"options: '{name}' takes no {key!a}; see the arguments of its class in timm")
-        if not _is_plain(value):
-            raise LpvitError(
-                f"options: {key} {_shown(value)} is no number up to {LARGEST}, text, truth value, or list of them"
-            )
+    require_known(options, known, f"'{name}'", "its class in timm")
     size = options.get("img_size", 1)
     sides = [options.get("in_chans", 1), *(size if isinstance(size, list | tuple) else [size, size])]
     if len(sides) != 3 or not all(type(side) is int and side > 0 for side in sides):
         raise LpvitError(
             f"options: img_size {_shown(size)} and in_chans {_shown(sides[0])} are no whole numbers above 0"
         )
+    require_data_config(data_config)
+
+
+def require_known(options: Mapping[str, Any], known: Collection[str], name: str, documented: str) -> None:
+    """Checks that options are among the known ones, with plain values.
+
+    Args:
+        options: Name -> value.
+        known: Names that are allowed.
+        name: Of the model, for the message.
+        documented: Where its arguments are described.
+
+    Raises:
+        LpvitError: A name or a value is not allowed.
+    """
+    for key, value in options.items():
+        if key not in known:
+            raise LpvitError(f"options: {name} takes no {key!a}; see the arguments of {documented}")
+        if not _is_plain(value):
+            raise LpvitError(
+                f"options: {key} {_shown(value)} is no number up to {LARGEST}, text, truth value, or list of them"
+            )
+
+
+def require_data_config(data_config: Mapping[str, Any], known: Collection[str] = DATA_CONFIG) -> None:
+    """Checks the preprocessing of a model.
+
+    Args:
+        data_config: In timm's words.
+        known: Keys that are allowed.
+
+    Raises:
+        LpvitError: A key is unknown, or a value is not of its kind.
+    """
     for key, value in data_config.items():
-        if key not in DATA_CONFIG:
-            raise LpvitError(f"data_config: {key!a} is unknown; there are {', '.join(DATA_CONFIG)}")
+        if key not in known:
+            raise LpvitError(f"data_config: {key!a} is unknown; there are {', '.join(known)}")
         if not _fits(key, value):
             raise LpvitError(
                 f"data_config: {key} {_shown(value)} is not of its kind (a number, a list of them, a name)"
@@ -55,7 +83,7 @@ def require_plain(name: str, options: Mapping[str, Any], data_config: Mapping[st
 
 
 def _fits(key: str, value: Any) -> bool:
-    if key in ("mean", "std"):
+    if key in ("mean", "std", "input_size"):
         return isinstance(value, list | tuple) and all(map(_is_number, value))
     return _is_number(value) if key == "crop_pct" else isinstance(value, str)
 

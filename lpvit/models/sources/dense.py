@@ -4,27 +4,38 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lpvit.models.analysis.trace import IMAGES, random_images
 from lpvit.models.architecture import Architecture
+from lpvit.models.edits import edits_of
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import load_weights, read_checkpoint
-from lpvit.models.sources.timm import Timm
+from lpvit.models.sources.source import Source, source_class
+from lpvit.models.unpacking.edit import unpack
 
 
 def dense_model(settings: Model, classes: Sequence[str]) -> tuple[Architecture, nn.Module]:
-    """A timm model with timm's weights, those of a checkpoint, or random ones for training.
+    """A model with its source's weights, those of a checkpoint, or random ones for training.
 
     Args:
         settings: Of the config.
         classes: Names of the classes in the order of the labels.
 
     Raises:
-        LpvitError: timm does not have the model, or the weights are missing or do not fit.
+        LpvitError: The source does not have the model, or the weights are missing or do not fit.
     """
-    timm = Timm(
-        name=settings.timm, num_classes=len(classes), options=settings.options, data_config=settings.data_config
-    )
-    architecture = Architecture(source=timm, classes=tuple(classes))
+    architecture = Architecture(source=source_of(settings, len(classes)), classes=tuple(classes))
     model = architecture.build(pretrained=settings.weights == "pretrained", seed=settings.seed)
     if settings.checkpoint is not None:
-        load_weights(model, read_checkpoint(settings.checkpoint), settings.checkpoint)
-    return architecture, model
+        load_weights(model, read_checkpoint(settings.checkpoint, model), settings.checkpoint)
+    unpack(model, random_images(model, IMAGES))
+    return architecture.with_edits(edits_of(model)), model
+
+
+def source_of(settings: Model, num_classes: int) -> Source:
+    """What builds the model of a section of the config.
+
+    Raises:
+        LpvitError: Its source has no such model.
+    """
+    source = source_class(settings.source).configured(settings, num_classes)
+    return source.model_copy(update={"output": settings.output})

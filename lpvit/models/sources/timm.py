@@ -1,19 +1,23 @@
 """Models of timm."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Any, Literal, Self, final
+from typing import TYPE_CHECKING, Any, Literal, Self, final
 
 import timm
 import torch
 from pydantic import Field
+from timm.layers import DropPath
 from timm.models import PretrainedCfg
 from torch import nn
 
-from lpvit.errors import LpvitError, one_line
+from lpvit.errors import LpvitError, one_line, similar
+from lpvit.models.drop_rates import drop_rates
 from lpvit.models.sources.arguments import DATA_CONFIG, require_plain
 from lpvit.models.sources.families import call_modules
 from lpvit.models.sources.source import Source
+
+if TYPE_CHECKING:
+    from lpvit.models.settings import Model
 
 
 @final
@@ -23,13 +27,12 @@ class Timm(Source):
     Attributes:
         name: Model name in timm.
         options: Further keyword arguments of ``timm.create_model``.
-        data_config: Overrides of the model's own data config (mean, std, ...).
     """
 
     source: Literal["timm"] = "timm"
     name: str
+    num_classes: int
     options: dict[str, Any] = Field(default_factory=dict)
-    data_config: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any] | None = None) -> Self:
@@ -37,8 +40,8 @@ class Timm(Source):
 
         Args:
             model: From ``timm.create_model``.
-            options: Arguments besides its name, ``num_classes`` and ``pretrained``; without them only image size and
-                number of channels are read from the model.
+            options: Arguments besides its name, ``num_classes`` and ``pretrained``; without them only image size,
+                number of channels and stochastic depth are read from the model.
 
         Raises:
             LpvitError: The model has no name in timm.
@@ -48,14 +51,25 @@ class Timm(Source):
             raise LpvitError("model: has no name in timm; create it with timm.create_model")
         name, default = _registered(found["architecture"], found.get("tag"))
         if options is None:
-            options = _image_options(tuple(default["input_size"]), input_size(model))
+            options = _image_options(tuple(default["input_size"]), input_size(model)) | _drop_path(model)
+            options |= {
+                key: True for key in ("dynamic_img_size", "dynamic_img_pad") if getattr(model, key, False) is True
+            }
         data_config = {key: found[key] for key in DATA_CONFIG if found.get(key) != default.get(key)}
         return cls(name=name, num_classes=model.num_classes, options=dict(options), data_config=data_config)
 
-    def build(self, pretrained: bool = False, drop_path: float = 0.0, seed: int = 0) -> nn.Module:
-        return create_model(
-            self.name, self.num_classes, self.options, self.data_config, pretrained, drop_path=drop_path, seed=seed
-        )
+    @classmethod
+    def configured(cls, settings: "Model", num_classes: int) -> Self:
+        shared = {"options": settings.options, "data_config": settings.data_config}
+        return cls(name=str(settings.timm), num_classes=num_classes, **shared)
+
+    def build(self, pretrained: bool = False, seed: int = 0) -> nn.Module:
+        return create_model(self.name, self.num_classes, self.options, self.data_config, pretrained, seed)
+
+    @property
+    def known_classes(self) -> int | None:
+        found = timm.get_pretrained_cfg(self.name)
+        return None if found is None else found.num_classes
 
     def __str__(self) -> str:
         return f"timm's '{self.name}' with {self.options}"
@@ -67,7 +81,6 @@ def create_model(
     options: Mapping[str, Any] | None = None,
     data_config: Mapping[str, Any] | None = None,
     pretrained: bool = False,
-    drop_path: float = 0.0,
     seed: int = 0,
 ) -> nn.Module:
     """A timm model with ``num_classes`` outputs, in evaluation mode.
@@ -78,7 +91,6 @@ def create_model(
         options: Further keyword arguments of ``timm.create_model``.
         data_config: Overrides of the model's own data config (mean, std, ...); the input size follows ``options``.
         pretrained: Load timm's weights.
-        drop_path: Stochastic depth rate while training.
         seed: Of the initial weights.
 
     Raises:
@@ -96,7 +108,6 @@ def create_model(
             pretrained=pretrained,
             num_classes=num_classes,
             pretrained_cfg_overlay=overlay or None,
-            **({"drop_path_rate": drop_path} if drop_path else {}),
             **options,
         )
     except Exception as error:  # inconsistent numbers raise anywhere in timm
@@ -130,8 +141,7 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
 
 def nearest_model(name: str) -> str:
     """A hint for a message about an unknown timm name."""
-    close = get_close_matches(name, timm.list_models(), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return similar(name, timm.list_models())
 
 
 def _input_size(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,3 +158,9 @@ def _image_options(default: tuple[int, int, int], found: tuple[int, int, int]) -
     """The options that change the input size of a model: the inverse of `_input_size`."""
     size = {"img_size": found[1:]} if found[1:] != default[1:] else {}
     return size | ({"in_chans": found[0]} if found[0] != default[0] else {})
+
+
+def _drop_path(model: nn.Module) -> dict[str, float]:
+    """The option for stochastic depth of a model that has any."""
+    rates = [rate for name, rate in drop_rates(model).items() if isinstance(model.get_submodule(name), DropPath)]
+    return {"drop_path_rate": round(max(rates), 6)} if rates else {}  # timm keeps rates in float32

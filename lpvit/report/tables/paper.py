@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from lpvit.measure.intervals import wilson
 from lpvit.report.formats import interval, markdown
-from lpvit.report.tables.summary import wilson
 
 GIGA = 1e9
 DISTILLED = (

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lpvit.measure.intervals import wilson
 from lpvit.report.formats import NAMES, markdown
-from lpvit.report.tables.summary import wilson
 
 _FACTS = ["device_name", "threads", "dtype", "kernel", "torch"]
 _SHAPE = ["out_features", "in_features", "tokens"]

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from lpvit.measure.intervals import wilson
 from lpvit.report.formats import NAMES, human, interval, markdown
 from lpvit.store.tables import Schema, read_parquet
 
@@ -71,23 +71,6 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     table["top1_low"], table["top1_high"] = wilson(table["top1"], table["images"])
     groups = [group for _, group in table.groupby(["dataset", "model"], sort=False)]
     return pd.concat(groups, ignore_index=True)[_SUMMARY_COLUMNS]
-
-
-def wilson(accuracy: pd.Series, images: pd.Series, z: float = 1.96) -> tuple[pd.Series, pd.Series]:
-    """Wilson's score interval of an accuracy; valid also for few images and near 100 %.
-
-    Args:
-        accuracy: In %.
-        images: Number of images.
-        z: Quantile of the normal distribution; 1.96 gives 95 %.
-
-    Returns:
-        Lower and upper ends, in %.
-    """
-    share, z2 = accuracy / 100, z**2 / images
-    centre = (share + z2 / 2) / (1 + z2)
-    half = np.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
-    return 100 * (centre - half), 100 * (centre + half)
 
 
 def difference(row: Mapping[Any, Any] | pd.Series, other: Mapping[Any, Any] | pd.Series) -> tuple[float, float]:

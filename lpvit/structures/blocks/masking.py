@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lpvit.models.analysis.layers import LayerSpec, MatrixLayer, weight_matrix
 from lpvit.models.analysis.network import analyse
 from lpvit.models.analysis.passes import Batches, RecordedPass, evaluation_mode, replaced_forwards
+from lpvit.models.outputs import read
 from lpvit.progress import bar
 from lpvit.structures.blocks.curve import blocks_pruned_at, pruning_ranks, sampled_curve
 from lpvit.structures.blocks.grid import BlockGrid
@@ -117,7 +118,7 @@ def _squared_changes(model: nn.Module, dense: RecordedPass, layer: str, scales: 
     assert isinstance(pruned_layer, MatrixLayer)
     forwards[layer] = _scaled_side_by_side(pruned_layer, scales)
     with replaced_forwards(model, forwards):
-        pruned: Tensor = model(images)
+        pruned = read(model, model(images))
     change = pruned.view(copies, *dense.logits.shape) - dense.logits
     return change.double().square().sum(dim=(1, 2))
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lpvit.structures.blocks.distortions import Distortion
 from lpvit.structures.blocks.saliencies import Saliency
@@ -42,6 +42,12 @@ class Blocks(StructureSettings):
         min_length=1,
         description="prunable layers: `qkv`, `proj`, `fc1`, `fc2`, and on request `patch_embed`, `head`, `reduction`",
     )
+
+    @model_validator(mode="after")
+    def _probes_are_used(self) -> "Blocks":
+        if not self.probes_used:
+            self.without("probes", because="is for 'gauss_newton', as saliency or as distortion")
+        return self
 
     @property
     def timed_shapes(self) -> tuple[tuple[int, int], ...]:

@@ -6,6 +6,7 @@ from pydantic import PositiveInt
 from torch import nn
 
 from lpvit.errors import LpvitError
+from lpvit.models.additions import replace_module
 from lpvit.models.analysis.layers import MatrixLayer
 from lpvit.models.edits import Edit
 from lpvit.structures.factors.layers import CLASSES
@@ -41,4 +42,4 @@ class LowRankLayers(Edit):
                 raise LpvitError(
                     f"factors: '{name}' is a {type(layer).__name__}, expected a linear layer or convolution"
                 )
-            model.set_submodule(name, CLASSES[self.form].like(layer, rank))
+            replace_module(model, name, CLASSES[self.form].like(layer, rank))

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lpvit.models.additions import replace_module
 from lpvit.models.analysis.network import Network, analyse
 from lpvit.models.analysis.passes import Batches
 from lpvit.moments.moments import LayerMoments
@@ -61,7 +62,7 @@ def factorised(
     """
     compressed = deepcopy(model.to(device))
     for layer, rank in ranks.items():
-        compressed.set_submodule(layer, CLASSES[settings.form].like(matrix_layer(model, layer), rank))
+        replace_module(compressed, layer, CLASSES[settings.form].like(matrix_layer(model, layer), rank))
     if loader is None:
         parts = parts_of_layers(model, {layer: moments[layer] for layer in ranks}, settings.metric)
         for layer, rank in ranks.items():

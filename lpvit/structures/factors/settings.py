@@ -34,7 +34,10 @@ class Factors(StructureSettings):
         "alone (AAFM); by rows weighted with their sensitivity (FWSVD); or plain singular values of the weights",
     )
     refine_steps: int = Field(
-        0, ge=0, description="gradient steps on each transformer block towards the dense one's outputs; 0 is none"
+        0,
+        ge=0,
+        description="gradient steps of 32 images on all factors at once, towards the dense model's logits and the "
+        "outputs of its transformer blocks; 0 is none",
     )
     probes: int = Field(2, ge=1, le=8, description="backward passes per image")
     layers: tuple[str, ...] = Field(
@@ -63,5 +66,7 @@ class Factors(StructureSettings):
     def require_budget(self, budget: "Budget") -> None:
         if budget.steps > 1:
             raise ValueError(f"structure 'factors' takes one round, found steps {budget.steps}; leave 'steps' out")
+        if not budget.refits:
+            self.without("refine_steps", because="refines what 'reconstruction: least_squares' has refitted")
         if budget.latency is not None and self.form == "pivoted":
             raise ValueError("latency: only plain factors are timed; use 'form: plain', or a budget of 'macs'")

@@ -7,7 +7,7 @@ the fit has not seen. The logarithm of measured over predicted is interpolated b
 O = output features of a layer; J = its input features, or one more with a bias; N = images.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from lpvit.allocation.ranking import in_pruning_order
 from lpvit.models.analysis.layers import MatrixLayer
 from lpvit.models.analysis.network import analyse, attention_branches
 from lpvit.models.analysis.passes import Batches, RecordedPass, evaluation_mode, replaced_forwards
+from lpvit.models.outputs import read
 from lpvit.refitting.layer_fits import LayerFit
 from lpvit.refitting.reconstruction import HELD_OUT, matrix_layer, sums_in_order
 from lpvit.structures.structure import Options
@@ -85,7 +86,7 @@ def curves_of(options: Options) -> dict[str, Curve]:
 def refitted_distortions(
     model: nn.Module,
     images: Batches,
-    fits: Mapping[str, Sequence[LayerFit]],
+    fits: Mapping[str, Sequence[Callable[[], LayerFit]]],
     device: torch.device | str,
 ) -> dict[str, list[float]]:
     """Distortion of fits of single layers, with all other layers dense.
@@ -93,7 +94,7 @@ def refitted_distortions(
     Args:
         model: Dense; moved to the device, otherwise not modified.
         images: Calibration images.
-        fits: Layer -> what is tried there; layers in order of execution.
+        fits: Layer -> what is tried there, made when the layer is reached; layers in order of execution.
         device: Where to compute.
 
     Returns:
@@ -105,12 +106,12 @@ def refitted_distortions(
     model.to(device)
     network = analyse(model)
     branches = network.branches | attention_branches(network)
-    places = [of_layer[-1].place for of_layer in fits.values() if of_layer]
+    places = [of_layer[-1]().place for of_layer in fits.values() if of_layer]
     found: dict[str, list[float]] = {layer: [] for layer in fits}
     with evaluation_mode(model):
         dense = RecordedPass.of(model, network.resume_points, _held_out(images).to(device), fits)
         for sums in sums_in_order(model, model, places, images, device=device, branches=branches):
-            weights = [fit(sums, RIDGES).weight for fit in fits[sums.layer]]
+            weights = [make()(sums, RIDGES).weight for make in fits[sums.layer]]
             found[sums.layer] = list(_distortions(model, dense, sums.layer, weights))
     return found
 
@@ -133,7 +134,7 @@ def _distortions(model: nn.Module, dense: RecordedPass, layer: str, weights: Seq
     module = matrix_layer(model, layer)
     for weight in weights:
         with replaced_forwards(model, forwards | {layer: _Changed(module, weight)}):
-            change = model(images) - dense.logits
+            change = read(model, model(images)) - dense.logits
         yield float(change.double().square().sum(dim=1).mean())
 
 

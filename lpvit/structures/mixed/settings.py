@@ -70,5 +70,7 @@ class Mixed(StructureSettings):
     def require_budget(self, budget: "Budget") -> None:
         if budget.steps > 1:
             raise ValueError(f"structure 'mixed' takes one round, found steps {budget.steps}; leave 'steps' out")
+        if budget.latency is not None and len(budget.targets) > 1:
+            raise ValueError("latency: structure 'mixed' takes it alone; leave the other budget out")
         for part in self.parts.values():
             part.require_budget(budget)

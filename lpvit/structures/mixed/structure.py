@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,7 +82,7 @@ class MixedStructure:
             for layer in statistics
         }
         fits = {
-            layer: [self._fit(model, layer, *options, statistics, device) for options in of_layer]
+            layer: [partial(self._fit, model, layer, *option, statistics, device) for option in of_layer]
             for layer, of_layer in tried.items()
         }
         left = refitted_distortions(model, images, fits, device)

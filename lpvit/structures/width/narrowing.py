@@ -16,6 +16,7 @@ from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import matrix_layers, weight_matrix
 from lpvit.models.analysis.passes import Batches
 from lpvit.models.edits import record_edit
+from lpvit.models.outputs import read
 from lpvit.models.sources.timm import input_size
 from lpvit.refitting.reconstruction import Fit, fit_in_order, matrix_layer, weight_with_bias
 from lpvit.structures.width.edit import NarrowerShapes, fit_heads
@@ -103,7 +104,8 @@ def narrow(model: nn.Module, calibration: Batches, macs: float, reconstruct: boo
     require_narrowable(model)
     model = copy.deepcopy(model).eval()  # else dropout would make the gradient random
     for images, _ in calibration:
-        model(images.to(next(model.parameters()).device)).square().mean(dim=1).sum().backward()
+        outputs = read(model, model(images.to(next(model.parameters()).device)))
+        outputs.square().mean(dim=1).sum().backward()  # type: ignore[no-untyped-call]
     best = _widest_within(model, macs)
     best.model.zero_grad()
     record_edit(best.model, NarrowerShapes.between(model, best.model))

@@ -88,7 +88,7 @@ def test_collecting_leaves_mode_weights_and_gradients_of_the_model_alone() -> No
 
 
 def test_dropout_does_not_disturb_the_gradient() -> None:
-    model = create_model("vit_tiny_patch16_224", 5, VIT | {"proj_drop_rate": 0.5}, drop_path=0.5).train()
+    model = create_model("vit_tiny_patch16_224", 5, VIT | {"proj_drop_rate": 0.5, "drop_path_rate": 0.5}).train()
     loader = batches(photographs(model), 4)
     once, twice = (averaged_gradients(model, loader, ["blocks.1.mlp.fc1"], "cpu") for _ in range(2))
     assert torch.equal(once["blocks.1.mlp.fc1"], twice["blocks.1.mlp.fc1"])

@@ -138,7 +138,7 @@ def test_measured_distortions_are_those_of_a_model_with_that_layer_changed(
     structure, (_, statistics) = MixedStructure(SETTINGS), measured
     layer = "blocks.1.attn.proj"
     fit = structure._fit(model, layer, "factors", 3, statistics, "cpu")
-    (found,) = refitted_distortions(model, images, {layer: [fit]}, "cpu")[layer]
+    (found,) = refitted_distortions(model, images, {layer: [lambda: fit]}, "cpu")[layer]
     choice = {"factors": {layer: 3}}
     changed = structure.compress(model, choice, statistics, images, "cpu").model
     unseen = torch.cat([batch for batch, _ in images])[::5]

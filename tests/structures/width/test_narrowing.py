@@ -14,6 +14,7 @@ from lpvit.models.architecture import Architecture, load_model, save_model
 from lpvit.structures.width.edit import NarrowerShapes
 from lpvit.structures.width.narrowing import narrow
 from lpvit.structures.width.settings import Width
+from lpvit.structures.width.structure import WidthStructure
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -134,3 +135,11 @@ def test_the_library_makes_models_narrower_and_says_what_they_cost(model, calibr
     assert again.report.equals(pruned.report)
     with pytest.raises(LpvitError, match=r"^budget: structure 'width' takes a budget of 'macs'"):
         lpvit.prune(model, calibration, budget=lpvit.Budget(sparsity=0.5), pruning=lpvit.Width())
+
+
+def test_what_no_width_reaches_is_found_from_shapes_alone(model, calibration):
+    structure = WidthStructure()
+    with pytest.raises(LpvitError, match=r"^budget: no width of this model is within macs 0\.001; raise 'macs'"):
+        structure.require_reachable(copy.deepcopy(model).to("meta"), 0.001)
+    narrowest = macs(narrow(model, calibration, 0.06)) / macs(model)
+    structure.require_reachable(model, narrowest)  # the gradients do not matter

@@ -6,6 +6,7 @@ K = logits; O, I = output and input features of a layer; R, C = rows and columns
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from lpvit.models.outputs import read
 from lpvit.structures.blocks.statistics import Statistic
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def averaged_gradients(
     with evaluation_mode(model):
         for batch, _ in bar(loader, "averaged gradient", "batch"):
             images = batch.to(device)
-            logits = functional_call(model, weights, (images,))
+            logits = read(model, functional_call(model, weights, (images,)))
             require_finite_logits(logits, model, images)
             loss = logits.square().mean(dim=1).sum()
             for total, gradient in zip(sums, torch.autograd.grad(loss, list(weights.values())), strict=True):
