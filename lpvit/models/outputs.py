@@ -67,8 +67,12 @@ def read(model: nn.Module, found: Any) -> Tensor:
     Raises:
         LpvitError: As `Reading`.
     """
-    reading: Reading = getattr(model, "lpvit_reading", None) or Reading()
-    return reading(found)
+    return reading_of(model)(found)
+
+
+def reading_of(model: nn.Module) -> Reading:
+    """How the output of a model is read: as `set_output` was told, or by default."""
+    return getattr(model, "lpvit_reading", None) or Reading()
 
 
 def plain_output(model: nn.Module) -> tuple[str | int, ...]:
