@@ -49,7 +49,8 @@ class Reading:
         Raises:
             LpvitError: There is no such tensor, or it is not clear which one counts.
         """
-        tensors = [tensor.reshape(len(tensor), -1) for tensor in named_tensors(found, self.output).values()]
+        named = named_tensors(found, self.output).values()
+        tensors = [tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in named]
         if len(tensors) == 1:
             return tensors[0]
         scales = self.scales or (1.0,) * len(tensors)

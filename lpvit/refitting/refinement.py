@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.passes import Batches, evaluation_mode, recorded_outputs
 from lpvit.progress import bar
-from lpvit.refitting.reconstruction import HELD_OUT
 
 BATCH = 32  # images of a step
+HELD_OUT = 20  # every twentieth calibration image is held out to judge
 LEARNING_RATE = 1e-3  # of Adam, relative to the root mean square of a parameter; falls to 0 by a cosine
 WARM_UP = 5  # steps
 
