@@ -77,6 +77,12 @@ def test_the_gallery_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest
         exec(code, names)
     assert names["pruned"].report.loc["(model)", "keep_ratio"] <= 0.5
     assert names["logits"].shape == (1, 10)
+    before, after = names["nearness"]
+    assert before.cosine < after.cosine
+    dense, _, tuned = names["overlaps"]
+    assert dense > 0.8
+    assert tuned > 0.9 * dense
+    assert names["kept"][1] > max(names["kept"][0], 0.9)
 
 
 @pytest.mark.thorough

@@ -71,7 +71,7 @@ def read(model: nn.Module, found: Any) -> Tensor:
 
 
 def reading_of(model: nn.Module) -> Reading:
-    """How the output of a model is read: as `set_output` was told, or by default."""
+    """How the output of a model is read: as `set_output` said, or by default."""
     return getattr(model, "lpvit_reading", None) or Reading()
 
 

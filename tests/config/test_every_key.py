@@ -91,6 +91,7 @@ PRUNED = lpvit.prune(dense_model("vit"), IMAGES.split(8), budget=0.6, block_shap
 
 Values = dict[str, Any]
 SOFT: Values = {"distillation": "soft", "teacher": "dense"}
+FEATURES: Values = {"distillation": "features", "teacher": "dense"}
 GAUSS_NEWTON = {"saliency": "gauss_newton", "distortion": "gauss_newton"}
 
 LAWS: dict[type[Section], tuple[Callable[[Any], list[Tensor]], Values, dict[str, tuple[Any, Values]]]] = {
@@ -123,6 +124,7 @@ LAWS: dict[type[Section], tuple[Callable[[Any], list[Tensor]], Values, dict[str,
             "distillation": ("hard", SOFT),
             "teacher": ("vit_tiny_patch16_224", SOFT),
             "teacher_checkpoint": (Path("x.pt"), SOFT),
+            "features_loss": ("cosine", FEATURES),
             "distillation_alpha": (0.9, SOFT),
             "distillation_temperature": (9.0, SOFT),
             "precision": ("bfloat16", {}),
