@@ -156,7 +156,7 @@ def test_a_number_as_budget_reconstructs_and_plain_settings_do_not() -> None:
 
 class Endless:
     def __iter__(self) -> Iterator[Any]:
-        yield {"image": torch.zeros(1, 1, 16, 16)}
+        yield {"photo": torch.zeros(1, 1, 16, 16)}
 
 
 @pytest.mark.parametrize(

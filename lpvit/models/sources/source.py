@@ -54,7 +54,7 @@ class Source(Section):
 
     @staticmethod
     def classes_in(model: nn.Module) -> int | None:
-        """Outputs of the present head, which may be another than the source built; None if the model does not say it."""
+        """Outputs of the present head, which may be another than was built; None if the model does not say it."""
         return None
 
     @property
