@@ -72,7 +72,8 @@ def evaluate(
         model: Dense, pruned, sparsified or compiled; left in evaluation mode.
         loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,):
             integers from 0; (N, 1) is the same.
-        reference: Usually the dense model. Outputs, logits or features, are compared with its; no labels are needed.
+        reference: Usually the dense model. Outputs, logits or features, are compared with its; no labels are needed. It is
+            moved to the model's device and left in evaluation mode.
         task: ``multi_label`` (labels (N, classes) of 0 and 1), ``regression`` (numbers (N, K)), or your own function of
             the model's output and the batch, which returns a loss.
 
@@ -248,4 +249,4 @@ def _taught(teacher: nn.Module, images: Tensor, student: nn.Module) -> nn.Module
         return copy
     if not hasattr(teacher, "pretrained_cfg"):
         raise LpvitError(f"teacher: {type(teacher).__name__} does not accept the images of the loader")
-    return teacher
+    return deepcopy(teacher)

@@ -88,6 +88,14 @@ def test_labels_beside_the_images_change_nothing_where_features_are_followed() -
     assert all(map(torch.equal, *(model.state_dict().values() for model in trained)))
 
 
+def test_a_teacher_stays_as_it_is() -> None:
+    dense = headless().train()
+    lpvit.finetune(pruned_of(dense), UNLABELLED, UNLABELLED, recipe=following(epochs=1), teacher=dense)
+    assert dense.training
+    assert all(weight.requires_grad and weight.grad is None for weight in dense.parameters())
+    assert not hasattr(dense, "lpvit_reading")
+
+
 def test_mixed_images_are_followed_too() -> None:
     dense = headless()
     trained = lpvit.finetune(
