@@ -54,7 +54,7 @@ def models(dense: nn.Module, images: list[Tensor], arguments: argparse.Namespace
     recipe = lpvit.Recipe(
         epochs=arguments.epochs,
         batch_size=BATCH_SIZE,
-        learning_rate=1e-4,
+        learning_rate=arguments.learning_rate,
         weight_decay=0.0,
         distillation="features",
         teacher="dense",
@@ -103,6 +103,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", type=int, default=256, help="images without labels to prune by")
     parser.add_argument("--follow", type=int, default=2048, help="images to follow the dense features on")
     parser.add_argument("--epochs", type=int, default=3, help="of following; 0 for none")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of following")
     parser.add_argument("--probe", type=int, default=1024, help="images to learn from, and as many to classify")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--output", type=Path, help="CSV")

@@ -72,8 +72,8 @@ def evaluate(
         model: Dense, pruned, sparsified or compiled; left in evaluation mode.
         loader: Batches that start with images (N, channels, height, width), normalised for the model, and labels (N,):
             integers from 0; (N, 1) is the same.
-        reference: Usually the dense model. Outputs, logits or features, are compared with its; no labels are needed. It is
-            moved to the model's device and left in evaluation mode.
+        reference: Usually the dense model. Outputs, logits or features, are compared with its; no labels are needed.
+            Moved to the model's device and left in evaluation mode.
         task: ``multi_label`` (labels (N, classes) of 0 and 1), ``regression`` (numbers (N, K)), or your own function of
             the model's output and the batch, which returns a loss.
 
