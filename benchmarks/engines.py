@@ -1,7 +1,8 @@
 """Pruned models compared with common deployment engines: OpenVINO and onnxruntime, in every precision.
 
     python benchmarks/engines.py speed --width 384 --threads 1 2 --batch-sizes 1 8 --output rows.csv
-    python benchmarks/engines.py accuracy --config benchmarks/configs/cifar10.yaml --dataset cifar10 --model given --output rows.csv
+    python benchmarks/engines.py accuracy --config benchmarks/configs/cifar10.yaml --dataset cifar10 --model given \\
+        --output rows.csv
 
 `speed`: models of the shapes of DeiT-S (width 384) and DeiT-B (768) at 224 x 224, random weights, half of the blocks of
 32x32 of every layer pruned at random. All configurations are interleaved; results are medians over the rounds of the

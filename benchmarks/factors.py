@@ -1,7 +1,8 @@
 """How much of a model factors, blocks and mixed structures keep, beside baselines: no labels, no training.
 
     snakemake --cores all results/cifar10/given/dense.pt --configfile benchmarks/configs/cifar10.yaml
-    python benchmarks/factors.py --config benchmarks/configs/cifar10.yaml --dataset cifar10 --model given --output rows.csv
+    python benchmarks/factors.py --config benchmarks/configs/cifar10.yaml --dataset cifar10 --model given \\
+        --output rows.csv
 
 Writes a line per method and budget as it is measured; what was stopped goes on after the last line. ``macs`` and
 ``achieved`` are shares of the dense MACs in matrix layers; ``lost`` are the points of top-1 below the dense model, plus

@@ -1,6 +1,7 @@
 """Tests whether an allocation should also choose a precision per layer: float32, bfloat16 or int8.
 
-    python benchmarks/precision.py --config benchmarks/configs/vit_small.yaml --dataset cifar10 --model vit_small --output rows.csv
+    python benchmarks/precision.py --config benchmarks/configs/vit_small.yaml --dataset cifar10 --model vit_small \\
+        --output rows.csv
 
 A point of a layer is a number of blocks in a precision. It costs the milliseconds that the layer takes here, and the
 distortion of the pruned blocks (Gauss-Newton curves) plus that of the layer alone in that precision. Budgets are

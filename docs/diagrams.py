@@ -1,6 +1,8 @@
-"""Draws the diagrams of the documentation: `python docs/diagrams.py` rewrites docs/images/{method,pipeline}.svg."""
+"""Draws the diagrams of the documentation: `python docs/diagrams.py` rewrites those in docs/images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -106,18 +108,55 @@ def draw(boxes: dict[str, Box], arrows: list[Arrow]) -> str:
     """The diagram as SVG, black on white."""
     width = max(box.centre[0] for box in boxes.values()) + WIDTH / 2 + MARGIN
     height = max(box.centre[1] for box in boxes.values()) + HEIGHT / 2 + MARGIN
+    return _svg(
+        (width, height),
+        [
+            '<defs><marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8"'
+            ' orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>',
+            *(_arrow(arrow, boxes[arrow.start], boxes[arrow.end]) for arrow in arrows),
+            *(_box(box) for box in boxes.values()),
+        ],
+    )
+
+
+def matrices() -> str:
+    """What compression does to a weight matrix: dense, blocks pruned, low-rank factors."""
+    side, tile, rank, step, top = 128, 16, 32, 220, 34
+    tiles = [(row, column) for row in range(8) for column in range(8)]
+    kept = sorted(tiles, key=lambda at: (37 * at[0] + 23 * at[1] + 29 * at[0] * at[1]) % 61)[: len(tiles) // 2]
+    parts = [
+        _caption(MARGIN, ("dense W", f"{side} x {side}: {side * side:,} products")),
+        _filled(MARGIN, top, side, side),
+        _caption(MARGIN + step, ("blocks", f"{len(kept)} of 64 blocks: {len(kept) * tile * tile:,} products")),
+        f'<rect x="{MARGIN + step}" y="{top}" width="{side}" height="{side}" fill="none" stroke="black"/>',
+        *(_filled(MARGIN + step + tile * column, top + tile * row, tile, tile) for row, column in kept),
+        _caption(MARGIN + 2 * step, ("factors B A", f"rank {rank}: {2 * rank * side:,} products")),
+        _filled(MARGIN + 2 * step, top, rank, side),
+        _filled(MARGIN + 2 * step + rank + 14, top, side, rank),
+    ]
+    return _svg((3 * step + 2 * MARGIN, top + side + MARGIN), parts)
+
+
+def _svg(size: tuple[float, float], parts: list[str]) -> str:
+    width, height = size
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}"'
             ' font-family="sans-serif" font-size="12">',
-            '<defs><marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8"'
-            ' orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>',
             '<rect width="100%" height="100%" fill="white"/>',
-            *(_arrow(arrow, boxes[arrow.start], boxes[arrow.end]) for arrow in arrows),
-            *(_box(box) for box in boxes.values()),
+            *parts,
             "</svg>\n",
         ]
     )
+
+
+def _caption(x: float, lines: tuple[str, str]) -> str:
+    first, second = map(escape, lines)
+    return f'<text x="{x:g}" y="12"{_BOLD}>{first}</text><text x="{x:g}" y="27">{second}</text>'
+
+
+def _filled(x: float, y: float, width: float, height: float) -> str:
+    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="#4c78a8" stroke="white"/>'
 
 
 def _arrow(arrow: Arrow, start: Box, end: Box) -> str:
@@ -151,8 +190,12 @@ def _box(box: Box) -> str:
     return f'<rect {corner} width="{WIDTH}" height="{HEIGHT}" rx="5" fill="#f3f3f3" stroke="black"/>' + "".join(texts)
 
 
-DIAGRAMS = {"method.svg": (METHOD, METHOD_ARROWS), "pipeline.svg": (PIPELINE, PIPELINE_ARROWS)}
+DIAGRAMS: dict[str, Callable[[], str]] = {
+    "matrices.svg": matrices,
+    "method.svg": partial(draw, METHOD, METHOD_ARROWS),
+    "pipeline.svg": partial(draw, PIPELINE, PIPELINE_ARROWS),
+}
 
 if __name__ == "__main__":
-    for name, (boxes, arrows) in DIAGRAMS.items():
-        (IMAGES / name).write_text(draw(boxes, arrows), encoding="utf-8")
+    for name, diagram in DIAGRAMS.items():
+        (IMAGES / name).write_text(diagram(), encoding="utf-8")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lpvit.api.pruned import Pruned
     from lpvit.api.quantise import quantise
     from lpvit.api.sparsify import sparsify
-    from lpvit.api.training import evaluate, finetune
+    from lpvit.api.training import evaluate, finetune, probe
     from lpvit.api.transform import transform
     from lpvit.api.weights import library_state, load_weights
     from lpvit.errors import LpvitError
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from lpvit.structures.mixed.settings import Mixed
     from lpvit.structures.width.settings import Width
     from lpvit.training.evaluation import Accuracy
+    from lpvit.training.features import Agreement
+    from lpvit.training.probing import Probe
     from lpvit.training.settings import Recipe
 
     Pruning = Blocks
@@ -41,11 +43,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "Agreement",
     "Blocks",
     "Budget",
     "Factors",
     "LpvitError",
     "Mixed",
+    "Probe",
     "Pruned",
     "Quantisation",
     "Recipe",
@@ -60,6 +64,7 @@ __all__ = [
     "load",
     "load_weights",
     "name_classes",
+    "probe",
     "prune",
     "quantise",
     "save",
@@ -70,9 +75,11 @@ __all__ = [
 
 _MODULES = {
     "Accuracy": "training.evaluation",
+    "Agreement": "training.features",
     "Blocks": "structures.blocks.settings",
     "Budget": "allocation.settings",
     "LpvitError": "errors",
+    "Probe": "training.probing",
     "Pruned": "api.pruned",
     "Quantisation": "quantisation.settings",
     "Recipe": "training.settings",
@@ -89,6 +96,7 @@ _MODULES = {
     "load": "api.checkpoint",
     "load_weights": "api.weights",
     "name_classes": "api.classes",
+    "probe": "api.training",
     "prune": "api.prune",
     "quantise": "api.quantise",
     "save": "api.checkpoint",

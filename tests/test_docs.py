@@ -79,6 +79,18 @@ def test_the_gallery_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest
     assert names["logits"].shape == (1, 10)
 
 
+@pytest.mark.thorough
+def test_the_page_on_models_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/your_model.md").read_text(), re.DOTALL):
+        exec(code, names)
+    assert names["logits"].shape == (16, 10)
+    assert [level.shape for level in names["levels"]] == [(16, 48, 4, 4)] * 2
+    assert names["again"].model(names["loader"][0])["scores"].shape == (16, 10)
+
+
 def test_the_example_of_the_readme_runs_on_folders_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a smaller model, and random weights: nothing is fetched."""
     generator = np.random.default_rng(0)
@@ -105,7 +117,7 @@ def test_the_diagrams_are_those_of_their_script() -> None:
     """Run `python docs/diagrams.py` where they are not."""
     script = runpy.run_path(str(REPOSITORY / "docs/diagrams.py"))
     for name, diagram in script["DIAGRAMS"].items():
-        assert (script["IMAGES"] / name).read_text() == script["draw"](*diagram), name
+        assert (script["IMAGES"] / name).read_text() == diagram(), name
 
 
 def test_the_diagram_of_the_pipeline_has_stages_that_exist() -> None:

@@ -71,3 +71,8 @@ def parameters(function: ast.FunctionDef) -> int:
     ]
     names = [argument.arg for argument in (*arguments.args, *required)]
     return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_names_of_test_files_are_unique_as_pytest_imports_them_by_these() -> None:
+    names = [file.name for file in (REPOSITORY / "tests").rglob("*.py")]
+    assert sorted(names) == sorted(set(names))

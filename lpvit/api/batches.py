@@ -3,7 +3,7 @@
 N = images of a batch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.errors import LpvitError, one_line
+from lpvit.training.tasks.classification import Classification
+from lpvit.training.tasks.task import Task
 
 Size = tuple[int, ...]  # (channels, height, width)
 Batch = tuple[Tensor, Tensor]
@@ -121,12 +123,14 @@ class LabelledBatches:
         loader: The user's.
         dtype: Of the model; images are converted to it.
         batch_size: Images of every batch but the last, or None for any.
+        task: Says what is read beside the images.
         size: Of the images seen last, (channels, height, width).
     """
 
     loader: Iterable[Any]
     dtype: torch.dtype
     batch_size: int | None = None
+    task: Task = field(default_factory=Classification)
     size: Size | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -139,19 +143,26 @@ class LabelledBatches:
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]  # checked above
 
+    def first_images(self) -> Tensor:
+        """Images of the first batch.
+
+        Raises:
+            LpvitError: There is none.
+        """
+        for batch in self.loader:
+            return images_of(batch).to(self.dtype)
+        raise LpvitError("loader: yields no images")
+
     def set_epoch(self, epoch: int) -> None:
         """Does nothing: the loader decides the order of an epoch."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         batches = 0
         for batches, batch in enumerate(self.loader, start=1):
             if batches > len(self):
                 raise LpvitError(f"loader: has the length {len(self)} and yields more batches in a pass{_REMEDY}")
             images = images_of(batch)
-            labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-            if not isinstance(labels, Tensor):
-                found = "a batch without labels" if labels is None else f"labels as a {type(labels).__name__}"
-                raise LpvitError(f"loader: found {found}, expected images (N, C, H, W) and labels (N,), a tensor")
+            labels = self.task.labels(batch, images)
             self._require_batch_size(len(images), is_last=batches == len(self))
             self.size = tuple(images.shape[1:])
             yield images.to(self.dtype), labels
@@ -170,7 +181,7 @@ def images_of(batch: Any) -> Tensor:
     Raises:
         LpvitError: It has none, or they are not normalised.
     """
-    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    images = _first(batch)
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or images.is_meta:
         raise LpvitError(
             f"loader: found {_describe(batch)}, expected normalised images (N, channels, height, width), alone or with "
@@ -181,8 +192,15 @@ def images_of(batch: Any) -> Tensor:
     return images.clone() if images.is_inference() else images
 
 
+def _first(batch: Any) -> Any:
+    """The images of a batch, if they are alone, first, or under a name that datasets give them."""
+    if isinstance(batch, Mapping):
+        return next((batch[name] for name in ("pixel_values", "images", "image") if name in batch), batch)
+    return batch[0] if isinstance(batch, tuple | list) and batch else batch
+
+
 def _describe(batch: Any) -> str:
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    first = _first(batch)
     if isinstance(first, Tensor):
         place = " on the meta device" * first.is_meta
         return f"a tensor of shape {tuple(first.shape)} and dtype {first.dtype}{place}"

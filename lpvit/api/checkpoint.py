@@ -124,7 +124,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> Pruned:
     try:
         return _restored(header, tensors, None if model is None else plain_copy(model).cpu())
     except LpvitError as error:
-        raise LpvitError(f"{path}: {error}") from None
+        raise LpvitError(f"{path}: {one_line(error)}") from None
 
 
 def _restored(header: Header, tensors: dict[str, Tensor], given: nn.Module | None) -> Pruned:

@@ -8,7 +8,7 @@ from torch import nn
 from lpvit.api.arguments import require_type
 from lpvit.api.pruned import Pruned
 from lpvit.errors import LpvitError
-from lpvit.models.architecture import classes_of, record_classes
+from lpvit.models.architecture import classes_of, record_classes, source_of
 
 
 def classes_by(loader: Iterable[Any], model: nn.Module) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ def classes_by(loader: Iterable[Any], model: nn.Module) -> tuple[str, ...]:
     by_rank = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
     found = sorted(by_rank, key=by_rank.__getitem__) if isinstance(by_rank, dict) else getattr(dataset, "classes", ())
     names = tuple(found) if isinstance(found, list | tuple) else ()
-    fits = len(names) == getattr(model, "num_classes", None) and all(isinstance(name, str) for name in names)
+    fits = len(names) == source_of(model).num_classes and all(isinstance(name, str) for name in names)
     return names if fits else ()
 
 
@@ -43,7 +43,7 @@ def name_classes(model: nn.Module | Pruned, classes: Sequence[str]) -> None:
     module = model.model if isinstance(model, Pruned) else model
     require_type("model", module, nn.Module, "a model, or the result of lpvit.prune")
     require_type("classes", classes, Sequence, "a list of names")
-    expected = getattr(module, "num_classes", len(classes))
+    expected = source_of(module).num_classes or len(classes)
     if isinstance(classes, str) or len(classes) != expected:
         raise LpvitError(f"classes: found {len(classes)} names, the model has {expected} classes")
     record_classes(module, tuple(map(str, classes)))

@@ -21,7 +21,7 @@ from lpvit.store.tables import Schema
 
 JsonSchema = Mapping[str, Any]
 
-PUBLIC = ("Budget", "Blocks", "Factors", "Mixed", "Width", "Recipe", "Quantisation", "Energy")  # settings in Python
+PUBLIC = ("Budget", "Blocks", "Factors", "Mixed", "Width", "Recipe", "Quantisation")  # settings in Python
 
 _BOUNDS = {"exclusiveMinimum": "> {}", "minimum": "≥ {}", "exclusiveMaximum": "< {}", "maximum": "≤ {}"}
 _TYPES = {"string": "text", "path": "path", "object": "keys with values", "null": "`null`"}
@@ -42,7 +42,7 @@ def api_reference() -> str:
     """The fields of the settings that are public names: one markdown table for each."""
     schema = Config.model_json_schema()
     names = [name for name in PUBLIC if name in schema["$defs"]]
-    return "\n\n".join(_section(f"lpvit.{name}", f"`lpvit.{name}`", f"#/$defs/{name}", schema) for name in names)
+    return "\n\n".join(_section(name, f"`lpvit.{name}`", f"#/$defs/{name}", schema) for name in names)
 
 
 def update(text: str, references: Mapping[str, str], source: str | Path) -> str:

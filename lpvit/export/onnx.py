@@ -44,11 +44,12 @@ def write_onnx(model: nn.Module, path: str | Path) -> None:
     metadata = metadata_of(model)
     model = deepcopy(model).cpu().float().eval()
     replace_for_export(model)
-    if not isinstance(model(torch.zeros(1, *input_size(model))), Tensor):
-        model = _Read(model)
+    images = torch.zeros(2, *input_size(model))
+    with torch.no_grad():
+        reads = not isinstance(model(images), Tensor)
     program = torch.onnx.export(
-        model,
-        (torch.zeros(2, *input_size(model)),),
+        _Read(model) if reads else model,
+        (images,),
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         input_names=["images"],

@@ -62,8 +62,7 @@ class Architecture(Section):
         if options is not None:
             source: Source = Timm.of(model, options)
         else:
-            source = getattr(model, "lpvit_source", None) or found_source(model)
-            source = source.model_copy(update={"output": plain_output(model)})
+            source = source_of(model).model_copy(update={"output": plain_output(model)})
         return cls(source=source, edits=edits_of(model), classes=classes_of(model))
 
     def with_edits(self, edits: Sequence[Edit]) -> Self:
@@ -99,20 +98,31 @@ class Architecture(Section):
         return model
 
 
+def source_of(model: nn.Module) -> Source:
+    """What builds a model, as recorded or as found; with the classes of its present head."""
+    source: Source = getattr(model, "lpvit_source", None) or found_source(model)
+    classes = source.classes_in(model)
+    return source if classes in (None, source.num_classes) else source.model_copy(update={"num_classes": classes})
+
+
 def found_source(model: nn.Module) -> Source:
     """Where a model comes from by its class and what its library notes; `Given` if that does not say it."""
     library = type(model).__module__.partition(".")[0]
     found: Source | None = None
     if library in ("transformers", "torchvision"):
         found = source_class(library).of(model)  # type: ignore[attr-defined]
-    elif "architecture" in (getattr(model, "pretrained_cfg", None) or {}):
-        found = Timm.of(model)
+    elif "architecture" in (getattr(model, "pretrained_cfg", None) or {}) and hasattr(model, "num_classes"):
+        found = Timm.of(model)  # but for features only, which have no classes
     return found or Given.of(model)
 
 
 def classes_of(model: nn.Module) -> tuple[str, ...]:
-    """The names of a model's classes in the order of its logits, or none; copies of a model keep them."""
-    return getattr(model, "lpvit_classes", ()) or _named_by_transformers(model)
+    """The names of a model's classes in the order of its logits, or none; copies of a model keep them.
+
+    Names from before the head was replaced by one of another size are none.
+    """
+    names = getattr(model, "lpvit_classes", ()) or _named_by_transformers(model)
+    return names if not names or source_of(model).num_classes in (0, len(names)) else ()
 
 
 def record_classes(model: nn.Module, classes: Sequence[str]) -> None:
@@ -224,7 +234,7 @@ def load_model(path: str | Path, kind: str) -> tuple[Architecture, dict[str, Ten
         model = outline(architecture, state)
         require_same_architecture(model, state, "its weights")
     except LpvitError as error:
-        raise LpvitError(f"{path}: {error}; delete it and rerun") from None
+        raise LpvitError(f"{path}: {one_line(error)}; delete it and rerun") from None
     return architecture, state
 
 

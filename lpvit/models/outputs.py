@@ -49,7 +49,8 @@ class Reading:
         Raises:
             LpvitError: There is no such tensor, or it is not clear which one counts.
         """
-        tensors = [tensor.reshape(len(tensor), -1) for tensor in named_tensors(found, self.output).values()]
+        named = named_tensors(found, self.output).values()
+        tensors = [tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in named]
         if len(tensors) == 1:
             return tensors[0]
         scales = self.scales or (1.0,) * len(tensors)
@@ -66,8 +67,12 @@ def read(model: nn.Module, found: Any) -> Tensor:
     Raises:
         LpvitError: As `Reading`.
     """
-    reading: Reading = getattr(model, "lpvit_reading", None) or Reading()
-    return reading(found)
+    return reading_of(model)(found)
+
+
+def reading_of(model: nn.Module) -> Reading:
+    """How the output of a model is read: as `set_output` was told, or by default."""
+    return getattr(model, "lpvit_reading", None) or Reading()
 
 
 def plain_output(model: nn.Module) -> tuple[str | int, ...]:

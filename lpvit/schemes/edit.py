@@ -32,13 +32,8 @@ class AddedScheme(Edit):
         """Adds the scheme; its own weights are initialised at random.
 
         Raises:
-            LpvitError: The scheme does not fit the model, or another one that it has.
+            LpvitError: The scheme does not fit the model.
         """
-        others = [edit.scheme for edit in edits_of(model) if isinstance(edit, AddedScheme)]
-        try:
-            require_compatible([*others, self.scheme])
-        except ValueError as error:
-            raise LpvitError(f"schemes: {error}") from None
         self.scheme.add(model)
         model.train(model.training)  # for the new parts
 
@@ -60,4 +55,9 @@ def add_scheme(model: nn.Module, scheme: Scheme) -> nn.Module:
     """
     if not isinstance(scheme, Scheme):
         raise LpvitError(f"scheme: found {type(scheme).__name__}, expected an lpvit.Scheme")
+    others = [edit.scheme for edit in edits_of(model) if isinstance(edit, AddedScheme)]
+    try:  # not where a file is read, which may be older than this check
+        require_compatible([*others, scheme])
+    except ValueError as error:
+        raise LpvitError(f"schemes: {error}") from None
     return apply_edit(model, AddedScheme(scheme=scheme))

@@ -13,6 +13,7 @@ from typing import Any
 from lpvit.stages.labels import label_of
 
 VARIABLE = "LPVIT_CONSOLE"  # of the environment, set by `lpvit prune`
+_OF_A_STAGE = "CalledProcessError"
 _NOTHING = "Nothing to be done"
 
 
@@ -35,13 +36,15 @@ class Console(logging.Handler):
         elif event == "job_info" and told.get("log"):  # targets have none
             self._started += 1
             stage = f"stage {self._started} of {max(self._started, self._total)}: {told['rule_name']}"
-            self._say(f"{time.strftime('%H:%M:%S')} [{label_of(told['log'][0], self._config)}] {stage}")
+            label = label_of(told["log"][0], self._config)
+            self._say(f"{time.strftime('%H:%M:%S')} {f'[{label}] ' if label else ''}{stage}")
         elif event in ("job_error", "group_error"):
             self._failed = True
             log = next(iter(told.get("log") or ()), "")
             self._say(f"failed: {told.get('rule_name', 'a stage')}{f' (log: {log})' if log else ''}")
-        elif record.levelno >= logging.ERROR and not self._failed:  # of a failed job its stage has said all
-            self._say(record.getMessage())
+        elif record.levelno >= logging.ERROR:
+            if not self._failed and _OF_A_STAGE not in record.getMessage():  # of a failed job its stage has said all
+                self._say(record.getMessage())
         elif _NOTHING in record.getMessage():
             when = f": {self._report}" if Path(self._report).is_file() else ""
             print(f"nothing to do, every result is up to date{when}", flush=True)

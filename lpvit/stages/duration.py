@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lpvit.config.config import Config, Experiment
-from lpvit.models.sources.dense import source_of
+from lpvit.models.sources.dense import configured_source
 from lpvit.models.sources.timm import input_size
 
 BATCH = 4
@@ -102,4 +102,4 @@ def _seconds(run: Callable[[], None], device: str) -> float:
 
 def _built(settings: Config, experiment: Experiment, images: pd.DataFrame) -> nn.Module:
     model = settings.models[experiment.model]
-    return source_of(model, images["label"].nunique()).build(seed=model.seed)
+    return configured_source(model, images["label"].nunique()).build(seed=model.seed)

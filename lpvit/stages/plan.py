@@ -29,7 +29,7 @@ from lpvit.models.labels import require_labels_of_weights
 from lpvit.models.settings import Model
 from lpvit.models.sources.checkpoints import read_checkpoint
 from lpvit.models.sources.checkpoints import require_same_architecture as require_same
-from lpvit.models.sources.dense import source_of
+from lpvit.models.sources.dense import configured_source
 from lpvit.models.sources.pretrained import require_fetchable
 from lpvit.models.sources.timm import create_model, nearest_model
 from lpvit.models.unpacking.edit import unpack
@@ -171,7 +171,7 @@ def _check_what_it_teaches(teacher: str, checkpoint: Path | None, student: nn.Mo
 
 def _check_model(model: Model, classes: int | None) -> nn.Module:
     """The model, on the meta device; without images, the number of classes is not checked."""
-    source = source_of(model, classes or 1000)
+    source = configured_source(model, classes or 1000)
     with torch.device("meta"):
         built = Architecture(source=source).build()
         known = source.known_classes

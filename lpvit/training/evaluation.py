@@ -8,15 +8,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from lpvit.data.labels import class_numbers
 from lpvit.errors import LpvitError
 from lpvit.measure.intervals import paired, wilson
-from lpvit.models.outputs import read
+from lpvit.models.heads import Logits, require_classifier
 from lpvit.progress import bar
 
 _logger = logging.getLogger(__name__)
@@ -33,10 +34,14 @@ class Accuracy:
         loss: Mean cross-entropy, in nat.
     """
 
+    main: ClassVar[str] = "top1"
     images: int
     top1: float
     top5: float
     loss: float
+
+    def __str__(self) -> str:
+        return f"top-1 {self.top1:.2f} %"
 
     @classmethod
     def from_sums(cls, sums: Tensor) -> "Accuracy":
@@ -106,19 +111,25 @@ def evaluation_sums(
     Returns:
         Images, top-1 hits, top-5 hits, cross-entropy in nat; shape (4,), float64, on the device.
     """
+    require_classifier(model)
     dtype = next((weight.dtype for weight in model.to(device).eval().parameters()), None)
+    logits = Logits(model)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, labels in bar(loader, "evaluation", "batch", leave=False, shown=progress):
         with torch.inference_mode():  # not around the loader, whose tensors may be reused in training
-            sums += _batch_sums(read(model, model(images.to(device=device, dtype=dtype))), labels.to(device))
+            sums += _batch_sums(logits(model(images.to(device=device, dtype=dtype))), labels.to(device))
+    return sums
+
+
+def over_processes(sums: Tensor) -> Tensor:
+    """The sums over all processes of a training."""
+    if distributed.is_initialized():
+        distributed.all_reduce(sums)
     return sums
 
 
 def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
     """The four sums over a batch; logits (N, K), labels (N,)."""
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise LpvitError(f"model: returns {found} for a batch of {len(labels)} images, expected logits (N, classes)")
     labels = class_numbers(labels, len(logits), logits.shape[-1])
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = functional.cross_entropy(logits.double(), labels, reduction="sum")
@@ -136,12 +147,13 @@ def correct_images(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], de
     Raises:
         LpvitError: The loader yields no image.
     """
+    require_classifier(model)
     dtype = next((weight.dtype for weight in model.to(device).eval().parameters()), None)
-    right = []
+    logits, right = Logits(model), []
     for images, labels in bar(loader, "evaluation", "batch", leave=False):
         with torch.inference_mode():
-            logits = read(model, model(images.to(device=device, dtype=dtype)))
-            right.append(logits.argmax(dim=1).cpu() == labels.cpu())
+            found = logits(model(images.to(device=device, dtype=dtype)))
+            right.append(found.argmax(dim=1).cpu() == labels.cpu())
     if not right:
         raise LpvitError("evaluation: there are no images")
     return torch.cat(right)

@@ -11,6 +11,8 @@ from lpvit.data.loading import Loader
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.training.nodes import Nodes
 from lpvit.training.settings import Recipe
+from lpvit.training.tasks.classification import Classification
+from lpvit.training.tasks.task import Task
 
 # (rank, processes, device) -> this process's shard of the training split (the same number of batches on every rank,
 # each of batch_size / processes images) and of the validation split (of any size)
@@ -39,6 +41,7 @@ class Training:
         make_held_out: Images that are in neither split, by which the epoch is chosen; None keeps the last epoch.
         teacher: For a recipe with distillation; not modified. It gets the student's images, converted to its own
             normalisation and size.
+        task: What is learnt from the labels, and what is measured after an epoch.
     """
 
     model: nn.Module
@@ -56,3 +59,4 @@ class Training:
     block_shape: tuple[int, int] = (1, 1)
     make_held_out: MakeHeldOut | None = None
     teacher: nn.Module | None = None
+    task: Task = field(default_factory=Classification)

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lpvit.errors import LpvitError
-from lpvit.models.outputs import read
+from lpvit.models.heads import Logits
 from lpvit.models.preparation import width_of
-
-Output = Tensor | tuple[Tensor, Tensor]
 
 
 class TrainingLoss(nn.Module):
@@ -47,28 +45,26 @@ class TrainingLoss(nn.Module):
         super().__init__()
         if (teacher is None) != (kind == "none"):
             raise ValueError(f"distillation '{kind}' {'needs a' if teacher is None else 'takes no'} teacher")
-        self.teacher, self.kind, self.alpha, self.temperature = teacher, kind, alpha, temperature
-        if teacher is not None:
-            require_fit(student, teacher)
-            teacher.eval().requires_grad_(False)
-            self.conversion = InputConversion(resolve_model_data_config(student), resolve_model_data_config(teacher))
-            if isinstance(student, VisionTransformerDistilled):
-                student.set_distilled_training(True)
+        self.kind, self.alpha, self.temperature = kind, alpha, temperature
+        self.logits = Logits(student)
+        self.teacher = None if teacher is None else Teacher(student, teacher)
+        self.two_heads = teacher is not None and isinstance(student, VisionTransformerDistilled)
+        if self.two_heads:
+            student.set_distilled_training(True)  # type: ignore[operator]
 
-    def forward(self, images: Tensor, output: Output, targets: Tensor) -> Tensor:
+    def forward(self, images: Tensor, output: Any, targets: Tensor) -> Tensor:
         """The mean over a batch, in nat.
 
         Args:
             images: Input of the student, (N, C, H, W).
-            output: Of the student in training mode: logits (N, K), or two of them.
+            output: Of the student in training mode: logits (N, K), or what they are read from; two if it has two heads.
             targets: Probabilities of the classes, (N, K).
         """
-        logits, distilled = output if isinstance(output, tuple) else (output, output)
+        logits, distilled = output if self.two_heads else (self.logits(output),) * 2
         loss = functional.cross_entropy(logits.float(), targets)
         if self.teacher is None:
             return loss
-        with torch.no_grad():
-            opinion = read(self.teacher, self.teacher(self.conversion(images))).float()
+        opinion = self.teacher.logits(self.teacher(images)).float()
         if self.kind == "soft":
             distillation = soft_distillation_loss(distilled.float(), opinion, self.temperature)
         else:
@@ -105,6 +101,30 @@ def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.cross_entropy(student, teacher.argmax(dim=1))
 
 
+class Teacher(nn.Module):
+    """A frozen model that takes the images of another.
+
+    Args:
+        student: Whose images it takes.
+        teacher: Frozen here, in evaluation mode.
+        what: What a model gives, for the message.
+
+    Raises:
+        LpvitError: As `require_fit`.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, what: str = "classes") -> None:
+        super().__init__()
+        require_fit(student, teacher, what)
+        self.model, self.logits = teacher.eval().requires_grad_(False), Logits(teacher)
+        self.conversion = InputConversion(resolve_model_data_config(student), resolve_model_data_config(teacher))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Any:
+        """What it returns for images (N, C, H, W) in the format of the student."""
+        return self.model(self.conversion(images))
+
+
 class InputConversion(nn.Module):
     """Converts a batch from the input format of one model to that of another: normalisation and size.
 
@@ -139,19 +159,22 @@ class InputConversion(nn.Module):
         return images
 
 
-def require_fit(student: nn.Module, teacher: nn.Module) -> None:
+def require_fit(student: nn.Module, teacher: nn.Module, what: str = "classes") -> None:
     """Checks that a model can learn from a teacher; both may be on the meta device.
+
+    Args:
+        student: Learns.
+        teacher: With its input size in ``pretrained_cfg``, where timm and lpvit have it.
+        what: What a model gives, for the message.
 
     Raises:
         LpvitError: The teacher has other classes or another number of channels than the student.
     """
-    for what, of_student, of_teacher in (
-        ("channels", _channels(student), _channels(teacher)),
-        ("classes", width_of(student), width_of(teacher)),
-    ):
+    for name, number in (("channels", _channels), (what, width_of)):
+        of_student, of_teacher = number(student), number(teacher)
         if of_student != of_teacher:
             raise LpvitError(
-                f"recipe: the teacher has {of_teacher} {what}, the model {of_student}; choose a 'teacher' that fits"
+                f"recipe: the teacher has {of_teacher} {name}, the model {of_student}; choose a 'teacher' that fits"
             )
 
 

@@ -14,6 +14,7 @@ from lpvit.errors import LpvitError, one_line
 from lpvit.store.artifacts import load, save
 from lpvit.training.job import Training
 from lpvit.training.settings import Recipe
+from lpvit.training.tasks.task import Score
 
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class TrainingProgress:
 
     Attributes:
         history: One row for every finished epoch, as in ``HISTORY``.
-        best: Epoch, accuracy on the held-out images and weights of the best epoch, if there are such images.
+        best: Epoch, score on the held-out images and weights of the best epoch, if there are such images.
         steps_done: Optimiser steps of the current epoch.
         sums: Loss and images of those steps, in this process.
     """
@@ -58,11 +59,12 @@ class TrainingProgress:
                 place = (len(self.history) + 1, epochs, self.steps_done, steps)
                 _logger.info("epoch %d/%d, step %d/%d: loss %.4f so far, saved", *place, self.sums[0] / self.sums[1])
 
-    def offer(self, epoch: int, top1: float, loss: float, state: Mapping[str, Tensor]) -> None:
-        """Keeps the weights of an epoch if they are better on the held-out images: top-1, then cross-entropy."""
-        if self.best is None or (top1, -loss) > (self.best["top1"], -self.best["loss"]):
+    def offer(self, epoch: int, score: Score, state: Mapping[str, Tensor]) -> None:
+        """Keeps the weights of an epoch if they are better on the held-out images: main figure, then loss."""
+        merit = -score.loss if score.main == "loss" else getattr(score, score.main)
+        if self.best is None or (merit, -score.loss) > (self.best["merit"], -self.best["loss"]):
             kept = {name: value.detach().cpu().clone() for name, value in state.items()}
-            self.best = {"epoch": epoch, "top1": top1, "loss": loss, "state": kept}
+            self.best = {"epoch": epoch, "merit": merit, "loss": score.loss, "score": str(score), "state": kept}
 
     def end_epoch(self, row: dict[str, float]) -> None:
         self.history.append(row)

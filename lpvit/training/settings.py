@@ -57,7 +57,14 @@ class Recipe(Section):
         description="share of the training during which blocks are pruned by magnitude (gradual magnitude pruning; as "
         "many per layer as the budget allocates); 0 starts from the pruned model",
     )
-    distillation: Literal["none", "soft", "hard"] = Field("none", description="loss against the teacher")
+    distillation: Literal["none", "soft", "hard", "features"] = Field(
+        "none",
+        description="loss against the teacher; `features`: its outputs alone, logits or features, without labels",
+    )
+    features_loss: Literal["squared", "cosine"] = Field(
+        "squared",
+        description="distance of `features`: relative squared error, or 1 - cosine, of every token of dense outputs",
+    )
     teacher: str | None = Field(None, description="`dense` (the model before pruning) or a timm model name")
     teacher_checkpoint: LocalPath | None = Field(None, description="local weights of a timm teacher; else timm's own")
     distillation_alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation loss")
@@ -75,13 +82,20 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
         if (self.distillation == "none") != (self.teacher is None):
-            raise ValueError("teacher: give a teacher together with 'distillation: soft' or 'hard', and only then")
+            raise ValueError(
+                "teacher: give a teacher together with 'distillation: soft', 'hard' or 'features', and only then"
+            )
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; lower it")
         if self.rand_augment is not None:
             self.without("color_jitter", because="does nothing with 'rand_augment', as in timm")
-        if self.distillation == "none":
-            self.without("distillation_alpha", because="belongs to distillation 'soft' or 'hard', not to 'none'")
+        if self.distillation in ("none", "features"):
+            because = f"belongs to distillation 'soft' or 'hard', not to '{self.distillation}'"
+            self.without("distillation_alpha", because=because)
+        if self.distillation == "features":
+            self.without("label_smoothing", because="needs labels, which distillation 'features' does not look at")
+        else:
+            self.without("features_loss", because=f"belongs to distillation 'features', not '{self.distillation}'")
         if self.distillation != "soft":
             self.without(
                 "distillation_temperature", because=f"belongs to distillation 'soft', not '{self.distillation}'"

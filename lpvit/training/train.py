@@ -71,7 +71,7 @@ def train(training: Training) -> Trained:
     result = load(job.resume_file, "training")
     history, best = pd.DataFrame(result["history"]), result["best"]
     if best is not None:
-        logger.info("epoch %d is kept: top-1 %.2f %% on the held-out training images", best["epoch"], best["top1"])
+        logger.info("epoch %d is kept: %s on the held-out training images", best["epoch"], best["score"])
         return Trained(best["state"], history, result["keep_masks"])
     return Trained(result["ema"] or result["model"], history, result["keep_masks"])
 
@@ -108,16 +108,16 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
                 seed_generators(job.recipe.seed, epoch, rank)
             training_loader.set_epoch(epoch)
             loss = trainer.train_epoch(training_loader, epoch, progress, shown=rank == 0)
-            accuracy = trainer.validate(validation_loader, epoch, shown=rank == 0)
+            score = trainer.validate(validation_loader, epoch, shown=rank == 0)
             chosen_by = None if held_out is None else trainer.validate(held_out, epoch, shown=rank == 0)
             if chosen_by is not None:
-                progress.offer(epoch, chosen_by.top1, chosen_by.loss, trainer.evaluated.state_dict())
+                progress.offer(epoch, chosen_by, trainer.evaluated.state_dict())
             measured = {
                 "learning_rate": trainer.learning_rate,
                 "train_loss": loss,
-                "validation_loss": accuracy.loss,
-                "top1": accuracy.top1,
-                "held_out_top1": math.nan if chosen_by is None else chosen_by.top1,
+                "validation_loss": score.loss,
+                score.main: getattr(score, score.main),
+                f"held_out_{score.main}": math.nan if chosen_by is None else getattr(chosen_by, score.main),
                 "seconds": time.monotonic() - start,
             }
             progress.end_epoch({"epoch": epoch, **measured})
@@ -125,9 +125,9 @@ def _train(job: Training, rank: int = 0, processes: int = 1) -> None:
             events.write(epoch, measured)
             if rank == 0:
                 logger.info(
-                    "epoch %d/%d, %s left: loss %.4f, validation loss %.4f, top-1 %.2f %%, %.1f s",
+                    "epoch %d/%d, %s left: loss %.4f, validation loss %.4f, %s, %.1f s",
                     *(epoch, job.recipe.epochs, _time_left(progress.history, job.recipe.epochs)),
-                    *(loss, accuracy.loss, accuracy.top1, measured["seconds"]),
+                    *(loss, score.loss, score, measured["seconds"]),
                 )
 
 

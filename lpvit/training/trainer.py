@@ -12,25 +12,24 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lpvit.data.loading import Loader
 from lpvit.errors import LpvitError
-from lpvit.models.outputs import read
-from lpvit.models.preparation import width_of
 from lpvit.precisions import dtype_of
 from lpvit.progress import bar
 from lpvit.schemes.scheme import anneal
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.training.augmentation import BatchAugmentation
-from lpvit.training.evaluation import Accuracy, evaluation_sums
+from lpvit.training.evaluation import over_processes
 from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
-from lpvit.training.loss import TrainingLoss
 from lpvit.training.progress import TrainingProgress
 from lpvit.training.settings import Recipe
+from lpvit.training.tasks.own import on_device
+from lpvit.training.tasks.task import Score
 
 _logger = logging.getLogger(__name__)
 
@@ -51,9 +50,8 @@ class Trainer:
             self.gradual = GradualPruning(self.model, job.keep_masks, job.block_shape, steps)
         self.ema: ModelEmaV3 | None = None
         self._take_masks(self.gradual.keep_masks(0) if self.gradual else job.keep_masks)
-        self.loss = TrainingLoss(
-            self.model, job.teacher, recipe.distillation, recipe.distillation_alpha, recipe.distillation_temperature
-        ).to(device)
+        self.task = job.task
+        self.loss = self.task.criterion(self.model, recipe, job.teacher).to(device)
         if recipe.ema_decay is not None:
             self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay)
         self.optimizer = create_optimizer_v2(
@@ -61,7 +59,7 @@ class Trainer:
         )
         self.schedule = learning_rate_schedule(self.optimizer, recipe, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-        self.augment = BatchAugmentation(recipe, width_of(self.model), device)
+        self.augment = BatchAugmentation(recipe, self.task.classes(self.model), device)
         self.network: nn.Module = self.model
         if processes > 1:
             self.network = DistributedDataParallel(self.model, [device] if device.type == "cuda" else None)
@@ -87,16 +85,16 @@ class Trainer:
         for step, (images, labels) in enumerate(steps, start=1):
             if step <= progress.steps_done:  # done before the run was interrupted
                 continue
-            loss = self.step(*self.augment(images, labels))
+            loss = self.step(*self.augment(images.to(self.device), on_device(labels, self.device)))
             _require_finite(loss, f"the loss in epoch {epoch}, step {step}")
             progress.end_step(loss, len(images), self)
             steps.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        total, count = _over_processes(torch.tensor(progress.sums, dtype=torch.float64, device=self.device)).tolist()
+        total, count = over_processes(torch.tensor(progress.sums, dtype=torch.float64, device=self.device)).tolist()
         for model in {self.model, self.evaluated}:
             verify_pruned(model.state_dict(), self.expanded_masks)
         return float(total / count)
 
-    def step(self, images: Tensor, targets: Tensor) -> float:
+    def step(self, images: Tensor, targets: Any) -> float:
         """One update of the weights; returns the loss before it. A loss that is not finite updates nothing."""
         anneal(self.model, self.steps / self.total_steps)
         if self.gradual is not None and self.gradual.is_due(self.steps):
@@ -119,26 +117,26 @@ class Trainer:
         self.schedule.step_update(self.steps)
         return value
 
-    def _backward(self, images: Tensor, targets: Tensor) -> float:
+    def _backward(self, images: Tensor, targets: Any) -> float:
         """Accumulates the gradients of a batch by micro-batches, reduces them with the last; returns the loss."""
         value = 0.0
-        parts = list(zip(*(batch.chunk(self.recipe.accumulation) for batch in (images, targets)), strict=True))
+        parts = [(images, targets)]
+        if self.recipe.accumulation > 1:
+            parts = list(zip(*(batch.chunk(self.recipe.accumulation) for batch in (images, targets)), strict=True))
         for number, (some_images, some_targets) in enumerate(parts, start=1):
             waits = number < len(parts) and isinstance(self.network, DistributedDataParallel)
             with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with self._autocast():
-                    output = self.network(some_images)
-                    logits = output if isinstance(output, tuple) else read(self.model, output)
-                    loss = self.loss(some_images, logits, some_targets)
+                    loss = self.loss(some_images, self.network(some_images), some_targets)
                 loss = loss * (len(some_images) / len(images))
                 self.scaler.scale(loss).backward()
             value += float(loss.detach())
         return value
 
-    def validate(self, loader: Loader, epoch: int, shown: bool) -> Accuracy:
-        accuracy = Accuracy.from_sums(_over_processes(evaluation_sums(self.evaluated, loader, self.device, shown)))
-        _require_finite(accuracy.loss, f"the validation loss after epoch {epoch}")
-        return accuracy
+    def validate(self, loader: Loader, epoch: int, shown: bool) -> Score:
+        score = self.task.measure(self.evaluated, loader, self.device, shown)
+        _require_finite(score.loss, f"the validation loss after epoch {epoch}")
+        return score
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on; the weights on the CPU."""
@@ -211,13 +209,6 @@ def _require_trainable(model: nn.Module) -> None:
     if not all(trained.values()):
         frozen = [name for name, asked in trained.items() if not asked]
         _logger.info("%d of %d parameters are frozen, such as '%s'", len(frozen), len(trained), frozen[0])
-
-
-def _over_processes(sums: Tensor) -> Tensor:
-    """The sums over all processes."""
-    if distributed.is_initialized():
-        distributed.all_reduce(sums)
-    return sums
 
 
 def _on_cpu(model: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from tiny import MODELS, dense_model, photographs
 import lpvit
 from lpvit.bases.align import FREEDOMS
 from lpvit.models.edits import edits_of
-from lpvit.structures.blocks.settings import Freedom
+from lpvit.structures.settings import Freedom
 
 PRUNING = {"block_shape": (4, 4), "saliency": "gauss_newton", "distortion": "gauss_newton"}
 

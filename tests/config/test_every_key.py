@@ -268,7 +268,7 @@ def alike_numbers(one: Tensor, other: Tensor) -> bool:
 
 @pytest.mark.parametrize(
     ("section", "key"),
-    [(section, key) for section, keys in FOLLOWED.items() for key in keys],
+    [(section, key) for section, keys in FOLLOWED.items() for key in sorted(keys)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_key_of_the_workflow_is_read_by_code_that_is_not_its_settings(section: type[Section], key: str) -> None:

@@ -44,6 +44,7 @@ def speed() -> pd.DataFrame:
                 }
                 row |= {"top1": float("nan"), "images": float("nan")}
                 row |= {"milliseconds": time, "milliseconds_low": time - 1, "milliseconds_high": time + 2}
+                row |= {"milliseconds_min": time - 2, "milliseconds_max": time + 9}
                 row |= {"speed_up": faster, "speed_up_low": faster - 0.1, "speed_up_high": faster + 0.2}
                 rows.append(names(experiment) | row | {"images_per_second": 1e3 * batch_size / time} | FACTS)
     assert set(rows[0]) == {column.name for column in SPEED.columns} | names("").keys()

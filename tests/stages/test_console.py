@@ -42,6 +42,8 @@ def test_stages_are_counted_and_everything_else_is_left_out(capsys: pytest.Captu
     assert out == ""
     assert err.endswith("[half] stage 1 of 2: finetune\n")
     assert err.count("\n") == 1
+    console.emit(record(event="job_info", rule_name="check_experiments", log=["results/plan.log"]))
+    assert "[" not in capsys.readouterr().err
 
 
 def test_a_second_run_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +54,7 @@ def test_a_second_run_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_failed_is_told_once_with_its_log(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(CONFIG, "report.html")
     console.emit(record("the folder is locked", logging.ERROR))
+    console.emit(record("RuleException:\nCalledProcessError in file pruning.smk", logging.ERROR))
     console.emit(record(event="job_error", rule_name="finetune", log=["a.log"]))
     console.emit(record("At least one job did not complete successfully.", logging.ERROR))
     assert capsys.readouterr().err == "the folder is locked\nfailed: finetune (log: a.log)\n"

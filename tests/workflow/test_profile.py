@@ -6,7 +6,7 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
-from conftest import Workflow
+from conftest import REPOSITORY, Workflow
 
 
 @pytest.fixture
@@ -120,3 +120,14 @@ def test_every_job_asks_for_memory_and_time_and_the_command_line_has_the_last_wo
         assert (asked[rule]["nodes"], asked[rule]["gpu"], asked[rule]["gres"]) == ("2", "0", "gpu:2")
     assert (asked["evaluate"]["gpu"], asked["index_images"]["gpu"]) == ("1", "0")
     assert (asked["build_masks"]["mem_mb"], asked["build_masks"]["gpu"]) == ("123", "0")
+
+
+def test_every_rule_but_the_local_ones_asks_for_memory_time_and_gpus() -> None:
+    local = re.search(r"localrules:\n((?: +\w+,\n)+)", (REPOSITORY / "workflow/Snakefile").read_text())
+    assert local
+    rules = "\n".join(file.read_text() for file in sorted((REPOSITORY / "workflow/rules").glob("*.smk")))
+    asking = {}
+    for name, body in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)+)", rules, re.MULTILINE):
+        asking[name] = set(re.findall(r"^        (mem_mb|runtime|gpu)=", body, re.MULTILINE))
+    submitted = asking.keys() - set(re.findall(r"\w+", local[1]))
+    assert {name: asking[name] for name in submitted if len(asking[name]) < 3} == {}

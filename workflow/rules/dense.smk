@@ -58,7 +58,9 @@ rule train_dense:
         dataset=images_of,
         model=lambda wildcards: chosen(settings.models[wildcards.model]),
         recipe=lambda wildcards: recipe_of(settings.models[wildcards.model].recipe),
-        given=lambda wildcards: stamps_of(*checkpoint_of(wildcards), teacher_of(settings.models[wildcards.model].recipe)),
+        given=lambda wildcards: stamps_of(
+            *checkpoint_of(wildcards), teacher_of(settings.models[wildcards.model].recipe)
+        ),
         resume=f"{MODEL}/dense_resume.pt",
         sources=sources("train_dense.py"),
     log:

@@ -89,7 +89,7 @@ def trace(model: nn.Module) -> Trace:
     """Traces one pass over ``IMAGES`` random images, and counts the products of another over one image.
 
     A third, whose second image is NaN, shows whether inputs of layers begin with the images, so that the products of
-    an image can be told from those of others.
+    an image can be separated from those of others.
 
     Args:
         model: Not modified. On the meta device nothing is computed, so no product is checked.

@@ -23,7 +23,7 @@ def dense_model(settings: Model, classes: Sequence[str]) -> tuple[Architecture, 
     Raises:
         LpvitError: The source does not have the model, or the weights are missing or do not fit.
     """
-    architecture = Architecture(source=source_of(settings, len(classes)), classes=tuple(classes))
+    architecture = Architecture(source=configured_source(settings, len(classes)), classes=tuple(classes))
     model = architecture.build(pretrained=settings.weights == "pretrained", seed=settings.seed)
     if settings.checkpoint is not None:
         load_weights(model, read_checkpoint(settings.checkpoint, model), settings.checkpoint)
@@ -31,7 +31,7 @@ def dense_model(settings: Model, classes: Sequence[str]) -> tuple[Architecture, 
     return architecture.with_edits(edits_of(model)), model
 
 
-def source_of(settings: Model, num_classes: int) -> Source:
+def configured_source(settings: Model, num_classes: int) -> Source:
     """What builds the model of a section of the config.
 
     Raises:

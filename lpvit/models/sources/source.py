@@ -52,6 +52,11 @@ class Source(Section):
         """
         raise NotImplementedError
 
+    @staticmethod
+    def classes_in(model: nn.Module) -> int | None:
+        """Outputs of the present head, which may be another than the source built; None if that cannot be told."""
+        return None
+
     @property
     def known_classes(self) -> int | None:
         """Classes that the source's weights know; None if there are none or it is not known."""
@@ -91,6 +96,14 @@ def data_config_of(model: nn.Module) -> dict[str, Any]:
     """The preprocessing that a model carries, in timm's words."""
     found = getattr(model, "pretrained_cfg", None) or {}
     return {key: found[key] for key in (*DATA_CONFIG, "input_size") if found.get(key) is not None}
+
+
+def outputs_of_head(head: object) -> int | None:
+    """Outputs of a module that may be a classifier; 0 of one that passes on features, None of others."""
+    if isinstance(head, nn.Identity):
+        return 0
+    found = getattr(head, "out_features", None)
+    return found if isinstance(found, int) else None
 
 
 AnySource = Annotated[

@@ -14,7 +14,7 @@ from lpvit.errors import LpvitError, one_line, similar
 from lpvit.models.drop_rates import drop_rates
 from lpvit.models.sources.arguments import DATA_CONFIG, require_plain
 from lpvit.models.sources.families import call_modules
-from lpvit.models.sources.source import Source
+from lpvit.models.sources.source import Source, outputs_of_head
 
 if TYPE_CHECKING:
     from lpvit.models.settings import Model
@@ -56,7 +56,14 @@ class Timm(Source):
                 key: True for key in ("dynamic_img_size", "dynamic_img_pad") if getattr(model, key, False) is True
             }
         data_config = {key: found[key] for key in DATA_CONFIG if found.get(key) != default.get(key)}
-        return cls(name=name, num_classes=model.num_classes, options=dict(options), data_config=data_config)
+        found_classes = cls.classes_in(model)
+        classes = model.num_classes if found_classes is None else found_classes
+        return cls(name=name, num_classes=classes, options=dict(options), data_config=data_config)
+
+    @staticmethod
+    def classes_in(model: nn.Module) -> int | None:
+        head = model.get_classifier() if hasattr(model, "get_classifier") else None
+        return outputs_of_head(head[0] if isinstance(head, tuple | list) else head)
 
     @classmethod
     def configured(cls, settings: "Model", num_classes: int) -> Self:

@@ -12,7 +12,7 @@ from torchvision.models import swin_transformer as swin
 
 from lpvit.errors import LpvitError, nearest, one_line
 from lpvit.models.sources.arguments import require_known
-from lpvit.models.sources.source import Source, data_config_of
+from lpvit.models.sources.source import Source, data_config_of, outputs_of_head
 
 if TYPE_CHECKING:
     from lpvit.models.settings import Model
@@ -85,9 +85,15 @@ class Torchvision(Source):
         name = type(model).__name__ + "V2" * (swin.SwinTransformerBlockV2 in kinds)
         if name not in _CLASSES or type(model) is not _CLASSES[name].make:
             return None
-        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
         options = _CLASSES[name].arguments_of(model)
-        return cls(name=name, num_classes=head.out_features, options=options, data_config=data_config_of(model))
+        return cls(
+            name=name, num_classes=cls.classes_in(model) or 0, options=options, data_config=data_config_of(model)
+        )
+
+    @staticmethod
+    def classes_in(model: nn.Module) -> int | None:
+        head: Any = getattr(model, "head", getattr(model, "heads", None))
+        return outputs_of_head(head[-1] if isinstance(head, nn.Sequential) and len(head) else head)
 
     @classmethod
     def configured(cls, settings: "Model", num_classes: int) -> Self:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lpvit.errors import LpvitError, one_line, similar
 from lpvit.models.sources.arguments import require_known
-from lpvit.models.sources.source import Source, data_config_of
+from lpvit.models.sources.source import Source, data_config_of, outputs_of_head
 
 if TYPE_CHECKING:
     from lpvit.models.settings import Model
@@ -45,8 +45,12 @@ class Transformers(Source):
         name = type(model).__name__
         if getattr(_package(), name, None) is not type(model):
             return None
-        classes = model.config.num_labels if "Classification" in name else 0
+        classes = (cls.classes_in(model) or model.config.num_labels) if "Classification" in name else 0
         return cls(name=name, num_classes=classes, options=_options(model.config), data_config=data_config_of(model))
+
+    @staticmethod
+    def classes_in(model: nn.Module) -> int | None:
+        return outputs_of_head(getattr(model, "classifier", getattr(model, "cls_classifier", None)))
 
     @classmethod
     def configured(cls, settings: "Model", num_classes: int) -> Self:

@@ -7,7 +7,8 @@ import torch
 from tiny import VIT, dense_model, photographs
 
 import lpvit
-from lpvit.cli.models import described, timed
+from lpvit.cli.bench import Bench, timed
+from lpvit.cli.models import described
 from lpvit.measure import precision
 from lpvit.sparse import operator
 
@@ -43,7 +44,7 @@ def test_without_a_kernel_it_is_said_in_a_warning_in_the_model_and_by_the_comman
     lpvit.save(pruned, file := tmp_path / "model.safetensors", options=VIT)
     reason = "no C++ compiler found; install g++"
     monkeypatch.setattr("lpvit.inference.sparsify.path_of", lambda _: operator.Path("masked dense", reason))
-    monkeypatch.setattr("lpvit.cli.models.path_for", lambda *_: operator.Path("masked dense", reason))
+    monkeypatch.setattr("lpvit.cli.bench.path_for", lambda *_: operator.Path("masked dense", reason))
     monkeypatch.setattr("lpvit.cli.models.build_obstacle", lambda: reason)
     operator.log_once.cache_clear()
     model = lpvit.sparsify(pruned)
@@ -53,5 +54,5 @@ def test_without_a_kernel_it_is_said_in_a_warning_in_the_model_and_by_the_comman
     assert len(layers) == len(pruned.keep_masks)
     assert {choice.reason for choice in layers} == {reason}
     assert f"no CPU kernel on this machine, pruned layers run dense here: {reason}" in described(file)
-    lines = list(timed(file, [1], "float32", None, 0.01))
+    lines = list(timed([file], Bench(batch_sizes=[1], seconds=0.01)))
     assert f"no kernel, pruned layers take as long as dense ones: {reason}" in lines
