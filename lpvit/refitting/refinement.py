@@ -1,8 +1,8 @@
 """Refinement: gradient steps on everything that was refitted, at once, towards the outputs of the dense network.
 
 A closed form fits one layer for fixed others; what layers can do for each other is left to gradients. No labels: the
-loss is the distortion of the logits plus that of the output of every transformer block. The logits of a few thousand
-images alone are soon learnt by heart; the tokens of all blocks hold far more numbers (as in the distillation of
+loss is the distortion of the logits plus that of the output of every transformer block: a large network learns the
+logits of a few hundred images by heart, and the tokens of all blocks hold far more numbers (as in the distillation of
 features; FitNets, arXiv 1412.6550). The dense network runs along, so that images may be mirrored at random.
 
 N = images of a batch; T = tokens of an image; D = features of the residual stream.
