@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lpvit.refitting.least_squares import Moments, SingularError
-from lpvit.refitting.truncation import LowRank, decompose
+from lpvit.refitting.truncation import Decomposition, LowRank, decompose, rounding_noise
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,12 @@ class _Centred:
     cross: Tensor
     input_mean: Tensor | None = None
     target_mean: Tensor | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the inputs do not vary, but for rounding."""
+        noise = 0.0 if self.input_mean is None else rounding_noise(self.input_mean)
+        return float(self.covariance.diagonal().mean()) <= noise
 
     @classmethod
     def of(cls, moments: Moments, in_features: int) -> "_Centred":
@@ -98,21 +104,28 @@ def reduced_rank(
         ridge: lambda, as a share of the mean variance of an input.
         bias: Whether the last input is the 1 of a bias.
 
+    Inputs that do not vary determine the bias alone; the weights are then those of ``start``, truncated.
+
     Raises:
-        SingularError: The system is singular, as where all inputs are constant.
+        SingularError: The system is singular.
     """
     in_features = start.shape[1] - bias
     centred = _Centred.of(moments, in_features)
+    if centred.is_constant:
+        parts = decompose(start[:, :in_features], output_metric)
+        return _with_bias(parts, rank, centred)
     strength = ridge * centred.covariance.diagonal().mean()
-    if not strength > 0:
-        raise SingularError
     identity = torch.eye(in_features, dtype=start.dtype, device=start.device)
     metric = centred.covariance + strength * identity
     root, failed = torch.linalg.cholesky_ex(metric)
     if failed:
         raise SingularError
     weight = torch.cholesky_solve(centred.cross + strength * start[:, :in_features].T, root).T
-    parts = decompose(weight, output_metric, metric)
+    return _with_bias(decompose(weight, output_metric, metric), rank, centred)
+
+
+def _with_bias(parts: Decomposition, rank: int, centred: _Centred) -> LowRank:
+    """The first parts, with the bias that gives the mean target for the mean input."""
     expand, reduce = parts.left[:, :rank], parts.right[:rank]
     if centred.input_mean is None or centred.target_mean is None:
         return LowRank(expand, reduce, None)

@@ -100,11 +100,16 @@ def _root(metric: Tensor) -> Tensor:
     return lower
 
 
-def damped(metric: Tensor, damping: float) -> Tensor:
-    """A metric with a share of its mean diagonal added to it; one that is 0 throughout becomes the identity."""
+def damped(metric: Tensor, damping: float, noise: float = 0.0) -> Tensor:
+    """A metric with a share of its mean diagonal added to it; the identity if that mean is no more than ``noise``."""
     level = metric.diagonal().mean()
     identity = torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
-    return metric + damping * level * identity if level > 0 else identity
+    return metric + damping * level * identity if level > noise else identity
+
+
+def rounding_noise(mean: Tensor) -> float:
+    """Variance of inputs (I,) that sums in single precision cannot separate from 0 beside their mean."""
+    return 64 * torch.finfo(torch.float32).eps * float(mean.square().mean())
 
 
 def truncated(parts: Parts, rank: int, bias: Tensor | None) -> LowRank:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lpvit.moments.parts import Parts
-from lpvit.refitting.least_squares import Moments, SingularError, fit_rows
+from lpvit.refitting.least_squares import Moments, fit_rows
 from lpvit.refitting.reduced_rank import fit_reduced_rank, reduced_rank
 from lpvit.refitting.truncation import damped, decompose, truncated
 
@@ -127,7 +127,12 @@ def test_a_layer_without_bias_gets_none() -> None:
     torch.testing.assert_close(low.weight, torch.linalg.lstsq(inputs, targets).solution.T, rtol=1e-5, atol=1e-6)
 
 
-def test_constant_inputs_are_singular() -> None:
-    inputs = torch.ones(10, 4, dtype=torch.float64)
-    with pytest.raises(SingularError):
-        reduced_rank(moments_of(inputs, normal(10, 3)), normal(3, 4), 2, metric(3, 1), 0.1)
+def test_constant_inputs_determine_the_bias_alone() -> None:
+    inputs, targets, start = (
+        torch.ones(10, 5, dtype=torch.float64),
+        normal(10, 3),
+        normal(3, 5),
+    )  # the last one of the bias
+    low = reduced_rank(moments_of(inputs, targets), start, 3, metric(3, 1), 0.1)
+    torch.testing.assert_close(low.expand @ low.reduce, start[:, :4])
+    torch.testing.assert_close(low.weight @ inputs[0], targets.mean(dim=0))

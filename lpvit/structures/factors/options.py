@@ -16,7 +16,7 @@ from lpvit.models.analysis.passes import Batches
 from lpvit.moments.moments import LayerMoments
 from lpvit.moments.parts import Parts, distortion_of_tails, part_moments
 from lpvit.refitting.reconstruction import named_if_singular
-from lpvit.refitting.truncation import damped, decompose
+from lpvit.refitting.truncation import damped, decompose, rounding_noise
 from lpvit.structures.factors.ranks import ladder, units_of
 from lpvit.structures.factors.settings import Factors, Metric
 
@@ -44,9 +44,17 @@ def _metrics(moments: LayerMoments, metric: Metric) -> tuple[Tensor | None, Tens
     """Metrics of outputs (O, O) and inputs (I, I), None for the identity, and the mean input (I,)."""
     sensitivity = damped(moments.output_sensitivity, OUTPUT_DAMPING)
     if metric == "two_sided":
-        return sensitivity, damped(moments.input_covariance, INPUT_DAMPING), moments.input_mean
+        return (
+            sensitivity,
+            damped(moments.input_covariance, INPUT_DAMPING, rounding_noise(moments.input_mean)),
+            moments.input_mean,
+        )
     if metric == "activations":
-        return None, damped(moments.input_covariance, INPUT_DAMPING), moments.input_mean
+        return (
+            None,
+            damped(moments.input_covariance, INPUT_DAMPING, rounding_noise(moments.input_mean)),
+            moments.input_mean,
+        )
     no_mean = torch.zeros_like(moments.input_mean)
     return (sensitivity.diagonal().diag() if metric == "fisher" else None), None, no_mean
 
