@@ -64,6 +64,7 @@ def test_the_readme_is_read_in_half_a_minute() -> None:
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
 
 
+@pytest.mark.thorough
 def test_the_tables_of_families_are_those_of_the_tests() -> None:
     text = DOCUMENT.read_text()
     assert text == update(text, tables(), DOCUMENT), "run: python tests/families.py"

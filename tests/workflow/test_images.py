@@ -23,6 +23,7 @@ def config(workflow: Workflow, change) -> dict:
     return change(change(calibrated, "experiments", experiments), "models.vit.options.in_chans", 3)
 
 
+@pytest.mark.thorough
 def test_images_that_come_change_or_are_relabelled_list_their_dataset_again_and_no_other(
     workflow: Workflow, config: dict
 ) -> None:
