@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lpvit",
-        description="Prunes blocks of the weights of Vision Transformers under a compute budget.",
+        description="Compresses Vision Transformers under a compute budget: low-rank factors, block pruning.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
