@@ -364,9 +364,9 @@ def test_preprocessing_is_the_models_own() -> None:
 
 
 def test_augmentation_follows_the_recipe_and_rejects_an_unreadable_policy() -> None:
-    recipe = Recipe(epochs=1, batch_size=2, learning_rate=0.1, rand_augment="rand-m9-mstd0.5-inc1", color_jitter=0.2)
-    expected = Augmentation(recipe.crop_scale, recipe.crop_ratio, 0.5, 0.2, "rand-m9-mstd0.5-inc1")
-    assert augmentation_of(recipe) == expected
+    for colours in ({"rand_augment": "rand-m9-mstd0.5-inc1"}, {"color_jitter": 0.2}):
+        recipe = Recipe(epochs=1, batch_size=2, learning_rate=0.1, **colours)
+        assert augmentation_of(recipe) == Augmentation(recipe.crop_scale, recipe.crop_ratio, 0.5, **colours)
     for policy, part in (("rand-m9-q3", "q3"), ("rand-m9.5", "m9.5"), ("auto-m9", "auto-m9")):
         with pytest.raises(LpvitError, match=part):
             Augmentation(rand_augment=policy)

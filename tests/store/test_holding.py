@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -114,14 +116,18 @@ def test_a_job_of_another_machine_ends_when_its_run_is_silent_for_long(
 AS_ANOTHER = "import os, sys; os.umask(0o027); os.setgroups([]); os.setgid(4242); os.setuid(int(sys.argv[2])); "
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
-def test_users_of_a_group_take_turns_although_only_its_owner_can_write_a_lock_file(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    (shared := tmp_path / "results").mkdir()
-    os.chown(shared, 0, 4242)
-    shared.chmod(0o2770)
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder of a group; not below `tmp_path`, whose parents only one user can enter."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        os.chown(folder, 0, 4242)
+        folder.chmod(0o2770)
+        yield folder
 
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
+def test_users_of_a_group_take_turns_although_only_its_owner_can_write_a_lock_file(shared: Path) -> None:
     def run(user: int, then: str) -> subprocess.Popen[str]:
         code = IMPORTS.replace("hold; ", "hold, release; ") + AS_ANOTHER + then  # they cannot read this Python
         command = [sys.executable, "-c", code, str(shared), str(user)]

@@ -224,7 +224,7 @@ def recipe_of(name: str | None) -> dict | None:
 
 def checkpoint_of(wildcards) -> list[str]:
     """The files of a dense model's weights: inputs, so that replacing them is detected."""
-    return [existing(file, f"models.{wildcards.model}") for file in settings.models[wildcards.model].files]
+    return [existing(file, f"models.{wildcards.model}.checkpoint") for file in settings.models[wildcards.model].files]
 
 
 def teacher_of(recipe: str | None) -> str | list:

@@ -5,7 +5,7 @@ rule index_images:
     params:
         dataset=lambda wildcards: chosen(settings.datasets[wildcards.dataset], without="loader"),
         listing=lambda wildcards: listing_of(wildcards.dataset),
-        sources=sources("index_images.py"),
+        sources=sources("index_images.py", "lpvit.data.loaders"),
     log:
         f"{DATASET}/images.log",
     threads: settings.compute.threads

@@ -220,6 +220,6 @@ def test_a_key_that_no_needed_statistic_has_is_not_one_that_statistics_depend_on
     def needed(**keys: Any) -> dict[str, Any]:
         return Blocks(block_shape=(5, 3), **keys).statistics_needed
 
-    assert needed(probes=2) == needed(probes=3) == needed(saliency="l1")
+    assert needed(points=11) == needed(points=21) == needed(saliency="l1")
     exact = {"saliency": "l1", "distortion": "gauss_newton"}
     assert needed(**exact, probes=2) != needed(**exact, probes=3)
