@@ -23,8 +23,12 @@ def require_type(name: str, value: object, kind: Any, expected: str) -> None:
         raise LpvitError(f"{name}: found {described(value)}, expected {expected}")
 
 
-def require_path(path: object) -> Path:
+def require_path(path: object, folder: bool = False) -> Path:
     """The path of a file, read or written.
+
+    Args:
+        path: What was given.
+        folder: Whether it may be of a folder as well.
 
     Raises:
         LpvitError: It is no path, or of no file.
@@ -34,10 +38,10 @@ def require_path(path: object) -> Path:
     if (
         not isinstance(text, str)
         or "\0" in text
-        or not 0 < len(os.fsencode(Path(text).name)) < 256
-        or Path(text).is_dir()
+        or len(os.fsencode(Path(text).name)) > 255
+        or (not folder and (not Path(text).name or Path(text).is_dir()))
     ):
-        raise LpvitError(f"path: found {text!r:.200}, expected the path of a file")
+        raise LpvitError(f"path: found {text!r:.200}, expected the path of a file{' or folder' * folder}")
     return Path(text)
 
 

@@ -33,6 +33,7 @@ from lpvit.costs.cost import measure_costs
 from lpvit.errors import LpvitError, one_line
 from lpvit.export.description import metadata_of
 from lpvit.models.analysis.layers import weight_matrix
+from lpvit.models.analysis.network import require_plain_module, require_weights
 from lpvit.models.architecture import Architecture, outline
 from lpvit.models.drop_rates import drop_rates
 from lpvit.models.format_1 import architecture_of_format_1
@@ -96,8 +97,9 @@ def save(
     """
     require_type("options", options, Mapping | None, "arguments of timm.create_model, by name")
     path, architecture = require_path(path), Architecture.of(require_pruned(pruned).model, options)
-    if source is not None:
-        built = Given.of(pruned.model) if source == "given" else source
+    built = Given.of(pruned.model) if source == "given" else source
+    require_type("source", built, Source | None, "a source of lpvit.models.sources, or 'given'")
+    if built is not None:
         architecture = architecture.model_copy(update={"source": built})
     _require_rebuilt(architecture, pruned.model)
     header = Header(architecture=architecture, block_shape=pruned.block_shape, budget=pruned.budget)
@@ -118,8 +120,12 @@ def load(path: str | Path, model: nn.Module | None = None) -> Pruned:
         model: The dense model, with any weights, if the file does not say how to build it; left as it is.
 
     Raises:
-        LpvitError: The file is missing, damaged, not from `save`, of another format, or does not fit its architecture.
+        LpvitError: The file is missing, damaged, not from `save`, of another format, or does not fit its architecture;
+            or the model is none, or on the meta device.
     """
+    if model is not None:
+        require_plain_module(model)
+        require_weights(model)
     header, tensors = _read(require_path(path))
     try:
         return _restored(header, tensors, None if model is None else plain_copy(model).cpu())

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lpvit.api.pruned import Pruned
+from lpvit.api.arguments import require_path, require_type
+from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.errors import LpvitError
+from lpvit.models.analysis.network import require_weights
 from lpvit.models.edits import edits_of
 from lpvit.models.sources.checkpoints import load_weights as load_state
 from lpvit.models.sources.checkpoints import read_checkpoint
@@ -25,8 +27,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         path: ``.safetensors``, ``.pt``, ``.pth``, ``.bin``, an index of shards, or a folder with one of these.
 
     Raises:
-        LpvitError: The file cannot be read, or holds weights of another architecture.
+        LpvitError: The file cannot be read, or holds weights of another architecture, or the model is on the meta
+            device.
     """
+    require_type("model", model, nn.Module, "a model: an nn.Module")
+    require_weights(model)
+    path = require_path(path, folder=True)
     load_state(model, read_checkpoint(path, model), path)
     return model
 
@@ -38,9 +44,10 @@ def library_state(pruned: Pruned) -> dict[str, Tensor]:
     written by ``pruned.model.save_pretrained(folder)``.
 
     Raises:
-        LpvitError: The model has layers that the library's does not have, such as factors.
+        LpvitError: As `lpvit.api.pruned.require_pruned`, or the model has layers that the library's does not have, such
+            as factors.
     """
-    others = [edit.kind for edit in edits_of(pruned.model) if edit.kind not in _SAME_SHAPES]
+    others = [edit.kind for edit in edits_of(require_pruned(pruned).model) if edit.kind not in _SAME_SHAPES]
     if others:
         raise LpvitError(
             f"model: was changed by {', '.join(others)}, so that its library cannot build it; use lpvit.save"

@@ -12,6 +12,8 @@ from tiny import VIT, dense_model, photographs
 from torch import nn
 
 import lpvit
+from lpvit.models.sources.timm import Timm
+from lpvit.models.sources.torchvision import Torchvision
 
 BLOCK_SHAPE = (8, 4)
 RECIPE = lpvit.Recipe(epochs=1, batch_size=8, learning_rate=1e-3)
@@ -44,6 +46,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "output": (3.5, {}, [], object(), "absent", 99, -99, [None], lambda output: None),
     "classes": (None, 3, "abcde", [], ["a"], {}, [None] * 5, list("aabcd"), object()),
     "dense_costs": (3, "costs", {}),
+    "source": (3, "timm", {}, Timm, Timm(name="absent", num_classes=5), Torchvision(name="absent"), object()),
     "outcomes": (3, "outcomes", {}),
 }
 
@@ -56,6 +59,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     model = dense_model("vit")
     pruned = lpvit.prune(model, [IMAGES], budget=lpvit.Budget(macs=0.9), pruning=pruning)
     lpvit.save(pruned, folder / "model.safetensors", options=VIT)
+    torch.save(model.state_dict(), folder / "weights.pt")
     return {
         "prune": {"model": model, "loader": [IMAGES], "budget": lpvit.Budget(macs=0.9), "pruning": pruning},
         "finetune": {"pruned": pruned, "loader": LABELLED, "validation": LABELLED, "recipe": RECIPE},
@@ -65,6 +69,8 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         "sparsify": {"pruned": pruned},
         "save": {"pruned": pruned, "path": folder / "other.safetensors"},
         "load": {"path": folder / "model.safetensors"},
+        "load_weights": {"model": dense_model("vit"), "path": folder / "weights.pt"},
+        "library_state": {"pruned": pruned},
         "export_onnx": {"pruned": pruned, "path": folder / "model.onnx"},
         "export_openvino": {"pruned": pruned, "path": folder / "model.xml"},
         "add_scheme": {"model": dense_model("vit"), "scheme": lpvit.Scheme(scheme="token_merging", merged_tokens=1)},

@@ -33,6 +33,8 @@ from lpvit.bases.last_block.edit import FewTokens
 from lpvit.models.architecture import Architecture, load_model, save_model
 from lpvit.models.edits import apply_edit
 from lpvit.models.sources.timm import create_model
+from lpvit.models.sources.torchvision import Torchvision
+from lpvit.models.unpacking.edit import UnpackedModules
 from lpvit.quantisation.edit import Int8Layers
 from lpvit.schemes.edit import add_scheme
 from lpvit.store.artifacts import load, save
@@ -148,6 +150,14 @@ def write_aligned(path: Path) -> None:
     save_model(Architecture.of(model, options), model.state_dict(), path, "dense")
 
 
+def write_unpacked(path: Path) -> None:
+    """Of another library, with its attention as layers."""
+    options = {"image_size": 16, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    model = Torchvision(name="VisionTransformer", num_classes=5, options=options).build()
+    apply_edit(model, UnpackedModules(modules={"encoder.layers.encoder_layer_0.self_attention": "joint"}))
+    save_model(Architecture.of(model), model.state_dict(), path, "dense")
+
+
 def write_moments(path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     wide = {"generator": generator, "dtype": torch.float64}
@@ -168,6 +178,7 @@ KINDS = {
         Kind("edited.pt", write_edited, lambda path: load_model(path, "pruned_quantised")),
         Kind("factors.pt", write_factors, lambda path: load_model(path, "pruned")),
         Kind("aligned.pt", write_aligned, lambda path: load_model(path, "dense")),
+        Kind("unpacked.pt", write_unpacked, lambda path: load_model(path, "dense")),
         Kind("moments.pt", write_moments, FactorStructure.load_statistics),
         Kind("old.pt", of_format_1("pruned.pt"), lambda path: load_model(path, "pruned")),
         Kind("masks.pt", write_masks, load_masks),
@@ -459,7 +470,7 @@ def test_a_hostile_header_is_refused_before_anything_is_built(file, hostile, ori
 
 def test_every_kind_of_edit_is_attacked(originals, tmp_path):
     found = set()
-    for file in ("edited.pt", "factors.pt", "aligned.pt"):
+    for file in ("edited.pt", "factors.pt", "aligned.pt", "unpacked.pt"):
         (tmp_path / file).write_bytes(originals[file])
         found |= {edit.kind for edit in KINDS[file].read(tmp_path / file)[0].edits}
     assert found == {file.parent.name for file in (REPOSITORY / "lpvit").rglob("edit.py")}

@@ -29,6 +29,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "DINOv3, SwiGLU": {"queries": ROTARY},
     "EVA-02": {"queries": ROTARY},
     "EVA-02, separate q, k, v": {"queries": ROTARY},
+    "AIMv2": {"residual": NORM, "centre": "the norm has no bias"},  # in the patch embedding; RMS norms
     "Perception Encoder": {"residual": NORM, "queries": ROTARY},
     "BEiT-3": {"values": INSIDE, "centre": INSIDE},
     "Swin": {"residual": NORM},  # in the patch embedding: of the first stage alone
@@ -39,7 +40,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "XCiT": {"residual": NORM, "values": ANOTHER, "queries": ANOTHER, "centre": ANOTHER},  # channels attend
     "NaFlexViT": {"residual": ANOTHER},  # positions are resized in float32: equal to 1e-9 only
 }
-PARTLY = {("Swin", "residual"), ("Hiera", "residual"), ("Hiera", "queries"), ("BEiT-3", "centre")}
+PARTLY = {("Swin", "residual"), ("Hiera", "residual"), ("Hiera", "queries"), ("BEiT-3", "centre"), ("AIMv2", "centre")}
 PARTLY |= {("CaiT", "centre"), ("XCiT", "centre"), ("XCiT", "values"), ("XCiT", "queries")}
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
