@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,14 +97,26 @@ def _of_pruned(pruned: Pruned, how: Bench) -> pd.DataFrame:
     images = torch.randn(CALIBRATION, *input_size(pruned.model), generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(CALIBRATION, dtype=torch.int64)
     rivals = Rivals(how.engines, [image[None] for image in images], [(images, labels)])
-    logging.getLogger("lpvit.measure.power").setLevel(logging.ERROR)  # energy is no part of it
     dense = _dense_form(pruned)
     masks, shape = pruned.keep_masks, pruned.block_shape
-    speed = benchmark(dense, pruned.model, masks, shape, settings, device, rivals).speed
+    with _silent_energy():
+        speed = benchmark(dense, pruned.model, masks, shape, settings, device, rivals).speed
     if pruned.keep_masks:
         return speed
     names = speed["configuration"].str.replace("^masked", "compressed", regex=True)  # nothing is masked in factors
     return speed.assign(configuration=names)
+
+
+@contextmanager
+def _silent_energy() -> Iterator[None]:
+    """Silences the warning that energy is not measured: it is no part of the command."""
+    logger = logging.getLogger("lpvit.measure.power")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _dense_form(pruned: Pruned) -> torch.nn.Module:
