@@ -63,6 +63,7 @@ def benchmark(finished: tuple[Workflow, Run]):
     return run
 
 
+@pytest.mark.thorough
 def test_every_arm_is_measured_once_and_at_its_budget(benchmark, finished: tuple[Workflow, Run]) -> None:
     table = benchmark()
     runs = pd.read_csv(finished[0].folder / FOLDER / "runs.csv")

@@ -170,6 +170,7 @@ def test_an_absent_loader_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
     absent: str,
 ) -> None:
+    monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)  # another test may have imported it
     monkeypatch.setitem(sys.modules, absent, None)
     config = change(tiny_config, "datasets.digits", {"root": "anywhere", "loader": "dali"})
     with pytest.raises(LpvitError, match=r"pip install 'lpvit\[dali\]', or use 'loader: timm'"):

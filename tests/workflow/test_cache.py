@@ -24,6 +24,7 @@ def made(workflow: Workflow, config: dict[str, Any], *files: Path) -> list[Path]
     return [(workflow.folder / file).resolve() for file in files]
 
 
+@pytest.mark.thorough
 def test_a_second_folder_takes_from_the_cache_what_has_not_changed(
     tmp_path: Path, cache: Path, tiny_config: dict, change
 ) -> None:

@@ -93,6 +93,7 @@ def test_results_are_known_without_snakemakes_memory_and_what_a_run_would_change
     assert "measure_rate_distortion" not in run.jobs
 
 
+@pytest.mark.thorough
 def test_an_upgrade_names_its_modules_and_touch_keeps_the_results(
     disturbed: Workflow, tiny_config: dict[str, Any], undisturbed: Path
 ) -> None:

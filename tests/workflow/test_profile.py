@@ -78,6 +78,7 @@ def test_a_submit_command_gets_gpus_memory_and_time_of_every_rule(submitted) -> 
         ),
     ],
 )
+@pytest.mark.thorough
 def test_the_profile_of_a_scheduler_translates_what_every_rule_asks_for(
     submitted, command: str, profile: str, train: str, index: str
 ) -> None:
@@ -87,6 +88,7 @@ def test_the_profile_of_a_scheduler_translates_what_every_rule_asks_for(
     assert index in lines["index_images"]
 
 
+@pytest.mark.thorough
 def test_jobs_of_this_machine_are_limited_by_its_gpus(
     workflow: Workflow, tiny_config: dict, change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
