@@ -101,7 +101,7 @@ def test_a_cancelled_job_is_retried_with_more_and_the_results_are_those_of_a_loc
     assert (cancelled["MinMemoryNode"], retried["MinMemoryNode"]) == ("62.50G", "125G")
     assert (cancelled["TimeLimit"], retried["TimeLimit"]) == ("1-00:00:00", "2-00:00:00")
     assert "epoch 1/2" not in (results / "finetuned.log").read_text()  # it resumed
-    assert retried["TresPerNode"] == jobs_of("collect_statistics", slurm)[0]["TresPerJob"] == "gres:gpu:1"
+    assert retried["TresPerJob"] == jobs_of("collect_statistics", slurm)[0]["TresPerJob"] == "gres:gpu:1"
     assert (results.parent / "allocation.parquet").is_file()
     assert not jobs_of("allocate_sparsity", slurm)  # beside Snakemake
 
