@@ -111,14 +111,24 @@ def evaluation_sums(
     Returns:
         Images, top-1 hits, top-5 hits, cross-entropy in nat; shape (4,), float64, on the device.
     """
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for logits, labels in _classified(model, loader, device, progress):
+        sums += _batch_sums(logits, labels)
+    return sums
+
+
+def _classified(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str, progress: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (N, K) and class numbers (N,) of every batch, on the device."""
     require_classifier(model)
     dtype = next((weight.dtype for weight in model.to(device).eval().parameters()), None)
-    logits = Logits(model)
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    of_output = Logits(model)
     for images, labels in bar(loader, "evaluation", "batch", leave=False, shown=progress):
         with torch.inference_mode():  # not around the loader, whose tensors may be reused in training
-            sums += _batch_sums(logits(model(images.to(device=device, dtype=dtype))), labels.to(device))
-    return sums
+            logits = of_output(model(images.to(device=device, dtype=dtype)))
+            numbers = class_numbers(labels.to(device), len(logits), logits.shape[-1])
+        yield logits, numbers
 
 
 def over_processes(sums: Tensor) -> Tensor:
@@ -130,7 +140,6 @@ def over_processes(sums: Tensor) -> Tensor:
 
 def _batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
     """The four sums over a batch; logits (N, K), labels (N,)."""
-    labels = class_numbers(labels, len(logits), logits.shape[-1])
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = functional.cross_entropy(logits.double(), labels, reduction="sum")
     return torch.stack([loss.new_tensor(len(labels)), hits[:, 0].sum(), hits.sum(), loss])
@@ -145,15 +154,9 @@ def correct_images(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], de
         device: Where to compute.
 
     Raises:
-        LpvitError: The loader yields no image.
+        LpvitError: The loader yields no image, or other labels (`lpvit.data.labels`).
     """
-    require_classifier(model)
-    dtype = next((weight.dtype for weight in model.to(device).eval().parameters()), None)
-    logits, right = Logits(model), []
-    for images, labels in bar(loader, "evaluation", "batch", leave=False):
-        with torch.inference_mode():
-            found = logits(model(images.to(device=device, dtype=dtype)))
-            right.append(found.argmax(dim=1).cpu() == labels.cpu())
+    right = [(logits.argmax(dim=1) == labels).cpu() for logits, labels in _classified(model, loader, device)]
     if not right:
         raise LpvitError("evaluation: there are no images")
     return torch.cat(right)
