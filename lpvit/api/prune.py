@@ -3,9 +3,9 @@
 N = images of a batch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import astuple
+from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,6 +18,7 @@ from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
 from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, UserBatches
 from lpvit.api.classes import classes_by
+from lpvit.api.outcome import outcome_measure
 from lpvit.api.pruned import Pruned
 from lpvit.bases.align import align
 from lpvit.costs.cost import measure_costs
@@ -26,12 +27,11 @@ from lpvit.costs.settings import Energy
 from lpvit.data.transforms import undisturbed_generators
 from lpvit.errors import LpvitError
 from lpvit.inference.layer_latency import measure_latency
-from lpvit.inference.model_latency import milliseconds_per_image
 from lpvit.models.analysis.network import analyse, require_plain_module
 from lpvit.models.architecture import record_classes
 from lpvit.models.outputs import Output
 from lpvit.models.preparation import prepared
-from lpvit.pruning.outcome import Estimate, best, outcome_table
+from lpvit.pruning.outcome import best, outcome_table
 from lpvit.pruning.prune import prune as prune_to_budget
 from lpvit.pruning.prune import prune_to_outcome
 from lpvit.quantisation.layers import int8_layers
@@ -40,8 +40,7 @@ from lpvit.schemes.settings import Scheme
 from lpvit.structures.blocks.settings import Blocks
 from lpvit.structures.factors.settings import Factors
 from lpvit.structures.settings import StructureSettings
-from lpvit.structures.structure import Compressed, ModelStructure, structure_of
-from lpvit.training.evaluation import correct_images, points_lost
+from lpvit.structures.structure import ModelStructure, structure_of
 
 
 @undisturbed_generators(on_gpus=True)
@@ -155,7 +154,8 @@ def _prune(
     outcomes = None
     if budget.by_outcome:
         assert not isinstance(structure, ModelStructure), "its settings refuse such a budget"
-        measure = _outcome_measure(budget, model, batches, held_out)
+        image = batches.first()[:1].to(device)
+        measure = outcome_measure(budget, model, image, partial(_labelled, held_out, batches.dtype))
         candidates = prune_to_outcome(model, batches, structure, budget, shapes, measure, device)
         compressed = best(candidates, budget.outcome[0]).compressed
         outcomes = outcome_table(candidates, budget)
@@ -165,21 +165,12 @@ def _prune(
     return Pruned(compressed.model.to(device), masks, block_shape, budget, shapes.costs, outcomes)
 
 
-def _outcome_measure(
-    budget: Budget, model: nn.Module, batches: UserBatches, held_out: Iterable[Any] | None
-) -> Callable[[Compressed], Estimate]:
-    """What a budget by outcome measures of a compressed model."""
-    device = next(model.parameters()).device
-    if budget.milliseconds is not None:
-        image = batches.first()[:1].to(device)
-        return lambda compressed: Estimate(*astuple(milliseconds_per_image(compressed, image)))
+def _labelled(held_out: Iterable[Any] | None, dtype: torch.dtype) -> LabelledBatches:
     if held_out is None:
         raise LpvitError(
             "held_out: missing; a budget in 'points_lost' needs images with labels that are not used for calibration"
         )
-    labelled = LabelledBatches(held_out, batches.dtype)
-    dense = correct_images(model, labelled, device)
-    return lambda compressed: Estimate(*points_lost(dense, correct_images(compressed.model, labelled, device)))
+    return LabelledBatches(held_out, dtype)
 
 
 def _latency(budget: Budget, costs: pd.DataFrame, pruning: StructureSettings, model: nn.Module) -> pd.DataFrame | None:
@@ -200,7 +191,7 @@ def _latency(budget: Budget, costs: pd.DataFrame, pruning: StructureSettings, mo
 def _as_budget(budget: float | Budget, pruning: StructureSettings, schemes: Sequence[Scheme]) -> Budget:
     if not isinstance(budget, Budget):
         try:
-            return Budget(macs=budget, reconstruction="least_squares", steps=pruning.rounds)
+            budget = Budget(macs=budget, reconstruction="least_squares", steps=pruning.rounds)
         except LpvitError:
             raise LpvitError(
                 f"budget: found {budget!r}, expected the share of MACs to keep, above 0 and up to 1, or an lpvit.Budget"

@@ -68,7 +68,7 @@ def reachable_shares(tables: LayerTables, budget: Budget, shares: Sequence[float
 def search(
     budget: Budget,
     shares: Sequence[float],
-    compress: Callable[[float], Compressed],
+    compress: Callable[[Budget], Compressed],
     measure: Callable[[Compressed], Estimate],
 ) -> list[Candidate]:
     """Measures candidates until the best one that meets a budget is known.
@@ -76,7 +76,7 @@ def search(
     Args:
         budget: With an outcome.
         shares: Of the MACs, falling.
-        compress: Share -> refitted model.
+        compress: Budget of a share -> refitted model.
         measure: Of that outcome.
 
     Returns:
@@ -100,7 +100,7 @@ def search(
 def _bisect(
     budget: Budget,
     shares: Sequence[float],
-    compress: Callable[[float], Compressed],
+    compress: Callable[[Budget], Compressed],
     measure: Callable[[Compressed], Estimate],
 ) -> Iterator[Candidate]:
     """Candidates in the order of a binary search over ``shares``."""
@@ -110,7 +110,7 @@ def _bisect(
     while low < high:
         middle = (low + high) // 2
         with labelled(f"{shares[middle]:.0%} of the MACs"):
-            compressed = compress(shares[middle])
+            compressed = compress(budget.at(shares[middle]))
             outcome = measure(compressed)
         meets = outcome.value <= target
         _logger.info("%s at %.0f %% of the MACs: %.3g (%.3g to %.3g)", name, 100 * shares[middle], *astuple(outcome))

@@ -1,6 +1,7 @@
 """Prunes a model to a budget: measure, allocate, choose, refit, once per round."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -45,9 +46,9 @@ def prune(
         structure.require_reachable(model, budget.macs)
         return structure.compress_to(model.to(device), images, budget.macs, refit=budget.refits)
     require_reachable(shapes, budget)  # before the expensive part
-    tables, statistics = _measured(model, images, structure, shapes, device)
-    tables = before_last_round(model, images, structure, tables, budget, device)
-    return compress(model, images, structure, tables, statistics, budget, device)
+    measured = _measured(model, images, structure, shapes, device)
+    tables = before_last_round(model, images, structure, measured.tables, budget, device)
+    return replace(measured, tables=tables).compress(budget)
 
 
 def prune_to_outcome(
@@ -76,40 +77,40 @@ def prune_to_outcome(
     Raises:
         LpvitError: No share meets the budget, or something is not finite.
     """
-    tables, statistics = _measured(model, images, structure, shapes, device)
-    by_share = compress_by_share(model, images, structure, tables, statistics, budget, device)
-    return search(budget, reachable_shares(tables, budget), by_share, measure_outcome)
+    measured = _measured(model, images, structure, shapes, device)
+    return search(budget, reachable_shares(measured.tables, budget), measured.compress, measure_outcome)
 
 
-def compress_by_share(
-    model: nn.Module,
-    images: Batches,
-    structure: Structure,
-    tables: LayerTables,
-    statistics: Statistics | None,
-    budget: Budget,
-    device: torch.device | str,
-) -> Callable[[float], Compressed]:
-    """`compress` as a function of the share of the MACs, for a budget by outcome."""
-    return lambda share: compress(model, images, structure, tables, statistics, budget.at(share), device)
+@dataclass(frozen=True)
+class Measured:
+    """A dense model with the options of its layers, for any number of budgets.
 
+    Attributes:
+        model: Not modified.
+        images: Calibration images.
+        structure: What is removed.
+        tables: Options and costs of the layers.
+        statistics: Of the layers, where the structure compresses by them.
+        device: Where to compute.
+    """
 
-def compress(
-    model: nn.Module,
-    images: Batches,
-    structure: Structure,
-    tables: LayerTables,
-    statistics: Statistics | None,
-    budget: Budget,
-    device: torch.device | str,
-) -> Compressed:
-    """Allocates a budget by measured options, and compresses the dense model accordingly."""
-    choice = structure.choose(tables.blocks, allocate(tables, budget))
-    return structure.compress(model, choice, statistics, images if budget.refits else None, device)
+    model: nn.Module
+    images: Batches
+    structure: Structure
+    tables: LayerTables
+    statistics: Statistics | None
+    device: torch.device | str
+
+    def compress(self, budget: Budget) -> Compressed:
+        """Allocates a budget and compresses the model accordingly."""
+        choice = self.structure.choose(self.tables.blocks, allocate(self.tables, budget))
+        images = self.images if budget.refits else None
+        return self.structure.compress(self.model, choice, self.statistics, images, self.device)
 
 
 def _measured(
     model: nn.Module, images: Batches, structure: Structure, shapes: Shapes, device: torch.device | str
-) -> tuple[LayerTables, Statistics | None]:
+) -> Measured:
     options, statistics = measure(model, images, structure, device)
-    return LayerTables(options.curves, options.blocks, shapes.costs, shapes.energy, shapes.latency), statistics
+    tables = LayerTables(options.curves, options.blocks, shapes.costs, shapes.energy, shapes.latency)
+    return Measured(model, images, structure, tables, statistics, device)

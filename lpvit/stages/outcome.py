@@ -1,26 +1,26 @@
 """What a budget by outcome measures of a compressed model, in the pipeline."""
 
 from collections.abc import Callable
-from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from lpvit.allocation.settings import Budget
+from lpvit.api.outcome import outcome_measure
 from lpvit.data.calibration import sample_calibration
 from lpvit.data.loading import evaluation_loader
 from lpvit.errors import LpvitError
-from lpvit.inference.model_latency import milliseconds_per_image
+from lpvit.models.analysis.passes import Batches
 from lpvit.pruning.outcome import Estimate
 from lpvit.settings import Compute
 from lpvit.stages.calibrated import Calibrated
 from lpvit.store.schemas import IMAGES, SAMPLES
 from lpvit.store.tables import read_parquet
 from lpvit.structures.structure import Compressed
-from lpvit.training.evaluation import correct_images, points_lost
 
 
-def outcome_measure(
+def measure_of_stage(
     snakemake: Any, budget: Budget, dense: Calibrated, compute: Compute
 ) -> Callable[[Compressed], Estimate]:
     """The measure of a budget in points lost, on held-out images, or in milliseconds.
@@ -35,16 +35,16 @@ def outcome_measure(
     Raises:
         LpvitError: Too few images of the training split are left.
     """
+    assert dense.images is not None, "an input of the rule"
+    image = next(iter(dense.images))[0][:1].to(compute.device)
+    return outcome_measure(budget, dense.model, image, partial(_held_out_batches, snakemake, budget, dense, compute))
+
+
+def _held_out_batches(snakemake: Any, budget: Budget, dense: Calibrated, compute: Compute) -> Batches:
     params = snakemake.params
-    if budget.milliseconds is not None:
-        assert dense.images is not None, "an input of the rule"
-        image = next(iter(dense.images))[0][:1].to(compute.device)
-        return lambda compressed: Estimate(*astuple(milliseconds_per_image(compressed, image)))
     images, samples = read_parquet(snakemake.input.images, IMAGES), read_parquet(snakemake.input.samples, SAMPLES)
     held_out = held_out_images(images, samples, budget.held_out, params.calibration["seed"])
-    loader = evaluation_loader(held_out, params.dataset, dense.model, params.batch_size, compute)
-    right = correct_images(dense.model, loader, compute.device)
-    return lambda compressed: Estimate(*points_lost(right, correct_images(compressed.model, loader, compute.device)))
+    return evaluation_loader(held_out, params.dataset, dense.model, params.batch_size, compute)
 
 
 def held_out_images(images: pd.DataFrame, samples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:

@@ -12,14 +12,15 @@ import lpvit
 from lpvit.allocation.settings import Budget
 from lpvit.pruning.outcome import Estimate, best, outcome_table, search
 from lpvit.structures.structure import Compressed
-from lpvit.training.evaluation import points_lost
+from lpvit.training.evaluation import correct_images, points_lost
 
 SHARES = [share / 20 for share in range(18, 1, -1)]
 
 
-def compress(share: float) -> Compressed:
+def compress(budget: Budget) -> Compressed:
+    assert budget.macs is not None
     model = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(model.weight, share)
+    nn.init.constant_(model.weight, budget.macs)
     return Compressed(model, {}, None)
 
 
@@ -118,6 +119,13 @@ def test_a_model_is_pruned_to_the_points_it_may_lose(
     (macs,) = pruned.outcomes.loc[pruned.outcomes["chosen"], "macs"]
     assert pruned.report.loc["(model)", "keep_ratio"] <= macs
     assert "budget: points_lost 10" in repr(pruned)
+
+
+def test_labels_of_held_out_images_may_have_a_column(held_out: list[tuple[Tensor, Tensor]]) -> None:
+    column = [(images, labels[:, None]) for images, labels in held_out]
+    model = dense_model("vit")
+    assert correct_images(model, column, "cpu").shape == (32,)
+    assert torch.equal(correct_images(model, column, "cpu"), correct_images(model, held_out, "cpu"))
 
 
 def test_points_lost_need_images_with_labels() -> None:
