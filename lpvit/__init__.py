@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lpvit.api.sparsify import sparsify
     from lpvit.api.training import evaluate, finetune, probe
     from lpvit.api.transform import transform
-    from lpvit.api.weights import library_state, load_weights
+    from lpvit.api.weights import load_weights, original_state_dict
     from lpvit.errors import LpvitError
     from lpvit.progress import show_progress
     from lpvit.quantisation.settings import Quantisation
@@ -60,10 +60,10 @@ __all__ = [
     "export_onnx",
     "export_openvino",
     "finetune",
-    "library_state",
     "load",
     "load_weights",
     "name_classes",
+    "original_state_dict",
     "probe",
     "prune",
     "quantise",
@@ -92,7 +92,7 @@ _MODULES = {
     "export_onnx": "api.export",
     "export_openvino": "api.export",
     "finetune": "api.training",
-    "library_state": "api.weights",
+    "original_state_dict": "api.weights",
     "load": "api.checkpoint",
     "load_weights": "api.weights",
     "name_classes": "api.classes",

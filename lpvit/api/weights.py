@@ -37,7 +37,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     return model
 
 
-def library_state(pruned: Pruned) -> dict[str, Tensor]:
+def original_state_dict(pruned: Pruned) -> dict[str, Tensor]:
     """The weights under the names of the model as its library builds it, pruned ones as zeros.
 
     For models of which blocks are pruned. A model of transformers without ``nn.MultiheadAttention`` can as well be

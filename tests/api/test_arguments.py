@@ -70,7 +70,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         "save": {"pruned": pruned, "path": folder / "other.safetensors"},
         "load": {"path": folder / "model.safetensors"},
         "load_weights": {"model": dense_model("vit"), "path": folder / "weights.pt"},
-        "library_state": {"pruned": pruned},
+        "original_state_dict": {"pruned": pruned},
         "export_onnx": {"pruned": pruned, "path": folder / "model.onnx"},
         "export_openvino": {"pruned": pruned, "path": folder / "model.xml"},
         "add_scheme": {"model": dense_model("vit"), "scheme": lpvit.Scheme(scheme="token_merging", merged_tokens=1)},

@@ -187,13 +187,13 @@ def test_pruned_weights_go_back_to_their_library(tmp_path: Path) -> None:
     for name in ("vit_b_16", "ViTForImageClassification"):
         pruned = lpvit.prune(member(name), [images(8)], budget=0.7, block_shape=(8, 8))
         bare = member(name, std=0.1)
-        bare.load_state_dict(lpvit.library_state(pruned))
+        bare.load_state_dict(lpvit.original_state_dict(pruned))
         torch.testing.assert_close(read(bare, bare(images(2))), read(bare, pruned.model(images(2))))
     pruned.model.save_pretrained(tmp_path)
     assert torch.equal(type(bare).from_pretrained(tmp_path).eval()(images(2)).logits, pruned.model(images(2)).logits)
     factors = lpvit.prune(member("vit_b_16"), [images(8)], budget=0.7)
     with pytest.raises(LpvitError, match="was changed by factors"):
-        lpvit.library_state(factors)
+        lpvit.original_state_dict(factors)
 
 
 def test_attention_that_is_not_called_in_a_pass_stays_as_it_is() -> None:

@@ -44,13 +44,13 @@ class Source(Section):
     output: tuple[str | int, ...] = ()
 
     @classmethod
+    @abstractmethod
     def configured(cls, settings: "Model", num_classes: int) -> Self:
         """The source that a section of the config describes.
 
         Raises:
             LpvitError: There is no such model.
         """
-        raise NotImplementedError
 
     @staticmethod
     def classes_in(model: nn.Module) -> int | None:
