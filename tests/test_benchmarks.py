@@ -89,6 +89,7 @@ def test_every_arm_is_measured_once_and_at_its_budget(benchmark, finished: tuple
     assert (finetuned["speed_up"] > 0).all()
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_goes_on_after_the_last_line(benchmark, finished: tuple[Workflow, Run]) -> None:
     benchmark()
     file = finished[0].folder / FOLDER / "runs.csv"

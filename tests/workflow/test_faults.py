@@ -43,6 +43,7 @@ def undisturbed(finished: tuple[Workflow, Run]) -> Path:
     return finished[0].folder / "results"
 
 
+@pytest.mark.thorough
 def test_an_orphan_stops_and_replaces_nothing_and_a_second_run_waits_for_the_first(
     disturbed: Workflow, tiny_config: dict[str, Any], change, undisturbed: Path
 ) -> None:

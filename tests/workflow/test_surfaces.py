@@ -42,6 +42,7 @@ def test_the_standard_place_of_a_snakefile_runs_the_same(finished: tuple[Workflo
     assert "Nothing to be done" in run.output
 
 
+@pytest.mark.thorough
 def test_another_workflow_uses_it_as_a_module_in_the_layout_of_snakedeploy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

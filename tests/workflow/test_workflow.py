@@ -131,6 +131,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(
     assert stages(finished[0].would_run(change(tiny_config, key, value))) == rerun
 
 
+@pytest.mark.thorough
 def test_a_dense_model_learns_from_a_teacher_of_timm(workflow: Workflow, tiny_config: dict, change) -> None:
     teacher = timm.create_model("test_vit", num_classes=10)
     with torch.no_grad():
