@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.passes import Batches, evaluation_mode
 from lpvit.moments.gradients import layer_gradients
+from lpvit.moments.gram import gram
 from lpvit.progress import bar
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -113,13 +114,12 @@ class _Sums:
         self.by_place += strength.sum(dim=0, dtype=torch.float64)
         for gradients in by_probe:
             flat = gradients.flatten(0, 1)
-            self.sensitivity += (flat.T @ flat) / len(by_probe)
+            self.sensitivity += gram(flat) / len(by_probe)
         weights = self._weights(strength)
         tokens = inputs.flatten(0, 1) - self.origin
-        scaled = tokens * weights[:, None]
         self.weight += weights.sum(dtype=torch.float64)
-        self.first += scaled.sum(dim=0, dtype=torch.float64)
-        self.second += scaled.T @ tokens
+        self.first += (tokens * weights[:, None]).sum(dim=0, dtype=torch.float64)
+        self.second += gram(tokens * weights.sqrt()[:, None])
 
     def _weights(self, strength: Tensor) -> Tensor:
         """Of every token in the moments of the inputs, (N T,)."""
