@@ -117,8 +117,8 @@ def read_saved(path: Path) -> Any:
     return pruned.model.state_dict(), pruned.keep_masks, pruned.block_shape, pruned.budget, pruned.architecture
 
 
-def write_edited(path: Path) -> None:
-    """With one edit of each kind."""
+def edited_model() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Narrower, with a scheme, masks (returned) and int8."""
     model = vit()
     shapes = {f"blocks.0.mlp.fc1.{part}": shape for part, shape in (("weight", (40, 20)), ("bias", (40,)))}
     apply_edit(model, NarrowerShapes(shapes=shapes | {"blocks.0.mlp.fc2.weight": (20, 40)}))
@@ -127,18 +127,39 @@ def write_edited(path: Path) -> None:
     add_scheme(model, lpvit.Scheme(scheme="token_selection", before_blocks=(1,)))
     masks = {"blocks.1.mlp.fc1": torch.rand(20, 5, generator=torch.Generator().manual_seed(0)) > 0.5}
     apply_edit(model, *with_keep_masks((), masks, (4, 4)))
+    weight = model.get_parameter("blocks.1.mlp.fc1.weight").data
+    weight *= masks["blocks.1.mlp.fc1"].repeat_interleave(4, 0).repeat_interleave(4, 1)
     apply_edit(model, Int8Layers(layers=("blocks.0.attn.qkv", "head")))
+    return model, masks
+
+
+def write_edited(path: Path) -> None:
+    model, _ = edited_model()
     save_model(Architecture.of(model, VIT), model.state_dict(), path, "pruned_quantised")
 
 
-def write_factors(path: Path) -> None:
+def write_saved_edited(path: Path) -> None:
+    model, masks = edited_model()
+    lpvit.save(lpvit.Pruned(model, masks, (4, 4)), path, options=VIT)
+
+
+def low_rank_model() -> torch.nn.Module:
     """Low-rank layers of every form, a convolution among them."""
     model = vit()
     apply_edit(model, LowRankLayers(form="plain", ranks={"blocks.0.mlp.fc1": 5, "patch_embed.proj": 3}))
     apply_edit(model, LowRankLayers(form="pivoted", ranks={"blocks.1.attn.qkv": 7}))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
+    return model
+
+
+def write_factors(path: Path) -> None:
+    model = low_rank_model()
     save_model(Architecture.of(model, VIT), model.state_dict(), path, "pruned")
+
+
+def write_saved_factors(path: Path) -> None:
+    lpvit.save(lpvit.Pruned(low_rank_model(), {}, (1, 1)), path, options=VIT)
 
 
 def write_aligned(path: Path) -> None:
@@ -187,6 +208,8 @@ KINDS = {
         Kind("blocks.parquet", write_blocks, lambda path: read_parquet(path, BLOCKS)),
         Kind("images.parquet", write_images, lambda path: read_parquet(path, IMAGES)),
         Kind("model.safetensors", write_saved, read_saved),
+        Kind("edited.safetensors", write_saved_edited, read_saved),
+        Kind("factors.safetensors", write_saved_factors, read_saved),
         Kind("old.safetensors", of_format_1("all.safetensors"), read_saved),
     )
 }
