@@ -37,7 +37,7 @@ from lpvit.models.sources.torchvision import Torchvision
 from lpvit.models.unpacking.edit import UnpackedModules
 from lpvit.quantisation.edit import Int8Layers
 from lpvit.schemes.edit import add_scheme
-from lpvit.store.artifacts import load, save
+from lpvit.store.artifacts import save
 from lpvit.store.digest import BLANK, seal
 from lpvit.store.schemas import BLOCKS, IMAGES
 from lpvit.store.tables import read_parquet, write_parquet
@@ -47,6 +47,7 @@ from lpvit.structures.blocks.masks import load_masks, save_masks
 from lpvit.structures.factors.edit import LowRankLayers
 from lpvit.structures.factors.structure import FactorStructure
 from lpvit.structures.width.edit import NarrowerShapes
+from lpvit.training.saved import read_progress
 
 ATTACKS = int(os.environ.get("LPVIT_ATTACKS", "0"))
 MANY = pytest.mark.skipif(ATTACKS == 0, reason="set LPVIT_ATTACKS to the number of attacks")
@@ -86,7 +87,9 @@ def write_statistics(path: Path) -> None:
 def write_training(path: Path) -> None:
     model = vit().state_dict()
     place = {"fingerprint": "x", "steps": 3, "steps_done": 1, "processes": [([0.5, 2.0], {"torch": torch.zeros(9)})]}
-    save({"model": model, "ema": None, "history": [{"epoch": 1, "top1": 9.5}], **place}, path, "training")
+    best = {"epoch": 1, "merit": 9.5, "loss": 2.0, "score": "top-1 9.50 %", "state": model}
+    weights = {"model": model, "ema": None, "optimizer": {}, "scaler": {}, "keep_masks": {"head": torch.ones(5, 2) > 0}}
+    save({**weights, **place, "history": [{"epoch": 1, "top1": 9.5}], "best": best}, path, "training")
 
 
 def write_blocks(path: Path) -> None:
@@ -204,7 +207,7 @@ KINDS = {
         Kind("old.pt", of_format_1("pruned.pt"), lambda path: load_model(path, "pruned")),
         Kind("masks.pt", write_masks, load_masks),
         Kind("statistics.pt", write_statistics, load_statistics),
-        Kind("resume.pt", write_training, lambda path: load(path, "training")),
+        Kind("resume.pt", write_training, lambda path: read_progress(path).model_dump()),
         Kind("blocks.parquet", write_blocks, lambda path: read_parquet(path, BLOCKS)),
         Kind("images.parquet", write_images, lambda path: read_parquet(path, IMAGES)),
         Kind("model.safetensors", write_saved, read_saved),
