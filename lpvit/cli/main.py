@@ -116,6 +116,9 @@ def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     compare.add_argument("--limit", type=int, default=2000, help="most images, spread evenly (default: %(default)s)")
     export.add_argument("target", type=Path, help=f"file to write: {kinds}")
     export.add_argument("--precision", choices=SPARSE, help="of the products in OpenVINO (default: float32)")
+    export.add_argument("--opset", type=int, help="version of the operators of ONNX (default: torch's choice)")
+    sizes = "of ONNX; dynamic: any that the model takes (default: fixed)"
+    export.add_argument("--image-size", choices=("fixed", "dynamic"), help=sizes)
 
 
 def _command(
@@ -197,7 +200,7 @@ def _bench(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from lpvit.cli.models import export
 
-    for line in export(options.file, options.target, options.precision):
+    for line in export(options.file, options.target, options.precision, options.opset, options.image_size):
         print(line)
 
 

@@ -17,6 +17,7 @@ from lpvit.config.old_keys import upgraded
 from lpvit.costs.settings import Energy
 from lpvit.data.settings import Calibration, Dataset
 from lpvit.errors import LpvitError, nearest
+from lpvit.export.settings import Export
 from lpvit.mistakes import mistakes
 from lpvit.models.settings import Model
 from lpvit.quantisation.settings import Quantisation
@@ -70,6 +71,7 @@ class Config(Section):
     compute: Compute = Field(Compute(), description="device, threads, processes")
     energy: Energy = Field(Energy(), description="constants of the energy model")
     benchmark: Benchmark = Field(Benchmark(), description="how speed and energy are measured")
+    export: Export = Field(Export(), description="how the rule `export` writes ONNX files")
     datasets: dict[Name, Dataset] = Field(description="images")
     models: dict[Name, Model] = Field(description="dense models")
     calibrations: dict[Name, Calibration] = Field(description="calibration sets")
