@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, final
 
@@ -38,6 +39,7 @@ class Transformers(Source):
     options: dict[str, Any] = Field(default_factory=dict)
     _folder: str | None = PrivateAttr(None)  # of the weights; not in files
     _known_classes: int | None = PrivateAttr(None)
+    _known_labels: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
@@ -55,10 +57,7 @@ class Transformers(Source):
     @classmethod
     def configured(cls, settings: "Model", num_classes: int) -> Self:
         folder = str(settings.transformers)
-        try:
-            config = _package().AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:
-            raise LpvitError(f"models: '{folder}' is no folder of transformers ({one_line(error)})") from None
+        config = _config_in(folder)
         if not config.architectures:
             raise LpvitError(f"models: {folder}/config.json: names no class; add 'architectures'")
         name = config.architectures[0]
@@ -66,6 +65,9 @@ class Transformers(Source):
         found = _preprocessing(Path(folder)) | settings.data_config
         source = cls(name=name, num_classes=classes, options=_options(config) | settings.options, data_config=found)
         source._folder, source._known_classes = folder, config.num_labels if classes else None
+        of_weights = Path(folder) if settings.checkpoint is None else settings.checkpoint
+        if classes and (settings.checkpoint is None or (of_weights / "config.json").is_file()):
+            source._known_labels = label_names(_config_in(str(of_weights)))
         return source
 
     def build(self, pretrained: bool = False, seed: int = 0) -> nn.Module:
@@ -118,8 +120,26 @@ class Transformers(Source):
     def known_classes(self) -> int | None:
         return self._known_classes
 
+    @property
+    def known_labels(self) -> Sequence[str]:
+        return self._known_labels
+
     def __str__(self) -> str:
         return f"transformers' '{self.name}' with {self.options}"
+
+
+def _config_in(folder: str) -> Any:
+    try:
+        return _package().AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise LpvitError(f"models: '{folder}' is no folder of transformers ({one_line(error)})") from None
+
+
+def label_names(config: Any) -> tuple[str, ...]:
+    """The classes in a config of transformers, by label; none where they have only numbers."""
+    found = getattr(config, "id2label", None)
+    names = tuple(str(found[label]) for label in sorted(found)) if isinstance(found, dict) else ()
+    return () if names == tuple(f"LABEL_{label}" for label in range(len(names))) else names
 
 
 def _package() -> Any:
