@@ -95,7 +95,7 @@ def benchmark(
         functions = build_configurations(setups, models, images)
         runs = rivals.runs(exported, batch_size, torch.get_num_threads())
         functions |= engine_configurations(runs, {name: export.model for name, export in exported.items()}, images)
-        new = (setup for setup in runs if "int8" in setup and setup not in accuracies)
+        new = (setup for setup in runs if "int8" in setup and setup not in accuracies and rivals.validation)
         accuracies |= {setup: rivals.accuracy(runs[setup]) for setup in new}
         times = time_in_turns(functions, device=device, seconds=settings.seconds)
         speed.append(_logged(speed_table(times, batch_size)))

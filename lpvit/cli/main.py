@@ -66,10 +66,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_config_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     init = _command(commands, "init", _init, "inspect a folder of images and write a config for it")
-    init.add_argument("folder", type=Path, help="folder of images: <class>/*.jpg, or train/<class>/ and val/<class>/")
+    init.add_argument(
+        "folder", type=Path, help="folder of images: <class>/*.jpg, or train/<class>/ and val/<class>/, or *.jpg"
+    )
     init.add_argument("--output", type=Path, default=Path(CONFIG), help="the config to write (default: %(default)s)")
     init.add_argument("--force", action="store_true", help="overwrite an existing config")
-    init.add_argument("--model", help="timm model (default: by image size)")
+    init.add_argument("--model", help="timm model, or folder of transformers (default: by image size)")
     init.add_argument("--epochs", type=int, help="epochs of the dense model's training (default: by data and machine)")
 
     check = _command(commands, "check", _check, "print what a config will prune, or all its errors")
