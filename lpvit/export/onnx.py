@@ -18,21 +18,10 @@ from lpvit.errors import LpvitError, one_line
 from lpvit.export.description import metadata_of
 from lpvit.export.onnx_int8 import make_products_exact, replace_for_export, translations
 from lpvit.export.settings import Export
-from lpvit.models.outputs import read
+from lpvit.models.outputs import read, with_tensor_output
 from lpvit.models.sources.timm import input_size
 
 _TOLERANCE = 1e-3  # of the largest output
-
-
-class _Read(nn.Module):
-    """A model with what counts of its output as a tensor (N, K)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return read(self.model, self.model(images))
 
 
 def write_onnx(model: nn.Module, path: str | Path, settings: Export | None = None) -> None:
@@ -71,11 +60,9 @@ def write_onnx(model: nn.Module, path: str | Path, settings: Export | None = Non
 
 def _program(model: nn.Module, images: Tensor, free: Mapping[int, Any], opset: int | None) -> Any:
     """The ``torch.onnx.ONNXProgram`` of a model, traced with images; axis -> dimension for those that are free."""
-    with torch.no_grad():
-        reads = not isinstance(model(images), Tensor)
     with _quiet(opset is not None):
         program = torch.onnx.export(
-            _Read(model).eval() if reads else model,
+            with_tensor_output(model, images),
             (images,),
             dynamo=True,
             dynamic_shapes=(dict(free),),

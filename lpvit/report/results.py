@@ -88,7 +88,7 @@ def result_tables(
             "rows": rows,
             "measure": measure.heading,
             "best": set(final.index[best(final, guess)]),
-            "images": int(dense["images"]),
+            "images": int(dense[measure.images or "images"]),
             "skipped": int(dense["images_skipped"]),
             "verdict": [] if final.empty else list(said),
             "timed": len(timed) > 0,
@@ -153,7 +153,8 @@ def verdict(final: pd.DataFrame, dense: pd.Series, chance: float) -> Iterator[st
         )
         return
     leader = final.sort_values(["top1", "macs"], ascending=[False, True]).iloc[0]
-    yield f"Highest top-1: {leader.name} with {_told(leader)} at {100 * leader['macs_ratio']:.1f} % of the MACs."
+    heading = MEASURES[dense.get("measure", "top1")].heading
+    yield f"Highest {heading}: {leader.name} with {_told(leader)} at {100 * leader['macs_ratio']:.1f} % of the MACs."
     lost, (low, high) = leader["top1"] - dense["top1"], difference(leader, dense)
     yield (
         f"The dense model has {_told(dense)}; the difference of {signed(lost)} points "

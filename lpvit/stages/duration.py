@@ -85,7 +85,7 @@ def pace_of(model: nn.Module, device: str) -> Pace:
             model(images)
 
     def step() -> None:
-        read(model, model(images)).square().mean().backward()
+        read(model, model(images)).square().mean().backward()  # type: ignore[no-untyped-call]
 
     return Pace(_seconds(forward, where), _seconds(step, where))
 

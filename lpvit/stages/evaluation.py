@@ -3,6 +3,7 @@
 N = images; K = numbers that a model gives for an image.
 """
 
+import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,8 @@ from lpvit.training.evaluation import evaluate
 from lpvit.training.features import agreement
 from lpvit.training.probing import Probe, probe_features
 from lpvit.training.tasks.outputs import outputs_of
+
+_logger = logging.getLogger(__name__)
 
 
 def evaluation_of_stage(snakemake: Any, compute: Compute) -> pd.DataFrame:
@@ -48,9 +51,12 @@ def evaluation_of_stage(snakemake: Any, compute: Compute) -> pd.DataFrame:
         found |= asdict(evaluate(model, loader, compute.device))
     else:
         dense, weights = load_model(inputs.dense, "dense")
-        found |= asdict(agreement(model, dense.build(weights), loader, compute.device))
+        near = agreement(model, dense.build(weights), loader, compute.device)
+        _logger.info("%s, relative error %.4f, of %d images", near, near.relative_error, near.images)
+        found |= asdict(near)
     if inputs.probe:
         probe = probed(model, read_parquet(inputs.probe, IMAGES), params.probe, compute)
+        _logger.info("linear probe %.2f %%, neighbours %.2f %%", probe.linear, probe.knn)
         found |= {"probe_images": probe.images, "knn": probe.knn, "linear": probe.linear}
     return pd.DataFrame([found]).reindex(columns=[column.name for column in ACCURACY.columns])
 

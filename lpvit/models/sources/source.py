@@ -82,6 +82,10 @@ class Source(Section):
             LpvitError: The source cannot build it, or a setting is not allowed in a file.
         """
 
+    def preprocessing_of(self, model: nn.Module) -> Mapping[str, Any]:
+        """The preprocessing of a model of this source, as its library has it by default, in timm's words."""
+        return {}
+
     @abstractmethod
     def __str__(self) -> str:
         """Source, model and arguments, for messages."""

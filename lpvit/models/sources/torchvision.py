@@ -115,9 +115,12 @@ class Torchvision(Source):
         except Exception as error:  # inconsistent numbers raise anywhere in torchvision
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise LpvitError(f"models: torchvision cannot build '{self.name}' with {options}: {reason}") from None
-        size = getattr(model, "image_size", made.size)
-        found = {**_IMAGENET, "interpolation": "bilinear", "crop_pct": 0.875, "input_size": (3, size, size)}
+        found = self.preprocessing_of(model)
         return self.described(model, {**found, **(self._load(model) if pretrained else {})})
+
+    def preprocessing_of(self, model: nn.Module) -> dict[str, Any]:
+        size = getattr(model, "image_size", self._class().size)
+        return {**_IMAGENET, "interpolation": "bilinear", "crop_pct": 0.875, "input_size": (3, size, size)}
 
     def _class(self) -> _Class:
         names = [name for name in models.list_models() if name.startswith(tuple(_BUILDERS))]
