@@ -189,7 +189,7 @@ class Rivals:
     Attributes:
         engines: Of `lpvit.benchmark.settings.ENGINES`.
         calibration: As for `Exported`.
-        validation: Labelled images for the accuracy of engines in int8, as for `evaluate`.
+        validation: Labelled images for the accuracy of engines in int8, as for `evaluate`; none without classes.
     """
 
     engines: Sequence[str]

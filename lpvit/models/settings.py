@@ -33,6 +33,11 @@ class Model(Section):
     output: tuple[str, ...] = Field(
         (), description="what counts of a model that returns several tensors; by default logits, else features"
     )
+    num_classes: int | None = Field(
+        None,
+        ge=0,
+        description="outputs of the head, for images without classes; 0 is no head, null that of the source's weights",
+    )
     weights: Literal["pretrained", "checkpoint", "train", "random"] = Field(
         "pretrained",
         description="the source's weights, a local `checkpoint`, training by `recipe`, or none (for tests)",
