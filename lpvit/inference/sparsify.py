@@ -16,13 +16,15 @@ from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
 from lpvit.models.additions import addition
 from lpvit.models.analysis.layers import matrix_layers
 from lpvit.precisions import name_of
-from lpvit.quantisation.layers import QuantisedLinear
+from lpvit.quantisation.layers import QuantisedLinear, int8_layers
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import log_once, path_of
-from lpvit.structures.blocks.grid import KeepMasks
+from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 
 _logger = logging.getLogger(__name__)
+
+_WHOLE = (32, 32)  # blocks of int8 layers that lose none
 
 _measured: dict[tuple[object, ...], dict[str, float]] = {}  # what was timed -> form -> seconds
 
@@ -41,7 +43,8 @@ def sparsify_layers(
     A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
     dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
-    become block-sparse in int8 or in the model's dtype, whichever is faster. Then attention becomes that of
+    become block-sparse in int8 or in the model's dtype, whichever is faster. Quantised layers without a mask, such as
+    factors, are multiplied by the same kernels, since torch only emulates them. Then attention becomes that of
     `lpvit.inference.attention_fusion`, of the same precisions, and the operations before and after layers are fused
     into them (`lpvit.inference.layer_fusion`).
 
@@ -54,16 +57,17 @@ def sparsify_layers(
         precision: Lowest precision that a layer may multiply in: int8; by default that of the model.
 
     Returns:
-        One choice per masked layer and per attention; those not replaced are logged too.
+        One choice per masked or quantised layer and per attention; those not replaced are logged too.
 
     Raises:
         LpvitError: A mask does not fit its layer.
     """
     zero_pruned(dict(model.named_parameters()), expand_keep_masks(model, keep_masks, block_shape))
     tokens = {layer.name: layer.tokens for layer in matrix_layers(model)}
+    masks = {layer: (keep_mask, block_shape) for layer, keep_mask in keep_masks.items()}
     choices = []
-    for layer, keep_mask in keep_masks.items():
-        forms = _forms(model, layer, keep_mask, block_shape, precision)
+    for layer, (keep_mask, blocks) in (masks | _whole_masks(model, keep_masks)).items():
+        forms = _forms(model, layer, keep_mask, blocks, precision)
         choices.append(_replace(model, layer, forms, tokens[layer] * batch_size, only_faster))
     choices += fuse_attention(model, tokens, batch_size, only_faster, int8=precision == "int8")
     fuse_prologues_and_epilogues(model)
@@ -72,6 +76,16 @@ def sparsify_layers(
             pruned = "" if choice.sparsity is None else f", {choice.sparsity:.0%} pruned,"
             _logger.info("%s%s is not replaced: %s", choice.module, pruned, choice.reason)
     return choices
+
+
+def _whole_masks(model: nn.Module, keep_masks: KeepMasks) -> dict[str, tuple[Tensor, tuple[int, int]]]:
+    """Masks that keep everything, with their block shape, for the int8 layers that have none."""
+    grids = {
+        layer: BlockGrid(tuple(model.get_submodule(layer).weight.shape), _WHOLE)  # type: ignore[arg-type, union-attr]
+        for layer in int8_layers(model)
+        if layer not in keep_masks
+    }
+    return {layer: (torch.ones(grid.rows, grid.columns, dtype=torch.bool), _WHOLE) for layer, grid in grids.items()}
 
 
 def _forms(

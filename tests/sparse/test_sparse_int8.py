@@ -17,11 +17,15 @@ from lpvit.inference import sparsify as sparse_model
 from lpvit.inference.layer_fusion import FusedBlock
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
+from lpvit.models.edits import apply_edit
 from lpvit.models.sources.timm import create_model
-from lpvit.quantisation.layers import QuantisedLinear, quantise_tokens
+from lpvit.quantisation.layers import QuantisedLinear, int8_layers, quantise_tokens
+from lpvit.quantisation.quantise import quantise_model
+from lpvit.quantisation.settings import Quantisation
 from lpvit.sparse import BlockSparseLinear, build
 from lpvit.sparse.int8 import quantise_weight
 from lpvit.sparse.linear import Int8BlockSparseLinear
+from lpvit.structures.factors.edit import LowRankLayers
 
 INSTRUCTION_SETS = ["best", "avx512", "avx_vnni", "avx2", "sse", "neon"]
 
@@ -269,6 +273,20 @@ def test_a_vit_in_int8_is_near_the_masked_one_eager_compiled_and_exported():
         copy.deepcopy(sparse),
     ):
         assert torch.allclose(other(images), expected, atol=1e-5)
+
+
+def test_int8_layers_without_masks_are_multiplied_by_kernels():
+    dense, _ = masked_vit()
+    dense = apply_edit(dense, LowRankLayers(form="plain", ranks={"blocks.0.attn.qkv": 5, "blocks.1.mlp.fc2": 8}))
+    quantised = quantise_model(dense, {}, (1, 1), None, Quantisation(rounding="nearest"), "cpu")
+    layers, sparse = int8_layers(quantised), copy.deepcopy(quantised)
+    choices = sparsify_layers(sparse, {}, (1, 1), only_faster=False, precision="int8")
+    assert [choice.module for choice in choices if choice.kind == "layer"] == layers
+    assert "blocks.0.attn.qkv.reduce" in layers
+    assert not int8_layers(sparse)
+    images = torch.randn(3, 3, 16, 16)
+    expected = quantised(images)
+    assert (sparse(images) - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_what_stands_around_int8_layers_becomes_a_part_of_them_where_nothing_else_needs_it():
