@@ -76,7 +76,7 @@ def ranks(arguments: argparse.Namespace) -> pd.DataFrame:
 def layer(matrices: list[tuple[int, int]], tokens: int, precision: str) -> Callable[[], object]:
     """A pass of a layer of one or two random matrices (O, I) in OpenVINO, with a bias."""
     generator = np.random.default_rng(0)
-    given = op.parameter([tokens, matrices[0][1]], np.float32)
+    given = op.parameter([1, tokens, matrices[0][1]], np.float32)
     outputs: Any = given
     for shape in matrices:
         weight = generator.standard_normal(shape, np.float32) / shape[1] ** 0.5
@@ -84,8 +84,7 @@ def layer(matrices: list[tuple[int, int]], tokens: int, precision: str) -> Calla
     outputs = op.add(outputs, op.constant(generator.standard_normal(matrices[-1][0], np.float32)))
     model = openvino.Model([outputs], [given])
     if precision == "int8":
-        batches = [torch.from_numpy(generator.standard_normal((1, *given.shape), np.float32)) for _ in range(2)]
-        model = quantised_by_nncf(model, [batch[0][None] for batch in batches])
+        model = quantised_by_nncf(model, [torch.randn(2, tokens, matrices[0][1])])
     options = openvino_options(1, "float32" if precision == "int8" else precision)
     request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
     inputs = generator.standard_normal(tuple(given.shape), np.float32)

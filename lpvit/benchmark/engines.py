@@ -130,19 +130,25 @@ class Exported:
         quantize_dynamic(source, file, weight_type=QuantType.QInt8, per_channel=True, reduce_range=seven_bits)
 
     def _quantise_by_scales(self, file: Path) -> None:
-        """Inputs and weights of linear layers between QuantizeLinear and DequantizeLinear; attention in float32."""
+        """Inputs and weights of layers in int8, their outputs and the products of attention in float32."""
+        import onnx
         from onnxruntime.quantization import QuantType, quantize_static
 
+        source, layers = self.file("onnxruntime_float32"), ["MatMul", "Gemm", "Conv"]
+        graph = onnx.load(source).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        attention = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
         quantize_static(
-            self.file("onnxruntime_float32"),
+            source,
             file,
             _Reader(self.calibration),
-            op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            op_types_to_quantize=layers,
+            nodes_to_exclude=attention,
             per_channel=True,
             reduce_range=saturates_in_onnxruntime(),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
+            extra_options={"OpTypesToExcludeOutputQuantization": layers},
         )
 
     def _by_openvino(self, engine: str, batch_size: int, threads: int) -> Callable[[Any], Any]:

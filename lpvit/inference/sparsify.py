@@ -14,7 +14,7 @@ from lpvit.inference.choice import Choice, slower
 from lpvit.inference.layer_fusion import fuse_prologues_and_epilogues
 from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
 from lpvit.models.additions import addition
-from lpvit.models.analysis.layers import matrix_layers
+from lpvit.models.analysis.layers import matrix_layers, weight_matrix
 from lpvit.precisions import name_of
 from lpvit.quantisation.layers import QuantisedLinear, int8_layers
 from lpvit.sparse.linear import BlockSparseLinear
@@ -24,7 +24,7 @@ from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
 
 _logger = logging.getLogger(__name__)
 
-_WHOLE = (32, 32)  # blocks of int8 layers that lose none
+_WHOLE = 32  # rows and columns of the blocks of int8 layers that lose none
 
 _measured: dict[tuple[object, ...], dict[str, float]] = {}  # what was timed -> form -> seconds
 
@@ -80,12 +80,14 @@ def sparsify_layers(
 
 def _whole_masks(model: nn.Module, keep_masks: KeepMasks) -> dict[str, tuple[Tensor, tuple[int, int]]]:
     """Masks that keep everything, with their block shape, for the int8 layers that have none."""
-    grids = {
-        layer: BlockGrid(tuple(model.get_submodule(layer).weight.shape), _WHOLE)  # type: ignore[arg-type, union-attr]
-        for layer in int8_layers(model)
-        if layer not in keep_masks
-    }
-    return {layer: (torch.ones(grid.rows, grid.columns, dtype=torch.bool), _WHOLE) for layer, grid in grids.items()}
+    masks = {}
+    for layer in int8_layers(model):
+        if layer in keep_masks:
+            continue
+        shape = weight_matrix(model.get_submodule(layer)).shape
+        grid = BlockGrid((shape[0], shape[1]), (min(shape[0], _WHOLE), min(shape[1], _WHOLE)))
+        masks[layer] = torch.ones(grid.rows, grid.columns, dtype=torch.bool), grid.block_shape
+    return masks
 
 
 def _forms(
