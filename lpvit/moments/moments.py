@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.passes import Batches, evaluation_mode
-from lpvit.moments.gradients import layer_gradients
+from lpvit.moments.gradients import in_parts, layer_gradients
 from lpvit.moments.gram import gram
 from lpvit.progress import bar
 
@@ -78,9 +78,9 @@ def collect_moments(
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, _Sums] = {}
     with evaluation_mode(model):
-        for batch, _ in bar(loader, "moments", "batch"):
+        for batch in in_parts(model, bar(loader, "moments", "batch"), layers, device):
             of_batch: dict[str, tuple[Tensor, list[Tensor]]] = {}
-            for layer, inputs, gradients in layer_gradients(model, batch.to(device), layers, probes, generator):
+            for layer, inputs, gradients in layer_gradients(model, batch, layers, probes, generator):
                 wide = torch.promote_types(inputs.dtype, torch.float32)
                 of_batch.setdefault(layer, (inputs.to(wide), []))[1].append(gradients.to(wide))
             for layer, (inputs, by_probe) in of_batch.items():
