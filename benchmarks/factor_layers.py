@@ -99,7 +99,7 @@ def intermediate(arguments: argparse.Namespace) -> pd.DataFrame:
     rows = []
     for name, (method, kept) in configurations(["factors"], arguments.macs).items():
         exported = (candidate := Candidate(arguments.folder, name, method, kept)).exported
-        source = openvino.Core().read_model(exported.file("openvino_float32"))
+        source = openvino.Core().read_model(exported.evened)
         reduce, expand = products_of_factors(source)
         wide = {"none": [], "expand": expand, "reduce": reduce, "both": [*reduce, *expand]}
         runs = {

@@ -22,6 +22,7 @@ from lpvit.errors import LpvitError
 from lpvit.export.onnx import write_onnx
 from lpvit.export.onnx_int8 import saturation_test
 from lpvit.precisions import PRECISIONS
+from lpvit.structures.factors.scaling import even_out_features
 from lpvit.training.evaluation import Accuracy, evaluate
 
 PACKAGES = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnxruntime",)}
@@ -109,6 +110,17 @@ class Exported:
             return self._made("static.onnx", self._quantise_by_scales)
         return self._made("dynamic.onnx", self._quantise_dynamically)
 
+    @property
+    def evened(self) -> Path:
+        """ONNX in float32 with features between factors that one static scale suits."""
+
+        def write(file: Path) -> None:
+            model = deepcopy(self.model)
+            even_out_features(model, self.calibration)
+            write_onnx(model, file)
+
+        return self._made("evened.onnx", write)
+
     def _made(self, name: str, write: Callable[[Path], None]) -> Path:
         file = Path(self.folder or self._temporary.name, name)
         if not file.exists():
@@ -119,7 +131,7 @@ class Exported:
     def _quantise_for_openvino(self, file: Path) -> None:
         import openvino
 
-        model = openvino.Core().read_model(self.file("openvino_float32"))
+        model = openvino.Core().read_model(self.evened)
         openvino.save_model(quantised_by_nncf(model, self.calibration), file, compress_to_fp16=False)
 
     def _quantise_dynamically(self, file: Path) -> None:
@@ -134,7 +146,7 @@ class Exported:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_static
 
-        source, layers = self.file("onnxruntime_float32"), ["MatMul", "Gemm", "Conv"]
+        source, layers = self.evened, ["MatMul", "Gemm", "Conv"]
         graph = onnx.load(source).graph
         weights = {tensor.name for tensor in graph.initializer}
         attention = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
@@ -185,13 +197,21 @@ class _Reader:
 def quantised_by_nncf(model: Any, calibration: Sequence[Tensor], wide: Sequence[str] = ()) -> Any:
     """NNCF's post-training quantisation, with the preset for transformers; weights of 7 bits where 8 saturate.
 
+    Scales cover all values of the calibration. NNCF's defaults, the mean of the images' ranges and SmoothQuant, change the
+    logits of ViTs 3 to 20 times as much (`benchmarks/notes/deployment.md`).
+
     Args:
         model: ``openvino.Model``, changed.
         calibration: Batches of inputs, (N, ...) each.
         wide: Names of operations that are not quantised.
     """
     import nncf
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function also changes handlers of others
     images = [image[None].float().numpy() for batch in calibration for image in batch]
@@ -202,7 +222,9 @@ def quantised_by_nncf(model: Any, calibration: Sequence[Tensor], wide: Sequence[
         model_type=nncf.ModelType.TRANSFORMER,
         ignored_scope=nncf.IgnoredScope(names=list(wide)) if wide else None,
         advanced_parameters=AdvancedQuantizationParameters(
-            overflow_fix=OverflowFix.ENABLE if saturates_in_openvino() else None
+            overflow_fix=OverflowFix.ENABLE if saturates_in_openvino() else None,
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1),  # off
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
         ),
     )
 
