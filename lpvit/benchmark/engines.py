@@ -197,8 +197,8 @@ class _Reader:
 def quantised_by_nncf(model: Any, calibration: Sequence[Tensor], wide: Sequence[str] = ()) -> Any:
     """NNCF's post-training quantisation, with the preset for transformers; weights of 7 bits where 8 saturate.
 
-    Scales cover all values of the calibration. NNCF's defaults, the mean of the images' ranges and SmoothQuant, change the
-    logits of ViTs 3 to 20 times as much (`benchmarks/notes/deployment.md`).
+    Scales cover all values of the calibration. NNCF's defaults, the mean of the images' ranges and SmoothQuant, change
+    the logits of a ViT 3 to 20 times as much.
 
     Args:
         model: ``openvino.Model``, changed.
