@@ -21,6 +21,7 @@ from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import log_once, path_of
 from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
+from lpvit.structures.factors.layers import FactorisedLinear
 
 _logger = logging.getLogger(__name__)
 
@@ -131,19 +132,27 @@ def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], token
             return Choice(layer, "layer", False, precision, sparse.sparsity, seconds, kernel_seconds, reason)
     model.set_submodule(layer, sparse)
     if activation is not None:
-        model.set_submodule(f"{_parent(layer)}.act", nn.Identity())
+        model.set_submodule(f"{_parent(_whole(model, layer))}.act", nn.Identity())
     return Choice(layer, "layer", True, _form(sparse), sparse.sparsity, seconds, kernel_seconds)
 
 
 def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:
-    """The exact GELU that directly follows a layer: that of timm's Mlp after ``fc1``."""
+    """The exact GELU that directly follows a layer: that of timm's Mlp after ``fc1`` or its second factor."""
+    layer = _whole(model, layer)
     parent = model.get_submodule(_parent(layer))
-    if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1":
+    if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1" or addition(parent.fc1):
         return None
     activation = parent.act
     if not isinstance(activation, nn.GELU) or activation.approximate != "none" or addition(parent, activation):
         return None
     return activation
+
+
+def _whole(model: nn.Module, layer: str) -> str:
+    """The factorised layer of which a layer is the second product; otherwise the layer itself."""
+    parent = _parent(layer)
+    is_second = layer.endswith(".expand") and type(model.get_submodule(parent)) is FactorisedLinear
+    return parent if is_second else layer
 
 
 def _parent(layer: str) -> str:

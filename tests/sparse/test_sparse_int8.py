@@ -275,16 +275,23 @@ def test_a_vit_in_int8_is_near_the_masked_one_eager_compiled_and_exported():
         assert torch.allclose(other(images), expected, atol=1e-5)
 
 
-def test_int8_layers_without_masks_are_multiplied_by_kernels():
-    dense, _ = masked_vit()
-    dense = apply_edit(dense, LowRankLayers(form="plain", ranks={"blocks.0.attn.qkv": 5, "blocks.1.mlp.fc2": 8}))
-    quantised = quantise_model(dense, {}, (1, 1), None, Quantisation(rounding="nearest"), "cpu")
+def test_int8_layers_without_masks_are_multiplied_by_kernels_with_what_stands_around_them():
+    options = {"img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 0.3}
+    dense = create_model("vit_small_patch14_dinov2", 5, options).requires_grad_(False)
+    ranks = {f"blocks.0.{layer}": 8 for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    dense = apply_edit(dense, LowRankLayers(form="plain", ranks=ranks))
+    for parameter in dense.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    quantised = quantise_model(dense, {}, (1, 1), None, Quantisation(rounding="nearest"), "cpu").requires_grad_(False)
     layers, sparse = int8_layers(quantised), copy.deepcopy(quantised)
     choices = sparsify_layers(sparse, {}, (1, 1), only_faster=False, precision="int8")
     assert [choice.module for choice in choices if choice.kind == "layer"] == layers
-    assert "blocks.0.attn.qkv.reduce" in layers
+    assert {f"{layer}.{part}" for layer in ranks for part in ("reduce", "expand")} < set(layers)
     assert not int8_layers(sparse)
-    images = torch.randn(3, 3, 16, 16)
+    assert all(type(block) is FusedBlock for block in sparse.blocks)
+    first = sparse.blocks[0]
+    assert all(isinstance(module, nn.Identity) for module in (first.norm1, first.norm2, first.mlp.act))
+    images = torch.randn(3, 3, 28, 28)
     expected = quantised(images)
     assert (sparse(images) - expected).abs().max() < 0.02 * expected.abs().max()
 
