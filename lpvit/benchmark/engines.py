@@ -179,7 +179,13 @@ class Exported:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.add_free_dimension_override_by_name("batch", batch_size)
-        session = onnxruntime.InferenceSession(self.file(engine), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            self.file(engine),
+            options,
+            providers=["CPUExecutionProvider"],
+            # It would make products and biases Gemm, which is not fused with DequantizeLinear: slower than float32.
+            disabled_optimizers=["MatMulAddFusion"] if engine.endswith("static") else None,
+        )
         return lambda images: session.run(None, {"images": images})[0]
 
 

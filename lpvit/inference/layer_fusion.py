@@ -81,8 +81,9 @@ def fuse_prologues_and_epilogues(model: nn.Module) -> None:
         if type(block) is Block and _can_fuse_epilogues(block):
             for layer, scale in _ADDED:
                 module = block.get_submodule(layer)
-                if isinstance(block.get_submodule(scale), LayerScale):
-                    _last(module).take_scale(block.get_submodule(scale).gamma)
+                last = _last(module)
+                if isinstance(block.get_submodule(scale), LayerScale) and isinstance(last, BlockSparseLinear):
+                    last.take_scale(block.get_submodule(scale).gamma)
                 if isinstance(module, FactorisedLinear):
                     block.set_submodule(layer, FusedFactors(module))
             model.set_submodule(name, FusedBlock(block))

@@ -140,7 +140,7 @@ def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:
     """The exact GELU that directly follows a layer: that of timm's Mlp after ``fc1`` or its second factor."""
     layer = _whole(model, layer)
     parent = model.get_submodule(_parent(layer))
-    if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1" or addition(parent.fc1):
+    if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1" or addition(model.get_submodule(layer)):
         return None
     activation = parent.act
     if not isinstance(activation, nn.GELU) or activation.approximate != "none" or addition(parent, activation):
