@@ -55,11 +55,13 @@ dag: setup
 	@if command -v dot > /dev/null; then $(BIN)/snakemake --rulegraph dot | dot -Tsvg > dag.svg && echo dag.svg; \
 	else $(BIN)/snakemake --rulegraph mermaid-js > dag.mmd && echo dag.mmd; fi
 
-# Pins and hashes of everything, for all platforms, from the ranges in pyproject.toml.
+# Pins and hashes of everything, for all platforms, from the ranges in pyproject.toml. `make lock UPGRADE=` keeps the pins
+# that there are.
+UPGRADE := --upgrade
 lock: setup
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-header --native-tls --quiet --upgrade --output-file requirements.lock
+		--no-emit-index-url --no-header --system-certs --quiet $(UPGRADE) --output-file requirements.lock
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

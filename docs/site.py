@@ -1,10 +1,12 @@
-"""Adds files outside `docs/` (README, CONTRIBUTING, benchmarks) to the site and rewrites their links."""
+"""Adds files outside `docs/` (README, CONTRIBUTING, benchmarks) to the site, rewrites their links, draws formulas."""
 
+import html
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -21,6 +23,8 @@ PAGES = {  # in the repository -> on the site
 FILES = ["CITATION.cff", "LICENSE", *(str(file.relative_to(ROOT)) for file in ROOT.glob("benchmarks/results/*"))]
 _OTHER_HOSTS = re.compile(r"https://(?:unpkg\.com|api\.github\.com|gitlab\.com|fonts\.[a-z]+\.com)/[^\"'`?]*")
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)|^(\[[^]]+\]: )(?!https?:)(\S+)$", re.MULTILINE)
+
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -42,6 +46,15 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"]({os.path.relpath(_on_site(os.path.normpath(source.parent / target)), here)}{anchor})"
 
     return _LINK.sub(replaced, markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Replaces formulas in TeX by MathML, which browsers draw without a script."""
+
+    def drawn(found: re.Match[str]) -> str:
+        return convert(html.unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline")
+
+    return _FORMULA.sub(drawn, content)
 
 
 def on_post_build(config: Any) -> None:

@@ -18,6 +18,7 @@ from conftest import REPOSITORY
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 pytest.importorskip("mkdocs")
+pytest.importorskip("latex2mathml")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)"),
@@ -79,3 +80,17 @@ def test_api_pages_show_the_fields_of_settings_with_defaults(site: tuple[Path, s
         row = re.search(rf"<code>{key}</code>.*?</tr>", of_class, re.DOTALL)
         assert row is not None
         assert default in row[0]
+
+
+def test_formulas_are_drawn_without_a_script(site: tuple[Path, str], browser: Any) -> None:
+    for page in site[0].rglob("*.html"):
+        text = re.sub(r"<(code|pre|script)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(r"\$[^$<\s][^$<]*\$|:math:|\.\. math|class=\"arithmatex|\\[(\[]", text), page
+    tab = browser.new_page(java_script_enabled=False)
+    tab.goto(f"{site[1]}/method/")
+    formulas = (REPOSITORY / "docs/method.md").read_text().count("$") // 2
+    assert tab.locator("math").count() == formulas > 100
+    fraction = tab.locator("math mfrac").first
+    parts = [fraction.locator("> *").nth(number).bounding_box() for number in range(2)]
+    assert parts[0]["y"] + parts[0]["height"] <= parts[1]["y"] + 1  # one above the other
+    tab.close()

@@ -65,7 +65,7 @@ def least_distortion(curves: Sequence[Curve], required: int, start: Sequence[int
     steps = np.concatenate([np.diff(curve.removed) for curve in curves])
     if not len(steps):
         return list(start)
-    unit, largest = int(np.gcd.reduce(steps)), int(steps.max())
+    unit, largest = int(np.gcd.reduce(steps)), largest_block(curves)
     best = list(start)
     windows = [(0, len(curve.removed) - 1) for curve in curves]
     for _ in ("coarse", "fine"):
@@ -77,7 +77,7 @@ def least_distortion(curves: Sequence[Curve], required: int, start: Sequence[int
         most_cells = min((required + largest - 1 - least) // cell, reach)
         choice = _solve(options, -((least - required) // cell), most_cells)
         choice = _into_budget(curves, choice, required, largest)
-        best = min(best, choice, key=lambda counts: _total_distortion(curves, counts))
+        best = min(best, choice, key=lambda counts: total_distortion(curves, counts))
         if cell == unit:
             break
         windows = [_around(curve.removed, count, WINDOW * cell) for curve, count in zip(curves, best, strict=True)]
@@ -157,5 +157,10 @@ def _slope(curve: Curve, count: int, other: int, layer: int) -> tuple[float, int
     return float(curve.distortion[other] - curve.distortion[count]) / abs(change), change, layer
 
 
-def _total_distortion(curves: Sequence[Curve], counts: Sequence[int]) -> float:
+def largest_block(curves: Sequence[Curve]) -> int:
+    """The most that one block costs; 0 where none may be pruned."""
+    return max((int(np.diff(curve.removed).max()) for curve in curves if len(curve.removed) > 1), default=0)
+
+
+def total_distortion(curves: Sequence[Curve], counts: Sequence[int]) -> float:
     return float(sum(curve.distortion[count] for curve, count in zip(curves, counts, strict=True)))

@@ -43,7 +43,7 @@ def planned(configs: Sequence[Path]) -> Iterator[str]:
 
 
 def look_at_images(settings: Config) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Lists the images of every dataset, and decodes some where a bad one would stop the run.
+    """Lists the images of every dataset, and decodes some.
 
     Returns:
         Dataset -> schema ``IMAGES``; and what was looked at, in lines.
@@ -55,16 +55,17 @@ def look_at_images(settings: Config) -> tuple[dict[str, pd.DataFrame], list[str]
     for name in sorted({experiment.dataset for experiment in settings.experiments.values()}):
         dataset = settings.datasets[name]
         images[name] = table = list_images(dataset)
-        if dataset.on_bad_image != "error" or dataset.root is None:
+        if dataset.root is None:
             continue
         some = table["path"].sample(min(len(table), LOOKED_AT), random_state=0)
         bad = {path: problem for path in some if (problem := find_problem(dataset.folder / path))}
         told.append(f"{name}: {len(some)} of {len(table)} images decoded, to see whether they can be")
-        if bad:
+        some_can = len(bad) < len(some)
+        if bad and not (some_can and dataset.on_bad_image == "skip"):
+            remedy = "replace them, or set 'on_bad_image: skip'" if some_can else "replace or convert them"
             first = "; ".join(f"{path}: {problem}" for path, problem in list(bad.items())[:3])
             problems.append(
-                f"datasets.{name}: {len(bad)} of {len(some)} images looked at cannot be decoded ({first}); replace "
-                "them, or set 'on_bad_image: skip'"
+                f"datasets.{name}: {len(bad)} of {len(some)} images looked at cannot be decoded ({first}); {remedy}"
             )
     if problems:
         raise LpvitError("\n".join(problems))

@@ -181,7 +181,10 @@ def survey(folder: Path) -> Images:
         )
     paths = table["path"].sample(min(len(table), LOOKED_AT), random_state=0)
     bad = {path: problem for path in paths if (problem := find_problem(found.root / path))}
-    sizes = [_size(found.root / path) for path in paths if path not in bad] or [(0, 0)]
+    if len(bad) == len(paths):
+        path, problem = next(iter(bad.items()))
+        raise LpvitError(f"{found.root}: none of {len(paths)} inspected images can be read, such as {path}: {problem}")
+    sizes = [_size(found.root / path) for path in paths if path not in bad]
     counts = table["split"].value_counts()
     return Images(
         dataset,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import PIL
 from PIL import Image, UnidentifiedImageError
 
 from lpvit.data.classes import ordered_classes, plain_name
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from lpvit.data.settings import ImageSet
 
 _logger = logging.getLogger(__name__)
+
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_CONTAINERS = {b"ftyp" + kind: "HEIC" for kind in _HEIC} | {b"ftypavif": "AVIF", b"ftypavis": "AVIF"}  # from byte 4
 
 
 def index_images(dataset: "ImageSet", threads: int = 1) -> pd.DataFrame:
@@ -191,6 +195,8 @@ def find_problem(file: str | Path) -> str | None:
     except LpvitError as error:
         return str(error)
     except UnidentifiedImageError:
+        if kind := _CONTAINERS.get(content[4:12]):
+            return f"{kind} image, which Pillow {PIL.__version__} does not read; convert it to JPEG or PNG"
         return "no image, or of a format that Pillow does not know"
     except Exception as error:  # Pillow raises different types for different damage
         text = re.sub(r"<_io\.BytesIO [^>]*>", "it", str(error).replace(str(file), "it"))

@@ -24,6 +24,7 @@ from lpvit.models.outputs import read
 from lpvit.progress import bar
 
 GRADIENT_NUMBERS = 2**24  # of per-image weight gradients held at once: 64 MiB in float32
+ACTIVATION_NUMBERS = 2**27  # of inputs and outputs of layers in a pass: 512 MiB in float32; a pass keeps as much again
 
 
 def gradient_products(
@@ -44,9 +45,9 @@ def gradient_products(
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with evaluation_mode(model):
-        for batch, _ in bar(loader, "gradients", "batch"):
+        for batch in in_parts(model, bar(loader, "gradients", "batch"), layers, device):
             by_probe: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-            for layer, inputs, gradients in layer_gradients(model, batch.to(device), layers, probes, generator):
+            for layer, inputs, gradients in layer_gradients(model, batch, layers, probes, generator):
                 tokens = nn.functional.pad(inputs, (0, 1), value=1.0) if with_bias[layer] else inputs
                 by_probe[layer].append(
                     torch.cat([products(layer, chunk) for chunk in _image_gradients(tokens, gradients)])
@@ -54,6 +55,39 @@ def gradient_products(
             for layer, parts in by_probe.items():
                 found[layer].append(torch.stack(parts, dim=1).flatten(0, 1).float().cpu())
     return {layer: _require_finite(layer, torch.cat(found.pop(layer))) for layer in layers}
+
+
+def in_parts(model: nn.Module, loader: Batches, layers: Sequence[str], device: torch.device | str) -> Iterator[Tensor]:
+    """Images in batches so small that a pass with gradients takes the same memory whatever the loader's batch size.
+
+    Args:
+        model: On the device.
+        loader: Calibration images.
+        layers: That gradients are taken of.
+        device: Where to compute.
+
+    Yields:
+        (N, channels, height, width), on the device, with at most `ACTIVATION_NUMBERS` in these layers.
+    """
+    at_once = None
+    for batch, _ in loader:
+        images = batch.to(device)
+        at_once = at_once or max(1, ACTIVATION_NUMBERS // _numbers_per_image(model, images[:1], layers))
+        yield from torch.split(images, at_once)
+
+
+@torch.no_grad()
+def _numbers_per_image(model: nn.Module, image: Tensor, layers: Sequence[str]) -> int:
+    counted = [1]
+    handles = [
+        model.get_submodule(layer).register_forward_hook(
+            lambda _, given, output: counted.append(given[0].numel() + output.numel())
+        )
+        for layer in layers
+    ]
+    with hooks(handles):
+        model(image)
+    return sum(counted)
 
 
 def layer_gradients(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.passes import Batches, evaluation_mode
-from lpvit.moments.gradients import layer_gradients
+from lpvit.moments.gradients import in_parts, layer_gradients
+from lpvit.moments.gram import gram
 from lpvit.progress import bar
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -77,9 +78,9 @@ def collect_moments(
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, _Sums] = {}
     with evaluation_mode(model):
-        for batch, _ in bar(loader, "moments", "batch"):
+        for batch in in_parts(model, bar(loader, "moments", "batch"), layers, device):
             of_batch: dict[str, tuple[Tensor, list[Tensor]]] = {}
-            for layer, inputs, gradients in layer_gradients(model, batch.to(device), layers, probes, generator):
+            for layer, inputs, gradients in layer_gradients(model, batch, layers, probes, generator):
                 wide = torch.promote_types(inputs.dtype, torch.float32)
                 of_batch.setdefault(layer, (inputs.to(wide), []))[1].append(gradients.to(wide))
             for layer, (inputs, by_probe) in of_batch.items():
@@ -113,13 +114,12 @@ class _Sums:
         self.by_place += strength.sum(dim=0, dtype=torch.float64)
         for gradients in by_probe:
             flat = gradients.flatten(0, 1)
-            self.sensitivity += (flat.T @ flat) / len(by_probe)
+            self.sensitivity += gram(flat) / len(by_probe)
         weights = self._weights(strength)
         tokens = inputs.flatten(0, 1) - self.origin
-        scaled = tokens * weights[:, None]
         self.weight += weights.sum(dtype=torch.float64)
-        self.first += scaled.sum(dim=0, dtype=torch.float64)
-        self.second += scaled.T @ tokens
+        self.first += (tokens * weights[:, None]).sum(dim=0, dtype=torch.float64)
+        self.second += gram(tokens * weights.sqrt()[:, None])
 
     def _weights(self, strength: Tensor) -> Tensor:
         """Of every token in the moments of the inputs, (N T,)."""

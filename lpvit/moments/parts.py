@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.passes import Batches, evaluation_mode
-from lpvit.moments.gradients import layer_gradients
+from lpvit.moments.gradients import in_parts, layer_gradients
 from lpvit.progress import bar
 
 
@@ -74,9 +74,9 @@ def part_moments(
     images, layers = 0, list(parts)
     sums: dict[str, Tensor] = {}
     with evaluation_mode(model):
-        for batch, _ in bar(loader, "products of parts", "batch"):
+        for batch in in_parts(model, bar(loader, "products of parts", "batch"), layers, device):
             images += len(batch)
-            for layer, inputs, gradients in layer_gradients(model, batch.to(device), layers, probes, generator):
+            for layer, inputs, gradients in layer_gradients(model, batch, layers, probes, generator):
                 products = parts[layer].products(inputs, gradients).double()
                 sums[layer] = sums.get(layer, 0) + products.T @ products
     if not sums:

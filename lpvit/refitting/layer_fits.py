@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lpvit.models.analysis.network import analyse, attention_branches
 from lpvit.models.analysis.passes import Batches
-from lpvit.refitting.reconstruction import LayerSums, Place, log_errors, matrix_layer, store_weight, sums_in_order
+from lpvit.refitting.reconstruction import LayerSums, Place, log_errors, sums_in_order
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def fit_layers(
 
     Args:
         model: Dense; moved to the device, otherwise not modified.
-        compressed: With every compressed layer in place; changed, on any device.
+        compressed: With every compressed layer in place; moved to the device, changed.
         fits: In order of execution.
         loader: Calibration images.
         device: Where to compute.
@@ -66,14 +66,15 @@ def fit_layers(
     Raises:
         LpvitError: The activations of a layer are not finite, or do not determine its weights; the layer is named.
     """
-    stand_in = deepcopy(model.to(device))  # every layer as a linear one that gives the compressed layer's outputs
+    fitted_so_far = deepcopy(model.to(device))
+    compressed.to(device)
     network = analyse(model)
     branches = network.branches | attention_branches(network)
     places, errors = [fit.place for fit in fits], []
-    sums_of_layers = sums_in_order(model, stand_in, places, loader, device=device, branches=branches)
+    sums_of_layers = sums_in_order(model, fitted_so_far, places, loader, device=device, branches=branches)
     for fit, sums in zip(fits, sums_of_layers, strict=True):
-        fitted = fit(sums)
-        store_weight(matrix_layer(stand_in, sums.layer), fitted.weight)
-        fitted.store(compressed.get_submodule(sums.layer))
+        fitted, layer = fit(sums), compressed.get_submodule(sums.layer)
+        fitted.store(layer)
+        fitted_so_far.set_submodule(sums.layer, layer)
         errors.append(fitted.errors)
     log_errors(errors)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lpvit.moments.gram import gram
+
 SINGULAR = 1e-12  # least share of an input's squared sum that is not explained by earlier inputs
 SYSTEM_NUMBERS = 2**25  # of the systems that a GPU solves in one batch: 256 MiB in float64
 
@@ -44,7 +46,7 @@ class Moments:
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
         """Adds tokens: inputs (T, J) and targets (T, O), multiplied in their own precision."""
-        self.gram += inputs.T @ inputs
+        self.gram += gram(inputs)
         self.cross += inputs.T @ targets
         self.energy += targets.square().sum(dtype=torch.float64)
 

@@ -16,10 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lpvit.refitting.least_squares import Moments, SingularError
-from lpvit.refitting.truncation import Decomposition, LowRank, decompose, rounding_noise
+from lpvit.refitting.truncation import LowRank, decompose, lower_root, rounding_noise
 
 
 @dataclass(frozen=True)
@@ -79,59 +79,107 @@ def fit_reduced_rank(
     Raises:
         SingularError: A system is singular with every ridge.
     """
+    regression = Regression.of(fit, start, output_metric, bias)
     candidates = {}
     for ridge in ridges:
         with suppress(SingularError):  # too weak for single precision; a stronger one may do
-            candidates[ridge] = reduced_rank(fit, start, rank, output_metric, ridge, bias)
+            candidates[ridge] = regression.low_rank(rank, ridge)
     if not candidates:
         raise SingularError
-    errors = {ridge: _weighted_error(held_out, low.weight, output_metric) for ridge, low in candidates.items()}
+    errors = {ridge: _weighted_error(held_out, low, output_metric) for ridge, low in candidates.items()}
     best = min(errors, key=errors.__getitem__)
     before, after = (held_out.relative_error(candidates[ridge].weight) for ridge in (max(candidates), best))
-    return reduced_rank(fit + held_out, start, rank, output_metric, best, bias), before, after
+    return Regression.of(fit + held_out, start, output_metric, bias).low_rank(rank, best), before, after
 
 
-def reduced_rank(
-    moments: Moments, start: Tensor, rank: int, output_metric: Tensor, ridge: float, bias: bool = True
-) -> LowRank:
-    """The factors with the least error in a metric of the outputs, held by a ridge.
+@dataclass(frozen=True)
+class Regression:
+    """Regressions of one layer that differ in rank and ridge, and share the products that do not.
 
-    Args:
-        moments: Of inputs and targets.
-        start: W_0 with its bias, (O, J), float64.
-        rank: r.
-        output_metric: S, (O, O), positive definite.
-        ridge: lambda, as a share of the mean variance of an input.
-        bias: Whether the last input is the 1 of a bias.
-
-    Inputs that do not vary determine the bias alone; the weights are then those of ``start``, truncated.
-
-    Raises:
-        SingularError: The system is singular.
+    Attributes:
+        centred: Sums over the tokens.
+        start: W_0 without its bias, (O, I), float64.
+        output_metric: S, (O, O).
+        output_factor: P, by which the smaller side of the layer sees S: S itself for O >= I, else a root of S; (O, O).
+        cross_factor: X^T Y P, (I, O).
+        start_factor: W_0^T P, (I, O).
     """
-    in_features = start.shape[1] - bias
-    centred = _Centred.of(moments, in_features)
-    if centred.is_constant:
-        parts = decompose(start[:, :in_features], output_metric)
-        return _with_bias(parts, rank, centred)
-    strength = ridge * centred.covariance.diagonal().mean()
-    identity = torch.eye(in_features, dtype=start.dtype, device=start.device)
-    metric = centred.covariance + strength * identity
-    root, failed = torch.linalg.cholesky_ex(metric)
-    if failed:
-        raise SingularError
-    weight = torch.cholesky_solve(centred.cross + strength * start[:, :in_features].T, root).T
-    return _with_bias(decompose(weight, output_metric, metric), rank, centred)
+
+    centred: _Centred
+    start: Tensor
+    output_metric: Tensor
+    output_factor: Tensor
+    cross_factor: Tensor
+    start_factor: Tensor
+
+    @classmethod
+    def of(cls, moments: Moments, start: Tensor, output_metric: Tensor, bias: bool = True) -> "Regression":
+        """Prepares regressions.
+
+        Args:
+            moments: Of inputs and targets.
+            start: W_0 with its bias, (O, J), float64.
+            output_metric: S, (O, O), positive definite.
+            bias: Whether the last input is the 1 of a bias.
+
+        Raises:
+            SingularError: The metric has no root.
+        """
+        out_features, in_features = len(start), start.shape[1] - bias
+        centred, weight = _Centred.of(moments, in_features), start[:, :in_features]
+        factor = output_metric if out_features >= in_features else lower_root(output_metric)
+        return cls(centred, weight, output_metric, factor, centred.cross @ factor, weight.T @ factor)
+
+    def low_rank(self, rank: int, ridge: float) -> LowRank:
+        """The factors with the least error in the metric of the outputs, held by a ridge.
+
+        Inputs that do not vary determine the bias alone; the weights are then W_0, truncated.
+
+        Args:
+            rank: r.
+            ridge: lambda, as a share of the mean variance of an input.
+
+        Raises:
+            SingularError: The system is singular.
+        """
+        if self.centred.is_constant:
+            parts = decompose(self.start, self.output_metric)
+            return self._with_bias(parts.left[:, :rank], parts.right[:rank])
+        strength = ridge * self.centred.covariance.diagonal().mean()
+        root = lower_root(self.centred.covariance + strength * torch.eye(self.start.shape[1]).to(self.start))
+        seen = torch.linalg.solve_triangular(root, self.cross_factor + strength * self.start_factor, upper=False)
+        if self.output_factor is self.output_metric:
+            right = self.centred.cross + strength * self.start.T
+            solved = torch.linalg.solve_triangular(root, right, upper=False)
+            vectors = _leading(seen @ solved.T, rank)
+            expand = solved.T @ vectors
+        else:
+            vectors = _leading(seen.T @ seen, rank)
+            expand = torch.linalg.solve_triangular(self.output_factor.T, vectors, upper=True)
+            vectors = seen @ vectors
+        return self._with_bias(expand, torch.linalg.solve_triangular(root.T, vectors, upper=True).T)
+
+    def _with_bias(self, expand: Tensor, reduce: Tensor) -> LowRank:
+        """Factors with the bias that gives the mean target for the mean input."""
+        inputs, targets = self.centred.input_mean, self.centred.target_mean
+        if inputs is None or targets is None:
+            return LowRank(expand, reduce, None)
+        return LowRank(expand, reduce, targets - expand @ (reduce @ inputs))
 
 
-def _with_bias(parts: Decomposition, rank: int, centred: _Centred) -> LowRank:
-    """The first parts, with the bias that gives the mean target for the mean input."""
-    expand, reduce = parts.left[:, :rank], parts.right[:rank]
-    if centred.input_mean is None or centred.target_mean is None:
-        return LowRank(expand, reduce, None)
-    return LowRank(expand, reduce, centred.target_mean - expand @ (reduce @ centred.input_mean))
+def _leading(matrix: Tensor, rank: int) -> Tensor:
+    """Eigenvectors of the largest eigenvalues, as columns (n, r)."""
+    vectors: Tensor = torch.linalg.eigh(matrix).eigenvectors
+    return vectors[:, -rank:].flip(1)
 
 
-def _weighted_error(moments: Moments, weight: Tensor, output_metric: Tensor) -> float:
+def _weighted_error(moments: Moments, low: LowRank, output_metric: Tensor) -> float:
     """tr(S (Y - X W^T)^T (Y - X W^T)) but for the part that no weight changes."""
-    return float((output_metric * (weight @ moments.gram @ weight.T - 2 * weight @ moments.cross)).sum())
+    expand, reduce = low.expand, low.reduce
+    if low.bias is not None:
+        expand = torch.cat([expand, low.bias[:, None]], dim=1)
+        reduce = nn.functional.pad(reduce, (0, 1, 0, 1))
+        reduce[-1, -1] = 1.0
+    seen = output_metric @ expand
+    of_outputs, of_inputs = seen.T @ expand, reduce @ moments.gram @ reduce.T
+    return float((of_outputs * of_inputs).sum() - 2 * (seen.T * (reduce @ moments.cross)).sum())

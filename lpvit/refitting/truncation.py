@@ -81,7 +81,7 @@ def decompose(weight: Tensor, output_metric: Tensor | None = None, input_metric:
     if out_features < in_features:
         turned = decompose(weight.T, input_metric, output_metric)
         return Decomposition(turned.right.T, turned.left.T, turned.energy)
-    root = None if input_metric is None else _root(input_metric)
+    root = None if input_metric is None else lower_root(input_metric)
     tall = weight if root is None else weight @ root
     energy, vectors = torch.linalg.eigh(tall.T @ (tall if output_metric is None else output_metric @ tall))
     vectors = vectors.flip(1)
@@ -91,8 +91,12 @@ def decompose(weight: Tensor, output_metric: Tensor | None = None, input_metric:
     return Decomposition(tall @ vectors, right, energy.flip(0).clamp_min(0))
 
 
-def _root(metric: Tensor) -> Tensor:
-    """Lower triangular L with L L^T = metric."""
+def lower_root(metric: Tensor) -> Tensor:
+    """Lower triangular L with L L^T = metric.
+
+    Raises:
+        SingularError: There is none, to working precision.
+    """
     root, failed = torch.linalg.cholesky_ex(metric)
     if failed:
         raise SingularError

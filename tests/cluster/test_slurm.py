@@ -20,7 +20,16 @@ pytestmark = pytest.mark.slurm
 
 RECIPE = "results/digits/vit/c64/b8/half/short"
 TRAINED = f"{RECIPE}/finetuned.pt"
-FAST = ["--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "5"]
+# The executor waits 10 s longer after every status check that finds no job finished: 5, 15, 25 s.
+SNAKEMAKE = """
+import asyncio, sys
+from snakemake.cli import main
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+
+RemoteExecutor.sleep = lambda self: asyncio.sleep(2)
+main(sys.argv[1:])
+"""
+FAST = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,8 @@ def start(workflow: Workflow, slurm: Slurm, config: dict[str, Any], *arguments: 
     command, environment = workflow.command(config)
     at = command.index("--cores")
     command[at : at + 2] = ["--profile", "profiles/slurm", *FAST, *arguments]
+    at = command.index("-m")
+    command[at : at + 2] = ["-c", SNAKEMAKE]
     with (workflow.folder / "output.txt").open("w") as output:
         return subprocess.Popen(
             command, cwd=workflow.folder, env=environment | slurm.environment, stdout=output, stderr=output, text=True

@@ -46,6 +46,19 @@ def tokens(model: nn.Module, images: Tensor, layer: str) -> Iterator[tuple[Tenso
             yield inputs.double(), gradients.double()
 
 
+def test_large_batches_are_taken_in_parts_of_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = dense_model("vit").double(), photographs("vit", 7).double()
+    whole, sizes, forward = moments_of(model, images, 7), [], model.forward
+    monkeypatch.setattr(model, "forward", lambda given: sizes.append(len(given)) or forward(given))
+    numbers = sum((layer.in_features + layer.out_features) * layer.tokens for layer in matrix_layers(model))
+    sizes.clear()
+    monkeypatch.setattr("lpvit.moments.gradients.ACTIVATION_NUMBERS", 7 * numbers // 2)
+    for layer, found in moments_of(model, images, 7).items():
+        torch.testing.assert_close(found.input_covariance, whole[layer].input_covariance)
+        torch.testing.assert_close(found.output_sensitivity, whole[layer].output_sensitivity)
+    assert sizes[-3:] == [3, 3, 1]
+
+
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("kind", ["vit", "swin"])
 def test_moments_are_those_of_a_loop_over_tokens(kind: str, weighted: bool) -> None:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from lpvit.moments.parts import Parts
 from lpvit.refitting.least_squares import Moments, fit_rows
-from lpvit.refitting.reduced_rank import fit_reduced_rank, reduced_rank
-from lpvit.refitting.truncation import damped, decompose, truncated
+from lpvit.refitting.reduced_rank import Regression, fit_reduced_rank
+from lpvit.refitting.truncation import LowRank, damped, decompose, truncated
 
 SHAPES = [(9, 6), (6, 9), (7, 7)]
 
@@ -29,6 +29,12 @@ def moments_of(inputs: Tensor, targets: Tensor) -> Moments:
     moments = Moments.zeros(targets.new_zeros(targets.shape[1], inputs.shape[1]))
     moments.add(inputs, targets)
     return moments
+
+
+def reduced_rank(
+    moments: Moments, start: Tensor, rank: int, outputs: Tensor, ridge: float, bias: bool = True
+) -> LowRank:
+    return Regression.of(moments, start, outputs, bias).low_rank(rank, ridge)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -105,6 +111,20 @@ def test_it_has_less_error_than_truncating_the_ridge_solution_by_singular_values
 
     assert found.rank == rank
     assert error(found.weight) < error(torch.cat([cut, bias[:, None]], dim=1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rank", [1, 4, 6])
+def test_it_is_the_ridge_solution_truncated_in_both_metrics(shape: tuple[int, int], rank: int) -> None:
+    outputs, inputs = shape
+    given = torch.nn.functional.pad(normal(80, inputs) + 1, (0, 1), value=1.0)
+    moments, start, ridge = moments_of(given, normal(80, outputs, seed=1)), normal(outputs, inputs + 1, seed=2), 0.1
+    full = reduced_rank(moments, start, min(shape), metric(outputs, 3), ridge).weight[:, :inputs]
+    covariance = given[:, :inputs].T.cov(correction=0)
+    ridged = covariance + ridge * covariance.diagonal().mean() * torch.eye(inputs, dtype=torch.float64)
+    parts = decompose(full, metric(outputs, 3), ridged)
+    found = reduced_rank(moments, start, rank, metric(outputs, 3), ridge)
+    torch.testing.assert_close(found.expand @ found.reduce, parts.left[:, :rank] @ parts.right[:rank])
 
 
 def test_held_out_tokens_choose_the_ridge(case: tuple[Tensor, ...]) -> None:

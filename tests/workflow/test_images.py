@@ -47,9 +47,25 @@ def test_images_that_come_change_or_are_relabelled_list_their_dataset_again_and_
     assert lists(None) == set()
 
 
+PLUGIN = """
+from snakemake_interface_storage_plugins.storage_object import StorageObjectRead, StorageObjectWrite
+from snakemake_interface_storage_plugins.storage_provider import StorageProviderBase
+
+class StorageObject(StorageObjectRead, StorageObjectWrite):
+    pass
+
+class StorageProvider(StorageProviderBase):
+    default_max_requests_per_second = example_queries = rate_limiter_key = is_valid_query = use_rate_limiter = None
+"""
+
+
 def test_a_default_storage_provider_is_refused_in_one_line(workflow: Workflow) -> None:
-    run = workflow.run(TINY, "--dry-run", "--default-storage-provider", "fs")
-    assert run.code != 0
+    (package := workflow.folder / "snakemake_storage_plugin_toy").mkdir()  # none is installed
+    (package / "__init__.py").write_text(PLUGIN)
+    options = ["--default-storage-provider", "toy", "--default-storage-prefix", "toy://results"]
+    run = workflow.run(TINY, "--dry-run", *options)
+    assert run.code == 1
+    assert "--default-storage-provider: results must be in a folder of this machine; leave it out" in run.output
     assert "Traceback" not in run.output
 
 

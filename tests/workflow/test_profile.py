@@ -21,7 +21,8 @@ def submitted(workflow: Workflow, tiny_config: dict, change, monkeypatch: pytest
 
     def submit(command: str, *arguments: str) -> dict[str, str]:
         (stand_in := workflow.folder / "bin" / command).parent.mkdir()
-        stand_in.write_text('#!/bin/sh\necho "$@" >> submitted.txt\necho 1\n')
+        given = "tr '\\n' ' '" if command == "kubectl" else "true"  # a manifest, on standard input
+        stand_in.write_text(f'#!/bin/sh\necho "$@ $({given})" >> submitted.txt\necho 1\n')
         stand_in.chmod(0o755)
         run = workflow.run(config, "--jobs", "99", "--immediate-submit", "--notemp", *arguments)
         lines = (workflow.folder / "submitted.txt").read_text().splitlines()
@@ -76,6 +77,12 @@ def test_a_submit_command_gets_gpus_memory_and_time_of_every_rule(submitted) -> 
             "-n 2 -R span[hosts=1] rusage[mem=64000MB] -W 1440 -gpu num=4 /",
             "-n 2 -R span[hosts=1] rusage[mem=8000MB] -W 240 /",
         ),
+        (
+            "kubectl",
+            "profiles/kubernetes",
+            "limits: {cpu: 2, memory: 64000M, nvidia.com/gpu: 4}",
+            "limits: {cpu: 2, memory: 8000M, nvidia.com/gpu: 0}",
+        ),
     ],
 )
 @pytest.mark.thorough
@@ -86,6 +93,9 @@ def test_the_profile_of_a_scheduler_translates_what_every_rule_asks_for(
     assert lines.keys() > LONG
     assert train in lines["train_dense"]
     assert index in lines["index_images"]
+    if command == "kubectl":
+        assert "activeDeadlineSeconds: 86400 " in lines["train_dense"]
+        assert "activeDeadlineSeconds: 14400 " in lines["index_images"]
 
 
 @pytest.mark.thorough

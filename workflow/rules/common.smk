@@ -61,7 +61,10 @@ except LpvitError as error:
     raise WorkflowError(*str(error).splitlines()) from None
 
 if workflow.storage_settings.default_storage_provider is not None:  # records and settings lie beside the results
-    raise WorkflowError("--default-storage-provider: results must be in a folder of this machine; leave it out")
+    raise WorkflowError(
+        "--default-storage-provider: results must be in a folder of this machine; leave it out"
+        " (on Kubernetes: --profile profiles/kubernetes)"
+    )
 
 CACHED = workflow.workflow_settings.cache is not None  # --cache: expensive results are shared between folders
 NODES = settings.compute.nodes if isinstance(settings.compute.nodes, int) else 1  # of a training, from a scheduler

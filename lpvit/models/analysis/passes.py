@@ -330,3 +330,13 @@ def first_images(batches: Batches, count: int) -> list[tuple[Tensor, Tensor]]:
         if count <= 0:
             break
     return first
+
+
+def every_nth(batches: Batches, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every ``step``-th image with its label, in batches."""
+    seen = 0
+    for images, labels in batches:
+        chosen = slice(-seen % step, None, step)
+        seen += len(images)
+        if len(images[chosen]):
+            yield images[chosen], labels[chosen]

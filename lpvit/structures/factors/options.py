@@ -22,6 +22,7 @@ from lpvit.structures.factors.settings import Factors, Metric
 
 OUTPUT_DAMPING = 1e-2  # identity added to the metric of the outputs, as a share of its mean diagonal
 INPUT_DAMPING = 1e-4  # the same of the inputs
+CURVE_IMAGES = 256  # that curves are measured on at least, of all that the moments are of
 
 
 def parts_of_layers(model: nn.Module, moments: Mapping[str, LayerMoments], metric: Metric) -> dict[str, Parts]:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from lpvit.errors import LpvitError
 from lpvit.models.analysis.layers import LayerSpec, matrix_layers, prunable_layers
-from lpvit.models.analysis.passes import Batches
+from lpvit.models.analysis.passes import Batches, every_nth
 from lpvit.models.edits import record_edit
 from lpvit.moments.moments import LayerMoments
 from lpvit.store.artifacts import load
 from lpvit.structures.calibration import Statistics
 from lpvit.structures.factors.edit import LowRankLayers
 from lpvit.structures.factors.factorise import FactorFit, factor_fits, factorised
-from lpvit.structures.factors.options import options, parts_of_layers
+from lpvit.structures.factors.options import CURVE_IMAGES, options, parts_of_layers
 from lpvit.structures.factors.ranks import allocated_ranks, ladder, units_of
 from lpvit.structures.factors.settings import Factors
 from lpvit.structures.structure import Compressed, Options
@@ -82,8 +82,11 @@ class FactorStructure:
     ) -> Options:
         assert model is not None, "curves of factors are measured on images"
         assert images is not None, "curves of factors are measured on images"
-        parts = parts_of_layers(model, moments_of(statistics, device), self.settings.metric)
-        return Options(*options(model.to(device), images, self.layers(model), parts, self.settings, device))
+        moments = moments_of(statistics, device)
+        parts = parts_of_layers(model, moments, self.settings.metric)
+        counted = min(of_layer.images for of_layer in moments.values())
+        few = list(every_nth(images, max(1, counted // CURVE_IMAGES)))
+        return Options(*options(model.to(device), few, self.layers(model), parts, self.settings, device))
 
     def choose(self, blocks: pd.DataFrame, allocation: pd.DataFrame) -> dict[str, int]:
         return allocated_ranks(allocation, self.settings.rank_multiple)
