@@ -32,6 +32,8 @@ COLUMNS = {  # column -> what it is, shown when a pointer rests on its heading
     "parameters": "parameters that are stored: all but the pruned weights",
     "sparsity": "share of the weights of the prunable layers that is zero; factors have no zeros",
     "top-5": "share of the images whose class is among the five highest logits, with its 95 % interval (Wilson)",
+}
+WITHOUT_CLASSES = {  # likewise, where images have none
     "same class": "share of the images on which the highest logit is that of the class which the dense model gives",
     "cosine": "between the outputs of the model and of the dense one, the mean over the images",
     "linear probe": "share of the images of the probe that a linear classifier on the outputs gets right",
@@ -52,7 +54,7 @@ class Cell:
 
 def column_help(column: str) -> str:
     """What a column of `result_tables` is."""
-    return COLUMNS.get(column) or FASTER
+    return (COLUMNS | WITHOUT_CLASSES).get(column) or FASTER
 
 
 def result_tables(
