@@ -435,6 +435,15 @@ def test_swapped_arguments_and_numbers_that_cannot_be_are_told_in_one_line(
     assert told.count("\n") == 1
 
 
+def test_results_that_are_no_folder_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(TINY))
+    Path("results").touch()
+    assert main(["prune", "config.yaml"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("lpvit prune: results: cannot be written (File exists)")
+    assert told.count("\n") == 1
+
+
 def test_help_is_there_at_once_and_names_every_command() -> None:
     code = (
         "import sys; from lpvit.cli.main import main\n"
