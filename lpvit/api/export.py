@@ -14,6 +14,7 @@ from lpvit.errors import LpvitError
 from lpvit.export.description import metadata_of
 from lpvit.export.onnx import write_onnx
 from lpvit.export.openvino import converted
+from lpvit.export.settings import Export, ImageSize
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.sources.families import call_modules
 from lpvit.models.sources.timm import input_size
@@ -22,7 +23,13 @@ from lpvit.sparse.build import openvino_library
 from lpvit.store.artifacts import replace_atomically
 
 
-def export_onnx(pruned: Pruned, path: str | Path) -> None:
+def export_onnx(
+    pruned: Pruned,
+    path: str | Path,
+    *,
+    opset: int | None = None,
+    image_size: ImageSize = "fixed",
+) -> None:
     """Writes the model with its pruned weights as zeros, for any batch size.
 
     Layers in int8 remain in int8: their tokens are quantised at run time, in operators that onnxruntime computes in
@@ -33,13 +40,18 @@ def export_onnx(pruned: Pruned, path: str | Path) -> None:
     Args:
         pruned: From `lpvit.prune`, `lpvit.quantise` or `lpvit.load`.
         path: Target, ``.onnx``; weights included.
+        opset: Version of ONNX's operators; None is torch's choice.
+        image_size: ``dynamic`` leaves height and width free, for models that take several sizes, such as those of timm
+            with ``dynamic_img_size=True``, and DINOv2 and DINOv3 of transformers.
 
     Raises:
-        LpvitError: The packages that write ONNX are not installed.
+        LpvitError: The packages that write ONNX are not installed; this opset cannot be written; or the model takes
+            one size of images alone.
     """
     path, model = require_path(path), require_pruned(pruned).model
+    settings = Export(opset=opset, image_size=image_size)
     with replace_atomically(path) as partial:
-        write_onnx(model, partial)
+        write_onnx(model, partial, settings)
 
 
 def export_openvino(pruned: Pruned, path: str | Path, precision: str = "float32") -> None:

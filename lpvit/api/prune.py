@@ -17,7 +17,7 @@ from lpvit.allocation.latency import read_latency
 from lpvit.allocation.settings import LATENCY_BATCH_SIZE, Budget
 from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, UserBatches
-from lpvit.api.classes import classes_by
+from lpvit.api.classes import classes_by, require_classes_by
 from lpvit.api.outcome import outcome_measure
 from lpvit.api.pruned import Pruned
 from lpvit.bases.align import align
@@ -88,6 +88,8 @@ def prune(
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning, schemes)
     _require_energy(energy, budget)
+    if held_out is not None and isinstance(model, nn.Module):
+        require_classes_by(held_out, model)
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
         pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out, output)
         for scheme in schemes:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lpvit.api.arguments import require_count
 from lpvit.api.pruned import Pruned, require_pruned
@@ -57,7 +58,7 @@ def in_precision(model: nn.Module, precision: str) -> nn.Module:
     device = next(model.parameters()).device
     model = model.to(dtype := _dtype_of_others(precision, device))
     warn_if_slower(dtype, device, f"precision '{precision}'")
-    model.register_forward_pre_hook(_take_any_dtype)
+    model.register_forward_pre_hook(_take_any_dtype, with_kwargs=True)
     model.register_forward_hook(_give_float32)
     return model
 
@@ -71,10 +72,21 @@ def _dtype_of_others(precision: str, device: torch.device) -> torch.dtype:
     return torch.float32 if path.reason else torch.bfloat16
 
 
-def _take_any_dtype(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    images: Tensor = arguments[0]
-    return (images.to(next(model.parameters()).dtype), *arguments[1:])
+def _take_any_dtype(
+    model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    dtype = next(model.parameters()).dtype
+    return _cast(arguments, dtype), _cast(named, dtype)
 
 
-def _give_float32(model: nn.Module, arguments: tuple[Any, ...], logits: Tensor) -> Tensor:
-    return logits.float()
+def _give_float32(model: nn.Module, arguments: tuple[Any, ...], found: Any) -> Any:
+    return _cast(found, torch.float32)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """With floating tensors in a dtype, in whatever tuples, dicts or ``ModelOutput`` they are."""
+
+    def cast(part: Any) -> Any:
+        return part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part
+
+    return tree_map(cast, value)

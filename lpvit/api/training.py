@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lpvit.api.arguments import require_type
 from lpvit.api.batches import LabelledBatches, accepted_by
+from lpvit.api.classes import require_classes_by
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.data.loading import Loader
 from lpvit.data.transforms import undisturbed_generators
@@ -93,6 +94,8 @@ def evaluate(
             raise LpvitError("task: has no meaning with a reference, whose outputs are all that is compared; omit one")
         asked = Following(_module("reference", reference))
     asked.require(module)
+    if isinstance(asked, Classification):
+        require_classes_by(loader, module)
     batches = LabelledBatches(loader, weight.dtype, task=asked)
     with accepted_by(module, batches), accepted_by(reference or module, batches):
         return asked.evaluate(module, batches, weight.device)
@@ -163,6 +166,9 @@ def finetune(
     images = LabelledBatches(loader, dtype, recipe.batch_size)
     taught = None if teacher is None else _taught(teacher, images.first_images(), pruned.model)
     images.task = asked = _asked(pruned.model, recipe, taught, task)
+    if isinstance(asked, Classification):
+        require_classes_by(loader, pruned.model)
+        require_classes_by(validation, pruned.model)
     validated = LabelledBatches(validation, dtype, task=asked)
     chosen_by = None if held_out is None else LabelledBatches(held_out, dtype, task=asked)
     job = replace(_job(pruned, recipe, images, validated, chosen_by), teacher=taught, task=asked)

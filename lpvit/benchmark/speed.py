@@ -24,6 +24,7 @@ from lpvit.inference.choice import Choice
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.measure.power import measure_energy
 from lpvit.measure.timing import Interval, median_interval, time_in_turns
+from lpvit.models.outputs import read
 from lpvit.models.sources.timm import input_size
 from lpvit.precisions import PRECISIONS, dtype_of, name_of
 from lpvit.quantisation.layers import int8_layers
@@ -95,7 +96,7 @@ def benchmark(
         functions = build_configurations(setups, models, images)
         runs = rivals.runs(exported, batch_size, torch.get_num_threads())
         functions |= engine_configurations(runs, {name: export.model for name, export in exported.items()}, images)
-        new = (setup for setup in runs if "int8" in setup and setup not in accuracies)
+        new = (setup for setup in runs if "int8" in setup and setup not in accuracies and rivals.validation)
         accuracies |= {setup: rivals.accuracy(runs[setup]) for setup in new}
         times = time_in_turns(functions, device=device, seconds=settings.seconds)
         speed.append(_logged(speed_table(times, batch_size)))
@@ -124,13 +125,14 @@ def build_configurations(setups: Iterable[str], models: Models, images: Tensor) 
         model = models[name] if name == setup else torch.compile(models[name], dynamic=False)
         reference = models["dense" if name == "dense" else "masked"]
         try:
-            logits = model(images)
+            logits = read(models[name], model(images))
         except torch._dynamo.exc.TorchDynamoException as error:  # base class of torch.compile's errors
             reason = str(error).strip().partition("\n")[0]
             raise LpvitError(
                 f"benchmark.configurations: '{setup}' cannot be compiled here ({reason}); leave it out"
             ) from None
-        require_equal(setup, logits, reference(images), "int8" if int8_layers(reference) else name_of(logits.dtype))
+        expected = read(reference, reference(images))
+        require_equal(setup, logits, expected, "int8" if int8_layers(reference) else name_of(logits.dtype))
         functions[setup] = partial(model, images)
     return functions
 
@@ -150,7 +152,7 @@ def engine_configurations(runs: Mapping[str, Run], models: Models, images: Tenso
     for setup, run in runs.items():
         if "int8" not in setup:
             name, *_, precision = setup.split("_")
-            require_equal(setup, run(images), models[name](images), precision)
+            require_equal(setup, run(images), read(models[name], models[name](images)), precision)
     return {setup: partial(run, images) for setup, run in runs.items()}
 
 

@@ -93,8 +93,7 @@ def _of_pruned(pruned: Pruned, how: Bench) -> pd.DataFrame:
         energy_seconds=0.01,
     )
     images = torch.randn(CALIBRATION, *input_size(pruned.model), generator=torch.Generator().manual_seed(0))
-    labels = torch.zeros(CALIBRATION, dtype=torch.int64)
-    rivals = Rivals(how.engines, [image[None] for image in images], [(images, labels)])
+    rivals = Rivals(how.engines, [image[None] for image in images], [])
     dense = _dense_form(pruned)
     masks, shape = pruned.keep_masks, pruned.block_shape
     with _silent_energy():

@@ -32,7 +32,7 @@ def planned(configs: Sequence[Path]) -> Iterator[str]:
         experiment = settings.experiments[row["experiment"]]
         asked = ", ".join(f"{name} {target:g}" for name, target in settings.budgets[experiment.budget].stated.items())
         yield (
-            f"{row['experiment']}: {settings.models[experiment.model].name} on {row['classes']} classes of "
+            f"{row['experiment']}: {settings.models[experiment.model].name} on {told_classes(row['classes'])} of "
             f"'{experiment.dataset}'; {row['dense_macs'] / 1e6:,.1f} M multiply-adds per image, "
             f"of which {row['prunable_macs'] / row['dense_macs']:.0%} can be pruned; budget: {asked}"
         )
@@ -70,6 +70,11 @@ def look_at_images(settings: Config) -> tuple[dict[str, pd.DataFrame], list[str]
     if problems:
         raise LpvitError("\n".join(problems))
     return images, told
+
+
+def told_classes(count: int) -> str:
+    """``10 classes``, or what is there instead."""
+    return f"{count} classes" if count else "images without classes"
 
 
 def told_time(seconds: float) -> str:

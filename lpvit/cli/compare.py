@@ -21,6 +21,7 @@ from lpvit.data.listing import IMAGE_SUFFIXES
 from lpvit.data.transforms import create_transform
 from lpvit.errors import LpvitError, nearest
 from lpvit.export.description import Description
+from lpvit.models.heads import require_classifier
 from lpvit.progress import bar
 from lpvit.report.comparison import Comparison, changed, render, verdict
 from lpvit.store.artifacts import write_text
@@ -46,6 +47,9 @@ def compared(dense: Path, compressed: Path, folder: Path, output: Path, limit: i
     """
     opened = dict(zip(MODELS, map(open_model, (dense, compressed)), strict=True))
     paths = dict(zip(MODELS, (dense, compressed), strict=True))
+    for each in opened.values():
+        if each.model is not None:
+            require_classifier(each.model)
     described = {name: opened[name].require_description(path) for name, path in paths.items()}
     _require_same_classes(described, (dense, compressed))
     files, labels = labelled_images(folder, described["dense"])

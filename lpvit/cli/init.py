@@ -16,7 +16,7 @@ from PIL import Image
 
 from lpvit.cli.run import snakefile
 from lpvit.data.encoded import first_without_jpeg, is_a_file, name_of, read_encoded
-from lpvit.data.index import find_problem, list_images
+from lpvit.data.index import class_names, find_problem, list_images
 from lpvit.data.layouts import Found, recognise
 from lpvit.data.listing import IMAGE_SUFFIXES
 from lpvit.data.settings import ImageSet
@@ -42,7 +42,7 @@ class Images:
 
     Attributes:
         dataset: Where they are, as the config will say.
-        classes: Their number.
+        classes: Their number; 0 without classes.
         count: Images of the training and of the validation split.
         suffixes: Suffix -> number of images.
         jpeg: Whether all are JPEG files, as far as looked at.
@@ -95,19 +95,7 @@ def write_config(folder: Path, output: Path, model: str | None, epochs: int | No
     if model is not None:
         _require_model(model)
     images = survey(folder)
-    formats = ", ".join(f"{count} {suffix}" for suffix, count in images.suffixes.most_common())
-    dataset = images.dataset
-    kind = "" if dataset.source.name == "folder" else f", stored as '{dataset.source.name}'"
-    yield f"{dataset.root}: {images.classes} classes, {sum(images.count)} images ({formats}){kind}"
-    train, validation = images.count
-    if dataset.validation_share:
-        yield f"no validation split: {validation} images, {SHARE:.0%} of every class, for validation"
-    else:
-        yield f"{train} training images in '{dataset.train}', {validation} validation images in '{dataset.validation}'"
-    yield f"size: median {images.size[0]} x {images.size[1]} pixels"
-    if images.bad:
-        first = "; ".join(f"{file}: {problem}" for file, problem in list(images.bad.items())[:3])
-        yield f"{len(images.bad)} of {images.looked_at} inspected images cannot be read and will be skipped: {first}"
+    yield from _found(images)
     choice = choose(images, model, epochs)
     yield choice.why
     if epochs is None and not has_gpu():
@@ -117,21 +105,50 @@ def write_config(folder: Path, output: Path, model: str | None, epochs: int | No
     yield f"wrote {output}; next: lpvit check{argument}, then lpvit prune{argument}"
 
 
+def _found(images: Images) -> Iterator[str]:
+    """What is in the folder, line by line."""
+    formats = ", ".join(f"{count} {suffix}" for suffix, count in images.suffixes.most_common())
+    dataset = images.dataset
+    kind = "" if dataset.source.name in ("folder", "unlabelled") else f", stored as '{dataset.source.name}'"
+    yield f"{dataset.root}: {_classes(images)}, {sum(images.count)} images ({formats}){kind}"
+    train, validation = images.count
+    if dataset.validation_share:
+        of_which = " of every class" if images.classes else ""
+        yield f"no validation split: {validation} images, {SHARE:.0%}{of_which}, for validation"
+    else:
+        yield f"{train} training images in '{dataset.train}', {validation} validation images in '{dataset.validation}'"
+    yield f"size: median {images.size[0]} x {images.size[1]} pixels"
+    if images.bad:
+        first = "; ".join(f"{file}: {problem}" for file, problem in list(images.bad.items())[:3])
+        yield f"{len(images.bad)} of {images.looked_at} inspected images cannot be read and will be skipped: {first}"
+
+
+def _classes(images: Images) -> str:
+    return f"{images.classes} classes" if images.classes else "no classes"
+
+
+def _source_of(model: str) -> str:
+    """The key of the config that names a model."""
+    return "transformers" if Path(model, "config.json").is_file() else "timm"
+
+
 def _require_model(name: str) -> None:
     """Refuses a model that cannot be compressed, before any image is read.
 
     Raises:
-        LpvitError: timm does not know it, or it is no Vision Transformer.
+        LpvitError: Its source does not know it, or it is no Vision Transformer.
     """
     import torch  # takes seconds, so only where a model is named
 
     from lpvit.models.analysis.layers import matrix_layers, prunable_layers
-    from lpvit.models.sources.timm import create_model
+    from lpvit.models.settings import Model
+    from lpvit.models.sources.dense import configured_source
     from lpvit.structures.factors.settings import Factors
 
     try:
+        source = configured_source(Model.model_validate({_source_of(name): name}), 2)
         with torch.device("meta"):
-            prunable_layers(matrix_layers(create_model(name, 2)), Factors().layers)
+            prunable_layers(matrix_layers(source.build()), Factors().layers)
     except LpvitError as error:
         raise LpvitError(f"--model: {str(error).removeprefix('models: ').removeprefix('model: ')}") from None
 
@@ -148,13 +165,18 @@ def survey(folder: Path) -> Images:
     if found is None:
         raise LpvitError(
             f"{folder}: holds no folders of images; expected {folder}/<class>/*.jpg, or {folder}/train/<class>/*.jpg "
-            f"and {folder}/val/<class>/*.jpg, or shards or tables, {folder}/train-*.tar, .parquet or .csv"
+            f"and {folder}/val/<class>/*.jpg, or shards or tables, {folder}/train-*.tar, .parquet or .csv; or "
+            f"{folder}/*.jpg, images without classes"
         )
     dataset = _image_set(found)
     table = list_images(dataset)
-    if table["label"].nunique() < 2:
+    names = class_names(table)
+    if len(names) == 1:
         place = found.root / found.train
-        raise LpvitError(f"{place}: holds one class, '{table['class_name'].iloc[0]}'; a classifier needs two")
+        raise LpvitError(
+            f"{place}: holds one class, '{names[0]}'; a classifier needs two, and images without classes lie in the "
+            "folder itself"
+        )
     paths = table["path"].sample(min(len(table), LOOKED_AT), random_state=0)
     bad = {path: problem for path in paths if (problem := find_problem(found.root / path))}
     if len(bad) == len(paths):
@@ -164,14 +186,14 @@ def survey(folder: Path) -> Images:
     counts = table["split"].value_counts()
     return Images(
         dataset,
-        table["label"].nunique(),
+        len(names),
         (int(counts["train"]), int(counts["validation"])),
         Counter(map(_suffix, table["path"])),
         first_without_jpeg(found.root, table["path"].tolist()) is None,
         (int(median(width for width, _ in sizes)), int(median(height for _, height in sizes))),
         len(paths),
         bad,
-        table["label"].nunique() == 1000 and bool(table["class_name"].str.fullmatch(r"n\d{8}").all()),
+        len(names) == 1000 and bool(table["class_name"].str.fullmatch(r"n\d{8}").all()),
     )
 
 
@@ -202,19 +224,24 @@ def choose(images: Images, model: str | None, epochs: int | None) -> Choice:
         loader = "timm"
     train, side, gpu = max(1, images.count[0] - len(images.bad)), min(images.size), has_gpu()
     batch_size = max(1, min(64, train // 4))
+    if model is None and not images.classes:
+        raise LpvitError(f"{images.dataset.root}: has no classes to train a model on; name one by --model")
     if model is None and side > SMALL and _has_weights(PRETRAINED[gpu]):
         model = PRETRAINED[gpu]
-    if model is not None and images.imagenet:
-        lines = f"    timm: {model}\n    weights: pretrained"
+    source = _source_of(model or "")
+    lines = f"    {source}: {model}\n    weights: pretrained"
+    if model is not None and not images.classes:
+        why = f"{model} with its own weights, whose outputs are kept"
+    elif model is not None and images.imagenet and source == "timm":
         why = f"{model} with timm's weights, which know these classes"
     elif model is not None:
-        lines = f"    timm: {model}\n    weights: pretrained\n{_TRAINED}"
-        why = f"{model} with timm's weights, trained further on these classes"
+        lines, why = f"{lines}\n{_TRAINED}", f"{model} with its own weights, trained further on these classes"
     else:
         lines, why = _small_model(side, PRETRAINED[gpu])
     first = epochs or max(4 - 2 * bool(model), min(100, round(PASSES[gpu][bool(model)] / train)))
     calibration = min(train, 128 if model and not gpu else 512)
-    return Choice(loader, lines, f"model: {why}", (first, max(1, first // 3)), calibration, batch_size)
+    short = max(1, first // 3) if images.classes else first
+    return Choice(loader, lines, f"model: {why}", (first, short), calibration, batch_size)
 
 
 def _small_model(side: int, pretrained: str) -> tuple[str, str]:
@@ -256,22 +283,34 @@ def _config(images: Images, choice: Choice) -> str:
     skip = {"on_bad_image": "skip"} if images.bad else {}
     shown = {key: value for key, value in (source | given | skip).items() if (key, value) not in DEFAULTS}
     lines = "\n".join(f"    {key}: {_plain(value)}" for key, value in shown.items())
-    dense, short = choice.epochs
+    lines += (
+        "" if images.classes else "\n    # probe: NAME  # of a dataset with classes, which the outputs then classify"
+    )
     return _TEMPLATE.format(
         schema=snakefile().parent / "config/schema.json",
         root=dataset.root,
-        found=f"{images.classes} classes, {images.count[0]} training and {images.count[1]} validation images",
+        found=f"{_classes(images)}, {images.count[0]} training and {images.count[1]} validation images",
         name=name,
         dataset=lines,
         loader=choice.loader,
         model=choice.model,
         calibration=choice.calibration,
-        dense=dense,
-        short=short,
-        batch=choice.batch_size,
-        rate="1.0e-4" if "pretrained" in choice.model else "1.0e-3",
-        warmup=min(1, dense // 3),
-        more="" if "pretrained" in choice.model else ", crop_scale: [0.6, 1.0]",
+        recipes=_recipes(choice, trains="recipe:" in choice.model, labelled=bool(images.classes)),
+    )
+
+
+def _recipes(choice: Choice, trains: bool, labelled: bool) -> str:
+    """The recipes: of the dense model, if it is trained, and after pruning."""
+    dense, short = choice.epochs
+    pretrained, warmup = "pretrained" in choice.model, min(1, dense // 3)
+    settings = f"batch_size: {choice.batch_size}, learning_rate"
+    more = "" if pretrained else ", crop_scale: [0.6, 1.0]"
+    rate = "1.0e-4" if pretrained else "1.0e-3"
+    first = f"  dense: {{epochs: {dense}, {settings}: {rate}, warmup_epochs: {warmup}{more}}}\n" if trains else ""
+    distillation, how = ("soft", "distilled from") if labelled else ("features", "follows the outputs of")
+    return (
+        f"{first}  short:  # after pruning, {how} the dense model; `recipe: null` in an experiment skips it\n"
+        f"    {{epochs: {short}, {settings}: 1.0e-4, distillation: {distillation}, teacher: dense}}"
     )
 
 
@@ -307,9 +346,7 @@ budgets:  # share of the multiply-adds to keep, the remaining weights refitted; 
   third: {{macs: 0.35, reconstruction: least_squares}}
 
 recipes:  # more epochs give better models and take longer
-  dense: {{epochs: {dense}, batch_size: {batch}, learning_rate: {rate}, warmup_epochs: {warmup}{more}}}
-  short:  # after pruning, distilled from the dense model; `recipe: null` in an experiment skips it
-    {{epochs: {short}, batch_size: {batch}, learning_rate: 1.0e-4, distillation: soft, teacher: dense}}
+{recipes}
 
 experiments:  # one name from each section; shared stages run once
   half: {{dataset: {name}, model: vit, calibration: few, pruning: factors, budget: half, recipe: short}}

@@ -77,10 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_config_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     init = _command(commands, "init", _init, "inspect a folder of images and write a config for it")
-    init.add_argument("folder", type=Path, help="folder of images: <class>/*.jpg, or train/<class>/ and val/<class>/")
+    init.add_argument(
+        "folder", type=Path, help="folder of images: <class>/*.jpg, or train/<class>/ and val/<class>/, or *.jpg"
+    )
     init.add_argument("--output", type=Path, default=Path(CONFIG), help="the config to write (default: %(default)s)")
     init.add_argument("--force", action="store_true", help="overwrite an existing config")
-    init.add_argument("--model", help="timm model (default: by image size)")
+    init.add_argument("--model", help="timm model, or folder of transformers (default: by image size)")
     init.add_argument("--epochs", type=int, help="epochs of the dense model's training (default: by data and machine)")
 
     check = _command(commands, "check", _check, "print what a config will prune, or all its errors")
@@ -127,6 +129,9 @@ def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     compare.add_argument("--limit", type=int, default=2000, help="most images, spread evenly (default: %(default)s)")
     export.add_argument("target", type=Path, help=f"file to write: {kinds}")
     export.add_argument("--precision", choices=SPARSE, help="of the products in OpenVINO (default: float32)")
+    export.add_argument("--opset", type=int, help="version of the operators of ONNX (default: torch's choice)")
+    sizes = "of ONNX; dynamic: any that the model takes (default: fixed)"
+    export.add_argument("--image-size", choices=("fixed", "dynamic"), help=sizes)
 
 
 def _command(
@@ -208,7 +213,7 @@ def _bench(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from lpvit.cli.models import export
 
-    for line in export(options.file, options.target, options.precision):
+    for line in export(options.file, options.target, options.precision, options.opset, options.image_size):
         print(line)
 
 

@@ -13,6 +13,7 @@ from lpvit.api.pruned import Pruned
 from lpvit.cli.opened import open_model
 from lpvit.errors import LpvitError, some_of
 from lpvit.export.description import Description
+from lpvit.export.settings import ImageSize
 from lpvit.models.architecture import Architecture, load_model
 from lpvit.sparse.build import build_obstacle
 from lpvit.store.artifacts import header
@@ -119,26 +120,38 @@ def _described_architecture(architecture: Architecture) -> str:
     return f"model: {architecture.source}, {architecture.source.num_classes} classes{names}{edits}"
 
 
-def export(path: Path, target: Path, precision: str | None = None) -> Iterator[str]:
+def export(
+    path: Path,
+    target: Path,
+    precision: str | None = None,
+    opset: int | None = None,
+    image_size: ImageSize | None = None,
+) -> Iterator[str]:
     """Writes a pruned model as a file for `lpvit.load`, as ONNX or for OpenVINO, by suffix; says how to use it.
 
     Args:
         path: Of the model.
         target: File to write.
         precision: Of the products in OpenVINO; float32 by default.
+        opset: Of ONNX, as for `lpvit.export_onnx`.
+        image_size: Likewise.
 
     Raises:
-        LpvitError: It is not a pruned model, the suffix is unknown or takes no precision, or a package is missing.
+        LpvitError: It is not a pruned model, the suffix is unknown or takes no such option, or a package is missing.
     """
     of_openvino = partial(export_openvino, precision=precision or "float32")
+    of_onnx = partial(export_onnx, opset=opset, image_size=image_size or "fixed")
     writers: dict[str, Callable[[Pruned, Path], None]]
-    writers = {".safetensors": save, ".onnx": export_onnx, ".xml": of_openvino}
+    writers = {".safetensors": save, ".onnx": of_onnx, ".xml": of_openvino}
     if target.suffix not in writers:
         raise LpvitError(f"{target}: found suffix '{target.suffix}', expected one of {', '.join(writers)}")
     if target.is_dir():
         raise LpvitError(f"{target}: is a folder, expected a file to write")
     if precision is not None and target.suffix != ".xml":
         raise LpvitError(f"{target}: --precision is for .xml files only; this one keeps that of the model")
+    for option, value in (("--opset", opset), ("--image-size", image_size)):
+        if value is not None and target.suffix != ".onnx":
+            raise LpvitError(f"{target}: {option} is for .onnx files only; leave it out")
     pruned = read_pruned(path)
     writers[target.suffix](pruned, target)
     yield from _exported(pruned, target, path)

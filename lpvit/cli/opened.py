@@ -20,6 +20,7 @@ from lpvit.benchmark.engines import openvino_options
 from lpvit.errors import LpvitError, one_line
 from lpvit.export.description import KEY, Description
 from lpvit.models.architecture import load_model
+from lpvit.models.outputs import read
 from lpvit.store.artifacts import header
 
 SUFFIXES = (".safetensors", ".pt", ".onnx", ".xml")
@@ -98,8 +99,7 @@ def _in_torch(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = model(images.to(dtype))
-        return logits.float()
+            return read(model, model(images.to(dtype))).float()
 
     return run
 

@@ -17,6 +17,7 @@ from lpvit.config.old_keys import upgraded
 from lpvit.costs.settings import Energy
 from lpvit.data.settings import Calibration, Dataset
 from lpvit.errors import LpvitError, nearest
+from lpvit.export.settings import Export
 from lpvit.mistakes import mistakes
 from lpvit.models.settings import Model
 from lpvit.quantisation.settings import Quantisation
@@ -70,6 +71,7 @@ class Config(Section):
     compute: Compute = Field(Compute(), description="device, threads, processes")
     energy: Energy = Field(Energy(), description="constants of the energy model")
     benchmark: Benchmark = Field(Benchmark(), description="how speed and energy are measured")
+    export: Export = Field(Export(), description="how the rule `export` writes ONNX files")
     datasets: dict[Name, Dataset] = Field(description="images")
     models: dict[Name, Model] = Field(description="dense models")
     calibrations: dict[Name, Calibration] = Field(description="calibration sets")
@@ -127,6 +129,33 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _images_without_classes_are_followed(self) -> "Config":
+        for key, experiment in self.experiments.items():
+            dataset, model = self.datasets[experiment.dataset], self.models[experiment.model]
+            if dataset.source.labelled and model.num_classes is not None:
+                raise ValueError(
+                    f"models.{experiment.model}.num_classes: '{experiment.dataset}' has classes; leave it out"
+                )
+            if dataset.source.labelled:
+                continue
+            place = f"experiments.{key}.dataset: '{experiment.dataset}' has no classes"
+            for recipe in filter(None, (model.recipe, experiment.recipe)):
+                if self.recipes[recipe].distillation != "features":
+                    raise ValueError(f"{place}; give recipe '{recipe}' a teacher and 'distillation: features'")
+            if self.budgets[experiment.budget].points_lost is not None:
+                raise ValueError(f"{place}, which 'points_lost' counts; give budget '{experiment.budget}' others")
+            if experiment.published is not None:
+                raise ValueError(f"{place}, and a published row has an accuracy; leave 'published' out")
+        return self
+
+    @model_validator(mode="after")
+    def _probes_have_classes(self) -> "Config":
+        for key, dataset in self.datasets.items():
+            if dataset.probe is not None and not self.datasets[dataset.probe].source.labelled:
+                raise ValueError(f"datasets.{key}.probe: '{dataset.probe}' has no classes; name a dataset with some")
+        return self
+
+    @model_validator(mode="after")
     def _schemes_work_together(self) -> "Config":
         for key, experiment in self.experiments.items():
             try:
@@ -136,6 +165,9 @@ class Config(Section):
         return self
 
     def _references(self) -> Iterator[tuple[str, str, str]]:
+        for key, dataset in self.datasets.items():
+            if dataset.probe is not None:
+                yield f"datasets.{key}.probe", "datasets", dataset.probe
         for key, model in self.models.items():
             if model.recipe is not None:
                 yield f"models.{key}.recipe", "recipes", model.recipe

@@ -83,7 +83,8 @@ def require_same_order(known: Sequence[str], found: Sequence[str], whose: str) -
     if len(known) != len(found):
         raise LpvitError(f"{whose}: knows {len(known)} classes, the dataset has {len(found)}")
     label, mine, theirs = next((n, a, b) for n, (a, b) in enumerate(zip(known, found, strict=True)) if a != b)
-    remedy = "correct 'class_order'" if set(known) == set(found) else "it was trained on others"
+    reordered = "correct 'class_order', or the order of your own dataset"
+    remedy = reordered if set(known) == set(found) else "it was trained on others"
     raise LpvitError(f"{whose}: label {label} is '{mine}', in the dataset '{theirs}'; {remedy}")
 
 

@@ -119,7 +119,8 @@ def part_for_validation(paths: Sequence[str], share: float, name: str) -> set[st
         LpvitError: There is only one image.
     """
     if len(paths) < 2:
-        raise LpvitError(f"class '{name}' has one image, which cannot both train and validate; add images or remove it")
+        owner = f"class '{name}'" if name else "the dataset"
+        raise LpvitError(f"{owner} has one image, which cannot both train and validate; add images or remove it")
     count = min(max(1, round(share * len(paths))), len(paths) - 1)
     return set(sorted(paths, key=lambda path: (hashlib.sha256(name_of(path).encode()).digest(), path))[:count])
 
@@ -139,12 +140,12 @@ def usable_images(images: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def class_names(images: pd.DataFrame) -> list[str]:
-    """The names of all classes, by label.
+    """The names of all classes, by label; none of images without classes.
 
     Args:
         images: Schema ``IMAGES``.
     """
-    return [str(name) for name in images.drop_duplicates("label").sort_values("label")["class_name"]]
+    return [str(name) for name in images.drop_duplicates("label").sort_values("label")["class_name"] if name]
 
 
 def count_skipped(images: pd.DataFrame, split: str) -> int:

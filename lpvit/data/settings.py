@@ -14,7 +14,7 @@ LOADERS = "lpvit.data.loaders"
 
 
 class ImageSet(Section):
-    """Where labelled images are, their splits and their classes."""
+    """Where images are, their splits and their classes, if they have some."""
 
     source: Annotated[Layout, Layout.registry] = Field(
         "folder", validate_default=True, description="how the images are stored"
@@ -50,6 +50,8 @@ class ImageSet(Section):
         if self.source.name == "digits":
             fixed = ("train", "validation", "validation_share", "on_bad_image")
             self.without(*fixed, because="source 'digits' has its own splits of good images")
+        if not self.source.labelled:
+            self.without("class_order", because=f"source '{self.source.name}' has no classes")
         if self.validation_share:
             self.without("validation", because="'validation_share' of 'train' is used instead")
         return self
@@ -69,11 +71,23 @@ class ImageSet(Section):
 
 
 class Dataset(ImageSet):
-    """Labelled images with a training and a validation split, and how they are loaded."""
+    """Images with a training and a validation split, and how they are loaded."""
 
     loader: Annotated[str, NameIn(LOADERS)] = Field(
         "dali", description="`dali`: JPEG files; `memory`: small sets, decoded once; `timm`: all formats Pillow reads"
     )
+
+    probe: str | None = Field(
+        None,
+        description="of images without classes: name in `datasets` of some with classes, which the outputs of every "
+        "model also classify, by nearest neighbours and a linear classifier",
+    )
+
+    @model_validator(mode="after")
+    def _probes_where_there_are_no_classes(self) -> "Dataset":
+        if self.source.labelled:
+            self.without("probe", because="is for images without classes, 'source: unlabelled'")
+        return self
 
     @model_validator(mode="after")
     def _digits_are_in_memory(self) -> "Dataset":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lpvit.models.outputs import with_tensor_output
 from lpvit.sparse.int8 import QuantisedLayer
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import FusedOperations, SparseLayer
@@ -41,9 +42,10 @@ def converted(model: nn.Module, input_size: tuple[int, ...], library: Path) -> A
     for layer in model.modules():
         if isinstance(layer, BlockSparseLinear):  # OpenVINO copies other layouts, and loses the copies in bfloat16
             layer.values = layer.values.contiguous()
+    images = torch.zeros(2, *input_size)
     program = torch.export.export(
-        model.eval(),
-        (torch.zeros(2, *input_size),),
+        with_tensor_output(model, images),
+        (images,),
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
     factory = NodeFactory()

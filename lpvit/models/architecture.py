@@ -23,6 +23,7 @@ from lpvit.models.sources.checkpoints import require_same_architecture
 from lpvit.models.sources.given import Given
 from lpvit.models.sources.source import AnySource, Source, source_class
 from lpvit.models.sources.timm import Timm
+from lpvit.models.sources.transformers import label_names
 from lpvit.moved import forwards
 from lpvit.settings import Section
 from lpvit.store.artifacts import load, save
@@ -134,11 +135,7 @@ def record_classes(model: nn.Module, classes: Sequence[str]) -> None:
 
 
 def _named_by_transformers(model: nn.Module) -> tuple[str, ...]:
-    found = getattr(getattr(model, "config", None), "id2label", None)
-    if not isinstance(found, dict) or "Classification" not in type(model).__name__:
-        return ()
-    names = tuple(str(found[place]) for place in sorted(found))
-    return () if names == tuple(f"LABEL_{place}" for place in range(len(names))) else names
+    return label_names(getattr(model, "config", None)) if "Classification" in type(model).__name__ else ()
 
 
 def outline(architecture: Architecture, state: Mapping[str, Tensor], given: nn.Module | None = None) -> nn.Module:

@@ -70,6 +70,27 @@ def read(model: nn.Module, found: Any) -> Tensor:
     return reading_of(model)(found)
 
 
+class _TensorOutput(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return read(self.model, self.model(images))
+
+
+@torch.no_grad()
+def with_tensor_output(model: nn.Module, images: Tensor) -> nn.Module:
+    """A model in evaluation mode that returns a tensor (N, K), for engines: itself if it does, else a wrapper.
+
+    Args:
+        model: Any.
+        images: Some that it takes.
+    """
+    model.eval()
+    return model if isinstance(model(images), Tensor) else _TensorOutput(model).eval()
+
+
 def reading_of(model: nn.Module) -> Reading:
     """How the output of a model is read: as `set_output` said, or by default."""
     return getattr(model, "lpvit_reading", None) or Reading()

@@ -15,6 +15,7 @@ from lpvit.models.analysis.trace import quiet, random_images
 from lpvit.models.architecture import found_source
 from lpvit.models.outputs import Output, read, set_output
 from lpvit.models.sources.families import call_modules
+from lpvit.models.sources.source import Source
 from lpvit.models.unpacking.edit import unpack
 
 _logger = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ def prepared(model: nn.Module, images: Tensor, output: Output | None = None) -> 
     """
     copy = plain_copy(model)
     adopt_input_size(copy, images)
-    copy.lpvit_source = getattr(copy, "lpvit_source", None) or found_source(copy)  # type: ignore[assignment]
+    source: Source = getattr(copy, "lpvit_source", None) or found_source(copy)
+    copy.lpvit_source = source  # type: ignore[assignment]
+    copy.pretrained_cfg = {**source.preprocessing_of(copy), **source.data_config, **copy.pretrained_cfg}  # type: ignore[assignment, dict-item]
     unpack(copy, images)
     set_output(copy, images, output)
     return copy

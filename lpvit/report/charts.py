@@ -1,11 +1,13 @@
 """Data of the page's chart: every model with its costs and style. Frames in, JSON out."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
 from lpvit.report.formats import STAGES, human, interval, joules
+from lpvit.report.measures import MEASURES, with_measure
 from lpvit.report.style import DENSE_LOOK, looks
 from lpvit.report.tables.speed import placed
 
@@ -32,8 +34,10 @@ def chart_data(summary: pd.DataFrame, speed: pd.DataFrame, series: Mapping[str, 
 
     Returns:
         ``axes`` and ``stages``, key -> label; ``looks``, series -> colour and symbol; ``datasets``, name -> models,
-        each with its names, top-1 with interval and a position on every axis with a value.
+        each with its names, top-1 with interval and a position on every axis with a value; ``measures``, dataset ->
+        what top-1 stands for.
     """
+    summary, speed = with_measure(summary), with_measure(speed) if len(speed) else speed
     axes = dict(COSTS)
     measured: dict[tuple[str, str, str], dict[str, Place]] = {}
     for (dataset, model, experiment), key, label, place in _measured(speed) if len(speed) else ():
@@ -62,6 +66,7 @@ def chart_data(summary: pd.DataFrame, speed: pd.DataFrame, series: Mapping[str, 
         "stages": {"final": "final", **{stage: STAGES.get(stage, stage) for stage in stages}},
         "looks": {name: {"color": look.color, "symbol": SYMBOLS[look.marker]} for name, look in every.items()},
         "datasets": datasets,
+        "measures": {name: MEASURES[of["measure"].iloc[0]].title for name, of in summary.groupby("dataset")},
     }
 
 
@@ -82,8 +87,14 @@ def _measured(speed: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], str, 
 
 
 def _accuracy(row: Mapping[Any, Any]) -> dict[str, Any]:
-    low, high = row["top1_low"], row["top1_high"]
-    return {"top1": row["top1"], "low": low, "high": high, "told": f"{row['top1']:.2f} % ({interval(low, high)})"}
+    top1, low, high = row["top1"], row["top1_low"], row["top1_high"]
+    told = f"{top1:.2f} % ({interval(low, high)})".removesuffix(" ()")
+    return {
+        "top1": top1,
+        "low": top1 if math.isnan(low) else low,
+        "high": top1 if math.isnan(high) else high,
+        "told": told,
+    }
 
 
 def _names(row: Mapping[Any, Any]) -> tuple[str, str, str]:

@@ -1,5 +1,6 @@
 """Names and numbers for tables."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -24,7 +25,8 @@ BUDGETS = {
 
 
 def interval(low: float, high: float) -> str:
-    return f"{low:.1f} to {high:.1f}"
+    """Empty where there is none."""
+    return "" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
 
 
 def human(quantity: float) -> str:

@@ -23,6 +23,10 @@ ACCURACY = (
     "Accuracies are top-1 on the validation split, with 95 % Wilson intervals; multiply-accumulates are those of "
     "linear layers and convolutions per image."
 )
+AGREEMENT = (
+    "The images have no classes: models are compared by the agreement of their outputs with the dense model's on the "
+    "validation split; multiply-accumulates are those of linear layers and convolutions per image."
+)
 
 
 def methods(
@@ -46,16 +50,17 @@ def methods(
         quantisation: Of the compressed model.
     """
     (calibration, pruning, budget), (dense, tuned) = compression, recipes
+    labelled = dataset[1].source.labelled
     sentences = [
         f"{name}: the dense model is {model.source}'s {model.name}{_options(model.options)}, "
         f"{_weights(model, dense)}, on {_dataset(*dataset)}.",
         f"{_structure(pruning)} {_budget(budget)}, measured on {calibration.images} training images "
-        f"(class-balanced, seed {calibration.seed}).",
+        f"({'class-balanced, ' * labelled}seed {calibration.seed}).",
         _refit(budget),
         f"Besides, {', '.join(schemes)} reduces the tokens or the attention." if schemes else "",
         f"The compressed model was then fine-tuned {_training(tuned)}." if tuned else "It was not fine-tuned.",
         f"At last it was quantised to {quantisation.precision}." if quantisation else "",
-        ACCURACY,
+        ACCURACY if labelled else AGREEMENT,
     ]
     return " ".join(filter(None, sentences))
 
@@ -92,7 +97,8 @@ def _training(recipe: Recipe) -> str:
 
 def _dataset(name: str, dataset: Dataset) -> str:
     if dataset.validation_share:
-        return f"{name}, {100 * dataset.validation_share:g} % of every class held out for validation"
+        whose = "every class" if dataset.source.labelled else "the images"
+        return f"{name}, {100 * dataset.validation_share:g} % of {whose} held out for validation"
     return f"{name}, with its own validation split"
 
 

@@ -19,6 +19,7 @@ from lpvit.report.formats import human, joules
 from lpvit.report.results import Cell, column_help, kept_by_layer, result_tables, structure_cell
 from lpvit.report.tables.speed import speed_parts
 
+NO_CLASSES = -1.0  # accuracy of what has none: unlike a missing value, it equals itself
 TEMPLATE = Path(__file__).parent / "template"
 
 
@@ -99,9 +100,11 @@ def up_to_date(speed: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame
     Speed is measured on request, so it may belong to a model before the last change of the config.
     """
     same = ["dataset", "model", "stage", "model_top1", "energy"]
-    of_models = summary.rename(columns={"top1": "model_top1"})
+    of_models = summary.rename(columns={"top1": "model_top1"}).fillna({"model_top1": NO_CLASSES})
     known = {tuple(row) for row in of_models[[*same, "experiment"]].itertuples(index=False)}
-    named = speed.assign(experiment=speed["experiment"].where(speed["stage"] != DENSE, ""))
+    named = speed.fillna({"model_top1": NO_CLASSES}).assign(
+        experiment=speed["experiment"].where(speed["stage"] != DENSE, "")
+    )
     fits = pd.Series(
         [tuple(row) in known for row in named[[*same, "experiment"]].itertuples(index=False)], speed.index, bool
     )

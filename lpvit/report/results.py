@@ -10,6 +10,7 @@ import pandas as pd
 from lpvit.measure.intervals import wilson
 from lpvit.report.formats import STAGES, human, interval, joules
 from lpvit.report.layers import kept_units
+from lpvit.report.measures import MEASURES, with_measure
 from lpvit.report.tables.summary import difference
 
 DENSE = "dense"
@@ -32,6 +33,13 @@ COLUMNS = {  # column -> what it is, shown when a pointer rests on its heading
     "sparsity": "share of the weights of the prunable layers that is zero; factors have no zeros",
     "top-5": "share of the images whose class is among the five highest logits, with its 95 % interval (Wilson)",
 }
+WITHOUT_CLASSES = {  # likewise, where images have none
+    "same class": "share of the images on which the highest logit is that of the class which the dense model gives",
+    "cosine": "between the outputs of the model and of the dense one, the mean over the images",
+    "linear probe": "share of the images of the probe that a linear classifier on the outputs gets right",
+    "neighbours": "share of them that their nearest neighbours by the outputs get right",
+    "relative error": "squared distance of the outputs from the dense model's, over the squared norm of these",
+}
 FASTER = "time of the fastest dense setup over that of this model's fastest, with the 95 % interval of the median"
 
 
@@ -46,7 +54,7 @@ class Cell:
 
 def column_help(column: str) -> str:
     """What a column of `result_tables` is."""
-    return COLUMNS.get(column) or FASTER
+    return (COLUMNS | WITHOUT_CLASSES).get(column) or FASTER
 
 
 def result_tables(
@@ -60,7 +68,7 @@ def result_tables(
         structures: Experiment -> cell of its structure, from `structure_cell`.
         chance: Dataset -> top-1 in % of always guessing its most frequent class.
     """
-    for (dataset, model), of_model in summary.groupby(["dataset", "model"], sort=False):
+    for (dataset, model), of_model in with_measure(summary).groupby(["dataset", "model"], sort=False):
         dense = of_model[of_model["stage"] == DENSE].iloc[0]
         by_experiment = of_model[of_model["stage"] != DENSE].groupby("experiment", sort=False)
         final = by_experiment.tail(1).set_index("experiment")
@@ -72,16 +80,19 @@ def result_tables(
             before = pruned.loc[name] if row["stage"] != "pruned" else None
             cells = _cells(row, dense, before, structures.get(name, Cell(DASH, "")), _speed_ups(timed, name))
             rows.append({"experiment": name, "stage": STAGES.get(row["stage"], row["stage"]), "cells": cells})
-        guess = chance.get(str(dataset), 0.0)
+        guess, measure = chance.get(str(dataset), 0.0), MEASURES[dense["measure"]]
+        compares_outputs = dense["measure"] in ("same_class", "cosine")
+        said = nearest(final, measure.heading) if compares_outputs else verdict(final, dense, guess)
         yield {
             "dataset": dataset,
             "model": model,
             "columns": list(cells),
             "rows": rows,
+            "measure": measure.heading,
             "best": set(final.index[best(final, guess)]),
-            "images": int(dense["images"]),
+            "images": int(dense[measure.images or "images"]),
             "skipped": int(dense["images_skipped"]),
-            "verdict": [] if final.empty else list(verdict(final, dense, guess)),
+            "verdict": [] if final.empty else list(said),
             "timed": len(timed) > 0,
         }
 
@@ -144,7 +155,8 @@ def verdict(final: pd.DataFrame, dense: pd.Series, chance: float) -> Iterator[st
         )
         return
     leader = final.sort_values(["top1", "macs"], ascending=[False, True]).iloc[0]
-    yield f"Highest top-1: {leader.name} with {_told(leader)} at {100 * leader['macs_ratio']:.1f} % of the MACs."
+    heading = MEASURES[dense.get("measure", "top1")].heading
+    yield f"Highest {heading}: {leader.name} with {_told(leader)} at {100 * leader['macs_ratio']:.1f} % of the MACs."
     lost, (low, high) = leader["top1"] - dense["top1"], difference(leader, dense)
     yield (
         f"The dense model has {_told(dense)}; the difference of {signed(lost)} points "
@@ -157,13 +169,22 @@ def verdict(final: pd.DataFrame, dense: pd.Series, chance: float) -> Iterator[st
         yield f"At chance ({chance:.1f} %): {', '.join(guessing)}."
 
 
+def nearest(final: pd.DataFrame, heading: str) -> Iterator[str]:
+    """What may be said where images have no classes, and models are compared with the dense one alone."""
+    leader = final.sort_values(["top1", "macs"], ascending=[False, True]).iloc[0]
+    yield (
+        f"The images have no classes. Nearest to the dense model: {leader.name}, {heading} {_told(leader)}, at "
+        f"{100 * leader['macs_ratio']:.1f} % of the MACs."
+    )
+
+
 def signed(points: float) -> str:
     """With its sign, and a minus as in print: ``+0.42``."""
     return f"{points:+.2f}".replace("-", MINUS)
 
 
 def _told(row: pd.Series) -> str:
-    return f"{row['top1']:.2f} % ({interval(row['top1_low'], row['top1_high'])})"
+    return f"{row['top1']:.2f} % ({interval(row['top1_low'], row['top1_high'])})".removesuffix(" ()")
 
 
 def _cells(
@@ -171,10 +192,15 @@ def _cells(
 ) -> dict[str, Cell]:
     """Column -> cell, for one model."""
     lost, (low, high) = row["top1"] - dense["top1"], difference(row, dense)
-    own = Cell("", 0.0) if row["stage"] == DENSE else Cell(signed(lost), lost, f"{signed(low)} to {signed(high)}")
+    ends = "" if math.isnan(low) else f"{signed(low)} to {signed(high)}"
+    own = Cell("", 0.0) if row["stage"] == DENSE else Cell(signed(lost), lost, ends)
+    without = {"relative error": Cell(f"{row['relative_error']:.4f}", row["relative_error"])}
+    if row["measure"] == "linear":
+        without["cosine"] = Cell(f"{100 * row['cosine']:.2f} %", row["cosine"])
+        without["neighbours"] = Cell(f"{row['knn']:.2f} %", row["knn"])
     return {
         "structure": structure,
-        "top-1": _accuracy(row),
+        MEASURES[row["measure"]].heading: _accuracy(row),
         "against dense": own,
         "before tuning": Cell("", -1) if pruned is None else _accuracy(pruned),
         "MACs": Cell(human(row["macs"]), row["macs"], f"{100 * row['macs_ratio']:.1f} %"),
@@ -184,7 +210,7 @@ def _cells(
         "all MACs": Cell(human(row["macs_all"]), row["macs_all"]),
         "parameters": Cell(human(row["parameters"]), row["parameters"]),
         "sparsity": Cell(f"{100 * row['sparsity']:.1f} %", row["sparsity"]),
-        "top-5": _top5(row),
+        **({"top-5": _top5(row)} if row["measure"] == "top1" else without),
     }
 
 

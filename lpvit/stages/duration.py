@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from lpvit.config.config import Config, Experiment
+from lpvit.data.index import class_names
+from lpvit.models.outputs import read
 from lpvit.models.sources.dense import configured_source
 from lpvit.models.sources.timm import input_size
 
@@ -83,7 +85,7 @@ def pace_of(model: nn.Module, device: str) -> Pace:
             model(images)
 
     def step() -> None:
-        model(images).square().mean().backward()
+        read(model, model(images)).square().mean().backward()  # type: ignore[no-untyped-call]
 
     return Pace(_seconds(forward, where), _seconds(step, where))
 
@@ -102,4 +104,4 @@ def _seconds(run: Callable[[], None], device: str) -> float:
 
 def _built(settings: Config, experiment: Experiment, images: pd.DataFrame) -> nn.Module:
     model = settings.models[experiment.model]
-    return configured_source(model, images["label"].nunique()).build(seed=model.seed)
+    return configured_source(model, len(class_names(images)) or None).build(seed=model.seed)

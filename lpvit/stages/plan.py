@@ -64,10 +64,13 @@ def plan_experiments(settings: Config) -> pd.DataFrame:
         with problems.of(name):
             images = listed(experiment.dataset)
         with problems.of(name):
+            if (probe := settings.datasets[experiment.dataset].probe) is not None:
+                listed(probe)
+        with problems.of(name):
             _check_calibration(calibration.images, settings.budgets[experiment.budget], images)
         with problems.of(name):
             _check_weights(model)
-        classes = None if images is None else images["label"].nunique()
+        classes = None if images is None else len(class_names(images))
         with problems.of(name):
             if images is not None:
                 require_labels_of_weights(model, class_names(images))
@@ -113,8 +116,8 @@ def _list_dataset(dataset: Dataset) -> pd.DataFrame:
     for path in images["path"][:: max(1, len(images) // LOOKED_AT)] if dataset.on_bad_image == "error" else ():
         if problem := unknown_range(dataset.folder / path):
             raise LpvitError(f"{dataset.folder / path}: {problem}; replace such images, or set 'on_bad_image: skip'")
-    if images["label"].nunique() < 2:
-        raise LpvitError(f"dataset: {dataset.root} has one class, '{images['class_name'].iloc[0]}'; models need two")
+    if len(names := class_names(images)) == 1:
+        raise LpvitError(f"dataset: {dataset.root} has one class, '{names[0]}'; models need two")
     return images
 
 
@@ -158,21 +161,28 @@ def _check_what_it_teaches(teacher: str, checkpoint: Path | None, student: nn.Mo
     with torch.device("meta"):
         built = create_model(teacher, student.num_classes)  # type: ignore[arg-type]
     require_fit(student, built)
-    if not classes:
+    if classes is None:
         return
+    expected = classes or student.num_classes
     known = timm.get_pretrained_cfg(teacher).num_classes
     if checkpoint is not None:
         require_same(built, read_checkpoint(checkpoint, built), checkpoint)
-    elif known != classes:
+    elif expected and known != expected:
+        whose = "dataset" if classes else "model"
         raise LpvitError(
-            f"teacher: timm's '{teacher}' knows {known} classes, the dataset has {classes}, so its head is random; "
+            f"teacher: timm's '{teacher}' knows {known} classes, the {whose} has {expected}, so its head is random; "
             "give its weights for these classes as 'teacher_checkpoint'"
         )
 
 
 def _check_model(model: Model, classes: int | None) -> nn.Module:
-    """The model, on the meta device; without images, the number of classes is not checked."""
-    source = configured_source(model, classes or 1000)
+    """The model, on the meta device.
+
+    Args:
+        model: Of the config.
+        classes: Of the dataset, 0 without; None where its images are not known, and nothing is compared with them.
+    """
+    source = configured_source(model, 1000 if classes is None else classes or None)
     with torch.device("meta"):
         built = Architecture(source=source).build()
         known = source.known_classes
@@ -181,12 +191,17 @@ def _check_model(model: Model, classes: int | None) -> nn.Module:
                 f"models: {model.source}'s '{model.name}' knows {known} classes, the dataset has {classes}, so its "
                 "head is random; give the model a 'recipe' to train it"
             )
-        if is_classifier(built) is False:
+        if classes == 0 and model.weights == "pretrained" and model.num_classes not in (0, None, known):
             raise LpvitError(
-                f"models: {model.source}'s '{model.name}' has no classes, by which a run is evaluated; compress it in "
-                "Python, where labels are not needed"
+                f"models: {model.source}'s '{model.name}' knows {known} classes, so a head of 'num_classes' is random; "
+                "leave it out, or set it to 0 for no head"
             )
-        if classes and model.checkpoint is not None:
+        if classes != 0 and is_classifier(built) is False:
+            raise LpvitError(
+                f"models: {model.source}'s '{model.name}' has no classes, the dataset has; compress it on images "
+                "without classes ('source: unlabelled'), whose 'probe' may be this dataset"
+            )
+        if classes is not None and model.checkpoint is not None:
             require_same(built, read_checkpoint(model.checkpoint, built), model.checkpoint)
         return unpack(built, random_images(built, IMAGES))
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from lpvit.benchmark.engines import NO_RIVALS, Rivals, require_engines
 from lpvit.benchmark.settings import Benchmark
-from lpvit.data.index import usable_images
+from lpvit.data.index import class_names, usable_images
 from lpvit.data.loading import evaluation_loader
 from lpvit.settings import Compute
 from lpvit.store.schemas import IMAGES, SAMPLES
@@ -31,12 +31,14 @@ def read_rivals(snakemake: Any, compute: Compute, model: nn.Module) -> Rivals:
     if not settings.engines:
         return NO_RIVALS
     require_engines(settings.engines)
-    validation = usable_images(read_parquet(snakemake.input.images, IMAGES), "validation")
+    images = read_parquet(snakemake.input.images, IMAGES)
+    validation = usable_images(images, "validation")
     validation = validation.iloc[:: max(1, len(validation) // settings.engine_images)].head(settings.engine_images)
     samples = read_parquet(snakemake.input.samples, SAMPLES)
     loaders = [
         evaluation_loader(images, snakemake.params.dataset, model, BATCH_SIZE, compute)
         for images in (samples, validation)
     ]
-    calibration, labelled = ([(batch.cpu(), labels.cpu()) for batch, labels in loader] for loader in loaders)
+    calibration, evaluated = ([(batch.cpu(), labels.cpu()) for batch, labels in loader] for loader in loaders)
+    labelled = evaluated if class_names(images) else []
     return Rivals(settings.engines, [batch for batch, _ in calibration], labelled)

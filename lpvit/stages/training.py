@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -12,12 +13,16 @@ from lpvit.data.preprocessing import Preprocessing
 from lpvit.models.architecture import Architecture
 from lpvit.settings import Compute
 from lpvit.store.provenance import fingerprint
-from lpvit.store.schemas import IMAGES
+from lpvit.store.schemas import HISTORY, IMAGES
 from lpvit.store.tables import read_parquet
 from lpvit.training.job import Training
+from lpvit.training.loss import Teacher
 from lpvit.training.nodes import nodes_of
 from lpvit.training.settings import Recipe
 from lpvit.training.splits import SplitLoaders
+from lpvit.training.tasks.classification import Classification
+from lpvit.training.tasks.following import Following
+from lpvit.training.tasks.task import Task
 from lpvit.training.teacher import load_teacher
 
 
@@ -40,7 +45,14 @@ def read_training(
     recipe = Recipe.model_validate(snakemake.params.recipe)
     model: nn.Module = architecture.build(state)
     images = read_parquet(snakemake.input.images, IMAGES)
-    require_same_order(architecture.classes, class_names(images), "the model")
+    teacher = load_teacher(recipe, architecture.source.num_classes, snakemake.input.get("dense"))
+    if names := class_names(images):
+        require_same_order(architecture.classes, names, "the model")
+        task: Task = Classification()
+    else:
+        assert teacher is not None, "the config asks for distillation where images have no classes"
+        task = Following(Teacher(model, teacher, "outputs"))
+    task.require_recipe(recipe)
     loaders = SplitLoaders(images, snakemake.params.dataset, Preprocessing.from_model(model), recipe, compute)
     return Training(
         model,
@@ -55,5 +67,11 @@ def read_training(
         checkpoint_minutes=compute.checkpoint_minutes,
         events=None if compute.tensorboard is None else compute.tensorboard / Path(snakemake.output[0]).with_suffix(""),
         make_held_out=loaders.held_out if recipe.choose_by else None,
-        teacher=load_teacher(recipe, architecture.source.num_classes, snakemake.input.get("dense")),
+        teacher=teacher,
+        task=task,
     )
+
+
+def history_table(history: pd.DataFrame) -> pd.DataFrame:
+    """The history of a training in schema ``HISTORY``; null is what its task does not measure."""
+    return history.reindex(columns=[column.name for column in HISTORY.columns])

@@ -19,8 +19,8 @@ IMAGES = Schema(
     (
         Column("split", pa.string(), "", "train or validation"),
         Column("path", pa.string(), "", "file below the dataset's root, or place in a shard; digits/<n> for `digits`"),
-        Column("label", pa.int64(), "", "class number, in the dataset's `class_order`"),
-        Column("class_name", pa.string(), "", "name of the class"),
+        Column("label", pa.int64(), "", "class number, in the dataset's `class_order`; 0 without classes"),
+        Column("class_name", pa.string(), "", "name of the class; empty without classes"),
         Column("problem", pa.string(), "", "why the image cannot be decoded; null if it can", nullable=True),
     ),
 )
@@ -202,8 +202,9 @@ HISTORY = Schema(
         Column("epoch", pa.int64(), "", "from 1"),
         Column("learning_rate", pa.float64(), "", "at the end of the epoch"),
         Column("train_loss", pa.float64(), "nat", "mean over the images of the epoch, distillation included"),
-        Column("validation_loss", pa.float64(), "nat", "cross-entropy on the validation split"),
-        Column("top1", pa.float64(), "%", "top-1 accuracy on the validation split"),
+        Column("validation_loss", pa.float64(), "nat", "on the validation split: cross-entropy, or error of outputs"),
+        Column("top1", pa.float64(), "%", "top-1 accuracy on it; null without classes", nullable=True),
+        Column("cosine", pa.float64(), "", "of the outputs with the teacher's; null with classes", nullable=True),
         Column(
             "held_out_top1",
             pa.float64(),
@@ -211,6 +212,7 @@ HISTORY = Schema(
             "top-1 accuracy on the held-out training images that choose the epoch; null without `choose_by`",
             nullable=True,
         ),
+        Column("held_out_cosine", pa.float64(), "", "likewise, without classes", nullable=True),
         Column("seconds", pa.float64(), "s", "wall time of training and validation"),
     ),
 )
@@ -222,9 +224,23 @@ ACCURACY = Schema(
         _STAGE,
         Column("images", pa.int64(), "", "validation images evaluated"),
         Column("images_skipped", pa.int64(), "", "validation images skipped because they cannot be decoded"),
-        Column("top1", pa.float64(), "%", "top-1 accuracy"),
-        Column("top5", pa.float64(), "%", "top-5 accuracy"),
-        Column("loss", pa.float64(), "nat", "cross-entropy"),
+        Column("top1", pa.float64(), "%", "top-1 accuracy; null without classes, as the next two", nullable=True),
+        Column("top5", pa.float64(), "%", "top-5 accuracy", nullable=True),
+        Column("loss", pa.float64(), "nat", "cross-entropy", nullable=True),
+        Column("cosine", pa.float64(), "", "of the outputs with the dense model's; null with classes", nullable=True),
+        Column(
+            "relative_error", pa.float64(), "", "squared distance from these over their squared norm", nullable=True
+        ),
+        Column(
+            "same_class", pa.float64(), "%", "images that keep the dense model's class; null of features", nullable=True
+        ),
+        Column(
+            "probe_images", pa.int64(), "", "validation images of `probe`; null without, as the rest", nullable=True
+        ),
+        Column(
+            "knn", pa.float64(), "%", "those that nearest neighbours by the outputs classify correctly", nullable=True
+        ),
+        Column("linear", pa.float64(), "%", "those that a linear classifier on the outputs does", nullable=True),
     ),
 )
 

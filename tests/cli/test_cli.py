@@ -106,6 +106,7 @@ def test_a_config_is_written_for_a_folder_of_images_and_works(
         (lambda root: root.mkdir(), "photos: holds no folders of images; expected photos/<class>/*.jpg, or photos/tr"),
         (lambda root: [unsplit(root), (root / "c").mkdir()], "photos/c: holds no images"),
         (lambda root: make_images(root / "train/a", 3), "photos/train: holds one class, 'a'; a classifier needs two"),
+        (lambda root: make_images(root, 3), "photos: has no classes to train a model on; name one by --model"),
         (lambda root: Path("lpvit.yaml").touch(), "lpvit.yaml: exists; give another name by --output, or overwrite"),
     ],
 )

@@ -28,6 +28,7 @@ from lpvit.costs.settings import Energy
 from lpvit.data.calibration import sample_calibration
 from lpvit.data.layouts import Layout
 from lpvit.data.settings import Calibration, Dataset
+from lpvit.export.settings import Export
 from lpvit.models.settings import Model
 from lpvit.quantisation.settings import Quantisation
 from lpvit.schemes.edit import add_scheme
@@ -225,7 +226,10 @@ def keys_of(section: type[Section]) -> set[str]:
 # What the workflow reads, what layers would have to be timed for, and what is worked by hand in test_allocation.py
 FOLLOWED: dict[type[Section], tuple[str, ...]] = {
     **{layout: tuple(keys_of(layout)) for layout in Layout.registry.values()},
-    **{section: tuple(section.model_fields) for section in (Dataset, Model, Compute, Benchmark, Experiment, Published)},
+    **{
+        section: tuple(section.model_fields)
+        for section in (Dataset, Model, Compute, Benchmark, Export, Experiment, Published)
+    },
     Config: tuple(Config.model_fields),
     Budget: ("latency", "latency_table", "points_lost", "milliseconds", "held_out"),
     Width: ("batch_size",),

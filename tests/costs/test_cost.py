@@ -7,6 +7,7 @@ from lpvit.costs.cost import count_macs, layer_table, measure_costs, model_metri
 from lpvit.costs.energy import energy_per_weight, power_term
 from lpvit.costs.settings import Energy
 from lpvit.models.sources.timm import create_model
+from lpvit.report.tables.summary import WITHOUT_CLASSES
 from lpvit.store.schemas import COSTS, LAYERS, METRICS
 from lpvit.store.tables import read_parquet, write_parquet
 from lpvit.structures.blocks.grid import BlockGrid
@@ -201,7 +202,8 @@ def test_metrics_of_a_pruned_model_agree_with_counting_zeros(vit, costs):
 def test_tables_fit_their_schemas(vit, costs, tmp_path):
     layers = layer_table("pruned", costs, kept_blocks(costs, some_masks(costs, (7, 5)), (7, 5)))
     measured = {"images": 100, "images_skipped": 1, "top1": 50.0, "top5": 90.0, "loss": 1.5}
-    metrics = summed_up(vit, costs, layers).to_frame().T.assign(**measured)
+    without_classes = dict.fromkeys(WITHOUT_CLASSES, float("nan"))
+    metrics = summed_up(vit, costs, layers).to_frame().T.assign(**measured, **without_classes)
     for frame, schema in ((costs, COSTS), (layers, LAYERS), (metrics, METRICS)):
         write_parquet(frame, tmp_path / schema.file, schema)
         read = read_parquet(tmp_path / schema.file, schema)

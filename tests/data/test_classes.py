@@ -1,12 +1,18 @@
 """Which label a class has: one rule, asked for where it would be a guess."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from libraries import member
 from timm.data import ImageNetInfo
+from tiny import dense_model
+from torch.utils.data import DataLoader, TensorDataset
 
+import lpvit
 from lpvit.data.classes import natural_key, ordered_classes, require_same_order
 from lpvit.data.layouts import Split
 from lpvit.errors import LpvitError
@@ -88,3 +94,54 @@ def test_timms_weights_are_used_with_imagenets_order_alone() -> None:
     with pytest.raises(LpvitError, match="models: timm's weights of 'deit_tiny_patch16_224': label 0 is 'n01440764'"):
         require_labels_of_weights(model, classes[::-1])
     require_labels_of_weights(Model(timm="deit_tiny_patch16_224", recipe="again"), classes[::-1])
+
+
+def folder_of_transformers(folder: Path, *names: str) -> Model:
+    """A model of transformers whose classes have these names."""
+    model = member("ViTForImageClassification")
+    model.config.id2label = dict(enumerate(names))
+    model.save_pretrained(folder)
+    return Model(transformers=str(folder))
+
+
+def test_a_folder_of_transformers_is_used_with_its_own_order_alone(tmp_path: Path) -> None:
+    names = ("Hen", "barn_owl", "cat", "dog", "fox")
+    model = folder_of_transformers(tmp_path / "vit", *names)
+    require_labels_of_weights(model, ["hen", "barn owl", "cat", "dog", "fox"])
+    require_labels_of_weights(model, list("01234"))  # numbers say nothing
+    refused = r"^models: .*vit': label 0 is 'Hen', in the dataset 'barn_owl'; correct 'class_order'"
+    with pytest.raises(LpvitError, match=refused):
+        require_labels_of_weights(model, ["barn owl", "cat", "dog", "fox", "hen"])
+    with pytest.raises(LpvitError, match="label 1 is 'barn_owl', in the dataset 'yak'; it was trained on others"):
+        require_labels_of_weights(model, ["hen", "yak", "cat", "dog", "fox"])
+    require_labels_of_weights(Model(transformers=str(tmp_path / "vit"), recipe="again"), list("abcde"))
+    unnamed = folder_of_transformers(tmp_path / "other", *(f"LABEL_{label}" for label in range(5)))
+    require_labels_of_weights(unnamed, list("edcba"))
+
+
+def test_names_of_imagenet_are_compared_with_its_synsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of its classes have the same name, 'crane'."""
+    names, synsets = ImageNetInfo().label_descriptions(), ImageNetInfo().label_names()
+    monkeypatch.setattr("lpvit.models.labels.configured_source", lambda *_: SimpleNamespace(known_labels=names))
+    require_labels_of_weights(Model(transformers="vit"), synsets)
+    with pytest.raises(LpvitError, match="label 0 is 'tench, Tinca tinca', in the dataset 'toilet tissue"):
+        require_labels_of_weights(Model(transformers="vit"), synsets[::-1])
+
+
+def test_labels_of_a_loader_whose_classes_are_in_another_order_are_refused_in_python() -> None:
+    images, labels = torch.randn(8, 1, 16, 16), torch.arange(8) % 5
+    dataset = TensorDataset(images, labels)
+    loader = DataLoader(dataset, batch_size=8)
+    dataset.classes = list("edcba")  # type: ignore[attr-defined]  # as torchvision's
+    pruned = lpvit.prune(dense_model("vit"), [images], budget=0.6)
+    recipe = lpvit.Recipe(epochs=1, batch_size=8, learning_rate=1e-3)
+    lpvit.evaluate(pruned, loader)  # its classes have no names
+    lpvit.name_classes(pruned, list("abcde"))
+    for call in (
+        lambda: lpvit.evaluate(pruned, loader),
+        lambda: lpvit.finetune(pruned, [(images, labels)], loader, recipe=recipe),
+        lambda: lpvit.prune(pruned.model, [images], budget=lpvit.Budget(points_lost=1), held_out=loader),
+    ):
+        with pytest.raises(LpvitError, match="loader: the model: label 0 is 'a', in the dataset 'e'; correct"):
+            call()
+    assert lpvit.evaluate(pruned, loader, reference=pruned.model).same_class == 100  # looks at no labels

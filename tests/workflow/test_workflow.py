@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import onnx
 import pandas as pd
 import pytest
 import timm
@@ -164,6 +165,7 @@ def test_a_precision_shares_everything_with_the_experiment_and_gets_rows_of_its_
     workflow = Workflow(shutil.copytree(finished[0].folder, tmp_path / "copy"))
     config = change(tiny_config, "quantisations", {"w8a8": {}})
     config = change(config, "experiments.main.quantisation", "w8a8")
+    config = change(config, "export", {"opset": 19})
     run = workflow.run(config, "summarize", "export")
     assert run.code == 0, run.output
     assert stages(run.jobs) == {"quantise", "evaluate_quantised", "total_costs_quantised", "export_model", "export"}
@@ -178,7 +180,8 @@ def test_a_precision_shares_everything_with_the_experiment_and_gets_rows_of_its_
     verify_pruned(state, expand_keep_masks(architecture.build(state), *load_masks(folder / "short/masks.pt")))
     exported, images = load_pruned(folder / "short/quantised@w8a8.safetensors"), torch.randn(4, 1, 8, 8)
     assert torch.equal(exported.model(images), architecture.build(state).eval()(images))
-    assert (folder / "short/quantised@w8a8.onnx").exists()
+    opsets = {each.domain: each.version for each in onnx.load(folder / "short/quantised@w8a8.onnx").opset_import}
+    assert opsets[""] == 19
 
 
 def test_reordered_keys_rerun_nothing(finished: tuple[Workflow, Run], tiny_config: dict) -> None:

@@ -199,7 +199,7 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     return figures | {
         "lpvit.models.sources": [settings.models[names["model"]].source] if "model" in names else [],
         "lpvit.data.layouts": [settings.datasets[names["dataset"]].source.name],
-        "lpvit.data.loaders": [settings.datasets[names["dataset"]].loader],
+        "lpvit.data.loaders": sorted({settings.datasets[name].loader for name in read_with(names["dataset"])}),
         "lpvit.structures": sorted({pruning.structure, *parts}) if pruning else [],
         SALIENCIES: [blocks.saliency.name] if blocks else [],
         DISTORTIONS: [blocks.distortion.name] if blocks else [],
@@ -209,9 +209,30 @@ def strategies_of(wildcards) -> dict[str, Collection[str]]:
     }
 
 
+def read_with(dataset: str) -> list[str]:
+    """The datasets whose images are read in experiments on one: itself, and its `probe`."""
+    return [dataset, *filter(None, [settings.datasets[dataset].probe])]
+
+
 def images_of(wildcards) -> dict:
     """The params that a stage needs to read images."""
     return chosen(settings.datasets[wildcards.dataset], "root", "loader")
+
+
+def reference_of(wildcards) -> str | list:
+    """The model that others are compared with, where images have no classes."""
+    return [] if settings.datasets[wildcards.dataset].source.labelled else f"{MODEL}/dense.pt"
+
+
+def probe_of(wildcards) -> str | list:
+    """The images with classes, of another dataset, that the outputs of a model are classified on."""
+    probe = settings.datasets[wildcards.dataset].probe
+    return [] if probe is None else f"{RESULTS}/{probe}/images.parquet"
+
+
+def probe_images_of(wildcards) -> dict | None:
+    probe = settings.datasets[wildcards.dataset].probe
+    return None if probe is None else chosen(settings.datasets[probe], "root", "loader")
 
 
 @functools.cache
@@ -279,6 +300,12 @@ def compression_of(wildcards) -> dict:
     """The settings of a pruning that decide, with an allocation, how the model is compressed."""
     pruning = settings.prunings[wildcards.pruning]
     return chosen(pruning, "structure", *pruning.compress_keys)
+
+
+def measured_by(wildcards) -> dict:
+    """The settings of a pruning that its scores and curves depend on."""
+    pruning = settings.prunings[wildcards.pruning]
+    return chosen(pruning, without=pruning.after_curves)
 
 
 def compresses_by_statistics(wildcards) -> bool:

@@ -3,7 +3,7 @@ rule index_images:
     output:
         images=f"{DATASET}/images.parquet",
     params:
-        dataset=lambda wildcards: chosen(settings.datasets[wildcards.dataset], without="loader"),
+        dataset=lambda wildcards: chosen(settings.datasets[wildcards.dataset], without=("loader", "probe")),
         listing=lambda wildcards: listing_of(wildcards.dataset),
         sources=sources("index_images.py", "lpvit.data.loaders"),
     log:

@@ -1,12 +1,15 @@
 rule evaluate:
-    """Measures a model's accuracy on the validation split: dense, pruned, fine-tuned or quantised."""
+    """Measures a model's accuracy on the validation split, or without classes its agreement with the dense model."""
     input:
         images=f"{DATASET}/images.parquet",
         model=f"{STAGE}.pt",
+        dense=reference_of,
+        probe=probe_of,
     output:
         accuracy=f"{STAGE}/accuracy.parquet",
     params:
         dataset=images_of,
+        probe=probe_images_of,
         stage=kind_of,
         sources=sources("evaluate.py"),
     log:

@@ -9,6 +9,7 @@ rule export_model:
     params:
         stage=lambda wildcards: kind_of(wildcards, exported_stage(wildcards)),
         budget=lambda wildcards: chosen(budget_of(wildcards)),
+        export=chosen(settings.export),
         sources=sources("export_model.py"),
     log:
         f"{FOLDER}/{{file}}.export.log",

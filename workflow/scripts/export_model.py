@@ -15,4 +15,4 @@ with stage(snakemake):
     budget = Budget.model_validate(snakemake.params.budget)
     pruned = Pruned(architecture.build(state), keep_masks, block_shape, budget)
     save(pruned, snakemake.output.safetensors)
-    export_onnx(pruned, snakemake.output.onnx)
+    export_onnx(pruned, snakemake.output.onnx, **snakemake.params.export)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import lpvit.stages.preloaded  # noqa: F401 - continues in a process that has imported torch
 from lpvit.models.architecture import load_model, save_model
 from lpvit.stages.stage import stage
-from lpvit.stages.training import read_training
+from lpvit.stages.training import history_table, read_training
 from lpvit.store.schemas import HISTORY
 from lpvit.store.tables import write_parquet
 from lpvit.structures.blocks.edit import with_keep_masks
@@ -24,5 +24,5 @@ with stage(snakemake) as compute:
     edits = with_keep_masks(architecture.edits, trained.keep_masks, block_shape)
     save_model(architecture.with_edits(edits), trained.state, snakemake.output.finetuned, "finetuned")
     save_masks(trained.keep_masks, block_shape, snakemake.output.masks)
-    write_parquet(trained.history, snakemake.output.history, HISTORY)
+    write_parquet(history_table(trained.history), snakemake.output.history, HISTORY)
     training.resume_file.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from lpvit.models.labels import require_labels_of_weights
 from lpvit.models.settings import Model
 from lpvit.models.sources.dense import dense_model
 from lpvit.stages.stage import stage
-from lpvit.stages.training import read_training
+from lpvit.stages.training import history_table, read_training
 from lpvit.store.schemas import COSTS, HISTORY, IMAGES
 from lpvit.store.tables import read_parquet, write_parquet
 from lpvit.training.train import train
@@ -22,5 +22,5 @@ with stage(snakemake) as compute:
     trained = train(training)
     save_model(architecture, trained.state, snakemake.output.dense, "dense")
     write_parquet(measure_costs(model), snakemake.output.costs, COSTS)
-    write_parquet(trained.history, snakemake.output.history, HISTORY)
+    write_parquet(history_table(trained.history), snakemake.output.history, HISTORY)
     training.resume_file.unlink(missing_ok=True)

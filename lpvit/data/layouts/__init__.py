@@ -23,7 +23,7 @@ class Split(NamedTuple):
 
     Attributes:
         paths: Of each image below the root; see `lpvit.data.encoded`.
-        classes: Class of each image: its name, or its number as text.
+        classes: Class of each image: its name, or its number as text; empty of images without classes.
         names: Of all classes, in the order in which the dataset numbers them; None if it does not.
     """
 
@@ -52,11 +52,13 @@ class Layout(Section):
     """How a dataset is stored.
 
     Attributes:
+        labelled: Whether images have classes.
         numbered: Whether classes whose names are the numbers 0, 1, 2, ... have these as labels.
         rank: Of several layouts that recognise a folder, with equal splits, that with the highest is meant.
     """
 
     registry: ClassVar = Registry("lpvit.data.layouts")
+    labelled: ClassVar[bool] = True
     numbered: ClassVar[bool] = True
     rank: ClassVar[int] = 0
 

@@ -1,10 +1,11 @@
 """Sources: build the bare model from its arguments."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
+from timm.data import ImageNetInfo
 from torch import nn
 
 from lpvit.models.edits import tagged
@@ -14,6 +15,8 @@ from lpvit.strategies import class_in
 
 if TYPE_CHECKING:
     from lpvit.models.settings import Model
+
+IMAGENET_1K = 1000
 
 _PACKAGE = "lpvit.models.sources"
 SOURCES = {  # name -> module that defines the class
@@ -62,6 +65,11 @@ class Source(Section):
         """Classes that the source's weights know; None if there are none or it is not known."""
         return None
 
+    @property
+    def known_labels(self) -> Sequence[str]:
+        """Names of these classes by label, as the source has them; empty if it does not say them."""
+        return ()
+
     @abstractmethod
     def build(self, pretrained: bool = False, seed: int = 0) -> nn.Module:
         """The bare model, in evaluation mode, with its preprocessing in ``pretrained_cfg``.
@@ -73,6 +81,10 @@ class Source(Section):
         Raises:
             LpvitError: The source cannot build it, or a setting is not allowed in a file.
         """
+
+    def preprocessing_of(self, model: nn.Module) -> Mapping[str, Any]:
+        """The preprocessing of a model of this source, as its library has it by default, in timm's words."""
+        return {}
 
     @abstractmethod
     def __str__(self) -> str:
@@ -96,6 +108,11 @@ def data_config_of(model: nn.Module) -> dict[str, Any]:
     """The preprocessing that a model carries, in timm's words."""
     found = getattr(model, "pretrained_cfg", None) or {}
     return {key: found[key] for key in (*DATA_CONFIG, "input_size") if found.get(key) is not None}
+
+
+def imagenet_labels(classes: int | None) -> Sequence[str]:
+    """The synsets of ImageNet-1k by label, for weights that know as many classes."""
+    return ImageNetInfo().label_names() if classes == IMAGENET_1K else ()
 
 
 def outputs_of_head(head: object) -> int | None:

@@ -1,6 +1,6 @@
 """Models of timm."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, final
 
 import timm
@@ -14,7 +14,7 @@ from lpvit.errors import LpvitError, one_line, similar
 from lpvit.models.drop_rates import drop_rates
 from lpvit.models.sources.arguments import DATA_CONFIG, require_plain
 from lpvit.models.sources.families import call_modules
-from lpvit.models.sources.source import Source, outputs_of_head
+from lpvit.models.sources.source import Source, imagenet_labels, outputs_of_head
 
 if TYPE_CHECKING:
     from lpvit.models.settings import Model
@@ -77,6 +77,10 @@ class Timm(Source):
     def known_classes(self) -> int | None:
         found = timm.get_pretrained_cfg(self.name)
         return None if found is None else found.num_classes
+
+    @property
+    def known_labels(self) -> Sequence[str]:
+        return imagenet_labels(self.known_classes)
 
     def __str__(self) -> str:
         return f"timm's '{self.name}' with {self.options}"

@@ -1,7 +1,7 @@
 """Transformers of torchvision: ViT, Swin and Swin V2."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, final
 
 import torch
@@ -12,7 +12,7 @@ from torchvision.models import swin_transformer as swin
 
 from lpvit.errors import LpvitError, nearest, one_line
 from lpvit.models.sources.arguments import require_known
-from lpvit.models.sources.source import Source, data_config_of, outputs_of_head
+from lpvit.models.sources.source import Source, data_config_of, imagenet_labels, outputs_of_head
 
 if TYPE_CHECKING:
     from lpvit.models.settings import Model
@@ -115,9 +115,12 @@ class Torchvision(Source):
         except Exception as error:  # inconsistent numbers raise anywhere in torchvision
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise LpvitError(f"models: torchvision cannot build '{self.name}' with {options}: {reason}") from None
-        size = getattr(model, "image_size", made.size)
-        found = {**_IMAGENET, "interpolation": "bilinear", "crop_pct": 0.875, "input_size": (3, size, size)}
+        found = self.preprocessing_of(model)
         return self.described(model, {**found, **(self._load(model) if pretrained else {})})
+
+    def preprocessing_of(self, model: nn.Module) -> dict[str, Any]:
+        size = getattr(model, "image_size", self._class().size)
+        return {**_IMAGENET, "interpolation": "bilinear", "crop_pct": 0.875, "input_size": (3, size, size)}
 
     def _class(self) -> _Class:
         names = [name for name in models.list_models() if name.startswith(tuple(_BUILDERS))]
@@ -153,6 +156,10 @@ class Torchvision(Source):
     @property
     def known_classes(self) -> int | None:
         return None if self.name in _CLASSES else len(models.get_model_weights(self.name).DEFAULT.meta["categories"])
+
+    @property
+    def known_labels(self) -> Sequence[str]:
+        return imagenet_labels(self.known_classes)
 
     def __str__(self) -> str:
         return f"torchvision's '{self.name}' with {self.options}"

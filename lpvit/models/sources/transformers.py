@@ -2,10 +2,13 @@
 
 import inspect
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, final
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from pydantic import Field, PrivateAttr
 from torch import nn
 
@@ -22,6 +25,7 @@ _BOOKKEEPING = (
     *("transformers_version", "architectures", "model_type", "dtype", "torch_dtype", "id2label", "label2id"),
     *("stage_names", "out_features"),  # follow from the number of layers and from out_indices
 )
+_PREPROCESSING = "preprocessor_config.json"
 
 
 @final
@@ -38,6 +42,7 @@ class Transformers(Source):
     options: dict[str, Any] = Field(default_factory=dict)
     _folder: str | None = PrivateAttr(None)  # of the weights; not in files
     _known_classes: int | None = PrivateAttr(None)
+    _known_labels: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
@@ -46,7 +51,8 @@ class Transformers(Source):
         if getattr(_package(), name, None) is not type(model):
             return None
         classes = (cls.classes_in(model) or model.config.num_labels) if "Classification" in name else 0
-        return cls(name=name, num_classes=classes, options=_options(model.config), data_config=data_config_of(model))
+        found = _preprocessing(str(model.config.name_or_path)) | data_config_of(model)
+        return cls(name=name, num_classes=classes, options=_options(model.config), data_config=found)
 
     @staticmethod
     def classes_in(model: nn.Module) -> int | None:
@@ -55,17 +61,17 @@ class Transformers(Source):
     @classmethod
     def configured(cls, settings: "Model", num_classes: int) -> Self:
         folder = str(settings.transformers)
-        try:
-            config = _package().AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:
-            raise LpvitError(f"models: '{folder}' is no folder of transformers ({one_line(error)})") from None
+        config = _config_in(folder)
         if not config.architectures:
             raise LpvitError(f"models: {folder}/config.json: names no class; add 'architectures'")
         name = config.architectures[0]
         classes = num_classes if "Classification" in name else 0
-        found = _preprocessing(Path(folder)) | settings.data_config
+        found = _preprocessing(folder) | settings.data_config
         source = cls(name=name, num_classes=classes, options=_options(config) | settings.options, data_config=found)
         source._folder, source._known_classes = folder, config.num_labels if classes else None
+        of_weights = Path(folder) if settings.checkpoint is None else settings.checkpoint
+        if classes and (settings.checkpoint is None or (of_weights / "config.json").is_file()):
+            source._known_labels = label_names(_config_in(str(of_weights)))
         return source
 
     def build(self, pretrained: bool = False, seed: int = 0) -> nn.Module:
@@ -81,11 +87,14 @@ class Transformers(Source):
             raise LpvitError(f"models: transformers cannot build '{self.name}' with {options}: {reason}") from None
         if pretrained:
             self._load(model)
+        return self.described(model, self.preprocessing_of(model))
+
+    def preprocessing_of(self, model: Any) -> dict[str, Any]:
         size = getattr(model.config, "image_size", 224)
         sides = (size, size) if isinstance(size, int) else tuple(size)
         channels = getattr(model.config, "num_channels", 3)
         found = {"mean": (0.5,) * channels, "std": (0.5,) * channels, "interpolation": "bilinear", "crop_pct": 1.0}
-        return self.described(model, {**found, "input_size": (channels, *sides)})
+        return {**found, "input_size": (channels, *sides)}
 
     def _class(self) -> Any:
         """The class; only one of transformers that takes images."""
@@ -118,8 +127,26 @@ class Transformers(Source):
     def known_classes(self) -> int | None:
         return self._known_classes
 
+    @property
+    def known_labels(self) -> Sequence[str]:
+        return self._known_labels
+
     def __str__(self) -> str:
         return f"transformers' '{self.name}' with {self.options}"
+
+
+def _config_in(folder: str) -> Any:
+    try:
+        return _package().AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise LpvitError(f"models: '{folder}' is no folder of transformers ({one_line(error)})") from None
+
+
+def label_names(config: Any) -> tuple[str, ...]:
+    """The classes in a config of transformers, by label; none where they have only numbers."""
+    found = getattr(config, "id2label", None)
+    names = tuple(str(found[label]) for label in sorted(found)) if isinstance(found, dict) else ()
+    return () if names == tuple(f"LABEL_{label}" for label in range(len(names))) else names
 
 
 def _package() -> Any:
@@ -139,12 +166,15 @@ def _options(config: Any) -> dict[str, Any]:
     return {key: found[key] for key, value in default.items() if not _is_other(key) and found.get(key, value) != value}
 
 
-def _preprocessing(folder: Path) -> dict[str, Any]:
-    """Of ``preprocessor_config.json``, in timm's words."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
+def _preprocessing(folder: str) -> dict[str, Any]:
+    """Of ``preprocessor_config.json``, in timm's words: of a folder, or of a name whose file is in the cache."""
+    file: Any = Path(folder, _PREPROCESSING)
+    if folder and not file.is_file():
+        with suppress(ValueError):  # no name
+            file = try_to_load_from_cache(folder, _PREPROCESSING)
+    if not folder or not isinstance(file, str | Path) or not Path(file).is_file():
         return {}
-    found = json.loads(file.read_text())
+    found = json.loads(Path(file).read_text())
     size = found.get("size") or {}
     resized = size if isinstance(size, int) else size.get("shortest_edge", size.get("height"))
     crop = found.get("crop_size") if found.get("do_center_crop") else resized

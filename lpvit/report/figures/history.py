@@ -12,7 +12,8 @@ CATEGORY = "Trainings"
 CAPTION = (
     "Losses in nat, accuracy and learning rate by epoch, from the model before the training (diamond). The training "
     "loss is what was minimised, with augmentation, regularisation and distillation; the validation loss is "
-    "cross-entropy, so each has an axis of its own."
+    "cross-entropy, so each has an axis of its own. Without classes it is the relative error of the outputs, and their "
+    "cosine stands for accuracy."
 )
 
 
@@ -29,11 +30,15 @@ def draw(history: pd.DataFrame, before: pd.DataFrame | None = None) -> Figure:
     marker = "." if len(history) <= 30 else ""
     minimised.plot(epochs, history["train_loss"], "--", color=GREY, marker=marker, label="training loss")
     minimised.set(title="training loss")
-    _draw_course(loss, epochs, history["validation_loss"], None if before is None else before["loss"].iloc[0])
+    of_classes = bool(history["top1"].notna().any())
+    names = ("top1", "loss") if of_classes else ("cosine", "relative_error")
+    top1, error = (None if before is None else before[name].iloc[0] for name in names)
+    _draw_course(loss, epochs, history["validation_loss"], error)
     loss.set(title="validation loss")
-    _draw_course(accuracy, epochs, history["top1"], None if before is None else before["top1"].iloc[0])
-    accuracy.set(title="top-1, validation")
-    accuracy.yaxis.set_major_formatter(percent())
+    _draw_course(accuracy, epochs, history[names[0]], top1)
+    accuracy.set(title="top-1, validation" if of_classes else "cosine, validation")
+    if of_classes:
+        accuracy.yaxis.set_major_formatter(percent())
     rate.plot(epochs, history["learning_rate"], color=BLACK, marker=marker, label="learning rate")
     rate.set(title="learning rate", ylim=(0, None))
     for axes in (minimised, loss, accuracy, rate):

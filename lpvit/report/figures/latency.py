@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lpvit.report.measures import MEASURES, with_measure
 from lpvit.report.places import draw_dense, draw_models, legend
 from lpvit.report.style import looks, percent
 from lpvit.report.tables.speed import placed
@@ -26,6 +27,7 @@ def draw(speed: pd.DataFrame, series: Mapping[str, str]) -> Figure:
         speed: From `lpvit.report.tables.speed.speed_summary`.
         series: As for the figure `tradeoff`.
     """
+    speed = with_measure(speed)
     panels = list(speed.groupby(["dataset", "batch_size"], sort=True))
     figure = Figure(figsize=(3.2 * len(panels) + 1.8, 3.4), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -39,6 +41,6 @@ def draw(speed: pd.DataFrame, series: Mapping[str, str]) -> Figure:
         axes.set(title=f"{dataset}, batch size {batch_size}", xlabel="milliseconds per image", xlim=(0, None))
         axes.yaxis.set_major_formatter(percent())
         axes.margins(x=0.1, y=0.12)
-    grid[0].set_ylabel("top-1 accuracy")
+    grid[0].set_ylabel(MEASURES[speed["measure"].iloc[0]].title)
     legend(figure, look_of, speed["experiment"], series)
     return figure

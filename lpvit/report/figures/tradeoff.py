@@ -7,14 +7,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from lpvit.report.formats import STAGES
+from lpvit.report.measures import MEASURES, with_measure
 from lpvit.report.places import draw_dense, draw_models, legend
 from lpvit.report.style import looks, percent
 
 TITLE = "Accuracy against MACs"
 CATEGORY = "Results"
 CAPTION = (
-    "Top-1 accuracy on the validation images against multiply-accumulates in linear layers, with the 95 % "
-    "interval for the number of images (Wilson): a panel for each stage, a star for the dense model. "
+    "Top-1 accuracy on the validation images, or agreement with the dense model where they have no classes, against "
+    "multiply-accumulates in linear layers, with the 95 % interval for the number of images (Wilson): a panel for each "
+    "stage, a star for the dense model. "
     "Experiments that differ only in their budget are joined by a line."
 )
 
@@ -26,6 +28,7 @@ def draw(summary: pd.DataFrame, series: Mapping[str, str]) -> Figure:
         summary: From `lpvit.report.tables.summary.summary`.
         series: Experiment -> its series, from `lpvit.report.series`; a series of several experiments is a line.
     """
+    summary = with_measure(summary)
     datasets = list(summary["dataset"].unique())
     stages = [stage for stage in STAGES if stage in set(summary["stage"])]
     figure = Figure(figsize=(3.6 * len(stages) + 1.4, 3.4 * len(datasets)), layout="constrained")
@@ -42,6 +45,6 @@ def draw(summary: pd.DataFrame, series: Mapping[str, str]) -> Figure:
             axes.xaxis.set_major_formatter(EngFormatter())
             axes.yaxis.set_major_formatter(percent())
             axes.margins(y=0.12)
-        row[0].set_ylabel("top-1 accuracy")
+        row[0].set_ylabel(MEASURES[of_dataset["measure"].iloc[0]].title)
     legend(figure, look_of, summary["experiment"], series)
     return figure

@@ -11,6 +11,7 @@ import pandas as pd
 
 from lpvit.measure.intervals import wilson
 from lpvit.report.formats import NAMES, markdown
+from lpvit.report.tables.summary import WITHOUT_CLASSES
 
 _FACTS = ["device_name", "threads", "dtype", "kernel", "torch"]
 _SHAPE = ["out_features", "in_features", "tokens"]
@@ -28,12 +29,13 @@ def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFra
     Returns:
         `NAMES`, and of ``SPEED`` all but ``rounds`` and ``device``, with the stage ``dense`` for dense configurations;
         ``top1`` in % with ``top1_low`` and ``top1_high``, the ends of its 95 % interval, and ``model_top1``, which
-        differs if an engine quantises itself; ``power_term`` and ``energy`` (J per image, modelled) as in ``METRICS``;
+        differs if an engine quantises itself; without classes `WITHOUT_CLASSES` instead; ``power_term`` and ``energy``
+        (J per image, modelled) as in ``METRICS``;
         ``joules`` per image, net of the idle power, null if not measured.
     """
     stage = speed["stage"].where(~speed["configuration"].str.startswith("dense"), "dense")
     keys = [*NAMES, "configuration", "batch_size"]
-    of_model = metrics[[*NAMES, "stage", "top1", "images", "power_term", "energy"]]
+    of_model = metrics[[*NAMES, "stage", "top1", *WITHOUT_CLASSES, "images", "power_term", "energy"]]
     table = speed.assign(stage=stage).merge(
         of_model, on=[*NAMES, "stage"], validate="many_to_one", suffixes=("_own", "")
     )
@@ -49,7 +51,7 @@ def speed_summary(speed: pd.DataFrame, metrics: pd.DataFrame, energy: pd.DataFra
     )
     table = table.assign(batch=last).join(joules, on=[*NAMES, "configuration"])
     table["joules"] = table["joules"].where(table["batch_size"] == table["batch"])
-    accuracy = ["images", "top1", "top1_low", "top1_high", "model_top1"]
+    accuracy = ["images", "top1", "top1_low", "top1_high", "model_top1", *WITHOUT_CLASSES]
     of_setup = [column for column in speed.columns if column not in (*keys, *accuracy, "stage", "rounds", "device")]
     return table[
         [*NAMES, "stage", "configuration", "batch_size", *of_setup, *accuracy, "power_term", "energy", "joules"]
@@ -86,7 +88,8 @@ def read_speed(path: str | Path) -> pd.DataFrame:
     if not Path(path).is_file():
         return none
     names = dict.fromkeys([*NAMES, "stage", "configuration", *_FACTS], str)
-    table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"power_term": [""], "joules": [""]})
+    missing = ("power_term", "joules", "top1", "top1_low", "top1_high", "model_top1", *WITHOUT_CLASSES)
+    table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values={name: [""] for name in missing})
     return table if set(none) <= set(table) else none
 
 
@@ -191,7 +194,7 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
             "ms per pass": [*interval("milliseconds", 2)],
             "images/s": table["images_per_second"].map("{:.0f}".format),
             "speed-up": [*interval("speed_up", 2)],
-            "top-1": table["top1"].map("{:.2f} %".format),
+            "top-1": table["top1"].map("{:.2f} %".format, na_action="ignore").fillna("-"),
             "mJ per image": table["joules"].map(lambda joules: "-" if pd.isna(joules) else f"{1e3 * joules:.3g}"),
         }
     )

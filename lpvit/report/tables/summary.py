@@ -7,9 +7,12 @@ from typing import Any
 
 import pandas as pd
 
+from lpvit.data.index import class_names
 from lpvit.measure.intervals import wilson
 from lpvit.report.formats import NAMES, human, interval, markdown
 from lpvit.store.tables import Schema, read_parquet
+
+WITHOUT_CLASSES = ("cosine", "relative_error", "same_class", "probe_images", "knn", "linear")
 
 _SUMMARY_COLUMNS = [
     "dataset",
@@ -22,6 +25,7 @@ _SUMMARY_COLUMNS = [
     "top1_low",
     "top1_high",
     "top5",
+    *WITHOUT_CLASSES,
     "macs",
     "macs_ratio",
     "macs_all",
@@ -58,10 +62,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Dataset, model, experiment (empty for dense), stage; images evaluated and images_skipped; top1 and top5 in %,
-        top1_low and top1_high, the ends of top1's 95 % interval; macs and macs_all in MAC per image; macs_ratio, the
-        share of the dense model's macs; parameters; sparsity; power_term, a share of the dense model's; energy in J per
-        image, modelled, and energy_ratio, its share of the dense model's. Datasets, models and experiments in order of
-        appearance.
+        top1_low and top1_high, the ends of top1's 95 % interval; without classes `WITHOUT_CLASSES` instead; macs and
+        macs_all in MAC per image; macs_ratio, the share of the dense model's macs; parameters; sparsity; power_term, a
+        share of the dense model's; energy in J per image, modelled, and energy_ratio, its share of the dense model's.
+        Datasets, models and experiments in order of appearance.
     """
     dense = rows[rows["stage"] == "dense"].assign(experiment="").drop_duplicates(["dataset", "model"])
     of_dense = dense.set_index(["dataset", "model"])[["macs", "energy"]].add_prefix("dense_")
@@ -94,11 +98,13 @@ def difference(row: Mapping[Any, Any] | pd.Series, other: Mapping[Any, Any] | pd
 
 
 def most_frequent(images: pd.DataFrame) -> float:
-    """Share of the most frequent class among the validation images: what a guess reaches.
+    """Share of the most frequent class among the validation images: what a guess reaches; 0 without classes.
 
     Args:
         images: Schema ``IMAGES``.
     """
+    if not class_names(images):
+        return 0.0
     labels = images.loc[images["split"] == "validation", "label"]
     return float(labels.value_counts(normalize=True).max())
 
@@ -119,7 +125,7 @@ def left_out(rows: pd.DataFrame) -> str:
 
 def read_summary(path: str | Path) -> pd.DataFrame:
     """Reads the CSV form of `summary`; names stay text, even if they look like numbers or missing values."""
-    missing = {"power_term": [""]}
+    missing = {name: [""] for name in ("power_term", *WITHOUT_CLASSES, "top1", "top1_low", "top1_high", "top5")}
     names = dict.fromkeys(["dataset", "model", "experiment", "stage"], str)
     return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=missing)
 
@@ -129,15 +135,25 @@ def to_markdown(table: pd.DataFrame) -> str:
 
     Skipped validation images are noted below it.
     """
+    percent, number = "{:.2f} %".format, "{:.4f}".format
+    told = {
+        "top-1": table["top1"].map(percent, na_action="ignore"),
+        "95 % interval": pd.Series(map(interval, table["top1_low"], table["top1_high"]), table.index),
+        "top-5": table["top5"].map(percent, na_action="ignore"),
+        "cosine": table["cosine"].map(number, na_action="ignore"),
+        "relative error": table["relative_error"].map(number, na_action="ignore"),
+        **{
+            heading: table[name].map(percent, na_action="ignore")
+            for name, heading in (("same_class", "same class"), ("knn", "neighbours"), ("linear", "linear probe"))
+        },
+    }
     shown = pd.DataFrame(
         {
             "dataset": table["dataset"],
             "model": table["model"],
             "experiment": table["experiment"].replace("", "-"),
             "stage": table["stage"],
-            "top-1": table["top1"].map("{:.2f} %".format),
-            "95 % interval": [*map(interval, table["top1_low"], table["top1_high"])],
-            "top-5": table["top5"].map("{:.2f} %".format),
+            **{name: texts.fillna("-") for name, texts in told.items() if texts.replace("", None).notna().any()},
             "MACs": table["macs"].map(human),
             "of dense": (100 * table["macs_ratio"]).map("{:.1f} %".format),
             "all MACs": table["macs_all"].map(human),
