@@ -99,6 +99,7 @@ def walk(text: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.thorough
 def test_models_are_deployed_in_other_engines_as_the_gallery_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,7 +88,8 @@ def _described_table(path: Path) -> Iterator[str]:
         raise LpvitError(f"{path}: not a table of lpvit; these are {', '.join(schema.file for schema in ALL)}")
     table = read_parquet(path, schema)
     yield f"a table: {len(table)} rows, one per {schema.row}"
-    yield table.head(20).to_string(index=False)
+    if len(table):
+        yield table.head(20).to_string(index=False)
 
 
 def _described_artifact(path: Path) -> Iterator[str]:
