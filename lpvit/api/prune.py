@@ -86,8 +86,6 @@ def prune(
     pruning = _as_pruning(block_shape, pruning)
     budget = _as_budget(budget, pruning, schemes)
     _require_energy(energy, budget)
-    if held_out is not None and isinstance(model, nn.Module):
-        require_classes_by(held_out, model)
     with torch.inference_mode(False), torch.enable_grad():  # in any context of the caller
         pruned = _prune(model, loader, budget, pruning, _CostModel(schemes, energy), held_out, output)
         for scheme in schemes:
@@ -145,6 +143,8 @@ def _prune(
         raise LpvitError("model: is quantised, and its rounded weights cannot be refitted; prune first, then quantise")
     parameter = next(model.parameters())
     device, batches = parameter.device, UserBatches(loader, parameter.dtype)
+    if held_out is not None:
+        require_classes_by(held_out, model)
     model = prepared(model, batches.first().to(device), output)
     analyse(model)
     if pruning.freedoms:

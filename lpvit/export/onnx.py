@@ -59,7 +59,23 @@ def write_onnx(model: nn.Module, path: str | Path, settings: Export | None = Non
 
 
 def _program(model: nn.Module, images: Tensor, free: Mapping[int, Any], opset: int | None) -> Any:
-    """The ``torch.onnx.ONNXProgram`` of a model, traced with images; axis -> dimension for those that are free."""
+    """The ``torch.onnx.ONNXProgram`` of a model, traced with images; axis -> dimension for those that are free.
+
+    Raises:
+        LpvitError: torch cannot export the model.
+    """
+    try:
+        return _traced(model, images, free, opset)
+    except torch.onnx.OnnxExporterError as error:
+        if not hasattr(model, "set_attn_implementation"):
+            reason = one_line(error.__cause__ or error)[:100]
+            raise LpvitError(f"ONNX: torch cannot export {type(model).__name__} ({reason})") from None
+    eager: Any = model.set_attn_implementation  # of transformers: torch cannot export the fused attention of Swin
+    eager("eager")
+    return _traced(model, images, free, opset)
+
+
+def _traced(model: nn.Module, images: Tensor, free: Mapping[int, Any], opset: int | None) -> Any:
     with _quiet(opset is not None):
         program = torch.onnx.export(
             with_tensor_output(model, images),

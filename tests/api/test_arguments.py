@@ -39,6 +39,8 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "options": (*SETTINGS, {"depth": "many"}, {3: 4}, {"depth": -1}, {"checkpoint_path": "/etc/passwd"}, []),
     "block_shape": (*NUMBERS, (0, 4), (8,), (8, 4, 2), (10**9, 10**9), (8.5, 4), (-8, 4), "84", (None, 4)),
     "path": PATHS,
+    "opset": ("18", 0, -1, 18.5, True, [], object()),
+    "image_size": (3, None, "", "any", (32, 32), object()),
     "precision": (*NUMBERS[1:], "fp8", "", torch.int8),
     **dict.fromkeys(("teacher", "reference"), (*MODELS[1:], dense_model("swin"))),
     "task": (None, 3, "classify", "multi_label", "regression", lambda output, batch: output, object()),

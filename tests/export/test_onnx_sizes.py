@@ -63,6 +63,17 @@ def test_a_file_for_any_size_equals_torch_also_after_save_and_load(compression: 
 
 
 @pytest.mark.thorough
+def test_attention_that_torch_cannot_export_is_written_in_plain_products(tmp_path: Path) -> None:
+    pruned = lpvit.prune(member("SwinForImageClassification"), LOADER, budget=0.6)
+    lpvit.export_onnx(pruned, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        wanted = pruned.model(LOADER[0]).logits
+    found = torch.from_numpy(session.run(None, {"images": LOADER[0].numpy()})[0])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["Dinov2ForImageClassification", "DINOv3ViTModel"])
 def test_models_of_transformers_that_take_any_size_keep_that(name: str, tmp_path: Path) -> None:
     pruned = lpvit.prune(member(name), LOADER, budget=0.6)
