@@ -52,7 +52,7 @@ def test_what_is_no_config_is_told_in_one_line(tmp_path: Path) -> None:
         ("absent.yaml", "config not found; .*'lpvit init'"),
         ("list.yaml", "expected keys with values"),
         ("latin.yaml", "byte 3 is not UTF-8 text"),
-        (".", "cannot be read"),
+        (".", "is a folder, expected a config"),
     ):
         with pytest.raises(LpvitError, match=message):
             read_config(tmp_path / name)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lpvit.data.preprocessing import Preprocessing
 from lpvit.errors import LpvitError
 from lpvit.settings import Compute
+from lpvit.stages.training import history_table
 from lpvit.store.artifacts import load
 from lpvit.store.schemas import HISTORY
 from lpvit.store.tables import write_parquet
@@ -149,7 +150,7 @@ def test_training_learns_a_learnable_problem(tmp_path: Path) -> None:
     assert history["train_loss"].iloc[-1] < 0.5 * history["train_loss"].iloc[0]
     assert history["top1"].iloc[-1] > 90
     assert history["epoch"].tolist() == list(range(1, 9))
-    write_parquet(history, tmp_path / "history.parquet", HISTORY)
+    write_parquet(history_table(history), tmp_path / "history.parquet", HISTORY)
 
 
 def held_out() -> Callable[..., ToyLoader]:

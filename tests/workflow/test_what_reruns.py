@@ -42,6 +42,7 @@ CONFIG: dict[str, Any] = {
         **{
             kind: {"root": "photos", "loader": "memory", "source": {"name": kind}} for kind in ("csv", "parquet", "tar")
         },
+        "unlabelled": {"root": "unlabelled", "loader": "memory", "source": {"name": "unlabelled"}},
     },
     "models": {
         "random": {**GIVEN, "weights": "random"},
@@ -51,6 +52,7 @@ CONFIG: dict[str, Any] = {
         "coded": {"module": "coded:build", "weights": "random"},
         "vision": {"torchvision": "vit_b_16", "weights": "random"},
         "clip": {"open_clip": "ViT-B-32", "weights": "random"},
+        "headless": {**GIVEN, "weights": "random", "num_classes": 0},
     },
     "calibrations": {"c": {"images": 64}},
     "prunings": {
@@ -100,6 +102,7 @@ CONFIG: dict[str, Any] = {
         **{budget: {**PLAIN, "budget": budget} for budget in ("paper", "timed", "timed_elsewhere")},
         "lost": {**PLAIN, "pruning": "factors", "budget": "lost"},
         "quick": {**PLAIN, "budget": "quick"},
+        "unlabelled": {**PLAIN, "dataset": "unlabelled", "model": "headless", "budget": "fitted"},
     },
 }
 
@@ -132,6 +135,7 @@ NAMED: dict[str, dict[str, tuple[Any, Rules]]] = {
         "on_bad_image": ("skip", INDEX),
         "loader": ("timm", LOADED),
     },
+    "datasets.unlabelled": {"probe": ("photos", {"evaluate"})},
     "datasets.csv.source": dict.fromkeys(("path_column", "label_column", "images"), ("other", INDEX)),
     "datasets.parquet.source": dict.fromkeys(("image_column", "label_column"), ("other", INDEX)),
     "datasets.tar.source": dict.fromkeys(("image_suffix", "label_suffix", "label_key"), (".other", INDEX)),
@@ -144,6 +148,7 @@ NAMED: dict[str, dict[str, tuple[Any, Rules]]] = {
         "seed": (1, DENSE),
     },
     "models.given": {"checkpoint": ("other.pt", DENSE)},
+    "models.headless": {"num_classes": (3, DENSE)},
     "models.trained": {"recipe": ("short", DENSE)},
     "models.hub": {"transformers": ("hub2", DENSE)},
     "models.vision": {"torchvision": ("vit_b_32", DENSE)},
@@ -253,6 +258,7 @@ SHARED: dict[str, dict[str, tuple[Any, Rules]]] = {
         "engines": (["openvino_int8"], {"benchmark_model"}),
         "engine_images": (9, {"benchmark_model"}),
     },
+    "export": {"opset": (19, {"export_model"}), "image_size": ("dynamic", {"export_model"})},
     "experiments.plain.published": {
         "row": ("yours", {"paper_tables"}),
         "top1": (80, {"paper_tables"}),
@@ -353,7 +359,7 @@ FILES = ("given.pt", "other.pt", "latency.parquet", "other.parquet", "coded.py",
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     folder, handler = tmp_path_factory.mktemp("asked"), signal.getsignal(signal.SIGINT)
-    for place in ("photos/train/cat", "photos/val/cat", "elsewhere/train/cat", "hub", "hub2"):
+    for place in ("photos/train/cat", "photos/val/cat", "elsewhere/train/cat", "unlabelled", "hub", "hub2"):
         (folder / place).mkdir(parents=True)
     for file in FILES:
         (folder / file).touch()
