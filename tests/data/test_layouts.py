@@ -31,7 +31,7 @@ def stored(root: Path, layout: str, given: list[Sample] | None = None) -> ImageS
 
 def test_every_layout_is_tested() -> None:
     sources = [ImageSet(root=Path(), **layout.keys).source.name for layout in LAYOUTS.values()]
-    assert {*sources, "digits"} == set(Layout.registry)
+    assert {*sources, "digits", "unlabelled"} == set(Layout.registry)  # the last in test_unlabelled.py
 
 
 @every_layout
