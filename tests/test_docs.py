@@ -3,6 +3,7 @@
 import importlib
 import re
 import runpy
+import shlex
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import torch
 from conftest import REPOSITORY
 from families import DOCUMENT, tables
 from PIL import Image
 
 import lpvit
+from lpvit.cli.main import main
 from lpvit.config.reference import update
 
 DOCUMENTS = [
@@ -70,12 +73,53 @@ def test_the_tables_of_families_are_those_of_the_tests() -> None:
     assert text == update(text, tables(), DOCUMENT), "run: python tests/families.py"
 
 
-def test_the_gallery_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+GALLERY = (REPOSITORY / "docs/gallery.md").read_text()
+DEPLOYMENT = GALLERY[GALLERY.index("\n## Deployment") : GALLERY.index("\n## Without progress bars")]
+
+
+def words_of(text: str) -> list[str]:
+    """Lines without their numbers and the rules of tables, which differ between machines."""
+    return [" ".join(word for word in line.split() if not re.search(r"\d|-{2}", word)) for line in text.splitlines()]
+
+
+def walk(text: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Runs code and commands of a page in order, and compares what they print with what it shows; its variables."""
+    names: dict[str, Any] = {}
+    printed = ""
+    for kind, block in re.findall(r"```(python|sh|text)\n(.*?)```", text, re.DOTALL):
+        if kind == "python":
+            exec(block, names)
+        elif kind == "sh":
+            for command in block.splitlines():
+                assert main(shlex.split(command)[1:]) == 0, command
+        else:
+            assert set(words_of(block)) <= set(words_of(printed)), printed
+            continue
+        printed = capsys.readouterr().out
+    return names
+
+
+@pytest.mark.thorough
+def test_models_are_deployed_in_other_engines_as_the_gallery_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    names = walk(GALLERY[: GALLERY.index("\n## Half")] + DEPLOYMENT, capsys)
+    torch.set_num_threads(threads)
+    assert any(edit.kind == "factors" for edit in names["deployed"].architecture.edits)
+    for logits in names["found"].values():
+        np.testing.assert_allclose(logits, names["expected"], atol=1e-4)
+
+
+def test_the_gallery_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lpvit.progress._shown", True)  # which the last example changes
-    names: dict[str, Any] = {}
-    for code in re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/gallery.md").read_text(), re.DOTALL):
-        exec(code, names)
+    names = walk(GALLERY.replace(DEPLOYMENT, ""), capsys)
     assert names["pruned"].report.loc["(model)", "keep_ratio"] <= 0.5
     assert names["logits"].shape == (1, 10)
     before, after = names["nearness"]

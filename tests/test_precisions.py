@@ -102,7 +102,7 @@ def test_a_dtype_or_device_without_kernels_is_named() -> None:
     assert path_for(torch.device("meta"), torch.float32).reason == "no kernel for the device 'meta'"
 
 
-def test_engines_are_those_of_the_rows_and_one_more() -> None:
+def test_engines_are_those_of_the_rows_and_two_more() -> None:
     expected = {f"{engine}_{row.name}" for row in PRECISIONS.values() for engine in row.engines}
-    assert set(ENGINES) == expected | {"openvino_int8_bfloat16"}
+    assert set(ENGINES) == expected | {"openvino_int8_bfloat16", "onnxruntime_int8_static"}
     assert {*FLOATING, "int8"} == set(PRECISIONS) > set(CONVERTED)

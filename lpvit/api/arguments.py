@@ -45,6 +45,16 @@ def require_path(path: object, folder: bool = False) -> Path:
     return Path(text)
 
 
+def require_file(path: Path) -> None:
+    """Checks that a file is there.
+
+    Raises:
+        LpvitError: It is missing, or a folder.
+    """
+    if not path.is_file():
+        raise LpvitError(f"{path}: {'is a folder, expected a file' if path.is_dir() else 'file not found'}")
+
+
 def require_count(name: str, value: object) -> None:
     """Checks that an argument is a positive whole number.
 

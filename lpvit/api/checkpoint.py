@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lpvit import __version__
 from lpvit.allocation.settings import Budget, budget_of_format_1
-from lpvit.api.arguments import require_path, require_type
+from lpvit.api.arguments import require_file, require_path, require_type
 from lpvit.api.format_1 import without_indices
 from lpvit.api.pruned import Pruned, require_pruned
 from lpvit.costs.cost import measure_costs
@@ -214,8 +214,7 @@ def _whole(module: nn.Module, values: Tensor, keep_mask: Tensor, block_shape: tu
 
 
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    if not path.is_file():
-        raise LpvitError(f"{path}: file not found")
+    require_file(path)
     if is_zipfile(path):  # format of torch
         raise LpvitError(
             f"{path}: is not a file of lpvit.save; if the pipeline wrote it, create one with 'lpvit export {path} "

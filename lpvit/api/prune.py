@@ -62,8 +62,7 @@ def prune(
         model: Dense, of timm, transformers, torchvision, open_clip or your own; not modified, a copy is pruned.
         loader: Calibration images, a few hundred or thousand, normalised for the model: batches (N, channels, height,
             width), or tuples that start with one. Read several times; order may change, the images must not.
-        budget: Share of MACs to keep, with the remaining weights refitted by least squares, blocks in four rounds; or
-            an `lpvit.Budget`.
+        budget: Share of MACs to keep (refitted by least squares, blocks in four rounds), or an `lpvit.Budget`.
         block_shape: Prunes blocks of so many rows (output features) and columns (input features) instead, with
             Gauss-Newton saliencies and curves.
         pruning: What is removed and how that is measured: `lpvit.Factors` (the default), `lpvit.Blocks`,
@@ -73,8 +72,7 @@ def prune(
         output: What counts of the model's output, if it is not one tensor: a key or a place, several of them, or a
             function that returns tensors. By default logits, else pooled features, else the last hidden state; of a
             list, such as the features of a backbone, all tensors, each scaled to unit energy.
-        held_out: For a budget in ``points_lost``: images with labels that are not among the calibration images, in the
-            same order at every reading.
+        held_out: For a budget in ``points_lost``: labelled images other than the calibration images, in a fixed order.
 
     Returns:
         The pruned model with masks and report, and the names of the classes that the loader's dataset has, if any

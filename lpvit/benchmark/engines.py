@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from lpvit.errors import LpvitError
 from lpvit.export.onnx import write_onnx
 from lpvit.export.onnx_int8 import saturation_test
 from lpvit.precisions import PRECISIONS
+from lpvit.structures.factors.scaling import even_out_features
 from lpvit.training.evaluation import Accuracy, evaluate
 
 PACKAGES = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnxruntime",)}
@@ -63,13 +65,14 @@ class Exported:
 
     Attributes:
         model: In float32 on the CPU, dense or with zeros; not modified.
-        calibration: Batches of images (N, channels, height, width) for the scales of OpenVINO's int8.
+        calibration: Batches of images (N, channels, height, width) for static scales of int8.
+        folder: Where the engines' files are kept, and used again if they exist; a temporary one by default.
     """
 
     model: nn.Module
     calibration: Sequence[Tensor]
-    _folder: TemporaryDirectory[str] = field(default_factory=TemporaryDirectory)
-    _made: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    _temporary: TemporaryDirectory[str] = field(default_factory=TemporaryDirectory)
 
     def run_by(self, engine: str, batch_size: int, threads: int) -> Run:
         """Compiles the model with an engine.
@@ -93,23 +96,78 @@ class Exported:
 
         return padded
 
+    def file(self, engine: str) -> Path:
+        """The file that an engine runs, made if it does not exist: ONNX, or of OpenVINO in int8.
+
+        Args:
+            engine: Of `lpvit.benchmark.settings.ENGINES`.
+        """
+        if "int8" not in engine:
+            return self._made("model.onnx", partial(write_onnx, self.model))
+        if engine.startswith("openvino"):
+            return self._made("openvino.xml", self._quantise_for_openvino)
+        if engine.endswith("static"):
+            return self._made("static.onnx", self._quantise_by_scales)
+        return self._made("dynamic.onnx", self._quantise_dynamically)
+
     @property
-    def _file(self) -> Path:
-        file = Path(self._folder.name, "model.onnx")
+    def evened(self) -> Path:
+        """ONNX in float32 with features between factors that one static scale suits."""
+
+        def write(file: Path) -> None:
+            model = deepcopy(self.model)
+            even_out_features(model, self.calibration)
+            write_onnx(model, file)
+
+        return self._made("evened.onnx", write)
+
+    def _made(self, name: str, write: Callable[[Path], None]) -> Path:
+        file = Path(self.folder or self._temporary.name, name)
         if not file.exists():
-            write_onnx(self.model, file)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write(file)
         return file
+
+    def _quantise_for_openvino(self, file: Path) -> None:
+        import openvino
+
+        model = openvino.Core().read_model(self.evened)
+        openvino.save_model(quantised_by_nncf(model, self.calibration), file, compress_to_fp16=False)
+
+    def _quantise_dynamically(self, file: Path) -> None:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        seven_bits = saturates_in_onnxruntime()  # as its documentation advises there
+        source = self.file("onnxruntime_float32")
+        quantize_dynamic(source, file, weight_type=QuantType.QInt8, per_channel=True, reduce_range=seven_bits)
+
+    def _quantise_by_scales(self, file: Path) -> None:
+        """Inputs and weights of layers in int8, their outputs and the products of attention in float32."""
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_static
+
+        source, layers = self.evened, ["MatMul", "Gemm", "Conv"]
+        graph = onnx.load(source).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        attention = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
+        quantize_static(
+            source,
+            file,
+            _Reader(self.calibration),
+            op_types_to_quantize=layers,
+            nodes_to_exclude=attention,
+            per_channel=True,
+            reduce_range=saturates_in_onnxruntime(),
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"OpTypesToExcludeOutputQuantization": layers},
+        )
 
     def _by_openvino(self, engine: str, batch_size: int, threads: int) -> Callable[[Any], Any]:
         import openvino
 
         core = openvino.Core()
-        if engine.startswith("openvino_int8"):
-            if "int8" not in self._made:
-                self._made["int8"] = _quantised(core.read_model(self._file), self.calibration)
-            model = self._made["int8"].clone()
-        else:
-            model = core.read_model(self._file)
+        model = core.read_model(self.file(engine))
         model.reshape({"images": [batch_size, *self.calibration[0].shape[1:]]})  # a fixed shape is fastest
         options = openvino_options(threads, engine.rpartition("_")[2])
         request = core.compile_model(model, "CPU", options).create_infer_request()
@@ -117,27 +175,49 @@ class Exported:
 
     def _by_onnxruntime(self, engine: str, batch_size: int, threads: int) -> Callable[[Any], Any]:
         import onnxruntime
-        from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        file = self._file
-        if engine.endswith("int8"):
-            file = file.with_name("dynamic.onnx")
-            if not file.exists():
-                seven_bits = saturates_in_onnxruntime()  # as its documentation advises there
-                quantize_dynamic(
-                    self._file, file, weight_type=QuantType.QInt8, per_channel=True, reduce_range=seven_bits
-                )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.add_free_dimension_override_by_name("batch", batch_size)
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            self.file(engine),
+            options,
+            providers=["CPUExecutionProvider"],
+            # It would make products and biases Gemm, which is not fused with DequantizeLinear: slower than float32.
+            disabled_optimizers=["MatMulAddFusion"] if engine.endswith("static") else None,
+        )
         return lambda images: session.run(None, {"images": images})[0]
 
 
-def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
-    """NNCF's post-training quantisation, with the preset for transformers; weights of 7 bits where 8 saturate."""
+class _Reader:
+    """Calibration images one by one, as onnxruntime reads them."""
+
+    def __init__(self, calibration: Sequence[Tensor]) -> None:
+        self._images = iter([image[None].float().numpy() for batch in calibration for image in batch])
+
+    def get_next(self) -> dict[str, Any] | None:
+        images = next(self._images, None)
+        return None if images is None else {"images": images}
+
+
+def quantised_by_nncf(model: Any, calibration: Sequence[Tensor], wide: Sequence[str] = ()) -> Any:
+    """NNCF's post-training quantisation, with the preset for transformers; weights of 7 bits where 8 saturate.
+
+    Scales cover all values of the calibration. NNCF's defaults, the mean of the images' ranges and SmoothQuant, change
+    the logits of a ViT 3 to 20 times as much.
+
+    Args:
+        model: ``openvino.Model``, changed.
+        calibration: Batches of inputs, (N, ...) each.
+        wide: Names of operations that are not quantised.
+    """
     import nncf
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function also changes handlers of others
     images = [image[None].float().numpy() for batch in calibration for image in batch]
@@ -146,8 +226,11 @@ def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
         nncf.Dataset(images),
         subset_size=len(images),
         model_type=nncf.ModelType.TRANSFORMER,
+        ignored_scope=nncf.IgnoredScope(names=list(wide)) if wide else None,
         advanced_parameters=AdvancedQuantizationParameters(
-            overflow_fix=OverflowFix.ENABLE if saturates_in_openvino() else None
+            overflow_fix=OverflowFix.ENABLE if saturates_in_openvino() else None,
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1),  # off
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
         ),
     )
 

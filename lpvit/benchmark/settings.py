@@ -9,11 +9,12 @@ from lpvit.precisions import FLOATING, PRECISIONS
 from lpvit.settings import Section
 
 # In int8: OpenVINO by NNCF's post-training quantisation, with all other operations in float32 (or bfloat16); ONNX
-# Runtime by dynamic quantisation.
+# Runtime by dynamic quantisation, or with static scales.
 ENGINES = (
     *(f"openvino_{name}" for name, row in PRECISIONS.items() if "openvino" in row.engines),
     "openvino_int8_bfloat16",
     *(f"onnxruntime_{name}" for name, row in PRECISIONS.items() if "onnxruntime" in row.engines),
+    "onnxruntime_int8_static",
 )
 
 

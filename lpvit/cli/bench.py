@@ -57,10 +57,8 @@ def timed(files: Sequence[Path], how: Bench) -> Iterator[str]:
         how: Batch sizes, durations, engines.
 
     Raises:
-        LpvitError: A file is no model, a number is not positive, or a configuration gives wrong logits.
+        LpvitError: A file is no model, or a configuration gives wrong logits.
     """
-    if how.threads is not None and how.threads < 1:
-        raise LpvitError(f"--threads: found {how.threads}, expected a positive number")
     if how.threads is not None:
         torch.set_num_threads(how.threads)
     opened = {str(path): open_model(path, how.threads) for path in files}

@@ -77,7 +77,8 @@ def labelled_images(folder: Path, description: Description) -> tuple[list[str], 
         LpvitError: There are none, or a folder is none of the classes.
     """
     if not folder.is_dir():
-        raise LpvitError(f"{folder}: folder not found; give a folder of images")
+        problem = "is a file" if folder.exists() else "folder not found"
+        raise LpvitError(f"{folder}: {problem}; give a folder of images")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     files = [str(path.relative_to(folder)) for path in found if not path.name.startswith(".")]
     if not files:

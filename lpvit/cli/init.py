@@ -92,8 +92,6 @@ def write_config(folder: Path, output: Path, model: str | None, epochs: int | No
     """
     if output.exists() and not force:
         raise LpvitError(f"{output}: exists; give another name by --output, or overwrite it with --force")
-    if epochs is not None and epochs < 1:
-        raise LpvitError(f"--epochs: found {epochs}, expected 1 or more")
     if model is not None:
         _require_model(model)
     images = survey(folder)

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from lpvit.errors import LpvitError
 from lpvit.precisions import FLOATING, SPARSE
 
 CONFIG = "lpvit.yaml"  # written by `init`, read by the others
+_POSITIVE = ("epochs", "batch_size", "threads", "seconds", "top", "limit")  # options
 
 _EXAMPLES = f"""from a folder of images to a pruned model:
   lpvit init photos      writes {CONFIG}; open it to change anything
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
+        _require_positive(options)
         run: Callable[[argparse.Namespace], int | None] = options.run
         status = run(options) or 0
         sys.stdout.flush()
@@ -47,6 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"lpvit {options.command}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _require_positive(options: argparse.Namespace) -> None:
+    for name in _POSITIVE:
+        given = getattr(options, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not 0 < value < math.inf:
+                raise LpvitError(f"--{name.replace('_', '-')}: found {value}, expected a positive number")
 
 
 def _parser() -> argparse.ArgumentParser:

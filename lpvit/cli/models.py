@@ -5,6 +5,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from lpvit.api.arguments import require_file
 from lpvit.api.artifact import KINDS, read_artifact
 from lpvit.api.checkpoint import load, save
 from lpvit.api.export import export_onnx, export_openvino
@@ -33,8 +34,7 @@ def described(path: Path) -> Iterator[str]:
     Raises:
         LpvitError: It is missing, damaged, or not written by lpvit.
     """
-    if not path.is_file():
-        raise LpvitError(f"{path}: file not found")
+    require_file(path)
     yield f"{path}: {path.stat().st_size / 1e6:,.1f} MB"
     described_as = {
         ".parquet": _described_table,
@@ -88,7 +88,8 @@ def _described_table(path: Path) -> Iterator[str]:
         raise LpvitError(f"{path}: not a table of lpvit; these are {', '.join(schema.file for schema in ALL)}")
     table = read_parquet(path, schema)
     yield f"a table: {len(table)} rows, one per {schema.row}"
-    yield table.head(20).to_string(index=False)
+    if len(table):
+        yield table.head(20).to_string(index=False)
 
 
 def _described_artifact(path: Path) -> Iterator[str]:
@@ -144,6 +145,8 @@ def export(
     writers = {".safetensors": save, ".onnx": of_onnx, ".xml": of_openvino}
     if target.suffix not in writers:
         raise LpvitError(f"{target}: found suffix '{target.suffix}', expected one of {', '.join(writers)}")
+    if target.is_dir():
+        raise LpvitError(f"{target}: is a folder, expected a file to write")
     if precision is not None and target.suffix != ".xml":
         raise LpvitError(f"{target}: --precision is for .xml files only; this one keeps that of the model")
     for option, value in (("--opset", opset), ("--image-size", image_size)):
@@ -177,5 +180,12 @@ def _exported(pruned: Pruned, target: Path, source: Path) -> Iterator[str]:
 
 
 def read_pruned(path: Path) -> Pruned:
-    """A pruned model, from a file of `lpvit.save` or of the pipeline."""
+    """A pruned model, from a file of `lpvit.save` or of the pipeline.
+
+    Raises:
+        LpvitError: It is none.
+    """
+    require_file(path)
+    if path.suffix not in (".pt", ".safetensors"):
+        raise LpvitError(f"{path}: found suffix '{path.suffix}', expected a compressed model: .safetensors, .pt")
     return read_artifact(path) if path.suffix == ".pt" else load(path)

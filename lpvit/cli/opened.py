@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpvit.api.arguments import require_file
 from lpvit.api.artifact import KINDS, read_artifact
 from lpvit.api.checkpoint import load
 from lpvit.api.pruned import Pruned
@@ -65,8 +66,7 @@ def open_model(path: Path, threads: int | None = None) -> Opened:
     Raises:
         LpvitError: The file is missing, damaged or of another kind, or its engine is not installed.
     """
-    if not path.is_file():
-        raise LpvitError(f"{path}: file not found")
+    require_file(path)
     if path.suffix not in SUFFIXES:
         raise LpvitError(f"{path}: found suffix '{path.suffix}', expected a model: {', '.join(SUFFIXES)}")
     threads = threads or torch.get_num_threads()
@@ -123,6 +123,8 @@ def _by_openvino(path: Path, threads: int) -> Opened:
     _require("openvino", path)
     import openvino
 
+    if not path.read_bytes().lstrip().startswith(b"<"):  # OpenVINO would try other formats, with lines of their own
+        raise LpvitError(f"{path}: cannot be read by OpenVINO, whose models are XML; export the model again")
     core = openvino.Core()
     library = path.with_name("lpvit_openvino.so")
     try:

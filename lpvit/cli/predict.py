@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
+from lpvit.api.arguments import require_file
 from lpvit.cli.opened import open_model
 from lpvit.data.decoding import read_image
 from lpvit.data.transforms import create_transform
-from lpvit.errors import LpvitError
 from lpvit.models.heads import require_classifier
 
 
@@ -30,8 +30,7 @@ def predicted(path: Path, images: Sequence[Path], top: int) -> Iterator[str]:
     transform = create_transform(description.preprocessing, None)
     channels = description.preprocessing.input_size[0]
     for file in images:
-        if not file.is_file():
-            raise LpvitError(f"{file}: image not found")
+        require_file(file)
         image = transform(read_image(file.parent, file.name, channels))
         shares = opened.run(image[None])[0].softmax(0)
         best = torch.topk(shares, min(top, len(shares)))

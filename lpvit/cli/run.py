@@ -31,8 +31,10 @@ def run_workflow(
 
     Raises:
         LpvitError: The config has errors that do not depend on images and models, Snakemake is missing, or it cannot
-            write where it must.
+            write where it must; or ``cores`` is no number.
     """
+    if cores != "all" and not (cores.isdecimal() and int(cores)):
+        raise LpvitError(f"--cores: found '{cores}', expected a positive number or 'all'")
     arguments = ["--cores", cores, *(["all", "benchmark"] if benchmark else [])]
     if dry_run:
         return snakemake(configs, [*arguments, "--dry-run"])
@@ -71,11 +73,13 @@ def snakemake(configs: Sequence[Path], arguments: Sequence[str], environment: Ma
     Raises:
         LpvitError: As `run_workflow`.
     """
-    read_config(*configs)
+    results = Path(read_config(*configs).results)
     if find_spec("snakemake") is None:
         raise LpvitError("the workflow needs the package 'snakemake'; pip install 'lpvit[workflow]'")
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - as Snakemake does
     _require_writable(Path.cwd() / ".snakemake", "run it in another folder")
+    if results.exists():
+        _require_writable(results, "make it a folder that can be, or name another by 'results' in the config")
     _require_writable(caches / "snakemake", "set XDG_CACHE_HOME to a folder for caches")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile())]
     command += [*arguments, "--configfile", *map(str, configs)]

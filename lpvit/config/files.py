@@ -47,6 +47,8 @@ def read_yaml(file: str | Path) -> Any:
         return yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise LpvitError(f"{file}: config not found; correct the path, or make one with 'lpvit init'") from None
+    except IsADirectoryError:
+        raise LpvitError(f"{file}: is a folder, expected a config; 'lpvit init {file}' makes one") from None
     except UnicodeDecodeError as error:
         raise LpvitError(f"{file}: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
     except OSError as error:

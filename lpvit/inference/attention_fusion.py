@@ -118,7 +118,7 @@ def fuse_attention(
 
     Args:
         model: With any kind of linear layers.
-        tokens: Linear layer -> tokens of an image that pass it.
+        tokens: Linear layer -> tokens of an image that pass it; of a layer as factors, the first of them.
         batch_size: Images per pass that the choice is made for.
         only_faster: False uses ours wherever there is a kernel, untimed.
         int8: Whether ours may multiply in int8.
@@ -128,9 +128,10 @@ def fuse_attention(
     """
     choices = []
     for name, module in list(model.named_modules()):
-        if type(module) in _FUSED and f"{name}.qkv" in tokens:
-            length = module.window_area if isinstance(module, WindowAttention) else tokens[f"{name}.qkv"]
-            sequences = tokens[f"{name}.qkv"] * batch_size // length
+        first = next((layer for layer in (f"{name}.qkv", f"{name}.qkv.reduce") if layer in tokens), None)
+        if type(module) in _FUSED and first is not None:
+            length = module.window_area if isinstance(module, WindowAttention) else tokens[first]
+            sequences = tokens[first] * batch_size // length
             choice = _choice(name, module, (sequences, length) if only_faster else None, int8)
             if choice.by_kernel:
                 model.set_submodule(name, _FUSED[type(module)](module, choice.precision == "int8"))

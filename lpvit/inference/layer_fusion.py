@@ -12,6 +12,7 @@ from lpvit.inference.attention_fusion import FusedAttention
 from lpvit.models.additions import addition
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import path_of
+from lpvit.structures.factors.layers import FactorisedLinear
 
 # Type of transformer block -> (norm, the only module that it feeds, that module's first layer). Not the first norm of
 # Swin, whose windows are padded with zeros after it.
@@ -47,6 +48,23 @@ class FusedBlock(nn.Module):
         return outputs
 
 
+class FusedFactors(nn.Module):
+    """Low-rank factors for inference, the second of which may add a residual."""
+
+    reduce: nn.Module
+    expand: nn.Module
+
+    def __init__(self, factors: FactorisedLinear) -> None:
+        super().__init__()
+        self.reduce, self.expand = factors.reduce, factors.expand
+
+    def forward(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(..., I) -> (..., O), plus a residual (..., O)."""
+        features = self.reduce(inputs)
+        outputs: Tensor = self.expand(features) if residual is None else self.expand(features, residual)
+        return outputs
+
+
 @torch.no_grad()
 def fuse_prologues_and_epilogues(model: nn.Module) -> None:
     """Fuses prologues and epilogues into the block-sparse layers of a timm model, in place, for inference on a CPU.
@@ -62,8 +80,12 @@ def fuse_prologues_and_epilogues(model: nn.Module) -> None:
             _fuse_norm(block, norm, fed, layer)
         if type(block) is Block and _can_fuse_epilogues(block):
             for layer, scale in _ADDED:
-                if isinstance(block.get_submodule(scale), LayerScale):
-                    block.get_submodule(layer).take_scale(block.get_submodule(scale).gamma)
+                module = block.get_submodule(layer)
+                last = _last(module)
+                if isinstance(block.get_submodule(scale), LayerScale) and isinstance(last, BlockSparseLinear):
+                    last.take_scale(block.get_submodule(scale).gamma)
+                if isinstance(module, FactorisedLinear):
+                    block.set_submodule(layer, FusedFactors(module))
             model.set_submodule(name, FusedBlock(block))
 
 
@@ -71,8 +93,9 @@ def _fuse_norm(block: nn.Module, norm: str, fed: str, layer: str) -> None:
     before, module = block.get_submodule(norm), block.get_submodule(fed)
     if type(module) not in _READ_ONCE or getattr(module, "gate", None) is not None:  # a gate has the same inputs
         return
-    first = module.get_submodule(layer)
-    if _is_norm(before) and _can_fuse(first) and not addition(before, module, first):
+    whole = module.get_submodule(layer)
+    first = whole.reduce if isinstance(whole, FactorisedLinear) else whole
+    if _is_norm(before) and _can_fuse(first) and not addition(before, module, whole, first):
         first.take_norm(before)
         block.set_submodule(norm, nn.Identity())
 
@@ -84,7 +107,7 @@ def _can_fuse_epilogues(block: Block) -> bool:
     around = (block, block.attn, block.mlp, block.drop_path1, block.drop_path2)
     return (
         isinstance(block.attn, FusedAttention)
-        and all(_can_fuse(layer) for layer in layers)
+        and all(_can_fuse(_last(layer)) for layer in layers)
         and all(isinstance(scale, nn.Identity | LayerScale) for scale in scales)
         and not addition(*around, *layers, *scales, *dropouts)
     )
@@ -92,6 +115,11 @@ def _can_fuse_epilogues(block: Block) -> bool:
 
 def _is_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm]:
     return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine
+
+
+def _last(layer: nn.Module) -> nn.Module:
+    """The layer, or its second factor."""
+    return layer.expand if isinstance(layer, FactorisedLinear) else layer
 
 
 def _can_fuse(layer: nn.Module) -> TypeGuard[BlockSparseLinear]:

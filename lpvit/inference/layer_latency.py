@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lpvit.allocation.settings import FACTORS
-from lpvit.measure.timing import random_inputs, time_in_turns
+from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
 from lpvit.progress import bar
 from lpvit.sparse import BlockSparseLinear
 from lpvit.store.schemas import LATENCY
@@ -79,13 +79,12 @@ def _milliseconds(
     Each block-sparse layer is interleaved with the dense one only. Among several block-sparse layers, their common code
     would stay in the caches, unlike in a model, and that of the dense layer would not.
     """
+    timed = partial(time_in_turns, device=inputs.device, seconds=seconds, clock=calm_clock(inputs.device))
     if not layers:  # too small for any rank to save something
-        alone = time_in_turns({"dense": partial(dense, inputs)}, device=inputs.device, seconds=seconds)
+        alone = timed({"dense": partial(dense, inputs)})
         return {0.0: 1e3 * float(np.median(alone["dense"]))}
     pairs = {
-        sparsity: time_in_turns(
-            {"dense": partial(dense, inputs), "sparse": partial(layer, inputs)}, device=inputs.device, seconds=seconds
-        )
+        sparsity: timed({"dense": partial(dense, inputs), "sparse": partial(layer, inputs)})
         for sparsity, layer in layers.items()
     }
     of_dense = 1e3 * float(np.median(np.concatenate([times["dense"] for times in pairs.values()])))

@@ -14,15 +14,18 @@ from lpvit.inference.choice import Choice, slower
 from lpvit.inference.layer_fusion import fuse_prologues_and_epilogues
 from lpvit.measure.timing import calm_clock, random_inputs, time_in_turns
 from lpvit.models.additions import addition
-from lpvit.models.analysis.layers import matrix_layers
+from lpvit.models.analysis.layers import matrix_layers, weight_matrix
 from lpvit.precisions import name_of
-from lpvit.quantisation.layers import QuantisedLinear
+from lpvit.quantisation.layers import QuantisedLinear, int8_layers
 from lpvit.sparse.linear import BlockSparseLinear
 from lpvit.sparse.operator import log_once, path_of
-from lpvit.structures.blocks.grid import KeepMasks
+from lpvit.structures.blocks.grid import BlockGrid, KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, zero_pruned
+from lpvit.structures.factors.layers import FactorisedLinear
 
 _logger = logging.getLogger(__name__)
+
+_WHOLE = 32  # rows and columns of the blocks of int8 layers that lose none
 
 _measured: dict[tuple[object, ...], dict[str, float]] = {}  # what was timed -> form -> seconds
 
@@ -41,7 +44,8 @@ def sparsify_layers(
     A GELU (erf) that directly follows ``fc1`` in timm's ``Mlp`` becomes part of the layer. Convolutions (patch
     embedding) stay dense. So do layers that are not faster when both forms are timed here, with the model's device,
     dtype and number of threads. Layers of equal shape and sparsity are timed once. With ``precision`` int8, a layer may
-    become block-sparse in int8 or in the model's dtype, whichever is faster. Then attention becomes that of
+    become block-sparse in int8 or in the model's dtype, whichever is faster. Quantised layers without a mask, such as
+    factors, are multiplied by the same kernels, since torch only emulates them. Then attention becomes that of
     `lpvit.inference.attention_fusion`, of the same precisions, and the operations before and after layers are fused
     into them (`lpvit.inference.layer_fusion`).
 
@@ -54,16 +58,17 @@ def sparsify_layers(
         precision: Lowest precision that a layer may multiply in: int8; by default that of the model.
 
     Returns:
-        One choice per masked layer and per attention; those not replaced are logged too.
+        One choice per masked or quantised layer and per attention; those not replaced are logged too.
 
     Raises:
         LpvitError: A mask does not fit its layer.
     """
     zero_pruned(dict(model.named_parameters()), expand_keep_masks(model, keep_masks, block_shape))
     tokens = {layer.name: layer.tokens for layer in matrix_layers(model)}
+    masks = {layer: (keep_mask, block_shape) for layer, keep_mask in keep_masks.items()}
     choices = []
-    for layer, keep_mask in keep_masks.items():
-        forms = _forms(model, layer, keep_mask, block_shape, precision)
+    for layer, (keep_mask, blocks) in (masks | _whole_masks(model, keep_masks)).items():
+        forms = _forms(model, layer, keep_mask, blocks, precision)
         choices.append(_replace(model, layer, forms, tokens[layer] * batch_size, only_faster))
     choices += fuse_attention(model, tokens, batch_size, only_faster, int8=precision == "int8")
     fuse_prologues_and_epilogues(model)
@@ -72,6 +77,18 @@ def sparsify_layers(
             pruned = "" if choice.sparsity is None else f", {choice.sparsity:.0%} pruned,"
             _logger.info("%s%s is not replaced: %s", choice.module, pruned, choice.reason)
     return choices
+
+
+def _whole_masks(model: nn.Module, keep_masks: KeepMasks) -> dict[str, tuple[Tensor, tuple[int, int]]]:
+    """Masks that keep everything, with their block shape, for the int8 layers that have none."""
+    masks = {}
+    for layer in int8_layers(model):
+        if layer in keep_masks:
+            continue
+        shape = weight_matrix(model.get_submodule(layer)).shape
+        grid = BlockGrid((shape[0], shape[1]), (min(shape[0], _WHOLE), min(shape[1], _WHOLE)))
+        masks[layer] = torch.ones(grid.rows, grid.columns, dtype=torch.bool), grid.block_shape
+    return masks
 
 
 def _forms(
@@ -115,19 +132,27 @@ def _replace(model: nn.Module, layer: str, forms: list[BlockSparseLinear], token
             return Choice(layer, "layer", False, precision, sparse.sparsity, seconds, kernel_seconds, reason)
     model.set_submodule(layer, sparse)
     if activation is not None:
-        model.set_submodule(f"{_parent(layer)}.act", nn.Identity())
+        model.set_submodule(f"{_parent(_whole(model, layer))}.act", nn.Identity())
     return Choice(layer, "layer", True, _form(sparse), sparse.sparsity, seconds, kernel_seconds)
 
 
 def _gelu_after(model: nn.Module, layer: str) -> nn.GELU | None:
-    """The exact GELU that directly follows a layer: that of timm's Mlp after ``fc1``."""
+    """The exact GELU that directly follows a layer: that of timm's Mlp after ``fc1`` or its second factor."""
+    layer = _whole(model, layer)
     parent = model.get_submodule(_parent(layer))
-    if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1":
+    if type(parent) is not Mlp or layer.rpartition(".")[2] != "fc1" or addition(model.get_submodule(layer)):
         return None
     activation = parent.act
     if not isinstance(activation, nn.GELU) or activation.approximate != "none" or addition(parent, activation):
         return None
     return activation
+
+
+def _whole(model: nn.Module, layer: str) -> str:
+    """The factorised layer of which a layer is the second product; otherwise the layer itself."""
+    parent = _parent(layer)
+    is_second = layer.endswith(".expand") and type(model.get_submodule(parent)) is FactorisedLinear
+    return parent if is_second else layer
 
 
 def _parent(layer: str) -> str:

@@ -1,5 +1,6 @@
 """Settings of models and their weights."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,13 +60,15 @@ class Model(Section):
 
     @property
     def files(self) -> list[Path]:
-        """Local files of its weights and of its config."""
-        place = self.checkpoint
-        if self.transformers is not None and self.weights == "pretrained":
-            place = Path(self.transformers)
-        if place is None or not place.is_dir():
-            return [place] if place is not None and place == self.checkpoint else []
-        return sorted(file for file in place.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
+        """Local files of its weights, its config and the code that builds it."""
+        weights, config = (".json", ".safetensors", ".bin"), Path(self.transformers or "")
+        found = [] if self.checkpoint is None else _below(self.checkpoint, weights)
+        if self.transformers is not None and config.is_dir():
+            found += _below(config, weights if self.weights == "pretrained" else (".json",))
+        if self.module is not None:
+            code = Path(*self.module.partition(":")[0].split(".")).with_suffix(".py")
+            found += [code] if code.is_file() else []  # else an installed package
+        return found
 
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
@@ -87,6 +90,11 @@ class Model(Section):
         if self.weights == "checkpoint":
             self.without("seed", because="'weights: checkpoint' draws no weights")
         return self
+
+
+def _below(place: Path, suffixes: Collection[str]) -> list[Path]:
+    """A file, or the files of a folder with these suffixes."""
+    return sorted(file for file in place.iterdir() if file.suffix in suffixes) if place.is_dir() else [place]
 
 
 if not TYPE_CHECKING:  # or any name would pass

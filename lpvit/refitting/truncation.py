@@ -36,9 +36,17 @@ class LowRank:
     def rank(self) -> int:
         return len(self.reduce)
 
-    def balanced(self) -> "LowRank":
-        """The same layer with factors of equal length, row by column: for what rounds, decays or trains them."""
-        ratio = (self.expand.norm(dim=0) / self.reduce.norm(dim=1).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+    def balanced(self, input_covariance: Tensor) -> "LowRank":
+        """The same layer, the features between the factors varying as much as the columns of B that take them.
+
+        So int8 with one scale for all features rounds neither features nor columns to zero, and gradient steps of both
+        factors are alike.
+
+        Args:
+            input_covariance: Positive definite, (I, I).
+        """
+        spread = ((self.reduce @ input_covariance) * self.reduce).sum(dim=1).sqrt()
+        ratio = (self.expand.norm(dim=0).clamp_min(1e-300) / spread.clamp_min(1e-300)).sqrt()
         return LowRank(self.expand / ratio, self.reduce * ratio[:, None], self.bias)
 
     @property

@@ -31,6 +31,7 @@ class StructureSettings(Section):
     rounds: ClassVar = 1  # pruning rounds, for a budget given as a number
     compresses_by_statistics: ClassVar = False  # whether `Structure.compress` needs those of the dense model
     compress_keys: ClassVar[tuple[str, ...]] = ()  # that decide, with an allocation, how a model is compressed
+    after_curves: ClassVar[tuple[str, ...]] = ()  # those of them that scores and curves do not depend on
 
     units: ClassVar[str] = "blocks"  # that a layer keeps or loses, in captions of figures
 

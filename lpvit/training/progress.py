@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, distributed
 
 from lpvit.errors import LpvitError, one_line
-from lpvit.store.artifacts import load, save
+from lpvit.store.artifacts import save
 from lpvit.training.job import Training
+from lpvit.training.saved import Saved, read_progress
 from lpvit.training.settings import Recipe
 from lpvit.training.tasks.task import Score
 
@@ -28,7 +29,7 @@ class Resumable(Protocol):
     def state(self) -> dict[str, Any]:
         """Weights and states of optimiser, schedule and averages."""
 
-    def resume(self, saved: dict[str, Any]) -> None:
+    def resume(self, saved: Saved) -> None:
         """Restores the trainer from a saved state."""
 
 
@@ -83,10 +84,10 @@ class TrainingProgress:
             )
         self._saved = time.monotonic()
 
-    def resume(self, saved: dict[str, Any]) -> None:
+    def resume(self, saved: Saved) -> None:
         """Restores a position within an epoch."""
-        self.steps_done, self.best = saved["steps_done"], saved.get("best")
-        self.sums, generators = saved["processes"][_rank()]
+        self.steps_done, self.best = saved.steps_done, saved.best.model_dump() if saved.best else None
+        self.sums, generators = saved.processes[_rank()]
         if self.steps_done:
             _set_generators(generators)
 
@@ -96,13 +97,13 @@ def resumed_progress(job: Training, trainer: Resumable) -> TrainingProgress:
     file = job.resume_file
     if not file.exists():
         return TrainingProgress(job, [])
-    saved = load(file, "training")
+    saved = read_progress(file)
     try:
-        if saved["fingerprint"] != job.fingerprint or len(saved["processes"]) != job.processes:
+        if saved.fingerprint != job.fingerprint or len(saved.processes) != job.processes:
             _logger.info("%s: belongs to another training; starting again", file)
             return TrainingProgress(job, [])
         trainer.resume(saved)
-        progress = TrainingProgress(job, list(saved["history"]))
+        progress = TrainingProgress(job, saved.history)
         progress.resume(saved)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise LpvitError(f"{file}: is not a state of this training ({one_line(error)}); delete it and rerun") from None

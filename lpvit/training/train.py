@@ -18,12 +18,12 @@ from torch import Tensor
 from lpvit.errors import LpvitError
 from lpvit.measure.precision import warn_if_slower
 from lpvit.models.drop_rates import set_drop_path
-from lpvit.store.artifacts import load
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.training.events import Events, require_tensorboard
 from lpvit.training.job import Training
 from lpvit.training.launcher import launch, local_rank
 from lpvit.training.progress import resumed_progress, seed_generators
+from lpvit.training.saved import read_progress
 from lpvit.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -68,12 +68,12 @@ def train(training: Training) -> Trained:
         _train(job)
     else:
         launch(_train, job, job.processes, "nccl" if job.device.type == "cuda" else "gloo", job.nodes)
-    result = load(job.resume_file, "training")
-    history, best = pd.DataFrame(result["history"]), result["best"]
+    result = read_progress(job.resume_file)
+    history, best = pd.DataFrame(result.history), result.best
     if best is not None:
-        logger.info("epoch %d is kept: %s on the held-out training images", best["epoch"], best["score"])
-        return Trained(best["state"], history, result["keep_masks"])
-    return Trained(result["ema"] or result["model"], history, result["keep_masks"])
+        logger.info("epoch %d is kept: %s on the held-out training images", best.epoch, best.score)
+        return Trained(best.state, history, result.keep_masks)
+    return Trained(result.ema or result.model, history, result.keep_masks)
 
 
 def _check(training: Training) -> None:

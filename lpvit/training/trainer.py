@@ -27,6 +27,7 @@ from lpvit.training.evaluation import over_processes
 from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
 from lpvit.training.progress import TrainingProgress
+from lpvit.training.saved import Saved, require_fitting
 from lpvit.training.settings import Recipe
 from lpvit.training.tasks.own import on_device
 from lpvit.training.tasks.task import Score
@@ -149,15 +150,16 @@ class Trainer:
             "keep_masks": dict(self.keep_masks),
         }
 
-    def resume(self, saved: dict[str, Any]) -> None:
+    def resume(self, saved: Saved) -> None:
         """Restores the result of `state`."""
-        self.model.load_state_dict(saved["model"])
+        self.model.load_state_dict(saved.model)
         if self.ema is not None:
-            self.ema.module.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        self._take_masks(saved["keep_masks"])
-        self.steps = saved["steps"]
+            self.ema.module.load_state_dict(saved.ema or {})
+        require_fitting(self.optimizer, saved.optimizer)
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.scaler.load_state_dict(saved.scaler)
+        self._take_masks(saved.keep_masks)
+        self.steps = saved.steps
         self.schedule.step_update(self.steps)
 
     def _autocast(self) -> Any:

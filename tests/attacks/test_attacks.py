@@ -37,7 +37,7 @@ from lpvit.models.sources.torchvision import Torchvision
 from lpvit.models.unpacking.edit import UnpackedModules
 from lpvit.quantisation.edit import Int8Layers
 from lpvit.schemes.edit import add_scheme
-from lpvit.store.artifacts import load, save
+from lpvit.store.artifacts import save
 from lpvit.store.digest import BLANK, seal
 from lpvit.store.schemas import BLOCKS, IMAGES
 from lpvit.store.tables import read_parquet, write_parquet
@@ -47,6 +47,7 @@ from lpvit.structures.blocks.masks import load_masks, save_masks
 from lpvit.structures.factors.edit import LowRankLayers
 from lpvit.structures.factors.structure import FactorStructure
 from lpvit.structures.width.edit import NarrowerShapes
+from lpvit.training.saved import read_progress
 
 ATTACKS = int(os.environ.get("LPVIT_ATTACKS", "0"))
 MANY = pytest.mark.skipif(ATTACKS == 0, reason="set LPVIT_ATTACKS to the number of attacks")
@@ -86,7 +87,9 @@ def write_statistics(path: Path) -> None:
 def write_training(path: Path) -> None:
     model = vit().state_dict()
     place = {"fingerprint": "x", "steps": 3, "steps_done": 1, "processes": [([0.5, 2.0], {"torch": torch.zeros(9)})]}
-    save({"model": model, "ema": None, "history": [{"epoch": 1, "top1": 9.5}], **place}, path, "training")
+    best = {"epoch": 1, "merit": 9.5, "loss": 2.0, "score": "top-1 9.50 %", "state": model}
+    weights = {"model": model, "ema": None, "optimizer": {}, "scaler": {}, "keep_masks": {"head": torch.ones(5, 2) > 0}}
+    save({**weights, **place, "history": [{"epoch": 1, "top1": 9.5}], "best": best}, path, "training")
 
 
 def write_blocks(path: Path) -> None:
@@ -117,8 +120,8 @@ def read_saved(path: Path) -> Any:
     return pruned.model.state_dict(), pruned.keep_masks, pruned.block_shape, pruned.budget, pruned.architecture
 
 
-def write_edited(path: Path) -> None:
-    """With one edit of each kind."""
+def edited_model() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Narrower, with a scheme, masks (returned) and int8."""
     model = vit()
     shapes = {f"blocks.0.mlp.fc1.{part}": shape for part, shape in (("weight", (40, 20)), ("bias", (40,)))}
     apply_edit(model, NarrowerShapes(shapes=shapes | {"blocks.0.mlp.fc2.weight": (20, 40)}))
@@ -127,18 +130,39 @@ def write_edited(path: Path) -> None:
     add_scheme(model, lpvit.Scheme(scheme="token_selection", before_blocks=(1,)))
     masks = {"blocks.1.mlp.fc1": torch.rand(20, 5, generator=torch.Generator().manual_seed(0)) > 0.5}
     apply_edit(model, *with_keep_masks((), masks, (4, 4)))
+    weight = model.get_parameter("blocks.1.mlp.fc1.weight").data
+    weight *= masks["blocks.1.mlp.fc1"].repeat_interleave(4, 0).repeat_interleave(4, 1)
     apply_edit(model, Int8Layers(layers=("blocks.0.attn.qkv", "head")))
+    return model, masks
+
+
+def write_edited(path: Path) -> None:
+    model, _ = edited_model()
     save_model(Architecture.of(model, VIT), model.state_dict(), path, "pruned_quantised")
 
 
-def write_factors(path: Path) -> None:
+def write_saved_edited(path: Path) -> None:
+    model, masks = edited_model()
+    lpvit.save(lpvit.Pruned(model, masks, (4, 4)), path, options=VIT)
+
+
+def low_rank_model() -> torch.nn.Module:
     """Low-rank layers of every form, a convolution among them."""
     model = vit()
     apply_edit(model, LowRankLayers(form="plain", ranks={"blocks.0.mlp.fc1": 5, "patch_embed.proj": 3}))
     apply_edit(model, LowRankLayers(form="pivoted", ranks={"blocks.1.attn.qkv": 7}))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
+    return model
+
+
+def write_factors(path: Path) -> None:
+    model = low_rank_model()
     save_model(Architecture.of(model, VIT), model.state_dict(), path, "pruned")
+
+
+def write_saved_factors(path: Path) -> None:
+    lpvit.save(lpvit.Pruned(low_rank_model(), {}, (1, 1)), path, options=VIT)
 
 
 def write_aligned(path: Path) -> None:
@@ -183,10 +207,12 @@ KINDS = {
         Kind("old.pt", of_format_1("pruned.pt"), lambda path: load_model(path, "pruned")),
         Kind("masks.pt", write_masks, load_masks),
         Kind("statistics.pt", write_statistics, load_statistics),
-        Kind("resume.pt", write_training, lambda path: load(path, "training")),
+        Kind("resume.pt", write_training, lambda path: read_progress(path).model_dump()),
         Kind("blocks.parquet", write_blocks, lambda path: read_parquet(path, BLOCKS)),
         Kind("images.parquet", write_images, lambda path: read_parquet(path, IMAGES)),
         Kind("model.safetensors", write_saved, read_saved),
+        Kind("edited.safetensors", write_saved_edited, read_saved),
+        Kind("factors.safetensors", write_saved_factors, read_saved),
         Kind("old.safetensors", of_format_1("all.safetensors"), read_saved),
     )
 }

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import emulator
 from tiny import dense_model, photographs
+from torch import nn
 
 from lpvit.benchmark import engines
 from lpvit.benchmark.engines import Exported, Rivals
@@ -47,6 +49,30 @@ def test_an_engine_gives_torchs_logits_up_to_its_precision_for_any_number_of_ima
 
 
 @needs_engines
+def test_files_of_engines_are_made_once_in_a_given_folder(exported: Exported, tmp_path: Path) -> None:
+    first = Exported(exported.model, exported.calibration, tmp_path / "kept")
+    files = {engine: first.file(engine) for engine in ("onnxruntime_float32", "onnxruntime_int8_static")}
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()}
+    assert set(files.values()) < set(written)
+    again = Exported(nn.Identity(), (), tmp_path / "kept")
+    assert {again.file(engine) for engine in files} == set(files.values())
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()} == written
+
+
+@needs_engines
+def test_onnxruntime_multiplies_by_static_scales_in_int8_where_weights_are_constant(exported: Exported) -> None:
+    import onnx
+
+    graph = onnx.load(exported.file("onnxruntime_int8_static")).graph
+    sources = {output: node.op_type for node in graph.node for output in node.output}
+    inputs = [[sources.get(name) for name in node.input] for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    in_int8 = [kinds for kinds in inputs if kinds[:2] == ["DequantizeLinear"] * 2]
+    depth = len(exported.model.blocks)
+    assert len(in_int8) == 4 * depth + 1  # qkv, proj, fc1, fc2, and the head; attention stays in float32
+    assert len(inputs) == len(in_int8) + 2 * depth
+
+
+@needs_engines
 def test_the_benchmark_refuses_an_engine_with_other_logits_and_takes_one_in_int8(exported: Exported) -> None:
     images = photographs("vit", 2)
     wrong = {"dense_onnxruntime_float32": lambda images: exported.model(images) + 1}
@@ -69,13 +95,13 @@ def test_where_sums_of_bytes_saturate_weights_have_seven_bits(
         for engine in ("openvino", "onnxruntime"):
             monkeypatch.setattr(engines, f"saturates_in_{engine}", lambda older=older: older)
         by = Exported(exported.model, exported.calibration)
-        for engine in ("openvino_int8", "onnxruntime_int8"):
-            by.run_by(engine, batch_size=1, threads=1)
-        stored = [op.data for op in by._made["int8"].get_ops() if op.get_element_type() == openvino.Type.i8]
-        tensors = onnx.load(by._file.with_name("dynamic.onnx")).graph.initializer
-        stored += [onnx.numpy_helper.to_array(one) for one in tensors if one.data_type == onnx.TensorProto.INT8]
+        model = openvino.Core().read_model(by.file("openvino_int8"))
+        stored = [op.data for op in model.get_ops() if op.get_element_type() == openvino.Type.i8]
+        for engine in ("onnxruntime_int8", "onnxruntime_int8_static"):
+            tensors = onnx.load(by.file(engine)).graph.initializer
+            stored += [onnx.numpy_helper.to_array(one) for one in tensors if one.data_type == onnx.TensorProto.INT8]
         largest = [int(np.abs(values.astype(int)).max()) for values in stored if values.ndim > 1]
-        assert len(largest) == 20
+        assert len(largest) == 30
         assert max(largest) == (64 if older else 127)
 
 

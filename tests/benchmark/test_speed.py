@@ -52,7 +52,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    both = dict.fromkeys(("perf_counter", "process_time"), lambda: clock.now)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(**both))
     return clock
 
 

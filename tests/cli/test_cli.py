@@ -219,7 +219,7 @@ def test_images_are_looked_at_where_a_bad_one_would_stop_the_run_and_the_time_is
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "--epochs: found 0, expected 1 or more"),
+        (["--epochs", "0"], "--epochs: found 0, expected a positive number"),
         (["--model", "resnet18"], "--model: no repeated module with attention is found"),
         (["--model", "vit_tiny_patch16_22"], "--model: timm knows no model 'vit_tiny_patch16_22'; did you mean"),
     ],
@@ -391,6 +391,57 @@ def test_a_place_that_cannot_be_written_and_a_number_of_threads_below_one_are_to
     for rest in (["export", "/proc/model.safetensors"], ["bench", "--threads", "0"]):
         assert main([rest[0], "model.safetensors", *rest[1:]]) == 1
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("predict model.safetensors photo.png --top -1", "--top: found -1, expected a positive number"),
+        ("predict photos photo.png", "photos: is a folder, expected a file"),
+        ("predict model.safetensors photos", "photos: is a folder, expected a file"),
+        (
+            "compare model.safetensors model.safetensors photos --limit 0",
+            "--limit: found 0, expected a positive number",
+        ),
+        ("compare model.safetensors photos model.safetensors", "photos: is a folder, expected a file"),
+        ("compare model.safetensors model.safetensors photo.png", "photo.png: is a file; give a folder of images"),
+        ("bench model.safetensors --batch-size 1 0", "--batch-size: found 0, expected a positive number"),
+        ("bench model.safetensors --seconds inf", "--seconds: found inf, expected a positive number"),
+        ("bench notes.xml", "notes.xml: cannot be read by OpenVINO, whose models are XML"),
+        ("export model.onnx again.safetensors", "model.onnx: found suffix '.onnx', expected a compressed model"),
+        ("export model.safetensors folder.onnx", "folder.onnx: is a folder, expected a file to write"),
+        ("check photos", "photos: is a folder, expected a config; 'lpvit init photos' makes one"),
+        ("prune config.yaml --cores 0", "--cores: found '0', expected a positive number or 'all'"),
+        ("prune config.yaml --cores two", "--cores: found 'two', expected a positive number or 'all'"),
+    ],
+)
+def test_swapped_arguments_and_numbers_that_cannot_be_are_told_in_one_line(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "notes.xml" in arguments:
+        pytest.importorskip("openvino")
+    make_images(Path("photos/cat"), 1)
+    Path("folder.onnx").mkdir()
+    Path("notes.xml").write_text("notes")
+    for name in ("model.onnx", "photo.png", "config.yaml"):
+        Path(name).touch()
+    model = dense_model("vit")
+    model.pretrained_cfg |= {"mean": [0.4], "std": [0.3]}
+    pruned = lpvit.prune(model, photographs("vit", 8).split(8), budget=0.5, block_shape=(8, 4))
+    lpvit.save(pruned, "model.safetensors", options=VIT)
+    assert main(arguments.split()) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"lpvit {arguments.split(maxsplit=1)[0]}: {message}")
+    assert told.count("\n") == 1
+
+
+def test_results_that_are_no_folder_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(TINY))
+    Path("results").touch()
+    assert main(["prune", "config.yaml"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("lpvit prune: results: cannot be written (File exists)")
+    assert told.count("\n") == 1
 
 
 def test_help_is_there_at_once_and_names_every_command() -> None:

@@ -119,7 +119,7 @@ def test_what_cannot_be_predicted_is_told_in_a_line(
     (photo.parent / "bad.png").write_bytes(b"?")
     (photo.parent / "bad.onnx").write_bytes(b"?")
     for arguments, message in (
-        ([str(file), "absent.png"], "absent.png: image not found"),
+        ([str(file), "absent.png"], "absent.png: file not found"),
         ([str(file), str(photo.parent / "bad.png")], f"{photo.parent}/bad.png: cannot be decoded"),
         ([str(photo), str(photo)], f"{photo}: found suffix '.png', expected a model: .safetensors"),
         (["absent.pt", str(photo)], "absent.pt: file not found"),

@@ -60,6 +60,16 @@ def test_without_metrics_it_is_the_singular_value_decomposition(shape: tuple[int
     torch.testing.assert_close(found.left @ found.right, weight)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_balanced_factors_are_the_same_layer_and_their_features_vary_as_what_takes_them(shape: tuple[int, int]) -> None:
+    covariance = metric(shape[1], 2)
+    low = LowRank(normal(shape[0], 3) * torch.tensor([1e-3, 1.0, 1e3]), normal(3, shape[1], seed=1), normal(shape[0]))
+    found = low.balanced(covariance)
+    torch.testing.assert_close(found.weight, low.weight)
+    spread = (found.reduce @ covariance @ found.reduce.T).diagonal().sqrt()
+    torch.testing.assert_close(found.expand.norm(dim=0), spread)
+
+
 def test_the_bias_takes_what_the_mean_input_loses() -> None:
     weight, mean, bias = normal(5, 4), normal(4, seed=1), normal(5, seed=2)
     found = decompose(weight)

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from conftest import Run, Workflow
+
+from lpvit.report.comparison import Comparison, render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
@@ -86,6 +89,23 @@ def test_a_print_has_every_figure(reports: dict[str, Path], page: Any) -> None:
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator(".panels:not(.js-plotly-plot)").count() == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
+
+
+def test_the_first_table_fits_on_printed_paper(reports: dict[str, Path], page: Any) -> None:
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 without Chromium's margins
+    page.goto(reports["page"].as_uri())
+    page.emulate_media(media="print")
+    assert page.locator(".results").evaluate("e => e.getBoundingClientRect().right") <= 718
+
+
+def test_long_names_of_two_models_do_not_widen_their_page(tmp_path: Path, page: Any) -> None:
+    rows = pd.DataFrame({"path": ["1.png"], "label": [""], "dense": ["cat"], "compressed": ["cat"]})
+    rows = rows.assign(dense_share=0.9, compressed_share=0.8)
+    spoilt = pd.DataFrame({"how": ["as they are"], "images": [1], "dense": [None], "compressed": [None], "alike": [1]})
+    name = f"results/{'a_long_name/' * 8}finetuned.pt"
+    (tmp_path / "compare.html").write_text(render(Comparison((name, name), "photos", rows, spoilt, {})))
+    page.goto((tmp_path / "compare.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
 
 
 def test_what_scrolls_sideways_says_so(reports: dict[str, Path], page: Any) -> None:

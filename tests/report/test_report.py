@@ -486,18 +486,6 @@ def test_history_begins_with_the_model_before_training_where_that_was_evaluated(
         assert point.get_xydata().tolist() == [[0, value]]
 
 
-def test_a_file_of_a_figure_does_not_depend_on_what_was_drawn_before_it(tmp_path: Path) -> None:
-    for name, inputs in (("curves", (curves(costs()), costs(), "arbitrary units")), ("history", (history(),))):
-        files: dict[str, set[bytes]] = {"png": set(), "svg": set()}
-        for order in (["svg", "png"], ["png", "svg"], ["png", "png", "svg", "svg"]):
-            figure = drawn(name, *inputs)
-            for number, kind in enumerate(order):
-                path = tmp_path / f"{number}.{kind}"
-                drawing.save_figure(figure, path)
-                files[kind].add(path.read_bytes())
-        assert {kind: len(found) for kind, found in files.items()} == {"png": 1, "svg": 1}
-
-
 def test_figures_are_written_whole_alike_and_leave_matplotlib_as_it_was(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     for name in ("first", "second"):

@@ -17,11 +17,15 @@ from lpvit.inference import sparsify as sparse_model
 from lpvit.inference.layer_fusion import FusedBlock
 from lpvit.inference.sparsify import sparsify_layers
 from lpvit.models.analysis.layers import matrix_layers, prunable_layers
+from lpvit.models.edits import apply_edit
 from lpvit.models.sources.timm import create_model
-from lpvit.quantisation.layers import QuantisedLinear, quantise_tokens
+from lpvit.quantisation.layers import QuantisedLinear, int8_layers, quantise_tokens
+from lpvit.quantisation.quantise import quantise_model
+from lpvit.quantisation.settings import Quantisation
 from lpvit.sparse import BlockSparseLinear, build
 from lpvit.sparse.int8 import quantise_weight
 from lpvit.sparse.linear import Int8BlockSparseLinear
+from lpvit.structures.factors.edit import LowRankLayers
 
 INSTRUCTION_SETS = ["best", "avx512", "avx_vnni", "avx2", "sse", "neon"]
 
@@ -269,6 +273,27 @@ def test_a_vit_in_int8_is_near_the_masked_one_eager_compiled_and_exported():
         copy.deepcopy(sparse),
     ):
         assert torch.allclose(other(images), expected, atol=1e-5)
+
+
+def test_int8_layers_without_masks_are_multiplied_by_kernels_with_what_stands_around_them():
+    options = {"img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 0.3}
+    dense = create_model("vit_small_patch14_dinov2", 5, options).requires_grad_(False)
+    ranks = {f"blocks.0.{layer}": 8 for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    dense = apply_edit(dense, LowRankLayers(form="plain", ranks=ranks))
+    for parameter in dense.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    quantised = quantise_model(dense, {}, (1, 1), None, Quantisation(rounding="nearest"), "cpu").requires_grad_(False)
+    layers, sparse = int8_layers(quantised), copy.deepcopy(quantised)
+    choices = sparsify_layers(sparse, {}, (1, 1), only_faster=False, precision="int8")
+    assert [choice.module for choice in choices if choice.kind == "layer"] == layers
+    assert {f"{layer}.{part}" for layer in ranks for part in ("reduce", "expand")} < set(layers)
+    assert not int8_layers(sparse)
+    assert all(type(block) is FusedBlock for block in sparse.blocks)
+    first = sparse.blocks[0]
+    assert all(isinstance(module, nn.Identity) for module in (first.norm1, first.norm2, first.mlp.act))
+    images = torch.randn(3, 3, 28, 28)
+    expected = quantised(images)
+    assert (sparse(images) - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_what_stands_around_int8_layers_becomes_a_part_of_them_where_nothing_else_needs_it():

@@ -429,6 +429,21 @@ def test_speed_is_measured_on_request_and_so_is_the_table_of_a_budget_in_millise
     assert stages(workflow.would_run(change(tiny_config, "benchmark", {"seconds": 0.03}))) == set()
 
 
+@pytest.mark.thorough
+def test_speed_is_summarised_where_nothing_loses_blocks(tiny_config: dict, change, finished) -> None:
+    workflow, _ = finished
+    config = change(tiny_config, "benchmark", {"seconds": 0.02, "batch_sizes": [1], "energy_seconds": 0.02})
+    config = change(config, "report", "ranks")
+    config = change(config, "prunings.ranks", {"structure": "factors"})
+    only = {**tiny_config["experiments"]["main"], "pruning": "ranks", "recipe": None}
+    run = workflow.run(change(config, "experiments", {"main": only}), "benchmark")
+    assert run.code == 0, run.output
+    report = workflow.folder / "results/report/ranks"
+    assert len(pd.read_csv(report / "speed.csv")) == 3
+    assert pd.read_csv(report / "speed_up.csv").empty
+    assert not (report / "speed_up.png").exists()
+
+
 def test_a_killed_workflow_finishes_with_the_same_weights(
     workflow: Workflow, tiny_config: dict, change, finished: tuple[Workflow, Run]
 ) -> None:

@@ -302,6 +302,12 @@ def compression_of(wildcards) -> dict:
     return chosen(pruning, "structure", *pruning.compress_keys)
 
 
+def measured_by(wildcards) -> dict:
+    """The settings of a pruning that its scores and curves depend on."""
+    pruning = settings.prunings[wildcards.pruning]
+    return chosen(pruning, without=pruning.after_curves)
+
+
 def compresses_by_statistics(wildcards) -> bool:
     return settings.prunings[wildcards.pruning].compresses_by_statistics
 

@@ -63,7 +63,7 @@ rule measure_rate_distortion:
     params:
         dataset=images_of,
         batch_size=batch_size_of,
-        pruning=lambda wildcards: chosen(settings.prunings[wildcards.pruning]),
+        pruning=measured_by,
         sources=sources("measure_rate_distortion.py", STATISTICS),
     log:
         f"{PRUNING}/curves.log",

@@ -26,9 +26,9 @@ from lpvit.refitting.reconstruction import (
 )
 from lpvit.refitting.reduced_rank import fit_reduced_rank
 from lpvit.refitting.refinement import BlockTarget, refine
-from lpvit.refitting.truncation import LowRank, damped, truncated
+from lpvit.refitting.truncation import LowRank, damped, rounding_noise, truncated
 from lpvit.structures.factors.layers import CLASSES, FactorisedLinear, PivotedLinear
-from lpvit.structures.factors.options import OUTPUT_DAMPING, parts_of_layers
+from lpvit.structures.factors.options import INPUT_DAMPING, OUTPUT_DAMPING, parts_of_layers
 from lpvit.structures.factors.settings import Factors
 
 RIDGES = (1.0, 0.3, 0.1, 0.03, 1e-2, 1e-3)
@@ -66,7 +66,8 @@ def factorised(
     if loader is None:
         parts = parts_of_layers(model, {layer: moments[layer] for layer in ranks}, settings.metric)
         for layer, rank in ranks.items():
-            _store(truncated(parts[layer], rank, matrix_layer(model, layer).bias), compressed.get_submodule(layer))
+            low = truncated(parts[layer], rank, matrix_layer(model, layer).bias)
+            _store(low, moments[layer], compressed.get_submodule(layer))
         return compressed
     fit_layers(model, compressed, factor_fits(model, moments, ranks), loader, device)
     if settings.refine_steps:
@@ -101,7 +102,7 @@ class FactorFit:
             )
         bias = None if low.bias is None else low.bias / sums.scale[:, 0]
         unscaled = LowRank(low.expand / sums.scale, low.reduce, bias)
-        return FittedLayer(unscaled.weight, shares, partial(_store, unscaled))
+        return FittedLayer(unscaled.weight, shares, partial(_store, unscaled, self.moments))
 
 
 def factor_fits(model: nn.Module, moments: Mapping[str, LayerMoments], ranks: Mapping[str, int]) -> list[FactorFit]:
@@ -121,9 +122,10 @@ def factor_fits(model: nn.Module, moments: Mapping[str, LayerMoments], ranks: Ma
     return fits
 
 
-def _store(low: LowRank, module: nn.Module) -> None:
+def _store(low: LowRank, moments: LayerMoments, module: nn.Module) -> None:
     assert isinstance(module, FactorisedLinear | PivotedLinear)
-    module.store(low.balanced())
+    covariance = damped(moments.input_covariance, INPUT_DAMPING, rounding_noise(moments.input_mean))
+    module.store(low.balanced(covariance.to(low.reduce)))
 
 
 def _block_targets(

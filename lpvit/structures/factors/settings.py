@@ -20,6 +20,7 @@ class Factors(StructureSettings):
     units: ClassVar = "ranks"
     compresses_by_statistics: ClassVar = True
     compress_keys: ClassVar = ("rank_multiple", "form", "metric", "refine_steps")
+    after_curves: ClassVar = ("refine_steps",)
 
     structure: Literal["factors"] = Field("factors", description="what is removed")
     rank_multiple: int = Field(8, gt=0, description="ranks are multiples of it; 64 suits a GPU")
