@@ -50,7 +50,7 @@ def opset_of(path: Path) -> int:
     return next(each.version for each in onnx.load(path).opset_import if each.domain == "")
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("compression", ["factors", pytest.param("blocks", marks=pytest.mark.thorough)])
 def test_a_file_for_any_size_equals_torch_also_after_save_and_load(compression: str, tmp_path: Path) -> None:
     pruned = lpvit.prune(vit(), LOADER, budget=0.7, **COMPRESSIONS[compression])
     lpvit.save(pruned, tmp_path / "model.safetensors", options=OPTIONS)
@@ -104,6 +104,7 @@ class OwnSizeIsSpecial(nn.Module):
         return logits + 1 if images.shape[2] * images.shape[3] == 32 * 32 else logits
 
 
+@pytest.mark.thorough
 def test_a_file_that_would_differ_at_the_models_own_size_is_refused(tmp_path: Path) -> None:
     pruned = lpvit.prune(OwnSizeIsSpecial(), LOADER, budget=0.6)
     with pytest.raises(LpvitError, match=r"image_size: OwnSizeIsSpecial .*not close"):
