@@ -26,9 +26,9 @@ from lpvit.refitting.reconstruction import (
 )
 from lpvit.refitting.reduced_rank import fit_reduced_rank
 from lpvit.refitting.refinement import BlockTarget, refine
-from lpvit.refitting.truncation import LowRank, damped, rounding_noise, truncated
+from lpvit.refitting.truncation import LowRank, damped, truncated
 from lpvit.structures.factors.layers import CLASSES, FactorisedLinear, PivotedLinear
-from lpvit.structures.factors.options import INPUT_DAMPING, OUTPUT_DAMPING, parts_of_layers
+from lpvit.structures.factors.options import OUTPUT_DAMPING, input_metric, parts_of_layers
 from lpvit.structures.factors.settings import Factors
 
 RIDGES = (1.0, 0.3, 0.1, 0.03, 1e-2, 1e-3)
@@ -124,8 +124,7 @@ def factor_fits(model: nn.Module, moments: Mapping[str, LayerMoments], ranks: Ma
 
 def _store(low: LowRank, moments: LayerMoments, module: nn.Module) -> None:
     assert isinstance(module, FactorisedLinear | PivotedLinear)
-    covariance = damped(moments.input_covariance, INPUT_DAMPING, rounding_noise(moments.input_mean))
-    module.store(low.balanced(covariance.to(low.reduce)))
+    module.store(low.balanced(input_metric(moments).to(low.reduce)))
 
 
 def _block_targets(

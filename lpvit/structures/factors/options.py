@@ -41,19 +41,24 @@ def parts_of_layers(model: nn.Module, moments: Mapping[str, LayerMoments], metri
     return found
 
 
+def input_metric(moments: LayerMoments) -> Tensor:
+    """Covariance of the inputs, damped so that it is positive definite, (I, I)."""
+    return damped(moments.input_covariance, INPUT_DAMPING, rounding_noise(moments.input_mean))
+
+
 def _metrics(moments: LayerMoments, metric: Metric) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Metrics of outputs (O, O) and inputs (I, I), None for the identity, and the mean input (I,)."""
     sensitivity = damped(moments.output_sensitivity, OUTPUT_DAMPING)
     if metric == "two_sided":
         return (
             sensitivity,
-            damped(moments.input_covariance, INPUT_DAMPING, rounding_noise(moments.input_mean)),
+            input_metric(moments),
             moments.input_mean,
         )
     if metric == "activations":
         return (
             None,
-            damped(moments.input_covariance, INPUT_DAMPING, rounding_noise(moments.input_mean)),
+            input_metric(moments),
             moments.input_mean,
         )
     no_mean = torch.zeros_like(moments.input_mean)

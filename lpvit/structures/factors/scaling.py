@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lpvit.models.analysis.trace import hooks
 from lpvit.structures.factors.layers import FactorisedLinear
 
 
@@ -28,14 +29,13 @@ def even_out_features(model: nn.Module, images: Iterable[Tensor]) -> None:
         by_feature = features.movedim(1 if isinstance(layers[place].reduce, nn.Conv2d) else -1, 0).flatten(1)
         sums[place] += by_feature.double().square().sum(dim=1).cpu()
 
-    hooks = [
+    handles = [
         layer.reduce.register_forward_hook(lambda _, __, features, place=place: add(place, features))
         for place, layer in enumerate(layers)
     ]
-    for batch in images if layers else ():
-        model(batch)
-    for hook in hooks:
-        hook.remove()
+    with hooks(handles):
+        for batch in images if layers else ():
+            model(batch)
     for layer, squares in zip(layers, sums, strict=True):
         size = (squares / squares.mean().clamp_min(1e-300)).clamp_min(1e-12).sqrt().to(layer.reduce.weight)
         layer.reduce.weight /= size.view(-1, *[1] * (layer.reduce.weight.ndim - 1))
