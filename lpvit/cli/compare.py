@@ -21,7 +21,6 @@ from lpvit.data.listing import IMAGE_SUFFIXES
 from lpvit.data.transforms import create_transform
 from lpvit.errors import LpvitError, nearest
 from lpvit.export.description import Description
-from lpvit.models.heads import require_classifier
 from lpvit.progress import bar
 from lpvit.report.comparison import Comparison, changed, render, verdict
 from lpvit.store.artifacts import write_text
@@ -47,10 +46,7 @@ def compared(dense: Path, compressed: Path, folder: Path, output: Path, limit: i
     """
     opened = dict(zip(MODELS, map(open_model, (dense, compressed)), strict=True))
     paths = dict(zip(MODELS, (dense, compressed), strict=True))
-    for each in opened.values():
-        if each.model is not None:
-            require_classifier(each.model)
-    described = {name: opened[name].require_description(path) for name, path in paths.items()}
+    described = {name: opened[name].require_classes(path) for name, path in paths.items()}
     _require_same_classes(described, (dense, compressed))
     files, labels = labelled_images(folder, described["dense"])
     chosen = np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).astype(int))

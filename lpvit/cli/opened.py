@@ -55,6 +55,19 @@ class Opened:
             )
         return self.description
 
+    def require_classes(self, path: Path) -> Description:
+        """Names and preprocessing of a classifier.
+
+        Raises:
+            LpvitError: The file has none, or the model gives features.
+        """
+        description = self.require_description(path)
+        if description.features:
+            raise LpvitError(
+                f"{path}: the model gives features, not logits of classes; lpvit.probe(...) in Python classifies by them"
+            )
+        return description
+
 
 def open_model(path: Path, threads: int | None = None) -> Opened:
     """Opens a dense or compressed model.

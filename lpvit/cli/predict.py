@@ -9,7 +9,6 @@ from lpvit.api.arguments import require_file
 from lpvit.cli.opened import open_model
 from lpvit.data.decoding import read_image
 from lpvit.data.transforms import create_transform
-from lpvit.models.heads import require_classifier
 
 
 def predicted(path: Path, images: Sequence[Path], top: int) -> Iterator[str]:
@@ -24,9 +23,7 @@ def predicted(path: Path, images: Sequence[Path], top: int) -> Iterator[str]:
         LpvitError: The model or an image cannot be read, or the model gives features.
     """
     opened = open_model(path)
-    if opened.model is not None:
-        require_classifier(opened.model)
-    description = opened.require_description(path)
+    description = opened.require_classes(path)
     transform = create_transform(description.preprocessing, None)
     channels = description.preprocessing.input_size[0]
     for file in images:

@@ -14,6 +14,7 @@ from torch import nn
 from lpvit.data.preprocessing import Preprocessing
 from lpvit.errors import LpvitError
 from lpvit.models.architecture import classes_of
+from lpvit.models.heads import is_classifier
 
 KEY = "description"  # in the metadata of a file, and below "lpvit" in OpenVINO's rt_info
 
@@ -25,10 +26,12 @@ class Description:
     Attributes:
         classes: Names in the order of the logits; empty if they are not known.
         preprocessing: From an image to the model's input.
+        features: Whether the outputs are features, not logits of classes.
     """
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    features: bool = False
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
@@ -37,7 +40,7 @@ class Description:
         Raises:
             LpvitError: Its images are neither grey nor RGB.
         """
-        return cls(classes_of(model), Preprocessing.from_model(model))
+        return cls(classes_of(model), Preprocessing.from_model(model), is_classifier(model) is False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

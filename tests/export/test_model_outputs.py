@@ -66,8 +66,14 @@ def test_it_takes_any_dtype_by_position_and_by_name_and_gives_float32(pruned: lp
     assert (found[0] - pruned.model(LOADER[0]).logits).abs().max() < 0.3
 
 
-def test_features_are_not_predicted_as_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx", "xml"])
+def test_features_are_not_predicted_as_classes(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     headless = lpvit.prune(member("Dinov2Model"), LOADER, budget=0.6)
-    lpvit.save(headless, tmp_path / "model.safetensors")
-    assert main(["predict", str(tmp_path / "model.safetensors"), "photo.png"]) == 1
-    assert "Dinov2Model gives features, not logits of classes" in capsys.readouterr().err
+    write = {"safetensors": lpvit.save, "onnx": lpvit.export_onnx, "xml": lpvit.export_openvino}[suffix]
+    if suffix != "safetensors":
+        pytest.importorskip({"onnx": "onnxruntime", "xml": "openvino"}[suffix])
+    write(headless, file := tmp_path / f"model.{suffix}")
+    assert main(["predict", str(file), "photo.png"]) == 1
+    assert f"{file}: the model gives features, not logits of classes" in capsys.readouterr().err
