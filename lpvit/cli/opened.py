@@ -64,7 +64,7 @@ class Opened:
         description = self.require_description(path)
         if description.features:
             raise LpvitError(
-                f"{path}: the model gives features, not logits of classes; lpvit.probe(...) in Python classifies by them"
+                f"{path}: the model gives features, not logits of classes; lpvit.probe in Python classifies by them"
             )
         return description
 

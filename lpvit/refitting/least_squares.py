@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from lpvit.moments.gram import gram
 
 SINGULAR = 1e-12  # least share of an input's squared sum that is not explained by earlier inputs
+SAMPLED_EVERY = 4  # of the systems of a layer, whose outputs choose the ridge of all
+FEW_SYSTEMS = 16  # and fewer are not sampled
 SYSTEM_NUMBERS = 2**25  # of the systems that a GPU solves in one batch: 256 MiB in float64
 
 
@@ -30,7 +32,7 @@ class Moments:
     Attributes:
         gram: X^T X of the inputs X, (J, J), float64.
         cross: X^T Y of the inputs and the targets Y, (J, O), float64.
-        energy: Sum of Y^2, a number, float64.
+        energy: Sum of Y^2 of every output, (O,), float64.
     """
 
     gram: Tensor
@@ -41,28 +43,35 @@ class Moments:
     def zeros(cls, weight: Tensor) -> "Moments":
         """Empty sums for a weight (O, J), on its device."""
         out_features, in_features = weight.shape
-        shapes = ((in_features, in_features), (in_features, out_features), ())
+        shapes = ((in_features, in_features), (in_features, out_features), (out_features,))
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=weight.device) for shape in shapes))
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
         """Adds tokens: inputs (T, J) and targets (T, O), multiplied in their own precision."""
         self.gram += gram(inputs)
         self.cross += inputs.T @ targets
-        self.energy += targets.square().sum(dtype=torch.float64)
+        self.energy += targets.square().sum(dim=0, dtype=torch.float64)
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.gram + other.gram, self.cross + other.cross, self.energy + other.energy)
 
+    def of_outputs(self, rows: Tensor) -> "Moments":
+        """The sums of some outputs, chosen by a mask (O,)."""
+        return Moments(self.gram, self.cross[:, rows], self.energy[rows])
+
     def relative_error(self, weight: Tensor) -> float:
         """Sum of (Y - X W^T)^2 for a weight W (O, J), as a share of the sum of Y^2."""
-        error = self.energy - 2 * (weight.T * self.cross).sum() + ((weight @ self.gram) * weight).sum()
-        return float(error / self.energy.clamp_min(torch.finfo(torch.float64).tiny))
+        energy = self.energy.sum()
+        error = energy - 2 * (weight.T * self.cross).sum() + ((weight @ self.gram) * weight).sum()
+        return float(error / energy.clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def fit_layer(
     fit: Moments, held_out: Moments, weight: Tensor, keep: Tensor, ridges: Sequence[float]
 ) -> tuple[Tensor, float, float]:
     """The ridge with the least error on held-out tokens, then the fit to all tokens.
+
+    Layers with many different systems choose it by a sample of their outputs.
 
     Args:
         fit: Of the tokens to fit.
@@ -72,21 +81,34 @@ def fit_layer(
         ridges: Strengths to choose from; the first of equals.
 
     Returns:
-        The fitted weight (O, J), and the relative errors on the held-out tokens without a fit and of the selected fit.
+        The fitted weight (O, J), and the relative errors of these outputs on the held-out tokens without a fit and with
+        the selected ridge.
 
     Raises:
         SingularError: A system is singular with every ridge.
     """
-    before = held_out.relative_error(fit_rows(fit, weight, keep, math.inf))
+    asked = _sampled(keep)
+    of_fit, of_held_out = fit.of_outputs(asked), held_out.of_outputs(asked)
     errors = {}
-    for ridge in ridges:
+    for ridge in (math.inf, *ridges):
         with suppress(SingularError):  # too weak for single precision; a stronger one may work
-            errors[ridge] = held_out.relative_error(fit_rows(fit, weight, keep, ridge))
+            errors[ridge] = of_held_out.relative_error(fit_rows(of_fit, weight[asked], keep[asked], ridge))
     finite = {ridge for ridge in ridges if math.isfinite(ridge)}
     if finite and finite.isdisjoint(errors):
         raise SingularError
-    best = min(errors, key=errors.__getitem__)
-    return fit_rows(fit + held_out, weight, keep, best), before, errors[best]
+    total = fit + held_out
+    for ridge in sorted(errors.keys() & set(ridges), key=lambda ridge: (errors[ridge], ridges.index(ridge))):
+        with suppress(SingularError):  # of an output that was not asked
+            return fit_rows(total, weight, keep, ridge), errors[math.inf], errors[ridge]
+    raise SingularError
+
+
+def _sampled(keep: Tensor) -> Tensor:
+    """Mask (O,) of the outputs that choose a ridge: those of every fourth system, or of all if they are few."""
+    patterns, pattern_of_row = torch.unique(keep, dim=0, return_inverse=True)
+    every = SAMPLED_EVERY if len(patterns) > FEW_SYSTEMS else 1
+    chosen: Tensor = pattern_of_row % every == 0
+    return chosen
 
 
 def fit_rows(moments: Moments, weight: Tensor, keep: Tensor, ridge: float) -> Tensor:

@@ -258,7 +258,7 @@ def _collect_moments(
             moments.add(weighted[images].flatten(0, 1), targets[images].flatten(0, 1))
         images_seen += len(inputs)
     total = fitted + held_out
-    if not (total.gram.isfinite().all() and total.energy.isfinite()):
+    if not (total.gram.isfinite().all() and total.energy.isfinite().all()):
         raise LpvitError(
             f"{layer}: its inputs or outputs on the calibration images are NaN or infinite; check the dense "
             "weights and the mean and std of the images"

@@ -67,9 +67,7 @@ def test_it_takes_any_dtype_by_position_and_by_name_and_gives_float32(pruned: lp
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "onnx", "xml"])
-def test_features_are_not_predicted_as_classes(
-    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_features_are_not_predicted_as_classes(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     headless = lpvit.prune(member("Dinov2Model"), LOADER, budget=0.6)
     write = {"safetensors": lpvit.save, "onnx": lpvit.export_onnx, "xml": lpvit.export_openvino}[suffix]
     if suffix != "safetensors":

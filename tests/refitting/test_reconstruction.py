@@ -177,6 +177,35 @@ def test_a_ridge_too_weak_for_a_singular_system_is_passed_over_and_none_at_all_f
         fit_layer(moments, moments, weight, keep, [math.inf, 0.0])
 
 
+def test_a_quarter_of_many_systems_chooses_the_ridge_of_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.ones(64, 12).double(), torch.randn(40, 12, dtype=torch.float64, generator=generator)
+    keep = torch.rand(64, 12, generator=generator) < 0.6
+    fit, held_out = moments_of(inputs, inputs @ weight.T), moments_of(inputs[:9], inputs[:9] @ weight.T)
+    fitted, before, after = fit_layer(fit, held_out, weight, keep, RIDGES)
+    rows = torch.unique(keep, dim=0, return_inverse=True)[1] % 4 == 0
+    asked = held_out.of_outputs(rows)
+    errors = {ridge: asked.relative_error(fit_rows(fit, weight, keep, ridge)[rows]) for ridge in RIDGES}
+    assert before == pytest.approx(asked.relative_error((weight * keep)[rows]), rel=1e-9)
+    assert after == pytest.approx(min(errors.values()), rel=1e-9)
+    torch.testing.assert_close(fitted, fit_rows(fit + held_out, weight, keep, min(errors, key=errors.__getitem__)))
+
+
+def test_a_ridge_too_weak_for_a_system_that_did_not_choose_it_gives_way_to_the_next() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.ones(64, 12).double(), torch.randn(40, 12, dtype=torch.float64, generator=generator)
+    inputs[:, 1] = inputs[:, 0]
+    keep = torch.rand(64, 12, generator=generator) < 0.6
+    keep[:, 1] = False
+    places = torch.unique(keep, dim=0, return_inverse=True)[1]
+    keep[-1] = keep[places == 1][0] | (torch.arange(12) < 2)
+    asked = torch.unique(keep, dim=0, return_inverse=True)[1] % 4 == 0
+    assert not asked[keep[:, 0] & keep[:, 1]].any()
+    moments = moments_of(inputs, inputs @ weight.T)
+    fitted, *_ = fit_layer(moments, moments, weight, keep, [0.0, 1e-2])
+    torch.testing.assert_close(fitted, fit_rows(moments + moments, weight, keep, 1e-2))
+
+
 def test_a_fit_that_only_learns_noise_is_turned_down() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, keep = torch.zeros(4, 9, dtype=torch.float64), torch.ones(4, 9, dtype=torch.bool)
