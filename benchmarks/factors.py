@@ -41,6 +41,7 @@ from lpvit.structures.structure import ModelStructure, Options, Structure, struc
 GAUSS_NEWTON = {"saliency": "gauss_newton", "distortion": "gauss_newton"}
 METHODS: dict[str, tuple[StructureSettings, bool]] = {  # settings, and whether layers are refitted
     "factors": (Factors(), True),
+    "factors, one probe": (Factors(probes=1), True),
     "pivoted": (Factors(form="pivoted"), True),
     "mixed": (Mixed(), True),
     "factors, refined": (Factors(refine_steps=150), True),
