@@ -58,6 +58,10 @@ class Subject:
         """Validation images, evenly spread over the split."""
         return self._batches(usable_images(self.few_images(1, count), "validation"))
 
+    def training(self, count: int) -> Batches:
+        """Training images, evenly spread over the split."""
+        return self._batches(usable_images(self.few_images(count, 1), "train"))
+
     def few_images(self, training: int, validation: int) -> pd.DataFrame:
         """As many images of each split, evenly spread over it, schema ``IMAGES``."""
         counts = {"train": training, "validation": validation}

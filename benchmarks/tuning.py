@@ -1,0 +1,98 @@
+"""Fine-tuning of factors and of other structures: same dense model, budget, images and epochs.
+
+    python benchmarks/tuning.py --config benchmarks/configs/vit_small.yaml --dataset cifar10 \\
+        --model vit_small_cifar10 --macs 0.25 --output rows.csv
+
+Every model is compressed in one round and refitted, then distilled from the dense model on training images, half of
+them mirrored. A line per method: ``before`` and ``after`` are points of top-1 below the dense model, with their 95 %
+intervals, paired by image.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from subject import Batches, Subject, add_arguments, logits_of, points_lost, read_subject
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import lpvit
+from lpvit.structures.settings import StructureSettings
+
+GAUSS_NEWTON = {"saliency": "gauss_newton", "distortion": "gauss_newton"}
+METHODS: dict[str, StructureSettings] = {
+    "factors": lpvit.Factors(),
+    "blocks": lpvit.Blocks(block_shape=(16, 16), basis="aligned", **GAUSS_NEWTON),
+    "blocks, bases as given": lpvit.Blocks(block_shape=(16, 16), **GAUSS_NEWTON),
+    "narrower": lpvit.Width(),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, help="CSV of the rows")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["factors", "blocks"])
+    parser.add_argument("--macs", type=float, nargs="+", default=[0.25])
+    parser.add_argument("--calibration", type=int, default=256, help="calibration images")
+    parser.add_argument("--training", type=int, default=5000, help="training images")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=1e-4, help="peak learning rate")
+    parser.add_argument("--validation", type=int, default=2000, help="test images")
+    arguments = parser.parse_args()
+    subject = read_subject(arguments)
+    for macs in arguments.macs:
+        for method in arguments.methods:
+            row = pd.DataFrame([measure(subject, method, macs, arguments)])
+            print(row.to_string(index=False), flush=True)
+            row.to_csv(arguments.output, mode="a", header=not arguments.output.exists(), index=False)
+
+
+def measure(subject: Subject, method: str, macs: float, arguments: argparse.Namespace) -> dict[str, str | float]:
+    """A row of one method and budget."""
+    tests, training = subject.validation(arguments.validation), subject.training(arguments.training)
+    budget = lpvit.Budget(macs=macs, reconstruction="least_squares")
+    calibration = subject.calibration(arguments.calibration, 0)
+    pruned = lpvit.prune(subject.model, calibration, budget=budget, pruning=METHODS[method])
+    dense = logits_of(subject.model, tests)
+    before = points_lost(logits_of(pruned.model, tests), dense, tests)
+    recipe = lpvit.Recipe(
+        epochs=arguments.epochs,
+        batch_size=64,
+        learning_rate=arguments.rate,
+        warmup_epochs=0.1,
+        weight_decay=0.0,
+        clip_grad_norm=1.0,
+        distillation="soft",
+        teacher="dense",
+    )
+    started = time.process_time()
+    torch.manual_seed(0)
+    loader = DataLoader(Mirrored(training), batch_size=recipe.batch_size, shuffle=True)
+    tuned = lpvit.finetune(pruned, loader, tests[:1], recipe=recipe, teacher=subject.model)
+    seconds = time.process_time() - started
+    after = points_lost(logits_of(tuned.model, tests), dense, tests)
+    row: dict[str, str | float] = {"model": subject.name, "method": method, "macs": macs}
+    row |= {"images": arguments.training, "epochs": arguments.epochs, "rate": arguments.rate}
+    row |= {"before": before[0], "before_interval": before[1], "after": after[0], "after_interval": after[1]}
+    return row | {"core_seconds": round(seconds)}
+
+
+class Mirrored(Dataset[tuple[Tensor, Tensor]]):
+    """Images and labels, each image mirrored with a probability of one half."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.images, self.labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        image = self.images[place]
+        return image.flip(-1) if torch.rand(()) < 0.5 else image, self.labels[place]
+
+
+if __name__ == "__main__":
+    main()
