@@ -17,20 +17,13 @@ from types import CodeType
 
 import pandas as pd
 import torch
+from factors import METHODS
 from memory import measured_peak
 
 import lpvit
 from lpvit.models.sources.timm import create_model
-from lpvit.structures.settings import StructureSettings
 
 BATCH_SIZE = 32
-GAUSS_NEWTON = {"saliency": "gauss_newton", "distortion": "gauss_newton"}
-METHODS: dict[str, tuple[StructureSettings, int]] = {  # settings, and rounds
-    "factors": (lpvit.Factors(), 1),
-    "blocks": (lpvit.Blocks(block_shape=(16, 16), **GAUSS_NEWTON), 1),
-    "blocks, four rounds": (lpvit.Blocks(block_shape=(16, 16), **GAUSS_NEWTON), 4),
-    "mixed": (lpvit.Mixed(), 1),
-}
 STAGES = {  # file and function -> the column of its time
     ("bases/align.py", "align"): "bases",
     ("moments/moments.py", "collect_moments"): "moments",
@@ -47,7 +40,8 @@ def main() -> None:
     parser.add_argument("--timm", required=True, help="name of the model")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["factors", "blocks"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["factors"])
+    parser.add_argument("--rounds", type=int, default=1, help="pruning rounds, of blocks")
     parser.add_argument("--images", type=int, nargs="+", default=[256], help="calibration images")
     parser.add_argument("--budget", type=float, default=0.5, help="share of the MACs to keep")
     parser.add_argument("--threads", type=int, default=2)
@@ -64,14 +58,13 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, method: str, images: int) -> dict[str, str | float]:
     """A row of one method and number of images."""
-    pruning, rounds = METHODS[method]
     torch.manual_seed(0)
     model = create_model(arguments.timm, arguments.classes, {"img_size": arguments.image_size})
     loader = torch.split(torch.randn(images, 3, arguments.image_size, arguments.image_size), BATCH_SIZE)
-    budget = lpvit.Budget(macs=arguments.budget, reconstruction="least_squares", steps=rounds)
+    budget = lpvit.Budget(macs=arguments.budget, reconstruction="least_squares", steps=arguments.rounds)
     started, by_cores, profile = time.perf_counter(), time.process_time(), cProfile.Profile()
     with measured_peak() as peak, profile:
-        lpvit.prune(model, loader, budget=budget, pruning=pruning)
+        lpvit.prune(model, loader, budget=budget, pruning=METHODS[method][0])
     numbers = {
         "seconds": time.perf_counter() - started,
         "core_seconds": time.process_time() - by_cores,
@@ -82,7 +75,7 @@ def measure(arguments: argparse.Namespace, method: str, images: int) -> dict[str
             if isinstance(entry.code, CodeType) and entry.code.co_name == function:
                 numbers |= {stage: entry.totaltime} if entry.code.co_filename.endswith(file) else {}
     row = {"model": arguments.timm, "method": method, "macs": arguments.budget, "images": images}
-    row |= {"threads": arguments.threads}
+    row |= {"rounds": arguments.rounds, "threads": arguments.threads}
     return row | {name: float(f"{number:.4g}") for name, number in numbers.items()}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from factors import METHODS as BEFORE_TUNING
 from subject import Batches, Subject, add_arguments, logits_of, points_lost, read_subject
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,11 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 import lpvit
 from lpvit.structures.settings import StructureSettings
 
-GAUSS_NEWTON = {"saliency": "gauss_newton", "distortion": "gauss_newton"}
 METHODS: dict[str, StructureSettings] = {
-    "factors": lpvit.Factors(),
-    "blocks": lpvit.Blocks(block_shape=(16, 16), basis="aligned", **GAUSS_NEWTON),
-    "blocks, bases as given": lpvit.Blocks(block_shape=(16, 16), **GAUSS_NEWTON),
+    **{name: settings for name, (settings, refits) in BEFORE_TUNING.items() if refits},
     "narrower": lpvit.Width(),
 }
 

@@ -1,0 +1,38 @@
+"""The benchmarks of compression time and of fine-tuning run, on small models, and give what they say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import REPOSITORY, Run, Workflow
+
+
+def rows(script: str, folder: Path, *arguments: str) -> pd.DataFrame:
+    """What a benchmark writes, run in a folder."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *arguments, "--output", "rows.csv"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(folder / "rows.csv")
+
+
+@pytest.mark.thorough
+def test_stages_take_the_time_of_a_compression(tmp_path: Path) -> None:
+    shape = ["--timm", "vit_tiny_patch16_224", "--image-size", "32", "--images", "8", "--threads", "1"]
+    (row,) = rows("compression_time.py", tmp_path, *shape, "--methods", "factors").itertuples()
+    stages = row.moments + row.curves + row.refit
+    assert min(row.moments, row.curves, row.refit, row.gib) > 0
+    assert 0.5 * row.seconds < stages < row.seconds
+
+
+@pytest.mark.thorough
+def test_factors_and_blocks_are_fine_tuned_from_the_same_dense_model(finished: tuple[Workflow, Run]) -> None:
+    subject = ["--config", "config.yaml", "--dataset", "digits", "--model", "vit"]
+    few = ["--calibration", "64", "--training", "200", "--validation", "100", "--macs", "0.5"]
+    table = rows("tuning.py", finished[0].folder, *subject, *few, "--methods", "factors", "narrower")
+    assert list(table["method"]) == ["factors", "narrower"]
+    assert table[["before", "after"]].abs().max(axis=None) < 20
+    assert (table["core_seconds"] > 0).all()
