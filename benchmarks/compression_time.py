@@ -69,6 +69,7 @@ def measure(arguments: argparse.Namespace, method: str, images: int) -> dict[str
         "seconds": time.perf_counter() - started,
         "core_seconds": time.process_time() - by_cores,
         "gib": peak.gib,
+        **dict.fromkeys(STAGES.values(), 0.0),
     }
     for entry in profile.getstats():
         for (file, function), stage in STAGES.items():
