@@ -224,6 +224,7 @@ def test_an_edited_module_reruns_the_stages_that_import_it(
         file.write_text(original)
 
 
+@pytest.mark.thorough
 def test_schemes_are_added_to_the_pruned_model_trained_and_counted(tiny_config: dict, change, finished) -> None:
     workflow, _ = finished
     schemes = {
@@ -261,6 +262,7 @@ def test_schemes_are_added_to_the_pruned_model_trained_and_counted(tiny_config: 
     assert stages(workflow.would_run(config)) == left
 
 
+@pytest.mark.thorough
 def test_factors_and_aligned_blocks_are_experiments_like_others(tiny_config: dict, change, finished) -> None:
     workflow, _ = finished
     main = {**tiny_config["experiments"]["main"], "recipe": None, "budget": "refitted"}
