@@ -75,7 +75,7 @@ def measure(subject: Subject, method: str, macs: float, arguments: argparse.Name
     row: dict[str, str | float] = {"model": subject.name, "method": method, "macs": macs}
     row |= {"images": arguments.training, "epochs": arguments.epochs, "rate": arguments.rate}
     row |= {"before": before[0], "before_interval": before[1], "after": after[0], "after_interval": after[1]}
-    return row | {"core_seconds": round(seconds)}
+    return row | {"core_seconds": float(f"{seconds:.3g}")}
 
 
 class Mirrored(Dataset[tuple[Tensor, Tensor]]):
