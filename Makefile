@@ -18,13 +18,13 @@ paper-proxy: setup
 	done
 
 test: setup
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2
 
 # The second tier, after `make test`: what takes minutes, processors without VNNI in QEMU, and the kernels and exports as
 # on a processor with AVX2 only.
 OLDER_CPU := LPVIT_INSTRUCTION_SET=avx2 ATEN_CPU_CAPABILITY=avx2
 test-all: setup
-	$(BIN)/pytest -n 2 --dist worksteal -m thorough -rs
+	$(BIN)/pytest -n 2 -m thorough -rs
 	$(OLDER_CPU) ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/pytest -n 2 tests/sparse tests/quantisation
 	$(OLDER_CPU) $(BIN)/pytest -n 2 tests/api tests/export tests/benchmark
 

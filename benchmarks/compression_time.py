@@ -1,12 +1,11 @@
-"""Time and memory of `lpvit.prune`, and which functions take the time.
+"""Time and memory of `lpvit.prune`, and which stages take the time.
 
     python benchmarks/compression_time.py --timm vit_small_patch14_dinov2 --image-size 112 --output rows.csv
 
 Random weights and images: neither changes the time. Prints and appends a line per method and number of images.
 ``seconds`` are those of the clock and ``core_seconds`` of all threads; ``gib`` is the peak memory in addition to the
-model and the images; the columns after it are
-seconds of stages: aligned bases, second moments, products of blocks, curves of ranks, refits of single layers, and the
-refit in order.
+model and the images; the columns after it are seconds of stages: aligned bases, second moments, products of blocks,
+curves of ranks, refits of single layers, and the refit in order.
 """
 
 import argparse
@@ -73,8 +72,9 @@ def measure(arguments: argparse.Namespace, method: str, images: int) -> dict[str
     }
     for entry in profile.getstats():
         for (file, function), stage in STAGES.items():
-            if isinstance(entry.code, CodeType) and entry.code.co_name == function:
-                numbers |= {stage: entry.totaltime} if entry.code.co_filename.endswith(file) else {}
+            code = entry.code
+            if isinstance(code, CodeType) and code.co_name == function and code.co_filename.endswith(file):
+                numbers[stage] = entry.totaltime
     row = {"model": arguments.timm, "method": method, "macs": arguments.budget, "images": images}
     row |= {"rounds": arguments.rounds, "threads": arguments.threads}
     return row | {name: float(f"{number:.4g}") for name, number in numbers.items()}

@@ -129,6 +129,15 @@ def emulator(processor: str) -> list[str]:
     return ["qemu-x86_64", "-cpu", processor]
 
 
+def run_benchmark(script: str, folder: Path, *arguments: str) -> str:
+    """What a script of benchmarks/ prints, run in a folder."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture
 def workflow(tmp_path: Path) -> Workflow:
     return Workflow.copied_to(tmp_path)

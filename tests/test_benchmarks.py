@@ -1,13 +1,9 @@
 """The benchmark of pruning on the digits, small: it runs, measures what it says, and goes on after it was stopped."""
 
-import os
-import subprocess
-import sys
-
 import pandas as pd
 import pytest
 import yaml
-from conftest import REPOSITORY, Run, Workflow
+from conftest import Run, Workflow, run_benchmark
 
 PLAN = {
     "calibration": 64,
@@ -46,19 +42,8 @@ def benchmark(finished: tuple[Workflow, Run]):
     (folder / "plan.yaml").write_text(yaml.safe_dump(PLAN))
 
     def run(*arguments: str) -> str:
-        script = str(REPOSITORY / "benchmarks" / "pruning.py")
         choice = ["--config", "config.yaml", "--dataset", "digits", "--model", "vit", "--plan", "plan.yaml"]
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, script, *choice, *arguments],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return run_benchmark("pruning.py", folder, *choice, *arguments)
 
     return run
 

@@ -1,21 +1,15 @@
 """The benchmarks of compression time and of fine-tuning run, on small models, and give what they say."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, Run, Workflow
+from conftest import Run, Workflow, run_benchmark
 
 
 def rows(script: str, folder: Path, *arguments: str) -> pd.DataFrame:
     """What a benchmark writes, run in a folder."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *arguments, "--output", "rows.csv"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_benchmark(script, folder, *arguments, "--output", "rows.csv")
     return pd.read_csv(folder / "rows.csv")
 
 

@@ -5,7 +5,7 @@ N = images of a batch; K = numbers that the model gives for an image.
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,15 +64,16 @@ def _program(model: nn.Module, images: Tensor, free: Mapping[int, Any], opset: i
     Raises:
         LpvitError: torch cannot export the model.
     """
+    if hasattr(model, "set_attn_implementation"):  # of transformers: torch cannot export the fused attention of Swin
+        with suppress(torch.onnx.OnnxExporterError):
+            return _traced(model, images, free, opset)
+        use_attention: Any = model.set_attn_implementation
+        use_attention("eager")
     try:
         return _traced(model, images, free, opset)
     except torch.onnx.OnnxExporterError as error:
-        if not hasattr(model, "set_attn_implementation"):
-            reason = one_line(error.__cause__ or error)[:100]
-            raise LpvitError(f"ONNX: torch cannot export {type(model).__name__} ({reason})") from None
-    eager: Any = model.set_attn_implementation  # of transformers: torch cannot export the fused attention of Swin
-    eager("eager")
-    return _traced(model, images, free, opset)
+        reason = one_line(error.__cause__ or error)[:100]
+        raise LpvitError(f"ONNX: torch cannot export {type(model).__name__} ({reason})") from None
 
 
 def _traced(model: nn.Module, images: Tensor, free: Mapping[int, Any], opset: int | None) -> Any:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lpvit.moments.gram import gram
 
 SINGULAR = 1e-12  # least share of an input's squared sum that is not explained by earlier inputs
-SAMPLED_EVERY = 4  # of the systems of a layer, whose outputs choose the ridge of all
-FEW_SYSTEMS = 16  # and fewer are not sampled
+SAMPLED_EVERY = 4  # one system of so many chooses the ridge of a layer
+FEW_SYSTEMS = 16  # layers with no more are not sampled
 SYSTEM_NUMBERS = 2**25  # of the systems that a GPU solves in one batch: 256 MiB in float64
 
 
@@ -81,24 +81,24 @@ def fit_layer(
         ridges: Strengths to choose from; the first of equals.
 
     Returns:
-        The fitted weight (O, J), and the relative errors of these outputs on the held-out tokens without a fit and with
-        the selected ridge.
+        The fitted weight (O, J), and the relative errors of the sampled outputs on the held-out tokens without a fit
+        and with the selected ridge.
 
     Raises:
         SingularError: A system is singular with every ridge.
     """
-    asked = _sampled(keep)
-    of_fit, of_held_out = fit.of_outputs(asked), held_out.of_outputs(asked)
+    sample = _sampled(keep)
+    few_fit, few_held_out = fit.of_outputs(sample), held_out.of_outputs(sample)
     errors = {}
-    for ridge in (math.inf, *ridges):
+    for ridge in dict.fromkeys((math.inf, *ridges)):
         with suppress(SingularError):  # too weak for single precision; a stronger one may work
-            errors[ridge] = of_held_out.relative_error(fit_rows(of_fit, weight[asked], keep[asked], ridge))
+            errors[ridge] = few_held_out.relative_error(fit_rows(few_fit, weight[sample], keep[sample], ridge))
     finite = {ridge for ridge in ridges if math.isfinite(ridge)}
     if finite and finite.isdisjoint(errors):
         raise SingularError
     total = fit + held_out
-    for ridge in sorted(errors.keys() & set(ridges), key=lambda ridge: (errors[ridge], ridges.index(ridge))):
-        with suppress(SingularError):  # of an output that was not asked
+    for ridge in sorted((ridge for ridge in ridges if ridge in errors), key=errors.__getitem__):
+        with suppress(SingularError):  # of an output outside the sample
             return fit_rows(total, weight, keep, ridge), errors[math.inf], errors[ridge]
     raise SingularError
 

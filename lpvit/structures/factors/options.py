@@ -50,17 +50,9 @@ def _metrics(moments: LayerMoments, metric: Metric) -> tuple[Tensor | None, Tens
     """Metrics of outputs (O, O) and inputs (I, I), None for the identity, and the mean input (I,)."""
     sensitivity = damped(moments.output_sensitivity, OUTPUT_DAMPING)
     if metric == "two_sided":
-        return (
-            sensitivity,
-            input_metric(moments),
-            moments.input_mean,
-        )
+        return sensitivity, input_metric(moments), moments.input_mean
     if metric == "activations":
-        return (
-            None,
-            input_metric(moments),
-            moments.input_mean,
-        )
+        return None, input_metric(moments), moments.input_mean
     no_mean = torch.zeros_like(moments.input_mean)
     return (sensitivity.diagonal().diag() if metric == "fisher" else None), None, no_mean
 
