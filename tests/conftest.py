@@ -149,22 +149,37 @@ def tiny_config() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workflow, Run]:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder that is filled once for all of pytest's workers: ``made_once(name, fill)``."""
+    base = tmp_path_factory.getbasetemp()
+
+    def made(name: str, fill: Callable[[Path], None]) -> Path:
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+        done = folder.with_suffix(".done")
+        with FileLock(f"{folder}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, made_once) -> tuple[Workflow, Run]:
     """A workflow that ran to its end, and what it printed; not to be changed but for edits that are taken back.
 
-    It runs once for all of pytest's workers; each gets a copy.
+    Each of pytest's workers gets a copy.
     """
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
-    output = shared / "output.txt"
-    with FileLock(f"{shared}.lock"):
-        if not output.exists():
-            shared.mkdir()
-            run = Workflow.copied_to(shared).run(TINY)
-            assert run.code == 0, run.output
-            output.write_text(run.output)
-    folder = shutil.copytree(shared, tmp_path_factory.mktemp("workflow"), dirs_exist_ok=True)
-    return Workflow(folder), Run(0, output.read_text())
+
+    def fill(folder: Path) -> None:
+        run = Workflow.copied_to(folder).run(TINY)
+        assert run.code == 0, run.output
+        (folder / "output.txt").write_text(run.output)
+
+    folder = shutil.copytree(made_once("finished", fill), tmp_path_factory.mktemp("workflow"), dirs_exist_ok=True)
+    return Workflow(folder), Run(0, (folder / "output.txt").read_text())
 
 
 @pytest.fixture(scope="session")

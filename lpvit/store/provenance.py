@@ -12,7 +12,7 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,16 +92,17 @@ class _Module(NamedTuple):
 def _read(file: Path, package: Path, text: str) -> _Module:
     """One file; parsed once for all scripts."""
     tree = _without_prose(ast.parse(text, str(file)))
+    nodes = list(ast.walk(tree))
     return _Module(
         _digest(ast.dump(tree).encode()),
-        list(_imported_files(tree, package)),
-        list(_packages(tree, package)),
-        list(_constants(tree, package)),
+        list(_imported_files(nodes, package)),
+        list(_packages(nodes, package)),
+        list(_constants(nodes, package)),
     )
 
 
-def _constants(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
-    for node in ast.walk(tree):
+def _constants(nodes: Iterable[ast.AST], package: Path) -> Iterator[tuple[Path, str]]:
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package.name}."):
             for file in _existing(package.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py")):
                 if _is_neutral(file, package):
@@ -129,8 +130,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:8]
 
 
-def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
-    for node in ast.walk(tree):
+def _imported_files(nodes: Iterable[ast.AST], package: Path) -> Iterator[Path]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -143,16 +144,16 @@ def _imported_files(tree: ast.Module, package: Path) -> Iterator[Path]:
                 yield from _files_of(parts[1:], package)
 
 
-def _packages(tree: ast.Module, package: Path) -> Iterator[tuple[Path, str]]:
+def _packages(nodes: Sequence[ast.AST], package: Path) -> Iterator[tuple[Path, str]]:
     """Packages referred to as a whole, by an import or in a string, with the first of the ``files`` of a `Registry`."""
     files = {
         id(node.args[0]): str(ast.literal_eval(keyword.value)[0])
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Registry"
+        for node in nodes
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Registry"
         for keyword in node.keywords
         if keyword.arg == "files"
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]

@@ -1,5 +1,7 @@
 """Order, shards, seeds and preprocessing of the three loaders."""
 
+import contextlib
+import multiprocessing
 import random
 import re
 import sys
@@ -309,6 +311,13 @@ def test_pixels_of_no_known_range_are_refused_by_loaders_and_by_the_index(
         with pytest.raises(LpvitError, match=f"^{re.escape(f'{tmp_path}/image.tif: {message}')}"):
             pixels(tmp_path, "image.tif", loader)
     assert str(find_problem(tmp_path / "image.tif")).startswith(message)
+
+
+def test_the_workers_end_with_a_loader_that_fails(tmp_path: Path) -> None:
+    Image.fromarray(100 * GRADIENT.astype(np.float32)).save(tmp_path / "image.tif")
+    with contextlib.suppress(LpvitError):
+        pixels(tmp_path, "image.tif", "timm")
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("loader", ["memory", "timm"])

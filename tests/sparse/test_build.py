@@ -21,13 +21,12 @@ print(cpu_kernel().instruction_set, cpu_kernel().reason)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(made_once) -> Path:
     """A cache folder with a library in it, built under a umask that hides nothing."""
-    folder = tmp_path_factory.mktemp("kernel") / "deep" / "cache"
-    found = kernel_in(folder, umask=0)
-    if found.startswith("None"):
+    made = made_once("kernel", lambda folder: (folder / "found").write_text(kernel_in(folder / "deep/cache", umask=0)))
+    if (found := (made / "found").read_text()).startswith("None"):
         pytest.skip(found)
-    return folder
+    return made / "deep/cache"
 
 
 def kernel_in(folder: Path, umask: int = 0o022, **environment: str) -> str:

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -193,35 +195,46 @@ def test_reordered_keys_rerun_nothing(finished: tuple[Workflow, Run], tiny_confi
     assert stages(finished[0].would_run(reordered)) == set()
 
 
-@pytest.mark.parametrize(
-    ("module", "rerun"),
-    [
-        ("allocation/allocate.py", AFTER_ALLOCATION),
-        ("allocation/knapsack.py", set()),  # of an allocator that is not chosen
-        ("structures/blocks/distortions/taylor.py", AFTER_CURVES),
-        ("structures/blocks/distortions/empirical.py", set()),  # not chosen
-        ("structures/blocks/rate_distortion.py", AFTER_CURVES),
-        ("structures/blocks/statistics/averaged_gradients.py", AFTER_STATISTICS),
-        ("structures/blocks/products.py", set()),  # of a statistic that is not needed
-        ("training/train.py", AFTER_DENSE),
-        ("training/launcher.py", set()),  # how a training is started
-        ("data/loaders/memory.py", AFTER_DENSE),
-        ("data/loaders/dali.py", set()),  # not chosen
-        ("report/figures/curves.py", set()),
-    ],
-)
-def test_an_edited_module_reruns_the_stages_that_import_it(
-    finished: tuple[Workflow, Run], tiny_config: dict, module: str, rerun: set[str]
-) -> None:
-    file = finished[0].folder / "lpvit" / module
-    original = file.read_text()
+EDITED = {
+    "allocation/allocate.py": AFTER_ALLOCATION,
+    "allocation/knapsack.py": set(),  # of an allocator that is not chosen
+    "structures/blocks/distortions/taylor.py": AFTER_CURVES,
+    "structures/blocks/distortions/empirical.py": set(),  # not chosen
+    "structures/blocks/rate_distortion.py": AFTER_CURVES,
+    "structures/blocks/statistics/averaged_gradients.py": AFTER_STATISTICS,
+    "structures/blocks/products.py": set(),  # of a statistic that is not needed
+    "training/train.py": AFTER_DENSE,
+    "training/launcher.py": set(),  # how a training is started
+    "data/loaders/memory.py": AFTER_DENSE,
+    "data/loaders/dali.py": set(),  # not chosen
+    "report/figures/curves.py": set(),
+}
+
+
+@contextmanager
+def appended(files: Iterable[Path], line: str) -> Iterator[None]:
+    """While it lasts, files end with a further line."""
+    originals = {file: file.read_text() for file in files}
     try:
-        file.write_text(original + "\n# a comment\n")
-        assert finished[0].would_run(tiny_config) == {}
-        file.write_text(original + "\nEDITED = True\n")
-        assert stages(finished[0].would_run(tiny_config)) == rerun
+        for file, text in originals.items():
+            file.write_text(f"{text}\n{line}\n")
+        yield
     finally:
-        file.write_text(original)
+        for file, text in originals.items():
+            file.write_text(text)
+
+
+@pytest.mark.parametrize("module", EDITED)
+def test_an_edited_module_reruns_the_stages_that_import_it(
+    finished: tuple[Workflow, Run], tiny_config: dict, module: str
+) -> None:
+    with appended([finished[0].folder / "lpvit" / module], "EDITED = True"):
+        assert stages(finished[0].would_run(tiny_config)) == EDITED[module]
+
+
+def test_a_comment_reruns_nothing(finished: tuple[Workflow, Run], tiny_config: dict) -> None:
+    with appended([finished[0].folder / "lpvit" / module for module in EDITED], "# a comment"):
+        assert finished[0].would_run(tiny_config) == {}
 
 
 @pytest.mark.thorough
@@ -488,22 +501,21 @@ def test_a_bad_config_stops_at_once_with_one_line(
     assert "Traceback" not in run.output
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "line"),
-    [
-        ("budgets.half.macs", 0.01, "experiments.main: budget: macs 0.01 is impossible"),
-        ("prunings.b8.block_shape", [64, 64], "experiments.main: block_shape: 64x64 is larger than a layer of 96x32"),
-        ("models.vit.timm", "vit_tinny_patch16_224", "timm knows no model 'vit_tinny_patch16_224'; did you mean"),
-        ("calibrations.c64.images", 10_000, "experiments.main: calibration: 10000 images asked for"),
-        ("datasets.digits", {"root": "nowhere"}, "nowhere/train"),
-    ],
-)
-def test_what_cannot_work_is_found_before_any_training(
-    workflow: Workflow, tiny_config: dict, change, key: str, value: object, line: str
-) -> None:
-    run = workflow.run(change(tiny_config, key, value))
+def test_what_cannot_work_is_found_before_any_training(workflow: Workflow, tiny_config: dict) -> None:
+    main, model = tiny_config["experiments"]["main"], tiny_config["models"]["vit"]
+    wrong = {
+        "budgets": ({"macs": 0.01}, "budget: macs 0.01 is impossible"),
+        "prunings": ({"block_shape": [64, 64]}, "block_shape: 64x64 is larger than a layer of 96x32"),
+        "models": ({**model, "timm": "vit_tinny"}, "models: timm knows no model 'vit_tinny'; did you mean"),
+        "calibrations": ({"images": 10_000}, "calibration: 10000 images asked for"),
+        "datasets": ({"root": "nowhere"}, "nowhere/train: folder not found"),
+    }
+    sections = {section: {**tiny_config[section], "wrong": value} for section, (value, _) in wrong.items()}
+    experiments = {section: {**main, section.removesuffix("s"): "wrong"} for section in wrong}
+    run = workflow.run({**tiny_config, **sections, "experiments": experiments})
     assert run.code != 0
-    assert line in run.output
+    for section, (_, line) in wrong.items():
+        assert f"experiments.{section}: {line}" in run.output
     assert "Traceback" not in run.output
     assert not list((workflow.folder / "results").rglob("dense*.pt"))
     assert not list((workflow.folder / "results").rglob("*.partial"))

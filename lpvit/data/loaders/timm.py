@@ -35,6 +35,7 @@ class ImageLoader(Loader):
             for images, labels in self._batches:
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         except LpvitError as error:  # torch wraps the message in the traceback of the worker
+            error.__traceback__ = None  # its frames would keep the workers until a garbage collection, which waits 5 s
             raise LpvitError(str(error).splitlines()[-1].removeprefix("lpvit.errors.LpvitError: ")) from None
 
 

@@ -6,7 +6,6 @@ K = logits; O, I = output and input features of a layer; R, C = rows and columns
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from lpvit.models.outputs import read
 from lpvit.structures.blocks.statistics import Statistic
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ def averaged_gradients(
 
     from lpvit.errors import LpvitError
     from lpvit.models.analysis.passes import evaluation_mode, require_finite_logits
+    from lpvit.models.outputs import read
     from lpvit.progress import bar
 
     model.to(device)
