@@ -303,14 +303,14 @@ def _recipes(choice: Choice, trains: bool, labelled: bool) -> str:
     """The recipes: of the dense model, if it is trained, and after pruning."""
     dense, short = choice.epochs
     pretrained, warmup = "pretrained" in choice.model, min(1, dense // 3)
-    settings = f"batch_size: {choice.batch_size}, learning_rate"
-    more = "" if pretrained else ", crop_scale: [0.6, 1.0]"
-    rate = "1.0e-4" if pretrained else "1.0e-3"
-    first = f"  dense: {{epochs: {dense}, {settings}: {rate}, warmup_epochs: {warmup}{more}}}\n" if trains else ""
+    settings, crop = f"batch_size: {choice.batch_size}, learning_rate", "crop_scale: [0.6, 1.0]"
+    of_dense = "1.0e-4" if pretrained else f"1.0e-3, {crop}"
+    first = f"  dense: {{epochs: {dense}, {settings}: {of_dense}, warmup_epochs: {warmup}}}\n" if trains else ""
+    rate = "2.0e-5" if pretrained else "1.0e-4"  # more makes a pretrained model worse than its refit left it
     distillation, how = ("soft", "distilled from") if labelled else ("features", "follows the outputs of")
     return (
         f"{first}  short:  # after pruning, {how} the dense model; `recipe: null` in an experiment skips it\n"
-        f"    {{epochs: {short}, {settings}: 1.0e-4, distillation: {distillation}, teacher: dense}}"
+        f"    {{epochs: {short}, {settings}: {rate}, {crop}, distillation: {distillation}, teacher: dense}}"
     )
 
 

@@ -117,13 +117,18 @@ class Config(Section):
     @model_validator(mode="after")
     def _structures_suit_budgets_and_recipes(self) -> "Config":
         for key, experiment in self.experiments.items():
-            recipe = None if experiment.recipe is None else self.recipes[experiment.recipe]
-            if recipe is not None and recipe.pruned_over and self.prunings[experiment.pruning].structure != "blocks":
-                raise ValueError(
-                    f"experiments.{key}.recipe: '{experiment.recipe}' has 'pruned_over', which prunes blocks"
-                )
+            pruning = self.prunings[experiment.pruning]
+            if experiment.recipe is not None:
+                recipe, place = self.recipes[experiment.recipe], f"experiments.{key}.recipe: '{experiment.recipe}' has"
+                if recipe.pruned_over and pruning.structure != "blocks":
+                    raise ValueError(f"{place} 'pruned_over', which prunes blocks")
+                if recipe.distillation_blocks and "residual" in pruning.freedoms:
+                    raise ValueError(
+                        f"{place} 'distillation_blocks', but in the bases of '{experiment.pruning}' transformer blocks "
+                        "give other numbers than in the dense model; leave 'residual' out of 'basis'"
+                    )
             try:
-                self.prunings[experiment.pruning].require_budget(self.budgets[experiment.budget])
+                pruning.require_budget(self.budgets[experiment.budget])
             except ValueError as error:
                 raise ValueError(f"experiments.{key}.budget: '{experiment.budget}': {error}") from None
         return self

@@ -89,6 +89,8 @@ def _training(recipe: Recipe) -> str:
         loss = f"{recipe.distillation} distillation from {teacher} (share {recipe.distillation_alpha:g} of the loss)"
         if recipe.distillation == "features":
             loss = f"the {recipe.features_loss} distance from the outputs of {teacher} as the loss, without labels"
+        if recipe.distillation_blocks:
+            loss += f" and, times {recipe.distillation_blocks:g}, the relative squared error of its transformer blocks"
         parts.append(f"with {loss}")
     if recipe.pruned_over:
         parts.append(f"with blocks pruned by magnitude over the first {100 * recipe.pruned_over:g} % of the steps")

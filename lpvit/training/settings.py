@@ -65,6 +65,12 @@ class Recipe(Section):
         "squared",
         description="distance of `features`: relative squared error, or 1 - cosine, of every token of dense outputs",
     )
+    distillation_blocks: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the relative squared error of the output of every transformer block, in addition to the "
+        "loss; with `teacher: dense`",
+    )
     teacher: str | None = Field(None, description="`dense` (the model before pruning) or a timm model name")
     teacher_checkpoint: LocalPath | None = Field(None, description="local weights of a timm teacher; else timm's own")
     distillation_alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation loss")
@@ -100,6 +106,8 @@ class Recipe(Section):
             self.without(
                 "distillation_temperature", because=f"belongs to distillation 'soft', not '{self.distillation}'"
             )
+        if self.teacher != "dense":
+            self.without("distillation_blocks", because="compares the blocks with those of 'teacher: dense'")
         if self.choose_by and self.pruned_over:
             raise ValueError("choose_by: only the last epoch of 'pruned_over' has all masks; leave one of them out")
         if self.teacher_checkpoint is not None and self.teacher in (None, "dense"):

@@ -23,6 +23,7 @@ from lpvit.schemes.scheme import anneal
 from lpvit.structures.blocks.grid import KeepMasks
 from lpvit.structures.blocks.masks import expand_keep_masks, verify_pruned, zero_pruned
 from lpvit.training.augmentation import BatchAugmentation
+from lpvit.training.block_outputs import BlockDistillation
 from lpvit.training.evaluation import over_processes
 from lpvit.training.gradual import GradualPruning
 from lpvit.training.job import Training
@@ -53,6 +54,8 @@ class Trainer:
         self._take_masks(self.gradual.keep_masks(0) if self.gradual else job.keep_masks)
         self.task = job.task
         self.loss = self.task.criterion(self.model, recipe, job.teacher).to(device)
+        if recipe.distillation_blocks:
+            self.loss = BlockDistillation(self.model, self.loss, recipe.distillation_blocks)
         if recipe.ema_decay is not None:
             self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay)
         self.optimizer = create_optimizer_v2(

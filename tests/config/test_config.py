@@ -272,6 +272,7 @@ def test_what_makes_sense_is_accepted(path, value):
             {"epochs": 1, "batch_size": 8, "learning_rate": 1, "color_jitter": 0.3, "rand_augment": "rand-m9"},
             "recipes.long: color_jitter: does nothing with 'rand_augment'",
         ),
+        ("recipes/long/distillation_blocks", 1, "recipes.long: distillation_blocks: compares the blocks with those of"),
         ("recipes/long/pruned_over", 0.5, "models.tiny.recipe: 'long' has 'pruned_over', but a dense model has no"),
         ("datasets/digits/train", "x", "datasets.digits: train: source 'digits' has its own splits"),
         ("datasets/digits/on_bad_image", "skip", "datasets.digits: on_bad_image: source 'digits' has its own splits"),

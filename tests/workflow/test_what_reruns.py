@@ -232,7 +232,7 @@ NAMED: dict[str, dict[str, tuple[Any, Rules]]] = {
         "distillation_alpha": (0.9, TRAINING),
         "distillation_temperature": (9, TRAINING),
     },
-    "recipes.features": {"features_loss": ("cosine", TRAINING)},
+    "recipes.features": {"features_loss": ("cosine", TRAINING), "distillation_blocks": (1, TRAINING)},
     "quantisations.w8a8": {
         "precision": ("bfloat16", QUANTISATION),
         "layers": (["fc1"], QUANTISATION),

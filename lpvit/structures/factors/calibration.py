@@ -1,7 +1,6 @@
 """Second moments of layers, as statistics."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,6 +20,6 @@ def collect(model: nn.Module, images: Batches, needed: Mapping[str, Any], device
     moments = collect_moments(model, images, names, needed["probes"], device, weighted=needed["weighted"])
     log_if_few_tokens(layers, moments)
     return {
-        layer: {name: torch.as_tensor(value).cpu() for name, value in asdict(of_layer).items()}
+        layer: {name: torch.as_tensor(value).cpu() for name, value in vars(of_layer).items()}
         for layer, of_layer in moments.items()
     }
