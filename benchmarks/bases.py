@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+from rows import append
 from subject import Batches, Subject, add_arguments, logits_of, read_subject, squared_change, top1
 from torch import Tensor, nn
 
@@ -113,8 +114,7 @@ def run(method: "Method", keys: Sequence[Key], validation: Batches, file: Path) 
             "test_images": len(dense),
         }
         row = pd.DataFrame([asdict(key) | measured])
-        row.to_csv(file, mode="a", header=not file.exists(), index=False)
-        print(row.to_string(header=False, index=False), flush=True)
+        append(row, file)
 
 
 @dataclass

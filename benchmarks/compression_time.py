@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from factors import METHODS
 from memory import measured_peak
+from rows import append
 
 import lpvit
 from lpvit.models.sources.timm import create_model
@@ -49,10 +50,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     for method in arguments.methods:
         for images in arguments.images:
-            row = pd.DataFrame([measure(arguments, method, images)])
-            print(row.to_string(index=False), flush=True)
-            if arguments.output is not None:
-                row.to_csv(arguments.output, mode="a", header=not arguments.output.exists(), index=False)
+            append(pd.DataFrame([measure(arguments, method, images)]), arguments.output)
 
 
 def measure(arguments: argparse.Namespace, method: str, images: int) -> dict[str, str | float]:

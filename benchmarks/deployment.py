@@ -32,6 +32,7 @@ import pandas as pd
 import subject
 import torch
 from deployment_models import DENSE, METHODS, SHAPES, configurations, make, read_images
+from rows import append
 from torch import Tensor, nn
 
 import lpvit
@@ -240,13 +241,6 @@ def table(arguments: argparse.Namespace) -> str:
 def rows_of(file: Path, key: list[str]) -> set[tuple[Any, ...]]:
     """What a CSV already has."""
     return set(pd.read_csv(file)[key].itertuples(index=False, name=None)) if file.exists() else set()
-
-
-def append(rows: pd.DataFrame, file: Path) -> None:
-    print(rows.to_markdown(index=False, floatfmt=".3f"), flush=True)
-    if file.exists():
-        rows = rows[pd.read_csv(file, nrows=0).columns]
-    rows.to_csv(file, mode="a", header=not file.exists(), index=False, float_format="%.6g")
 
 
 def parse_arguments() -> argparse.Namespace:

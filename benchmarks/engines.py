@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import subject
 import torch
+from rows import append
 from torch import Tensor, nn
 
 import lpvit
@@ -44,9 +45,7 @@ Configuration = Callable[[Tensor], Tensor]
 def main() -> None:
     arguments = parse_arguments()
     rows = speed(arguments) if arguments.what == "speed" else accuracy(arguments)
-    print(rows.to_markdown(index=False, floatfmt=".2f"))
-    if arguments.output:
-        rows.to_csv(arguments.output, mode="a", header=not arguments.output.exists(), index=False)
+    append(rows, arguments.output)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ import torch
 from deployment import Candidate, logits_of
 from deployment_models import configurations, read_images
 from openvino import opset13 as op
+from rows import append
 from torch import Tensor
 
 from lpvit.benchmark.engines import openvino_options, quantised_by_nncf
@@ -39,9 +40,7 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(1)
     rows = ranks(arguments) if arguments.what == "ranks" else intermediate(arguments)
-    print(rows.to_markdown(index=False, floatfmt=".3f"))
-    if arguments.output:
-        rows.to_csv(arguments.output, mode="a", header=not arguments.output.exists(), index=False)
+    append(rows, arguments.output)
 
 
 def ranks(arguments: argparse.Namespace) -> pd.DataFrame:

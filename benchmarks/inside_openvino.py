@@ -20,6 +20,7 @@ import openvino
 import pandas as pd
 import torch
 from engines import CALIBRATION, at_random, build_configurations
+from rows import append
 from torch import Tensor
 
 import lpvit
@@ -58,9 +59,7 @@ def main() -> None:
     rows = table(times).assign(
         model=f"DeiT, width {arguments.width}", batch_size=len(images), kept_blocks=arguments.kept
     )
-    print(rows.to_markdown(index=False, floatfmt=".2f"))
-    if arguments.output:
-        rows.to_csv(arguments.output, mode="a", header=not arguments.output.exists(), index=False)
+    append(rows, arguments.output)
 
 
 def compiled(file: Path, precision: str, batch_size: int, profile: bool) -> Callable[[Tensor], Tensor]:

@@ -31,6 +31,7 @@ from rounded import (
     measure_rounding,
     unrounded,
 )
+from rows import append
 from subject import Batches, Subject, logits_of, squared_change, top1
 from torch import Tensor
 
@@ -77,9 +78,7 @@ def main() -> None:
                 rows["configuration"].map(judge.speed_ups(choices)) if budget in arguments.timed else None
             )
         rows = rows.reindex(columns=COLUMNS)
-        print(rows.to_markdown(index=False, floatfmt=".3f"), flush=True)
-        if arguments.output:
-            rows.to_csv(arguments.output, mode="a", header=not arguments.output.exists(), index=False)
+        append(rows, arguments.output)
 
 
 def summary(choice: pd.DataFrame, dense: float) -> dict[str, Any]:

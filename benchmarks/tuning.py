@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from factors import METHODS as BEFORE_TUNING
+from rows import append
 from subject import Batches, Subject, add_arguments, logits_of, points_lost, read_subject, squared_change
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -46,9 +47,7 @@ def main() -> None:
     subject = read_subject(arguments)
     for macs in arguments.macs:
         for method in arguments.methods:
-            row = pd.DataFrame([measure(subject, method, macs, arguments)])
-            print(row.to_string(index=False), flush=True)
-            row.to_csv(arguments.output, mode="a", header=not arguments.output.exists(), index=False)
+            append(pd.DataFrame([measure(subject, method, macs, arguments)]), arguments.output)
 
 
 def measure(subject: Subject, method: str, macs: float, arguments: argparse.Namespace) -> dict[str, str | float]:
