@@ -52,7 +52,7 @@ def main() -> None:
 
 def measure(subject: Subject, method: str, macs: float, arguments: argparse.Namespace) -> dict[str, str | float]:
     """A row of one method and budget."""
-    tests, training = subject.validation(arguments.validation), subject.training(arguments.training)
+    tests = subject.validation(arguments.validation)
     budget = lpvit.Budget(macs=macs, reconstruction="least_squares")
     calibration = subject.calibration(arguments.calibration, 0)
     pruned = lpvit.prune(subject.model, calibration, budget=budget, pruning=METHODS[method])
@@ -70,9 +70,10 @@ def measure(subject: Subject, method: str, macs: float, arguments: argparse.Name
         distillation_blocks=arguments.blocks,
         teacher="dense",
     )
+    training = Mirrored(subject.training(arguments.training))
     started = time.process_time()
     torch.manual_seed(0)
-    loader = DataLoader(Mirrored(training), batch_size=recipe.batch_size, shuffle=True)
+    loader = DataLoader(training, batch_size=recipe.batch_size, shuffle=True)
     tuned = lpvit.finetune(pruned, loader, tests[:1], recipe=recipe, teacher=subject.model)
     seconds = time.process_time() - started
     logits = logits_of(tuned.model, tests)
@@ -88,14 +89,16 @@ class Mirrored(Dataset[tuple[Tensor, Tensor]]):
     """Images and labels, each image mirrored with a probability of one half."""
 
     def __init__(self, batches: Batches) -> None:
-        self.images, self.labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        """Of equal batches, but for the last."""
+        self.batches, self.size = batches, len(batches[0][1])
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return sum(len(labels) for _, labels in self.batches)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        image = self.images[place]
-        return image.flip(-1) if torch.rand(()) < 0.5 else image, self.labels[place]
+        images, labels = self.batches[place // self.size]
+        image, label = images[place % self.size], labels[place % self.size]
+        return image.flip(-1) if torch.rand(()) < 0.5 else image, label
 
 
 if __name__ == "__main__":

@@ -30,3 +30,17 @@ def test_factors_and_blocks_are_fine_tuned_from_the_same_dense_model(finished: t
     assert list(table["method"]) == ["factors", "narrower"]
     assert table[["before", "after"]].abs().max(axis=None) < 20
     assert (table["core_seconds"] > 0).all()
+
+
+@pytest.mark.thorough
+def test_the_script_for_a_gpu_runs_without_one_as_far_as_it_can(tmp_path: Path) -> None:
+    small = ["--models", "vit_tiny_patch16_224", "--image-size", "32", "--batches", "2", "--grids", "4", "--eager"]
+    sizes = ["--blocks", "32x32", "--rank-multiple", "8", "--calibration", "8", "--seconds", "0"]
+    parts = ["models", "fp8", "attention", "loading"]
+    printed = run_benchmark("gpu.py", tmp_path, "--parts", *parts, *small, *sizes, "--output", "rows.csv")
+    assert [line for line in printed.splitlines() if line.endswith(": done")] == [f"{part}: done" for part in parts]
+    table = pd.read_csv(tmp_path / "rows.csv")
+    of_models = table[table["part"] == "models"]
+    assert list(of_models["configuration"]) == ["dense", "factors 50%", "factors 35%", "32x32 50%", "32x32 35%"]
+    assert set(table["part"]) == {"models", "fp8", "attention"}
+    assert (table["milliseconds"] > 0).all()
