@@ -10,13 +10,15 @@
 - `loading`: `loading.py` with DALI on the GPU, if photographs are given.
 - `processes`: the tests that need a GPU, with NCCL where there are two.
 
-A part that fails or takes too long ends alone. A row per configuration: median milliseconds, and the speed-up over the
+A part that fails, or takes more than its share of the time, ends alone. A row per configuration: median milliseconds, and the speed-up over the
 dense one in the same rounds with its 95 % interval. Compressed models are compared with themselves in float32 before
 timing. Without a GPU all parts but the last two run on the CPU, which checks the script and nothing else.
 """
 
 import argparse
 import copy
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,71 +53,74 @@ Rows = Iterator[pd.DataFrame]
 def main() -> None:
     arguments = parse_arguments()
     if len(arguments.parts) > 1:
-        for part in arguments.parts:
-            run_alone(part, arguments.minutes * 60)
-        return
+        shares = sum(SHARES[part] for part in arguments.parts)
+        failed = [run_alone(part, arguments.minutes * SHARES[part] / shares) != 0 for part in arguments.parts]
+        sys.exit(any(failed))
     torch.set_grad_enabled(False)
-    for rows in PARTS[arguments.parts[0]](arguments):
+    (part,) = arguments.parts
+    for rows in PARTS[part](arguments):
         card = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
-        append(rows.assign(part=arguments.parts[0], device=card), arguments.output)
+        append(rows.assign(part=part, device=card), arguments.output)
 
 
-def run_alone(part: str, seconds: float) -> None:
-    """Runs one part in a process of its own, with the other arguments as given."""
+def run_alone(part: str, minutes: float) -> int | None:
+    """Exit status of one part in a process of its own, with the other arguments as given; None where it was ended."""
     given = sys.argv[1:]
     if "--parts" in given:
         start = given.index("--parts")
         count = next((n for n, each in enumerate(given[start + 1 :]) if each.startswith("-")), len(given))
         given = given[:start] + given[start + 1 + count :]
     print(f"## {part}", flush=True)
+    process = subprocess.Popen([sys.executable, __file__, *given, "--parts", part], start_new_session=True)
     try:
-        command = [sys.executable, __file__, *given, "--parts", part]
-        code = subprocess.run(command, timeout=seconds, check=False).returncode
+        code = process.wait(60 * minutes)
     except subprocess.TimeoutExpired:
-        print(f"{part}: ended after {seconds / 60:g} minutes", flush=True)
-    else:
-        print(f"{part}: {'done' if code == 0 else f'failed, exit status {code}'}", flush=True)
+        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+        print(f"{part}: ended after {minutes:.1f} minutes", flush=True)
+        return None
+    print(f"{part}: {'done' if code == 0 else f'failed, exit status {code}'}", flush=True)
+    return code
 
 
 def models(arguments: argparse.Namespace) -> Rows:
-    """Dense, factors, blocks and 2:4, for every model and batch size."""
+    """The dense model against each kind of compressed ones, for every model and batch size."""
     for name in arguments.models:
-        dense, compressed = made(name, arguments)
-        for batch in arguments.batches:
-            images = torch.randn(batch, *input_size(dense), device=DEVICE, dtype=DTYPE)
-            runs = {"dense": ready(dense, images, arguments)}
-            for configuration, model in compressed.items():
-                runs[configuration] = ready(model, images, arguments)
-            rows = timed(runs, batch, arguments.seconds).assign(model=name)
-            if not isinstance(find_counter(DEVICE), str):
-                joules = measure_energy(runs, batch, device=DEVICE, seconds=arguments.seconds, repeats=1)
-                per_image = (joules["joules"] / joules["images"]).set_axis(joules["configuration"])
-                rows["joules"] = rows["configuration"].map(per_image)
-            yield rows
+        torch.manual_seed(0)
+        dense = create_model(name, arguments.classes, {"img_size": arguments.image_size}).eval()
+        in_half = copy.deepcopy(dense).to(DEVICE, DTYPE)
+        for compressed in kinds(dense, arguments):
+            for batch in arguments.batches:
+                images = torch.randn(batch, *input_size(dense), device=DEVICE, dtype=DTYPE)
+                named = {"dense": in_half, **compressed}
+                runs = {each: ready(model, images, arguments) for each, model in named.items()}
+                rows = timed(runs, batch, arguments.seconds).assign(model=name)
+                if not isinstance(find_counter(DEVICE), str):
+                    joules = measure_energy(runs, batch, device=DEVICE, seconds=arguments.seconds, repeats=1)
+                    per_image = (joules["joules"] / joules["images"]).set_axis(joules["configuration"])
+                    rows["joules"] = rows["configuration"].map(per_image)
+                yield rows
 
 
-def made(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """A dense model and what is made of it, on the device."""
-    torch.manual_seed(0)
-    dense = create_model(name, arguments.classes, {"img_size": arguments.image_size}).eval()
+def kinds(dense: nn.Module, arguments: argparse.Namespace) -> Iterator[dict[str, nn.Module]]:
+    """Compressed models by method and share of the MACs: factors, blocks of every shape, 2:4."""
     images = torch.randn(arguments.calibration, *input_size(dense)).split(8)
     methods: dict[str, StructureSettings] = {"factors": lpvit.Factors(rank_multiple=arguments.rank_multiple)}
     gauss_newton = {"saliency": "gauss_newton", "distortion": "gauss_newton"}
     for shape in arguments.blocks:
         methods["{}x{}".format(*shape)] = lpvit.Blocks(block_shape=shape, basis="aligned", **gauss_newton)
-    compressed: dict[str, nn.Module] = {}
     for method, settings in methods.items():
+        compressed = {}
         for macs in arguments.macs:
             with torch.enable_grad():
                 budget = lpvit.Budget(macs=macs, reconstruction="none", steps=1)
                 pruned = lpvit.prune(dense.to(DEVICE), images, budget=budget, pruning=settings)
             compressed[f"{method} {macs:.0%}"] = in_bfloat16(pruned)
+        yield compressed
     if DEVICE.type == "cuda" and torch.backends.cusparselt.is_available():
         try:
-            compressed["2:4"] = two_of_four_model(copy.deepcopy(dense).to(DEVICE, DTYPE), linear_layers(dense))
+            yield {"2:4": two_of_four_model(copy.deepcopy(dense).to(DEVICE, DTYPE), linear_layers(dense))}
         except RuntimeError as error:
             print(f"2:4 is left out: {str(error)[:300]}", flush=True)
-    return copy.deepcopy(dense).to(DEVICE, DTYPE), compressed
 
 
 def in_bfloat16(pruned: lpvit.Pruned) -> nn.Module:
@@ -292,12 +297,14 @@ PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     **{"models": models, "fp8": fp8, "attention": attention},
     **{"tensorrt": tensorrt, "loading": loading, "processes": processes},
 }
+# Of the time.
+SHARES = {"models": 7.0, "fp8": 1.0, "attention": 1.0, "tensorrt": 3.0, "loading": 1.5, "processes": 1.5}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=4, help="of every part, at most")
+    parser.add_argument("--minutes", type=float, default=15, help="of all parts together, at most")
     parser.add_argument("--models", nargs="+", default=["deit_base_patch16_224", "vit_large_patch16_224"])
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
