@@ -10,8 +10,8 @@
 - `loading`: `loading.py` with DALI on the GPU, if photographs are given.
 - `processes`: the tests that need a GPU, with NCCL where there are two.
 
-A part that fails, or takes more than its share of the time, ends alone. A row per configuration: median milliseconds, and
-the speed-up over the dense one in the same rounds with its 95 % interval. Compressed models are compared with
+A part that fails, or takes more than its share of the time, ends alone. A row per configuration: median milliseconds,
+and the speed-up over the dense one in the same rounds with its 95 % interval. Compressed models are compared with
 themselves in float32 before timing. Without a GPU all parts but the last two run on the CPU, which checks the script
 and nothing else.
 """
