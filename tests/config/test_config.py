@@ -324,6 +324,21 @@ def test_a_name_that_yaml_reads_as_a_number_is_refused():
         parse_config(raw)
 
 
+@pytest.mark.parametrize("freedoms", ["aligned", ["hidden", "residual"], ["hidden"]])
+def test_blocks_are_not_compared_with_those_in_other_bases(freedoms):
+    raw = changed("prunings/b16/basis", freedoms)
+    distilled = {"distillation": "soft", "teacher": "dense", "distillation_blocks": 1}
+    raw["recipes"]["blocks"] = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, **distilled}
+    raw["experiments"]["main"]["recipe"] = "blocks"
+    if freedoms == ["hidden"]:
+        parse_config(raw)
+        return
+    with pytest.raises(
+        LpvitError, match=r"^config: experiments\.main\.recipe: 'blocks' has 'distillation_blocks', but in"
+    ):
+        parse_config(raw)
+
+
 def test_a_structure_that_a_budget_does_not_suit_is_told_with_the_experiment():
     raw = changed("prunings/b16", {"structure": "width"})
     raw["budgets"]["half"] = {"energy": 0.5}
