@@ -29,8 +29,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from deployment_models import GAUSS_NEWTON
 from rows import append
-from sparse_gpu import ROLES, block_shape, graphed, two_of_four_model
+from sparse_gpu import ROLES, block_shape, graphed, require_equal, two_of_four_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -45,7 +46,6 @@ from lpvit.structures.settings import StructureSettings
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16
-TOLERANCE = 0.05  # norm of the error of the logits over their norm; a model rounds 50 times
 FLOAT8 = torch.float8_e4m3fn
 Forward = Callable[[Tensor], Tensor]
 Rows = Iterator[pd.DataFrame]
@@ -66,13 +66,9 @@ def main() -> None:
 
 def run_alone(part: str, minutes: float) -> int | None:
     """Exit status of one part in a process of its own, with the other arguments as given; None where it was ended."""
-    given = sys.argv[1:]
-    if "--parts" in given:
-        start = given.index("--parts")
-        count = next((n for n, each in enumerate(given[start + 1 :]) if each.startswith("-")), len(given))
-        given = given[:start] + given[start + 1 + count :]
     print(f"## {part}", flush=True)
-    process = subprocess.Popen([sys.executable, __file__, *given, "--parts", part], start_new_session=True)
+    command = [sys.executable, __file__, *sys.argv[1:], "--parts", part]  # the last `--parts` counts
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         code = process.wait(60 * minutes)
     except subprocess.TimeoutExpired:
@@ -106,9 +102,8 @@ def kinds(dense: nn.Module, arguments: argparse.Namespace) -> Iterator[dict[str,
     """Compressed models by method and share of the MACs: factors, blocks of every shape, 2:4."""
     images = torch.randn(arguments.calibration, *input_size(dense)).split(8)
     methods: dict[str, StructureSettings] = {"factors": lpvit.Factors(rank_multiple=arguments.rank_multiple)}
-    gauss_newton = {"saliency": "gauss_newton", "distortion": "gauss_newton"}
     for shape in arguments.blocks:
-        methods["{}x{}".format(*shape)] = lpvit.Blocks(block_shape=shape, basis="aligned", **gauss_newton)
+        methods["{}x{}".format(*shape)] = lpvit.Blocks(block_shape=shape, basis="aligned", **GAUSS_NEWTON)
     for method, settings in methods.items():
         compressed = {}
         for macs in arguments.macs:
@@ -131,7 +126,7 @@ def in_bfloat16(pruned: lpvit.Pruned) -> nn.Module:
     model = copy.deepcopy(pruned.model).to(DEVICE, DTYPE).eval()
     if pruned.keep_masks:
         sparsify_layers(model, pruned.keep_masks, pruned.block_shape, only_faster=False)
-    require_near(model(images.to(DTYPE)), expected)
+    require_equal(model(images.to(DTYPE)), expected, "model")
     return model
 
 
@@ -186,9 +181,8 @@ def in_float8_product(tokens: Tensor, weights: list[Tensor]) -> Callable[[], obj
             found = torch._scaled_mm(found.to(FLOAT8), weight.T, scale_a=one, scale_b=one, out_dtype=DTYPE)
         return found
 
-    expected = functional.linear(given.float(), factors[0].float()) if len(factors) == 1 else None
-    if expected is not None:
-        require_near(run(), expected)
+    if len(factors) == 1:
+        require_equal(run(), functional.linear(given.float(), factors[0].float()), "layer")
     return run
 
 
@@ -255,7 +249,7 @@ def by_tensorrt(trt: "tensorrt", pruned: lpvit.Pruned, images: Tensor) -> Callab
 
     run()
     torch.cuda.synchronize()
-    require_near(logits, expected)
+    require_equal(logits, expected, "model")
     return run
 
 
@@ -286,12 +280,6 @@ def timed(runs: Mapping[str, Callable[[], object]], images: int, seconds: float)
         row |= {"speed_up": speed_up.median, "low": speed_up.low, "high": speed_up.high, "joules": np.nan}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def require_near(found: Tensor, expected: Tensor) -> None:
-    error = float((found.double() - expected.double()).norm() / expected.double().norm())
-    if not error < TOLERANCE:  # not: NaN fails too
-        raise AssertionError(f"outputs are off by {error:.2g}")
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {

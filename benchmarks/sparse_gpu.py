@@ -156,7 +156,7 @@ def speed_ups(times: Mapping[str, list[float]], reference: str = "dense") -> dic
 def require_equal(outputs: Tensor, expected: Tensor, kind: str) -> None:
     error = float((outputs.double() - expected.double()).norm() / expected.double().norm())
     if not error < TOLERANCE[kind]:  # not: NaN fails too
-        raise AssertionError(f"block-sparse {kind} is off its masked dense one by {error:.2g}")
+        raise AssertionError(f"the outputs of a {kind} are off those expected by {error:.2g}")
 
 
 def time_layers(watch: Watch, layers: Iterable[LayerSpec], arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
